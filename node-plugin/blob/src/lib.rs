@@ -1,0 +1,15 @@
+//! A thin Azure Blob client: requests as data, sent by a [`transport::Transport`] over HTTPS or the accelerated channel.
+
+pub mod auth;
+pub mod client;
+pub mod error;
+pub mod request;
+pub mod response;
+pub mod secret;
+pub mod transport;
+pub mod types;
+mod xml;
+
+pub use client::{Client, ClientConfig, Container};
+pub use error::{Error, Result};
+pub use types::*;

@@ -1,0 +1,235 @@
+//! What the Blob service speaks of: ETags, conditions, properties, block lists, listings.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::SystemTime;
+
+use vsc_driver::buffer::{Buffer, Slice};
+
+/// Version of a blob as the service gives it, quotes included (REST: "ETag" response header).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ETag(pub String);
+
+impl fmt::Display for ETag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// User metadata: `x-ms-meta-*` without the prefix, names in lower case (they are case-insensitive), values ASCII.
+pub type Metadata = BTreeMap<String, String>;
+
+/// When a request may be executed (REST: "Specifying conditional headers").
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Condition {
+    /// `If-Match`.
+    pub if_match: Option<ETag>,
+    /// `If-None-Match: *`: only when nothing is there yet.
+    pub if_absent: bool,
+    /// `If-None-Match: <etag>`: only when it changed.
+    pub if_none_match: Option<ETag>,
+    /// `x-ms-lease-id`.
+    pub lease: Option<String>,
+}
+
+impl Condition {
+    /// No condition.
+    pub fn none() -> Self {
+        Self::default()
+    }
+    /// Only when the blob still has this version.
+    pub fn matches(etag: &ETag) -> Self {
+        Self {
+            if_match: Some(etag.clone()),
+            ..Self::default()
+        }
+    }
+    /// Only when there is no such blob.
+    pub fn absent() -> Self {
+        Self {
+            if_absent: true,
+            ..Self::default()
+        }
+    }
+}
+
+/// Kind of blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BlobType {
+    /// Block blob: what this driver writes.
+    #[default]
+    Block,
+    /// Page blob: readable, not writable here.
+    Page,
+    /// Append blob: readable, not writable here.
+    Append,
+}
+
+/// Properties of a blob (Get Blob, Get Blob Properties, List Blobs).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Properties {
+    /// Version.
+    pub etag: ETag,
+    /// `Last-Modified`, whole seconds.
+    pub last_modified: SystemTime,
+    /// Whole length of the blob in bytes (of the blob, not of the range answered).
+    pub content_length: u64,
+    /// Kind of blob.
+    pub blob_type: BlobType,
+    /// User metadata.
+    pub metadata: Metadata,
+    /// `Content-Type`, as stored.
+    pub content_type: Option<String>,
+    /// True for a directory of a hierarchical account (`x-ms-resource-type` / listing `ResourceType`).
+    pub is_directory: bool,
+}
+
+/// Answer of a write: the new version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// New version.
+    pub etag: ETag,
+    /// `Last-Modified`, whole seconds.
+    pub last_modified: SystemTime,
+}
+
+/// Answer of a ranged read.
+#[derive(Debug)]
+pub struct Got {
+    /// The destination handed in; its length is the number of bytes read (short at the end of the blob, 0 past it).
+    pub buffer: Buffer,
+    /// Properties of the version read.
+    pub properties: Properties,
+}
+
+/// Options of Put Blob, Put Block List and Copy Blob.
+#[derive(Debug, Clone, Default)]
+pub struct PutOptions {
+    /// Metadata to store (replaces all).
+    pub metadata: Metadata,
+    /// `x-ms-blob-content-type`.
+    pub content_type: Option<String>,
+    /// Condition on the blob written.
+    pub condition: Condition,
+}
+
+/// Name of a block inside one blob; all ids of a blob have the same length (REST: Put Block). Stored decoded.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockId(pub Vec<u8>);
+
+/// One block of a block list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Block {
+    /// Its id.
+    pub id: BlockId,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Answer of Get Block List.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BlockList {
+    /// Committed blocks in order (empty for a blob made by Put Blob).
+    pub committed: Vec<Block>,
+    /// Staged, not yet committed.
+    pub uncommitted: Vec<Block>,
+    /// Version the committed list belongs to (absent while the blob has no committed version).
+    pub etag: Option<ETag>,
+    /// `x-ms-blob-content-length`, bytes.
+    pub content_length: u64,
+}
+
+/// Where Put Block List takes a block from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BlockRef {
+    /// Must be committed already.
+    Committed(BlockId),
+    /// Must be staged.
+    Uncommitted(BlockId),
+    /// Staged if there, else committed.
+    Latest(BlockId),
+}
+
+/// One entry of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListItem {
+    /// A blob: full name inside the container, properties and (when asked for) metadata.
+    Blob {
+        /// Full name.
+        name: String,
+        /// Its properties.
+        properties: Properties,
+    },
+    /// A common prefix, ending with the delimiter.
+    Prefix {
+        /// Full prefix.
+        name: String,
+    },
+}
+
+/// What to list.
+#[derive(Debug, Clone, Default)]
+pub struct ListOptions {
+    /// Only names that begin with this.
+    pub prefix: String,
+    /// Fold names at this delimiter (normally `/`).
+    pub delimiter: Option<String>,
+    /// Continue after this marker.
+    pub marker: Option<String>,
+    /// Entries per page, at most 5,000.
+    pub max_results: Option<u32>,
+    /// Ask for metadata with each blob.
+    pub metadata: bool,
+}
+
+/// One page of a listing, in the service's order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ListPage {
+    /// Entries.
+    pub items: Vec<ListItem>,
+    /// Where the next page starts; `None` on the last one.
+    pub next_marker: Option<String>,
+}
+
+/// Bytes to send: pieces, sent one after the other without joining them (HTTPS), or straight from
+/// one arena slice (channel); several pieces over the channel are gathered into one buffer first.
+#[derive(Debug, Clone, Default)]
+pub struct Body(pub Vec<Piece>);
+
+/// One piece of a body.
+#[derive(Debug, Clone)]
+pub enum Piece {
+    /// Ordinary memory.
+    Bytes(bytes::Bytes),
+    /// Arena memory: the channel sends it without a copy.
+    Slice(Slice),
+}
+
+impl Body {
+    /// Total length in bytes.
+    pub fn len(&self) -> u64 {
+        self.0
+            .iter()
+            .map(|p| match p {
+                Piece::Bytes(b) => b.len() as u64,
+                Piece::Slice(s) => s.len() as u64,
+            })
+            .sum()
+    }
+    /// True when there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl From<bytes::Bytes> for Body {
+    fn from(b: bytes::Bytes) -> Self {
+        Self(vec![Piece::Bytes(b)])
+    }
+}
+
+impl From<Slice> for Body {
+    fn from(s: Slice) -> Self {
+        Self(vec![Piece::Slice(s)])
+    }
+}

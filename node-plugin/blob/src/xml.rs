@@ -1,0 +1,1 @@
+//! The XML bodies of the service: listings, block lists, errors.

@@ -1,0 +1,1 @@
+//! The single table from error to errno.

@@ -1,0 +1,1 @@
+//! Streams (sequential detection), extents (cache), prefetch.

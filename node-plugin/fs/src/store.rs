@@ -1,0 +1,116 @@
+//! The seam below the file system: what it asks of a blob service, for one container.
+
+use std::ops::Range;
+
+use async_trait::async_trait;
+use blob_client::{
+    BlockId, BlockList, BlockRef, Body, Condition, Container, ETag, Got, ListOptions, ListPage, Metadata,
+    Properties, PutOptions, Result, Written,
+};
+use vsc_driver::buffer::Buffer;
+
+/// Blob calls of one container, as [`Container`] documents them. Names are whole blob names.
+///
+/// Implementations: [`Container`] (the service) and `fake::FakeStore` (memory, with faults, for tests).
+#[async_trait]
+pub trait Store: Send + Sync + std::fmt::Debug + 'static {
+    /// See [`Container::get`].
+    async fn get(&self, blob: &str, range: Range<u64>, condition: &Condition, dest: Buffer) -> Result<Got>;
+    /// See [`Container::head`].
+    async fn head(&self, blob: &str, condition: &Condition) -> Result<Properties>;
+    /// See [`Container::put`].
+    async fn put(&self, blob: &str, body: Body, options: &PutOptions) -> Result<Written>;
+    /// See [`Container::stage`].
+    async fn stage(&self, blob: &str, id: &BlockId, body: Body) -> Result<()>;
+    /// See [`Container::stage_from`].
+    async fn stage_from(
+        &self,
+        blob: &str,
+        id: &BlockId,
+        source: &str,
+        range: Range<u64>,
+        source_etag: Option<&ETag>,
+    ) -> Result<()>;
+    /// See [`Container::commit`].
+    async fn commit(&self, blob: &str, blocks: &[BlockRef], options: &PutOptions) -> Result<Written>;
+    /// See [`Container::block_list`].
+    async fn block_list(&self, blob: &str) -> Result<BlockList>;
+    /// See [`Container::set_metadata`].
+    async fn set_metadata(&self, blob: &str, metadata: &Metadata, condition: &Condition) -> Result<Written>;
+    /// See [`Container::delete`].
+    async fn delete(&self, blob: &str, condition: &Condition) -> Result<()>;
+    /// See [`Container::copy`].
+    async fn copy(
+        &self,
+        source: &str,
+        source_etag: Option<&ETag>,
+        target: &str,
+        metadata: Option<&Metadata>,
+        condition: &Condition,
+    ) -> Result<Written>;
+    /// See [`Container::list`].
+    async fn list(&self, options: &ListOptions) -> Result<ListPage>;
+    /// Metadata of the container itself (root directory's attributes when the volume has no prefix).
+    async fn container_metadata(&self) -> Result<Metadata>;
+    /// Replaces the metadata of the container.
+    async fn set_container_metadata(&self, metadata: &Metadata) -> Result<()>;
+}
+
+#[async_trait]
+impl Store for Container {
+    async fn get(&self, blob: &str, range: Range<u64>, condition: &Condition, dest: Buffer) -> Result<Got> {
+        Container::get(self, blob, range, condition, dest).await
+    }
+    async fn head(&self, blob: &str, condition: &Condition) -> Result<Properties> {
+        Container::head(self, blob, condition).await
+    }
+    async fn put(&self, blob: &str, body: Body, options: &PutOptions) -> Result<Written> {
+        Container::put(self, blob, body, options).await
+    }
+    async fn stage(&self, blob: &str, id: &BlockId, body: Body) -> Result<()> {
+        Container::stage(self, blob, id, body).await
+    }
+    async fn stage_from(
+        &self,
+        blob: &str,
+        id: &BlockId,
+        source: &str,
+        range: Range<u64>,
+        source_etag: Option<&ETag>,
+    ) -> Result<()> {
+        Container::stage_from(self, blob, id, source, range, source_etag).await
+    }
+    async fn commit(&self, blob: &str, blocks: &[BlockRef], options: &PutOptions) -> Result<Written> {
+        Container::commit(self, blob, blocks, options).await
+    }
+    async fn block_list(&self, blob: &str) -> Result<BlockList> {
+        Container::block_list(self, blob).await
+    }
+    async fn set_metadata(&self, blob: &str, metadata: &Metadata, condition: &Condition) -> Result<Written> {
+        Container::set_metadata(self, blob, metadata, condition).await
+    }
+    async fn delete(&self, blob: &str, condition: &Condition) -> Result<()> {
+        Container::delete(self, blob, condition).await
+    }
+    async fn copy(
+        &self,
+        source: &str,
+        source_etag: Option<&ETag>,
+        target: &str,
+        metadata: Option<&Metadata>,
+        condition: &Condition,
+    ) -> Result<Written> {
+        Container::copy(self, source, source_etag, target, metadata, condition).await
+    }
+    async fn list(&self, options: &ListOptions) -> Result<ListPage> {
+        Container::list(self, options).await
+    }
+    async fn container_metadata(&self) -> Result<Metadata> {
+        Ok(Container::properties(self).await?.1)
+    }
+    async fn set_container_metadata(&self, metadata: &Metadata) -> Result<()> {
+        Container::set_container_metadata(self, metadata)
+            .await
+            .map(|_| ())
+    }
+}

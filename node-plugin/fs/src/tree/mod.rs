@@ -1,0 +1,1 @@
+//! Inodes, attributes, listings, negative knowledge, names <-> blob names.

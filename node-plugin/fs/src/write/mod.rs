@@ -1,0 +1,1 @@
+//! Dirty ranges, block layout, staging, commit with If-Match.
