@@ -1,0 +1,223 @@
+//! `vsc-blob-csi mount` on a folder, as a child process, freed whatever happens.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use serde::Deserialize;
+
+use super::backend::Backend;
+use super::process::Running;
+use super::{PATIENCE, tools, wait_for};
+use crate::store::DEV_KEY;
+
+/// How to mount.
+#[derive(Debug, Clone, Default)]
+pub struct MountOptions {
+    /// The channel's device; `None` = no such device (HTTPS only, without being told so).
+    pub device: Option<PathBuf>,
+    /// Further arguments of `vsc-blob-csi mount`.
+    pub arguments: Vec<String>,
+}
+
+impl MountOptions {
+    /// Over the device.
+    pub fn over(device: &Path) -> Self {
+        Self {
+            device: Some(device.into()),
+            ..Self::default()
+        }
+    }
+
+    /// Adds an argument.
+    pub fn arg(mut self, argument: impl Into<String>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+}
+
+/// Counters of one path, as the program reports them (`--stats-file`).
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct PathCounters {
+    /// `channel` or `https`.
+    pub path: String,
+    /// Requests answered.
+    pub requests: u64,
+    /// Attempts without an answer.
+    pub errors: u64,
+    /// Payload bytes received.
+    pub bytes_in: u64,
+    /// Payload bytes sent.
+    pub bytes_out: u64,
+    /// Requests that moved to the other path.
+    pub failed_over: u64,
+    /// True while the path may be used.
+    pub usable: bool,
+    /// Why not.
+    pub reason: Option<String>,
+}
+
+/// Counters of a mount's two paths.
+#[derive(Debug, Clone, Default)]
+pub struct Counters {
+    /// The accelerated channel; zeros when it was never there.
+    pub channel: PathCounters,
+    /// HTTPS.
+    pub https: PathCounters,
+}
+
+/// A mount served by a child process. Dropping it unmounts, and aborts and kills what does not end in time.
+#[derive(Debug)]
+pub struct Mount {
+    process: Running,
+    path: PathBuf,
+    stats: PathBuf,
+    /// Minor device number = number of the FUSE connection; what is left to free a mount whose server is gone.
+    connection: u32,
+    mounted: bool,
+}
+
+impl Mount {
+    /// Mounts a container of the backend at an existing folder and waits until the file system answers.
+    pub fn start(backend: &Backend, container: &str, at: &Path, options: &MountOptions) -> Result<Self> {
+        let stats = at.with_extension("stats.json");
+        let mut command = Command::new(tools::vsc_blob_csi()?);
+        command
+            .arg("mount")
+            .arg(format!(
+                "{}/{container}",
+                backend.endpoint().as_str().trim_end_matches('/')
+            ))
+            .arg(at)
+            .arg("--stats-file")
+            .arg(&stats)
+            // A device of the machine itself must not take part.
+            .arg("--device")
+            .arg(
+                options
+                    .device
+                    .clone()
+                    .unwrap_or_else(|| "/nonexistent/azure_blob".into()),
+            )
+            .args(&options.arguments)
+            .env("AZURE_STORAGE_KEY", DEV_KEY);
+        let mut process = Running::start("mount", &mut command)?;
+        let connection = wait_for("the mount to be listed", PATIENCE, || {
+            if let Some(status) = process.try_wait()? {
+                bail!("vsc-blob-csi mount ended ({status}):\n{}", process.output());
+            }
+            connection_at(at)
+        });
+        let connection = match connection {
+            Ok(connection) => connection,
+            Err(error) => return Err(error.context(process.output())),
+        };
+        let mut mount = Self {
+            process,
+            path: at.into(),
+            stats,
+            connection,
+            mounted: true,
+        };
+        mount
+            .process
+            .wait_for_line("the message that the mount answers", PATIENCE, |line| {
+                line.starts_with("mounted ").then_some(())
+            })?;
+        Ok(mount)
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The serving process.
+    pub fn process(&self) -> &Running {
+        &self.process
+    }
+
+    /// Counters as of now.
+    pub fn counters(&self) -> Result<Counters> {
+        let _ = fs::remove_file(&self.stats);
+        self.process.signal(Signal::SIGUSR1)?;
+        wait_for("the counters", PATIENCE, || match fs::read(&self.stats) {
+            Ok(text) => Ok(Some(counters(&text)?)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        })
+    }
+
+    /// Unmounts as a user would, waits until the process has ended well, and gives its last counters.
+    pub fn unmount(mut self) -> Result<Counters> {
+        let _ = fs::remove_file(&self.stats);
+        tools::run(Command::new("umount").arg(&self.path))?;
+        self.mounted = false;
+        let status = self.process.wait(PATIENCE)?;
+        if !status.success() {
+            bail!(
+                "vsc-blob-csi mount ended badly ({status}):\n{}",
+                self.process.output()
+            );
+        }
+        counters(&fs::read(&self.stats).context("reading the last counters")?)
+    }
+
+    /// Kills the serving process without a chance to commit, and frees the mount.
+    pub fn kill(mut self) -> Result<()> {
+        self.process.signal(Signal::SIGKILL)?;
+        self.process.wait(PATIENCE)?;
+        self.free();
+        Ok(())
+    }
+
+    fn free(&mut self) {
+        if !std::mem::take(&mut self.mounted) {
+            return;
+        }
+        let _ = fs::write(format!("/sys/fs/fuse/connections/{}/abort", self.connection), "1");
+        let _ = Command::new("umount").arg("-l").arg(&self.path).status();
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if self.mounted {
+            // A clean end first; a test that failed half-way may have left files open, hence the limit.
+            let ended = Running::start("umount", Command::new("umount").arg(&self.path))
+                .and_then(|mut umount| umount.wait(Duration::from_secs(10)));
+            if ended.is_ok_and(|status| status.success()) {
+                self.mounted = false;
+                let _ = self.process.wait(Duration::from_secs(10));
+            }
+        }
+        self.free();
+    }
+}
+
+fn counters(text: &[u8]) -> Result<Counters> {
+    let paths: Vec<PathCounters> = serde_json::from_slice(text).context("reading the program's counters")?;
+    let mut counters = Counters::default();
+    for path in paths {
+        match path.path.as_str() {
+            "channel" => counters.channel = path,
+            "https" => counters.https = path,
+            other => bail!("counters of an unknown path {other}"),
+        }
+    }
+    Ok(counters)
+}
+
+/// The FUSE connection mounted at `path`, from mountinfo: stat would block on a mount that does not answer.
+fn connection_at(path: &Path) -> Result<Option<u32>> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    let wanted = path.to_str().context("mount point is not UTF-8")?;
+    Ok(table.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let device = fields.nth(2)?;
+        (fields.nth(1)? == wanted).then(|| device.split_once(':')?.1.parse().ok())?
+    }))
+}
