@@ -1,15 +1,484 @@
 //! One byte budget for data, metadata and dirty blocks of all mounts of a process.
+//!
+//! Whoever holds memory holds a [`Permit`] for it, by size class. When the budget is used up, cached data goes first
+//! (oldest first, what was used since gets a second chance), then writers wait while dirty data is staged. Metadata is
+//! always granted, it only pushes cached data out; readers always get one part, so that nobody waits for ever.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+
+/// The least a budget can be: a few parts for readers and a few blocks for writers.
+pub const MIN_BUDGET: usize = 32 << 20;
+
+/// Reads that may go over the budget at the same time, one request's worth each.
+const PROGRESS_READS: usize = 8;
+
+/// How long a writer waits for room before it asks for relief again. Relief may have failed (the service was away) and
+/// then nobody else would try again.
+const RELIEF_RETRY: Duration = Duration::from_millis(500);
+
+/// What held bytes are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Copies of what the service has, or is on its way from there; can be dropped at any time.
+    Cached,
+    /// Accepted writes that the service does not have yet.
+    Dirty,
+    /// Inodes, listings, block lists.
+    Metadata,
+}
+
+/// Cached data that can be dropped. Called with no lock of the budget held; must not block.
+pub(crate) trait Evict: Send + Sync + std::fmt::Debug {
+    /// Drops the memory and returns true, or returns false when it was used since it was asked last.
+    fn evict(&self) -> bool;
+}
+
+/// A holder of dirty data that can make room. Called with no lock of the budget held; must not block.
+pub(crate) trait Relieve: Send + Sync + std::fmt::Debug {
+    /// Drops what is in the service already, and starts to send what is not. False when there is nothing left to do
+    /// (the holder is then forgotten until it registers again).
+    fn relieve(self: Arc<Self>) -> bool;
+}
 
 /// Bytes that all mounts together may hold. Readers shrink, writers wait; nothing fails for want of budget.
 #[derive(Debug)]
-pub struct Budget {}
+pub struct Budget {
+    total: usize,
+    dirty_limit: usize,
+    inner: Mutex<Inner>,
+    room: Notify,
+    progress: Semaphore,
+    streams: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    used: [usize; 3],
+    /// Most bytes ever held at once.
+    peak: usize,
+    clean: VecDeque<Weak<dyn Evict>>,
+    /// Length of `clean` at which dead entries are swept out.
+    sweep_at: usize,
+    dirty: VecDeque<Weak<dyn Relieve>>,
+}
+
+impl Inner {
+    fn sum(&self) -> usize {
+        self.used.iter().sum()
+    }
+}
+
+/// See [`Budget::usage`]. All in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BudgetUsage {
+    /// Limit.
+    pub total: usize,
+    /// Cached or on its way.
+    pub cached: usize,
+    /// Accepted and not yet committed.
+    pub dirty: usize,
+    /// Inodes, listings, block lists.
+    pub metadata: usize,
+    /// Most bytes ever held at once.
+    pub peak: usize,
+}
 
 impl Budget {
     /// A budget of `bytes` (default of the program: 512 MiB; at least 32 MiB).
     pub fn new(bytes: usize) -> Arc<Self> {
-        let _ = bytes;
-        todo!()
+        let total = bytes.max(MIN_BUDGET);
+        Arc::new(Self {
+            total,
+            // Readers keep a quarter even while writers are fast.
+            dirty_limit: total / 4 * 3,
+            inner: Mutex::default(),
+            room: Notify::new(),
+            progress: Semaphore::new(PROGRESS_READS),
+            streams: AtomicUsize::new(0),
+        })
+    }
+
+    /// What is held now.
+    pub fn usage(&self) -> BudgetUsage {
+        let inner = self.lock();
+        BudgetUsage {
+            total: self.total,
+            cached: inner.used[Kind::Cached as usize],
+            dirty: inner.used[Kind::Dirty as usize],
+            metadata: inner.used[Kind::Metadata as usize],
+            peak: inner.peak,
+        }
+    }
+
+    /// Room for `bytes`, dropping cached data if needed; never blocks.
+    pub fn try_acquire(self: &Arc<Self>, kind: Kind, bytes: usize) -> Option<Permit> {
+        loop {
+            if let Some(permit) = self.take(kind, bytes) {
+                return Some(permit);
+            }
+            if self.over_dirty_limit(kind, bytes) || !self.evict_one() {
+                return None;
+            }
+        }
+    }
+
+    /// Room for `bytes` of accepted writes; waits, and has the oldest dirty data staged meanwhile. `None` after
+    /// `patience` without room.
+    pub async fn acquire_dirty(self: &Arc<Self>, bytes: usize, patience: Duration) -> Option<Permit> {
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            let room = self.room.notified();
+            tokio::pin!(room);
+            // From here on no release is missed.
+            room.as_mut().enable();
+            if let Some(permit) = self.try_acquire(Kind::Dirty, bytes) {
+                return Some(permit);
+            }
+            self.relieve();
+            if let Some(permit) = self.try_acquire(Kind::Dirty, bytes) {
+                return Some(permit);
+            }
+            let now = tokio::time::Instant::now();
+            if now >= deadline {
+                return None;
+            }
+            let _ = tokio::time::timeout_at(deadline.min(now + RELIEF_RETRY), room).await;
+        }
+    }
+
+    /// Room for a read that somebody waits for: granted even when nothing can be dropped, but then only to a few reads
+    /// at a time. The progress permit is to be kept until the bytes have arrived.
+    pub async fn acquire_read(self: &Arc<Self>, bytes: usize) -> (Permit, Option<SemaphorePermit<'_>>) {
+        if let Some(permit) = self.try_acquire(Kind::Cached, bytes) {
+            return (permit, None);
+        }
+        // The semaphore is never closed.
+        let progress = self.progress.acquire().await.ok();
+        match self.try_acquire(Kind::Cached, bytes) {
+            Some(permit) => (permit, None),
+            None => (self.force(Kind::Cached, bytes), progress),
+        }
+    }
+
+    /// Charges metadata. Always granted; grow and shrink it with [`Permit::resize`].
+    pub fn charge_metadata(self: &Arc<Self>, bytes: usize) -> Permit {
+        let permit = self.force(Kind::Metadata, bytes);
+        self.shrink();
+        permit
+    }
+
+    /// Takes room whether there is any or not.
+    pub(crate) fn force(self: &Arc<Self>, kind: Kind, bytes: usize) -> Permit {
+        let mut inner = self.lock();
+        inner.used[kind as usize] += bytes;
+        inner.peak = inner.peak.max(inner.sum());
+        drop(inner);
+        self.permit(kind, bytes)
+    }
+
+    /// Makes `entry` known as droppable.
+    pub(crate) fn offer(&self, entry: Weak<dyn Evict>) {
+        let mut inner = self.lock();
+        inner.clean.push_back(entry);
+        if inner.clean.len() > inner.sweep_at.max(256) {
+            inner.clean.retain(|e| e.strong_count() > 0);
+            inner.sweep_at = inner.clean.len() * 2;
+        }
+    }
+
+    /// Makes `holder` known as having dirty data, the youngest of all.
+    pub(crate) fn offer_relief(&self, holder: Weak<dyn Relieve>) {
+        self.lock().dirty.push_back(holder);
+    }
+
+    /// Bytes one stream may keep in flight ahead of its reader.
+    pub(crate) fn stream_share(&self) -> usize {
+        self.total / 2 / self.streams.load(Ordering::Relaxed).max(1)
+    }
+
+    /// Counts a stream as active until the guard is dropped.
+    pub(crate) fn stream(self: &Arc<Self>) -> StreamGuard {
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        StreamGuard(Arc::clone(self))
+    }
+
+    /// Limit in bytes.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    /// Asks the oldest holders of dirty data to make room.
+    pub(crate) fn relieve(&self) {
+        let holders = std::mem::take(&mut self.lock().dirty);
+        let keep: VecDeque<_> = holders
+            .into_iter()
+            .filter(|weak| weak.upgrade().is_some_and(Relieve::relieve))
+            .collect();
+        let mut inner = self.lock();
+        // Those that registered meanwhile are younger.
+        let younger = std::mem::replace(&mut inner.dirty, keep);
+        inner.dirty.extend(younger);
+    }
+
+    fn take(self: &Arc<Self>, kind: Kind, bytes: usize) -> Option<Permit> {
+        let mut inner = self.lock();
+        if inner.sum() + bytes > self.total || Self::dirty_full(&inner, kind, bytes, self.dirty_limit) {
+            return None;
+        }
+        inner.used[kind as usize] += bytes;
+        inner.peak = inner.peak.max(inner.sum());
+        drop(inner);
+        Some(self.permit(kind, bytes))
+    }
+
+    fn dirty_full(inner: &Inner, kind: Kind, bytes: usize, limit: usize) -> bool {
+        kind == Kind::Dirty && inner.used[Kind::Dirty as usize] + bytes > limit
+    }
+
+    fn over_dirty_limit(&self, kind: Kind, bytes: usize) -> bool {
+        Self::dirty_full(&self.lock(), kind, bytes, self.dirty_limit)
+    }
+
+    fn permit(self: &Arc<Self>, kind: Kind, bytes: usize) -> Permit {
+        Permit {
+            budget: Arc::clone(self),
+            kind: AtomicU8::new(kind as u8),
+            bytes,
+        }
+    }
+
+    /// Drops cached data until the sum fits again, as far as that is possible.
+    fn shrink(&self) {
+        while self.lock().sum() > self.total && self.evict_one() {}
+    }
+
+    /// Drops one cached entry; false when there is none.
+    fn evict_one(&self) -> bool {
+        // Twice around: the first time only takes second chances away.
+        let mut tries = self.lock().clean.len() * 2 + 1;
+        while tries > 0 {
+            tries -= 1;
+            let Some(entry) = self.lock().clean.pop_front() else {
+                return false;
+            };
+            // The entry (and with it, perhaps, a permit) must not be dropped under the lock.
+            let Some(strong) = entry.upgrade() else {
+                continue;
+            };
+            if strong.evict() {
+                return true;
+            }
+            self.lock().clean.push_back(entry);
+        }
+        false
+    }
+
+    fn release(&self, kind: usize, bytes: usize) {
+        let mut inner = self.lock();
+        inner.used[kind] = inner.used[kind].saturating_sub(bytes);
+        drop(inner);
+        self.room.notify_waiters();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The right to hold some bytes; given back on drop.
+#[derive(Debug)]
+pub struct Permit {
+    budget: Arc<Budget>,
+    kind: AtomicU8,
+    bytes: usize,
+}
+
+impl Permit {
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Holds another number of bytes from now on. Growing is always granted (and drops cached data if needed).
+    pub fn resize(&mut self, bytes: usize) {
+        let kind = usize::from(self.kind.load(Ordering::Relaxed));
+        let grown = bytes > self.bytes;
+        if grown {
+            let mut inner = self.budget.lock();
+            inner.used[kind] += bytes - self.bytes;
+            inner.peak = inner.peak.max(inner.sum());
+        } else {
+            self.budget.release(kind, self.bytes - bytes);
+        }
+        self.bytes = bytes;
+        if grown {
+            self.budget.shrink();
+        }
+    }
+
+    /// The same memory serves another purpose from now on (dirty data that was committed is cached data).
+    pub fn recharge(&self, kind: Kind) {
+        let mut inner = self.budget.lock();
+        let old = usize::from(self.kind.swap(kind as u8, Ordering::Relaxed));
+        if old == kind as usize {
+            return;
+        }
+        inner.used[old] = inner.used[old].saturating_sub(self.bytes);
+        inner.used[kind as usize] += self.bytes;
+        drop(inner);
+        self.budget.room.notify_waiters();
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let kind = usize::from(self.kind.load(Ordering::Relaxed));
+        self.budget.release(kind, self.bytes);
+    }
+}
+
+/// See [`Budget::stream`].
+#[derive(Debug)]
+pub(crate) struct StreamGuard(Arc<Budget>);
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+
+    #[derive(Debug)]
+    struct Entry {
+        permit: Mutex<Option<Permit>>,
+        used: AtomicBool,
+    }
+
+    impl Evict for Entry {
+        fn evict(&self) -> bool {
+            if self.used.swap(false, Ordering::Relaxed) {
+                return false;
+            }
+            self.permit.lock().unwrap().take().is_some()
+        }
+    }
+
+    fn entry(budget: &Arc<Budget>, bytes: usize) -> Arc<Entry> {
+        let entry = Arc::new(Entry {
+            permit: Mutex::new(budget.try_acquire(Kind::Cached, bytes)),
+            used: AtomicBool::new(false),
+        });
+        assert!(entry.permit.lock().unwrap().is_some());
+        let weak: Weak<Entry> = Arc::downgrade(&entry);
+        budget.offer(weak);
+        entry
+    }
+
+    const MIB: usize = 1 << 20;
+
+    #[test]
+    fn cached_data_makes_room_oldest_first_unless_used() {
+        let budget = Budget::new(32 * MIB);
+        let first = entry(&budget, 16 * MIB);
+        let second = entry(&budget, 16 * MIB);
+        first.used.store(true, Ordering::Relaxed);
+        let permit = budget.try_acquire(Kind::Cached, 10 * MIB).unwrap();
+        assert!(first.permit.lock().unwrap().is_some());
+        assert!(second.permit.lock().unwrap().is_none());
+        drop(permit);
+        assert_eq!(budget.usage().cached, 16 * MIB);
+    }
+
+    #[test]
+    fn metadata_is_always_granted_and_pushes_data_out() {
+        let budget = Budget::new(32 * MIB);
+        let data = entry(&budget, 32 * MIB);
+        let mut permit = budget.charge_metadata(MIB);
+        assert!(data.permit.lock().unwrap().is_none());
+        permit.resize(40 * MIB);
+        assert_eq!(budget.usage().metadata, 40 * MIB);
+        permit.resize(MIB);
+        assert_eq!(budget.usage().metadata, MIB);
+        drop(permit);
+        assert_eq!(budget.usage().metadata, 0);
+        assert_eq!(budget.usage().peak, 40 * MIB);
+    }
+
+    #[test]
+    fn dirty_data_leaves_room_for_readers() {
+        let budget = Budget::new(32 * MIB);
+        let dirty = budget.try_acquire(Kind::Dirty, 24 * MIB).unwrap();
+        assert!(budget.try_acquire(Kind::Dirty, 1).is_none());
+        assert!(budget.try_acquire(Kind::Cached, 8 * MIB).is_some());
+        dirty.recharge(Kind::Cached);
+        assert!(budget.try_acquire(Kind::Dirty, MIB).is_some());
+    }
+
+    #[derive(Debug)]
+    struct Holder(Mutex<Option<Permit>>);
+
+    impl Relieve for Holder {
+        fn relieve(self: Arc<Self>) -> bool {
+            self.0.lock().unwrap().take();
+            false
+        }
+    }
+
+    #[tokio::test]
+    async fn writers_wait_for_relief() {
+        let budget = Budget::new(32 * MIB);
+        let permit = budget.try_acquire(Kind::Dirty, 24 * MIB);
+        let holder = Arc::new(Holder(Mutex::new(permit)));
+        let weak: Weak<Holder> = Arc::downgrade(&holder);
+        budget.offer_relief(weak);
+        let got = budget.acquire_dirty(MIB, Duration::from_secs(60)).await;
+        assert_eq!(got.unwrap().bytes(), MIB);
+    }
+
+    #[tokio::test]
+    async fn writers_wake_when_room_comes_back_and_give_up_when_it_does_not() {
+        let budget = Budget::new(32 * MIB);
+        let permit = budget.try_acquire(Kind::Dirty, 24 * MIB).unwrap();
+        assert!(budget.acquire_dirty(MIB, Duration::ZERO).await.is_none());
+        let waiter = tokio::spawn({
+            let budget = Arc::clone(&budget);
+            async move {
+                budget
+                    .acquire_dirty(MIB, Duration::from_secs(600))
+                    .await
+                    .is_some()
+            }
+        });
+        tokio::task::yield_now().await;
+        drop(permit);
+        assert!(waiter.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_read_is_granted_even_when_everything_is_dirty() {
+        let budget = Budget::new(32 * MIB);
+        let _dirty = budget.try_acquire(Kind::Dirty, 24 * MIB).unwrap();
+        let _meta = budget.charge_metadata(8 * MIB);
+        let mut held = Vec::new();
+        for _ in 0..PROGRESS_READS {
+            let (permit, progress) = budget.acquire_read(MIB).await;
+            assert!(progress.is_some());
+            held.push((permit, progress));
+        }
+        let mut next = Box::pin(budget.acquire_read(MIB));
+        assert!(futures::poll!(next.as_mut()).is_pending());
+        held.pop();
+        let (permit, progress) = next.await;
+        assert_eq!(permit.bytes(), MIB);
+        assert!(progress.is_some());
     }
 }

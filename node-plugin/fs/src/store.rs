@@ -1,5 +1,7 @@
 //! The seam below the file system: what it asks of a blob service, for one container.
 
+pub mod fake;
+
 use std::ops::Range;
 
 use async_trait::async_trait;
