@@ -1,11 +1,23 @@
 //! Opening, probing and using the device: submission on a bounded pool of blocking threads, back-pressure, reopen.
+//!
+//! This module speaks of requests and completions. That the first door to the host is an ioctl is known to `ioctl`
+//! alone; a second door (the rings mapped by uio) would stand beside it.
 
+mod ioctl;
+mod pool;
+#[cfg(test)]
+mod tests;
+
+use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use crate::buffer::{Buffer, Slice};
+use self::pool::{Pool, TIMEOUTS};
+use crate::buffer::{Buffer, PAGE, Slice};
+use crate::uapi::MAX_PAGES;
 
 /// How to reach the device and how patient to be.
 #[derive(Debug, Clone)]
@@ -14,8 +26,11 @@ pub struct ChannelConfig {
     pub device: PathBuf,
     /// Blocking submission threads (requests in flight at most). Default 64.
     pub threads: usize,
-    /// How long past its timeout a request may stay out before the channel counts as stuck. Default 5 s.
+    /// How long past its timeout a request may stay out before its thread is written off. Default 5 s.
     pub grace: Duration,
+    /// Written-off threads at which the channel counts as stuck and takes no more requests. Default 4: a host that
+    /// loses a single request still serves, one that loses several at once is broken.
+    pub stuck_after: usize,
 }
 
 impl Default for ChannelConfig {
@@ -24,6 +39,7 @@ impl Default for ChannelConfig {
             device: PathBuf::from("/dev/azure_blob"),
             threads: 64,
             grace: Duration::from_secs(5),
+            stuck_after: 4,
         }
     }
 }
@@ -132,35 +148,117 @@ pub struct ChannelStats {
     pub reopened: u64,
     /// Threads now lost in an ioctl past its deadline.
     pub written_off: usize,
+    /// Requests now with the host or waiting for room in its ring, lost ones included.
+    pub in_flight: usize,
+    /// Requests now waiting for a thread.
+    pub queued: usize,
 }
 
 /// An open channel; clones share it.
 #[derive(Debug, Clone)]
-pub struct Channel {}
+pub struct Channel {
+    inner: Arc<Inner>,
+}
+
+/// Ends the pool with the last clone (its threads hold the pool, not this).
+#[derive(Debug)]
+struct Inner {
+    pool: Arc<Pool>,
+    grace: Duration,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.pool.close();
+    }
+}
 
 impl Channel {
     /// Opens the device and probes its ABI once (EFAULT on an unmapped struct = known number).
     ///
     /// Open it after the process's last credential change: the driver compares credentials (EACCES).
     pub fn open(config: ChannelConfig) -> Result<Self, ChannelError> {
-        let _ = config;
-        todo!()
+        let grace = config.grace;
+        let pool = Pool::open(config)?;
+        Ok(Self {
+            inner: Arc::new(Inner { pool, grace }),
+        })
     }
 
-    /// Sends one exchange and waits for the host. Dropping the future does not cancel the request;
-    /// its buffers stay with the submitting thread until the host answers.
+    /// Sends one exchange and waits for the host, at most the request's timeout plus the grace.
+    ///
+    /// The exchange's timeout (clamped to 1..=120 s) covers waiting for a thread and for room in the ring as well; the
+    /// host is given what is left of it. Dropping the future takes a request back only while no thread has taken it;
+    /// afterwards its buffers stay with the submitting thread until the host answers. Needs a tokio runtime with time.
     pub async fn submit(&self, exchange: Exchange) -> Result<Completion, ChannelError> {
-        let _ = exchange;
-        todo!()
+        exchange.check()?;
+        let started = Instant::now();
+        let timeout = exchange.timeout.clamp(TIMEOUTS.0, TIMEOUTS.1);
+        let pool = &self.inner.pool;
+        let ticket = pool.enqueue(exchange, started + timeout)?;
+        match tokio::time::timeout(timeout + self.inner.grace, ticket.answer).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(ChannelError::Io {
+                call: "submit",
+                source: io::Error::other("the channel thread ended without an answer"),
+            }),
+            Err(_) => Err(pool.give_up(ticket.id, started.elapsed())),
+        }
+    }
+
+    /// Whether a request could be sent now. Opens the device again if it is gone and the back-off (0.1 to 10 s) has
+    /// passed, but sends nothing.
+    pub async fn check(&self) -> Result<Abi, ChannelError> {
+        let pool = Arc::clone(&self.inner.pool);
+        tokio::task::spawn_blocking(move || pool.check())
+            .await
+            .map_err(|error| ChannelError::Io {
+                call: "open",
+                source: io::Error::other(error),
+            })?
     }
 
     /// The ABI found at open (or at the latest reopen).
     pub fn abi(&self) -> Abi {
-        todo!()
+        self.inner.pool.abi()
     }
 
     /// Current counters.
     pub fn stats(&self) -> ChannelStats {
-        todo!()
+        self.inner.pool.stats()
+    }
+}
+
+impl Exchange {
+    /// What every driver refuses is refused here, with a reason.
+    fn check(&self) -> Result<(), ChannelError> {
+        if self.request.is_empty() || self.response.is_empty() {
+            return Err(ChannelError::Io {
+                call: "submit",
+                source: io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "request and response buffers must not be empty",
+                ),
+            });
+        }
+        let data: &[u8] = match &self.data {
+            Data::None => &[],
+            Data::Out(slice) => slice,
+            Data::In(buffer) => buffer,
+        };
+        let pages = pages(&self.request) + pages(&self.response) + pages(data);
+        if pages > MAX_PAGES {
+            return Err(ChannelError::TooLarge { pages });
+        }
+        Ok(())
+    }
+}
+
+/// Pages a buffer touches; partly used ones count whole.
+fn pages(buffer: &[u8]) -> usize {
+    if buffer.is_empty() {
+        0
+    } else {
+        (buffer.as_ptr().addr() % PAGE + buffer.len()).div_ceil(PAGE)
     }
 }
