@@ -1,15 +1,29 @@
 //! The calls a file system needs, over any transport.
 
-use std::ops::Range;
+mod answers;
+mod containers;
+mod copies;
+mod leases;
+mod listing;
+mod lost;
+mod reads;
+mod retry;
+mod writes;
+
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, SystemTime};
 
-use vsc_driver::buffer::{Arena, Buffer};
+use vsc_driver::buffer::Arena;
 
-use crate::auth::Credentials;
-use crate::error::Result;
+use crate::auth::{Credentials, Signer};
+use crate::error::{Error, Result};
+use crate::names;
 use crate::transport::Transport;
-use crate::types::*;
+
+/// Version of the REST interface that every request asks for: the first that marks names XML cannot hold
+/// (2021-02-12) and takes a token for the source of a copy (2020-10-02) is older; Azurite 3.35 serves it.
+const API_VERSION: &str = "2021-12-02";
 
 /// How to reach one storage account.
 #[derive(Debug, Clone)]
@@ -24,138 +38,166 @@ pub struct ClientConfig {
     pub attempt_timeout: Duration,
 }
 
+impl ClientConfig {
+    /// The default times for an account.
+    pub fn new(endpoint: url::Url, credentials: Credentials) -> Self {
+        Self {
+            endpoint,
+            credentials,
+            deadline: Duration::from_secs(60),
+            attempt_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
 /// A storage account over a transport; clones share everything.
 #[derive(Debug, Clone)]
-pub struct Client {}
+pub struct Client {
+    account: Arc<Account>,
+}
+
+/// What every call of a client shares.
+#[derive(Debug)]
+struct Account {
+    signer: Signer,
+    /// `scheme://host[:port]`.
+    origin: String,
+    /// Path of the endpoint without a `/` at its end: empty, or `/account` for emulators.
+    base_path: String,
+    deadline: Duration,
+    attempt_timeout: Duration,
+    transport: Arc<dyn Transport>,
+    arena: Arc<Arena>,
+    /// Service's clock minus ours in milliseconds, from the latest answer; `i64::MIN` before the first.
+    clock_offset: AtomicI64,
+}
 
 impl Client {
     /// A client; nothing is sent yet. The arena serves request and response buffers of retries.
     pub fn new(config: ClientConfig, transport: Arc<dyn Transport>, arena: Arc<Arena>) -> Result<Self> {
-        let _ = (config, transport, arena);
-        todo!()
+        let endpoint = &config.endpoint;
+        let wrong = |message: String| Error::Argument {
+            field: "server",
+            message,
+        };
+        if !matches!(endpoint.scheme(), "http" | "https") {
+            return Err(wrong(format!(
+                "scheme {:?}: use https:// (or http:// for emulators)",
+                endpoint.scheme()
+            )));
+        }
+        let Some(host) = endpoint.host_str() else {
+            return Err(wrong("has no host name".into()));
+        };
+        if endpoint.query().is_some() || endpoint.fragment().is_some() {
+            return Err(wrong(
+                "has a query; give the endpoint alone and a SAS in the volume's secret".into(),
+            ));
+        }
+        if !endpoint.username().is_empty() || endpoint.password().is_some() {
+            return Err(wrong(
+                "has a user name; give credentials in the volume's secret".into(),
+            ));
+        }
+        let signer = Signer::new(&config.credentials)?;
+        let local = match endpoint.host() {
+            Some(url::Host::Domain(name)) => name == "localhost",
+            Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+            Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+            None => false,
+        };
+        if signer.uses_tokens() && endpoint.scheme() == "http" && !local {
+            return Err(wrong(
+                "is http:// and would send an access token in the clear; use https://".into(),
+            ));
+        }
+        let port = endpoint.port().map(|p| format!(":{p}")).unwrap_or_default();
+        Ok(Self {
+            account: Arc::new(Account {
+                signer,
+                origin: format!("{}://{host}{port}", endpoint.scheme()),
+                base_path: endpoint.path().trim_end_matches('/').to_owned(),
+                deadline: config.deadline,
+                attempt_timeout: config.attempt_timeout,
+                transport,
+                arena,
+                clock_offset: AtomicI64::new(i64::MIN),
+            }),
+        })
     }
+
     /// A container of the account; checks the name's syntax (REST: "Naming and referencing containers").
     pub fn container(&self, name: &str) -> Result<Container> {
-        let _ = name;
-        todo!()
+        names::check_container(name)?;
+        Ok(Container {
+            account: Arc::clone(&self.account),
+            name: Arc::from(name),
+        })
     }
+
     /// The transport, for its counters.
     pub fn transport(&self) -> &Arc<dyn Transport> {
-        todo!()
+        &self.account.transport
+    }
+}
+
+impl Account {
+    /// The endpoint without anything secret, for messages.
+    fn endpoint(&self) -> String {
+        format!("{}{}", self.origin, self.base_path)
+    }
+
+    /// Percent-encoded path of a container or blob, as sent and as signed.
+    fn path(&self, container: &str, blob: Option<&str>) -> String {
+        match blob {
+            Some(blob) => format!("{}/{container}/{}", self.base_path, names::encode_blob(blob)),
+            None => format!("{}/{container}", self.base_path),
+        }
+    }
+
+    /// Remembers the service's clock from an answer's `Date`.
+    fn note_clock(&self, server: SystemTime, now: SystemTime) {
+        let millis = |d: Duration| i64::try_from(d.as_millis()).unwrap_or(i64::MAX);
+        let offset = match server.duration_since(now) {
+            Ok(ahead) => millis(ahead),
+            Err(behind) => -millis(behind.duration()),
+        };
+        self.clock_offset.store(offset, Ordering::Relaxed);
+    }
+
+    /// What the service's clock shows now, as far as an answer has told (whole seconds, so up to a second early).
+    fn service_now(&self) -> Option<SystemTime> {
+        let offset = self.clock_offset.load(Ordering::Relaxed);
+        if offset == i64::MIN {
+            return None;
+        }
+        let by = Duration::from_millis(offset.unsigned_abs());
+        let now = SystemTime::now();
+        if offset < 0 {
+            now.checked_sub(by)
+        } else {
+            now.checked_add(by)
+        }
     }
 }
 
 /// Calls inside one container. Blob names are given decoded, exactly as stored; the client encodes them.
+///
+/// Every call retries what a retry can help, until the client's deadline: with growing pauses (the first at most
+/// 200 ms), or when the service asks for one, `Retry-After`. A write whose answer was lost is looked up before it counts as
+/// refused: see `lost.rs` for the rule.
 #[derive(Debug, Clone)]
-pub struct Container {}
+pub struct Container {
+    account: Arc<Account>,
+    name: Arc<str>,
+}
 
-#[allow(unused_variables, clippy::todo)]
 impl Container {
     /// Container name.
     pub fn name(&self) -> &str {
-        todo!()
-    }
-    /// Create Container; `AlreadyExists` when it is there.
-    pub async fn create(&self, metadata: &Metadata) -> Result<Written> {
-        todo!()
-    }
-    /// Get Container Properties: its metadata and version.
-    pub async fn properties(&self) -> Result<(Written, Metadata)> {
-        todo!()
-    }
-    /// Set Container Metadata.
-    pub async fn set_container_metadata(&self, metadata: &Metadata) -> Result<Written> {
-        todo!()
-    }
-    /// Delete Container; `ContainerNotFound` when it is not there.
-    pub async fn delete_container(&self) -> Result<()> {
-        todo!()
-    }
-    /// Get Blob, `range` in bytes (end exclusive, at most `dest.len()` long). Reading at or past the end gives 0 bytes
-    /// (the service's 416 is turned into an empty answer with the blob's properties).
-    pub async fn get(
-        &self,
-        blob: &str,
-        range: Range<u64>,
-        condition: &Condition,
-        dest: Buffer,
-    ) -> Result<Got> {
-        todo!()
-    }
-    /// Get Blob Properties.
-    pub async fn head(&self, blob: &str, condition: &Condition) -> Result<Properties> {
-        todo!()
-    }
-    /// Put Blob (block blob, one request).
-    pub async fn put(&self, blob: &str, body: Body, options: &PutOptions) -> Result<Written> {
-        todo!()
-    }
-    /// Put Block.
-    pub async fn stage(&self, blob: &str, id: &BlockId, body: Body) -> Result<()> {
-        todo!()
-    }
-    /// Put Block From URL out of a blob of the same account. `Service` error (501, or 409/403 codes) where the endpoint cannot:
-    /// the caller then reads and stages.
-    pub async fn stage_from(
-        &self,
-        blob: &str,
-        id: &BlockId,
-        source: &str,
-        range: Range<u64>,
-        source_etag: Option<&ETag>,
-    ) -> Result<()> {
-        todo!()
-    }
-    /// Put Block List.
-    pub async fn commit(&self, blob: &str, blocks: &[BlockRef], options: &PutOptions) -> Result<Written> {
-        todo!()
-    }
-    /// Get Block List (committed and uncommitted). `BlobNotFound` when neither exists.
-    pub async fn block_list(&self, blob: &str) -> Result<BlockList> {
-        todo!()
-    }
-    /// Set Blob Metadata (replaces all).
-    pub async fn set_metadata(
-        &self,
-        blob: &str,
-        metadata: &Metadata,
-        condition: &Condition,
-    ) -> Result<Written> {
-        todo!()
-    }
-    /// Delete Blob, snapshots included.
-    pub async fn delete(&self, blob: &str, condition: &Condition) -> Result<()> {
-        todo!()
-    }
-    /// Copy Blob inside the container, waiting until the copy is complete. `metadata` None keeps the source's.
-    pub async fn copy(
-        &self,
-        source: &str,
-        source_etag: Option<&ETag>,
-        target: &str,
-        metadata: Option<&Metadata>,
-        condition: &Condition,
-    ) -> Result<Written> {
-        todo!()
-    }
-    /// One page of List Blobs.
-    pub async fn list(&self, options: &ListOptions) -> Result<ListPage> {
-        todo!()
-    }
-    /// Lease Blob: acquire for `seconds` (15..=60, or `None` for ever); the lease id.
-    pub async fn acquire_lease(&self, blob: &str, seconds: Option<u32>) -> Result<String> {
-        todo!()
-    }
-    /// Lease Blob: renew.
-    pub async fn renew_lease(&self, blob: &str, lease: &str) -> Result<()> {
-        todo!()
-    }
-    /// Lease Blob: release.
-    pub async fn release_lease(&self, blob: &str, lease: &str) -> Result<()> {
-        todo!()
-    }
-    /// Lease Blob: break at once.
-    pub async fn break_lease(&self, blob: &str) -> Result<()> {
-        todo!()
+        &self.name
     }
 }
+
+#[cfg(test)]
+mod tests;

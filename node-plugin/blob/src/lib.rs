@@ -3,6 +3,7 @@
 pub mod auth;
 pub mod client;
 pub mod error;
+mod names;
 pub mod request;
 pub mod response;
 pub mod secret;

@@ -1,27 +1,65 @@
 //! One Blob REST call as data, before any transport has seen it.
 
+use std::fmt;
 use std::time::Duration;
 
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, Uri};
 use vsc_driver::buffer::Buffer;
 
 use crate::types::Body;
 
 /// A signed request, ready for a transport. Built by the client, so that both paths send the same thing.
-#[derive(Debug)]
 pub struct Request {
     /// Method.
     pub method: Method,
-    /// Absolute URL with query, percent-encoded as it goes on the wire (a SAS is inside: never log the query).
-    pub url: url::Url,
+    /// Absolute URL with query, percent-encoded exactly as it goes on the wire (a SAS is inside: never log the query).
+    ///
+    /// A [`http::Uri`] and not a [`url::Url`], because the latter folds `.` and `..` segments, which are
+    /// ordinary characters of a blob's name.
+    pub url: Uri,
     /// All headers, authorization included (never log them).
     pub headers: HeaderMap,
     /// Body to send; cloning a request shares it.
     pub body: Body,
     /// Where a successful body is to be written: over the channel the host writes here itself.
     pub dest: Option<Buffer>,
-    /// Whether sending it twice has the effect of sending it once (decides retry after a lost answer).
+    /// Whether sending it twice has the effect and the answer of sending it once (decides whether the other path
+    /// may be tried after a lost answer; what this excludes the client itself retries, because it can read back).
     pub idempotent: bool,
+    /// 0 for the first attempt of a call. Failover sends later attempts over HTTPS when it may.
+    pub attempt: u32,
     /// For this attempt.
     pub timeout: Duration,
+}
+
+impl Request {
+    /// The same request with another destination; the body is shared.
+    pub fn with_dest(&self, dest: Option<Buffer>) -> Self {
+        Self {
+            method: self.method.clone(),
+            url: self.url.clone(),
+            headers: self.headers.clone(),
+            body: self.body.clone(),
+            dest,
+            idempotent: self.idempotent,
+            attempt: self.attempt,
+            timeout: self.timeout,
+        }
+    }
+}
+
+impl fmt::Debug for Request {
+    /// Leaves out the query and the headers: both may hold credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("method", &self.method)
+            .field("host", &self.url.authority().map(http::uri::Authority::as_str))
+            .field("path", &self.url.path())
+            .field("body", &self.body.len())
+            .field("dest", &self.dest.as_ref().map(|d| d.len()))
+            .field("idempotent", &self.idempotent)
+            .field("attempt", &self.attempt)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
 }

@@ -1,1 +1,325 @@
 //! The XML bodies of the service: listings, block lists, errors.
+//!
+//! Text is taken byte for byte: names may begin with spaces, hold carriage returns or (as character references) control
+//! characters, and none of that may be trimmed or folded on the way.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use quick_xml::Reader;
+use quick_xml::events::{BytesRef, BytesStart, Event};
+
+use crate::error::{Error, Result};
+use crate::types::{
+    BlobType, Block, BlockId, BlockList, BlockRef, ETag, ListItem, ListPage, Metadata, Properties,
+};
+
+/// An element with its text and children. The service's answers are flat and bounded by the transport.
+#[derive(Debug, Default)]
+struct Element {
+    name: String,
+    /// The `Encoded` attribute: the text is percent-encoded, because XML cannot hold it (REST: List Blobs, 2021-02-12).
+    encoded: bool,
+    text: String,
+    children: Vec<Element>,
+}
+
+/// Deeper than any answer of the service; stops a hostile one before the stack does.
+const MAX_DEPTH: usize = 16;
+
+impl Element {
+    fn child(&self, name: &str) -> Option<&Element> {
+        self.children.iter().find(|c| c.name == name)
+    }
+
+    fn text_of(&self, name: &str) -> Option<&str> {
+        self.child(name).map(|c| c.text.as_str())
+    }
+}
+
+fn malformed(what: &str, position: u64, why: impl std::fmt::Display) -> Error {
+    Error::Malformed {
+        message: format!("{what}, byte {position}: {why}"),
+    }
+}
+
+/// Parses a document into its root element.
+fn document(what: &str, body: &[u8]) -> Result<Element> {
+    let text = std::str::from_utf8(body).map_err(|e| malformed(what, e.valid_up_to() as u64, "not UTF-8"))?;
+    // Azurite and the service may begin with a byte order mark.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut reader = Reader::from_str(text);
+    let mut open: Vec<Element> = Vec::new();
+    loop {
+        let position = reader.buffer_position();
+        let event = reader
+            .read_event()
+            .map_err(|e| malformed(what, reader.error_position(), e))?;
+        match event {
+            Event::Start(start) => {
+                if open.len() == MAX_DEPTH {
+                    return Err(malformed(what, position, "nested too deeply"));
+                }
+                open.push(element(&start).map_err(|e| malformed(what, position, e))?);
+            }
+            Event::Empty(start) => {
+                let done = element(&start).map_err(|e| malformed(what, position, e))?;
+                match open.last_mut() {
+                    Some(parent) => parent.children.push(done),
+                    None => return Ok(done),
+                }
+            }
+            Event::End(_) => {
+                // The reader has checked that it closes the element that is open.
+                let Some(done) = open.pop() else {
+                    return Err(malformed(what, position, "an end without a start"));
+                };
+                match open.last_mut() {
+                    Some(parent) => parent.children.push(done),
+                    None => return Ok(done),
+                }
+            }
+            Event::Text(t) => {
+                if let Some(current) = open.last_mut() {
+                    current.text.push_str(&t);
+                }
+            }
+            Event::CData(t) => {
+                if let Some(current) = open.last_mut() {
+                    current.text.push_str(&t);
+                }
+            }
+            Event::GeneralRef(r) => {
+                if let Some(current) = open.last_mut() {
+                    current
+                        .text
+                        .push(character(&r).map_err(|e| malformed(what, position, e))?);
+                }
+            }
+            Event::Eof => return Err(malformed(what, position, "the document ends early")),
+            Event::Comment(_) | Event::Decl(_) | Event::PI(_) | Event::DocType(_) => {}
+        }
+    }
+}
+
+fn element(start: &BytesStart<'_>) -> Result<Element, String> {
+    let encoded = start
+        .try_get_attribute("Encoded")
+        .map_err(|e| e.to_string())?
+        .is_some_and(|a| a.value.eq_ignore_ascii_case("true"));
+    Ok(Element {
+        name: start.local_name().as_ref().to_owned(),
+        encoded,
+        ..Element::default()
+    })
+}
+
+fn character(reference: &BytesRef<'_>) -> Result<char, String> {
+    let name: &str = reference;
+    if let Some(number) = name.strip_prefix('#') {
+        // Not the reader's own resolution: it refuses characters that XML 1.0 forbids, and blob names may hold those.
+        let code = match number.strip_prefix(['x', 'X']) {
+            Some(hex) => u32::from_str_radix(hex, 16),
+            None => number.parse(),
+        };
+        return code
+            .ok()
+            .and_then(char::from_u32)
+            .ok_or_else(|| format!("&{name}; is no character"));
+    }
+    match name {
+        "lt" => Ok('<'),
+        "gt" => Ok('>'),
+        "amp" => Ok('&'),
+        "quot" => Ok('"'),
+        "apos" => Ok('\''),
+        other => Err(format!("&{other}; is not known")),
+    }
+}
+
+/// Text of a `Name`, decoded when the service had to encode it.
+fn name_text(element: &Element) -> Result<String, String> {
+    if !element.encoded {
+        return Ok(element.text.clone());
+    }
+    percent_encoding::percent_decode_str(&element.text)
+        .decode_utf8()
+        .map(std::borrow::Cow::into_owned)
+        .map_err(|_| format!("name {:?} does not decode to UTF-8", element.text))
+}
+
+/// One page of List Blobs.
+pub(crate) fn list_page(body: &[u8]) -> Result<ListPage> {
+    let root = document("listing", body)?;
+    if root.name != "EnumerationResults" {
+        return Err(malformed(
+            "listing",
+            0,
+            format!("root element is {:?}", root.name),
+        ));
+    }
+    let mut items = Vec::new();
+    let entries = root.child("Blobs").map_or(&[][..], |b| &b.children);
+    for (index, entry) in entries.iter().enumerate() {
+        let item = match entry.name.as_str() {
+            "Blob" => blob_entry(entry),
+            "BlobPrefix" => entry
+                .child("Name")
+                .ok_or_else(|| "has no Name".to_owned())
+                .and_then(name_text)
+                .map(|name| Some(ListItem::Prefix { name })),
+            // Something a later version of the service may add.
+            _ => Ok(None),
+        };
+        let item = item.map_err(|why| Error::Malformed {
+            message: format!(
+                "listing, entry {} ({:?}): {why}",
+                index + 1,
+                entry.text_of("Name").unwrap_or("no name")
+            ),
+        })?;
+        items.extend(item);
+    }
+    Ok(ListPage {
+        items,
+        next_marker: root
+            .text_of("NextMarker")
+            .filter(|m| !m.is_empty())
+            .map(str::to_owned),
+    })
+}
+
+fn blob_entry(entry: &Element) -> Result<Option<ListItem>, String> {
+    let name = name_text(entry.child("Name").ok_or("has no Name")?)?;
+    let properties = entry.child("Properties").ok_or("has no Properties")?;
+    let required = |field: &str| {
+        properties
+            .text_of(field)
+            .filter(|t| !t.is_empty())
+            .ok_or_else(|| format!("has no {field}"))
+    };
+    let is_directory = properties
+        .text_of("ResourceType")
+        .is_some_and(|t| t.eq_ignore_ascii_case("directory"));
+    let modified = required("Last-Modified")?;
+    let content_length = match properties.text_of("Content-Length") {
+        Some(t) if !t.is_empty() => t
+            .parse()
+            .map_err(|_| format!("Content-Length {t:?} is no number"))?,
+        // Directories of hierarchical accounts have no length.
+        _ if is_directory => 0,
+        _ => return Err("has no Content-Length".to_owned()),
+    };
+    let mut metadata = Metadata::new();
+    for field in entry.child("Metadata").map_or(&[][..], |m| &m.children) {
+        metadata.insert(field.name.to_ascii_lowercase(), field.text.clone());
+    }
+    Ok(Some(ListItem::Blob {
+        name,
+        properties: Properties {
+            etag: etag(required("Etag")?),
+            last_modified: httpdate::parse_http_date(modified)
+                .map_err(|_| format!("Last-Modified {modified:?} is no date"))?,
+            content_length,
+            blob_type: properties.text_of("BlobType").map_or(BlobType::Block, blob_type),
+            metadata,
+            content_type: properties
+                .text_of("Content-Type")
+                .filter(|t| !t.is_empty())
+                .map(str::to_owned),
+            is_directory,
+        },
+    }))
+}
+
+/// Listings give the ETag without the quotes that headers have; one spelling is kept everywhere.
+fn etag(text: &str) -> ETag {
+    if text.starts_with('"') || text.starts_with("W/") {
+        ETag(text.to_owned())
+    } else {
+        ETag(format!("\"{text}\""))
+    }
+}
+
+pub(crate) fn blob_type(text: &str) -> BlobType {
+    match text {
+        "PageBlob" => BlobType::Page,
+        "AppendBlob" => BlobType::Append,
+        _ => BlobType::Block,
+    }
+}
+
+/// Answer of Get Block List; ETag and length come from its headers.
+pub(crate) fn block_list(body: &[u8]) -> Result<BlockList> {
+    let root = document("block list", body)?;
+    if root.name != "BlockList" {
+        return Err(malformed(
+            "block list",
+            0,
+            format!("root element is {:?}", root.name),
+        ));
+    }
+    let blocks = |kind: &str| -> Result<Vec<Block>> {
+        root.child(kind)
+            .map_or(&[][..], |k| &k.children)
+            .iter()
+            .enumerate()
+            .map(|(index, block)| {
+                one_block(block).map_err(|why| Error::Malformed {
+                    message: format!("block list, {kind} {}: {why}", index + 1),
+                })
+            })
+            .collect()
+    };
+    Ok(BlockList {
+        committed: blocks("CommittedBlocks")?,
+        uncommitted: blocks("UncommittedBlocks")?,
+        etag: None,
+        content_length: 0,
+    })
+}
+
+fn one_block(block: &Element) -> Result<Block, String> {
+    let id = block.text_of("Name").ok_or("has no Name")?;
+    let size = block.text_of("Size").ok_or("has no Size")?;
+    Ok(Block {
+        id: BlockId(
+            STANDARD
+                .decode(id)
+                .map_err(|_| format!("block id {id:?} is not base64"))?,
+        ),
+        size: size.parse().map_err(|_| format!("size {size:?} is no number"))?,
+    })
+}
+
+/// Body of Put Block List.
+pub(crate) fn block_list_body(blocks: &[BlockRef]) -> String {
+    let mut out = String::with_capacity(64 + blocks.len() * 96);
+    out.push_str("<?xml version=\"1.0\" encoding=\"utf-8\"?><BlockList>");
+    for block in blocks {
+        let (kind, id) = match block {
+            BlockRef::Committed(id) => ("Committed", id),
+            BlockRef::Uncommitted(id) => ("Uncommitted", id),
+            BlockRef::Latest(id) => ("Latest", id),
+        };
+        // Base64 needs no escaping in XML.
+        out.push_str(&format!("<{kind}>{}</{kind}>", STANDARD.encode(&id.0)));
+    }
+    out.push_str("</BlockList>");
+    out
+}
+
+/// Code and first line of the message of an error body; `None` when it is none.
+pub(crate) fn error_body(body: &[u8]) -> Option<(String, String)> {
+    let root = document("error", body).ok()?;
+    if root.name != "Error" {
+        return None;
+    }
+    let message = root.text_of("Message").unwrap_or_default();
+    Some((
+        root.text_of("Code").unwrap_or_default().trim().to_owned(),
+        message.lines().next().unwrap_or_default().trim().to_owned(),
+    ))
+}
+
+#[cfg(test)]
+mod tests;

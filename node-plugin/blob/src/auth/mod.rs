@@ -1,11 +1,23 @@
 //! Who we are to the service: account key, SAS, anonymous, or a token.
 
+mod sas;
+mod shared_key;
+
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::names::encode_query;
 use crate::secret::Secret;
+use shared_key::{SharedKey, ToSign};
+
+/// How long a SAS of our own for the source of a copy stays good: long enough for one call with its retries.
+const SOURCE_SAS_LIFETIME: Duration = Duration::from_secs(15 * 60);
+/// Beyond this difference the service refuses a signature whatever the key (REST: "Authorize requests", 15 minutes).
+const MAX_CLOCK_SKEW: Duration = Duration::from_secs(15 * 60);
 
 /// Credentials of a volume.
 #[derive(Debug, Clone)]
@@ -30,4 +42,229 @@ pub enum Credentials {
 pub trait TokenSource: Send + Sync + std::fmt::Debug {
     /// A token that is valid for at least the next minute.
     async fn token(&self) -> Result<Secret<String>>;
+
+    /// The service did not accept the latest token: the next [`TokenSource::token`] fetches a new one.
+    fn reject(&self) {}
 }
+
+/// A request before it is signed.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) method: Method,
+    /// Percent-encoded, beginning with `/`.
+    pub(crate) path: String,
+    /// Decoded names and values.
+    pub(crate) query: Vec<(String, String)>,
+    pub(crate) headers: HeaderMap,
+}
+
+/// Credentials in the form that signs.
+#[derive(Debug)]
+pub(crate) struct Signer(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    SharedKey(SharedKey),
+    Sas(Secret<String>),
+    Anonymous,
+    Token(Arc<dyn TokenSource>),
+}
+
+/// How the service may read the source of a copy.
+#[derive(Debug, Default)]
+pub(crate) struct SourceAccess {
+    /// To be appended to the source's URL.
+    pub(crate) query: Option<String>,
+    /// Value of `x-ms-copy-source-authorization`.
+    pub(crate) authorization: Option<HeaderValue>,
+}
+
+impl Signer {
+    pub(crate) fn new(credentials: &Credentials) -> Result<Self> {
+        Ok(Self(match credentials {
+            Credentials::SharedKey { account, key } => {
+                Kind::SharedKey(SharedKey::new(account, key.expose())?)
+            }
+            Credentials::Sas(sas) => Kind::Sas(Secret::new(sas::parse(sas.expose())?)),
+            Credentials::Anonymous => Kind::Anonymous,
+            Credentials::Token(source) => Kind::Token(Arc::clone(source)),
+        }))
+    }
+
+    pub(crate) fn uses_tokens(&self) -> bool {
+        matches!(self.0, Kind::Token(_))
+    }
+
+    /// Dates and authorizes the draft; the query string as it goes on the wire.
+    pub(crate) async fn sign(&self, draft: &mut Draft, now: SystemTime) -> Result<String> {
+        draft
+            .headers
+            .insert(X_MS_DATE, header_value(&httpdate::fmt_http_date(now))?);
+        let mut query = draft
+            .query
+            .iter()
+            .map(|(k, v)| format!("{}={}", encode_query(k), encode_query(v)))
+            .collect::<Vec<_>>()
+            .join("&");
+        match &self.0 {
+            Kind::SharedKey(key) => {
+                let value = key.authorization(&ToSign {
+                    method: &draft.method,
+                    path: &draft.path,
+                    query: &draft.query,
+                    headers: &draft.headers,
+                });
+                draft
+                    .headers
+                    .insert(header::AUTHORIZATION, secret_header(&value)?);
+            }
+            Kind::Sas(sas) => {
+                if !query.is_empty() {
+                    query.push('&');
+                }
+                query.push_str(sas.expose());
+            }
+            Kind::Anonymous => {}
+            Kind::Token(source) => {
+                let token = source.token().await?;
+                draft.headers.insert(
+                    header::AUTHORIZATION,
+                    secret_header(&format!("Bearer {}", token.expose()))?,
+                );
+            }
+        }
+        Ok(query)
+    }
+
+    /// Leave to read `blob`, for the service itself when it copies.
+    pub(crate) async fn source_access(
+        &self,
+        container: &str,
+        blob: &str,
+        now: SystemTime,
+    ) -> Result<SourceAccess> {
+        Ok(match &self.0 {
+            Kind::SharedKey(key) => SourceAccess {
+                query: Some(sas::read_one_blob(
+                    key,
+                    container,
+                    blob,
+                    now,
+                    SOURCE_SAS_LIFETIME,
+                )?),
+                authorization: None,
+            },
+            Kind::Sas(sas) => SourceAccess {
+                query: Some(sas.expose().clone()),
+                authorization: None,
+            },
+            Kind::Anonymous => SourceAccess::default(),
+            Kind::Token(source) => SourceAccess {
+                query: None,
+                authorization: Some(secret_header(&format!(
+                    "Bearer {}",
+                    source.token().await?.expose()
+                ))?),
+            },
+        })
+    }
+
+    /// The query a copy inside the account needs on its source: only a SAS does, everybody else is known by the request.
+    pub(crate) fn same_account_query(&self) -> Option<String> {
+        match &self.0 {
+            Kind::Sas(sas) => Some(sas.expose().clone()),
+            _ => None,
+        }
+    }
+
+    /// The service answered 401: a token source fetches a new token next time.
+    pub(crate) fn reject_token(&self) {
+        if let Kind::Token(source) = &self.0 {
+            source.reject();
+        }
+    }
+
+    /// What to look at after a 401 or 403. `server_time` is the answer's `Date`.
+    pub(crate) fn hint(&self, code: &str, server_time: Option<SystemTime>, now: SystemTime) -> String {
+        let skew = server_time.map(|t| t.duration_since(now).unwrap_or_else(|behind| behind.duration()));
+        if let (Some(skew), false) = (skew, matches!(self.0, Kind::Anonymous))
+            && skew > MAX_CLOCK_SKEW
+        {
+            return format!(
+                "this machine's clock is {} s away from the service's; set the time (NTP)",
+                skew.as_secs()
+            );
+        }
+        if code == "IpAuthorizationError" {
+            return "the addresses the SAS allows do not include this node's; widen sip= or leave it out"
+                .to_owned();
+        }
+        let mut hint = self.credential_hint(code, now);
+        if code == "AuthorizationFailure" {
+            hint.push_str("; or the account's firewall refuses this node's network");
+        }
+        hint
+    }
+
+    fn credential_hint(&self, code: &str, now: SystemTime) -> String {
+        match (&self.0, code) {
+            (Kind::SharedKey(_), "KeyBasedAuthenticationNotPermitted") => {
+                "the account forbids keys; set AzureStorageAuthType to MSI, SPN or WorkloadIdentity".to_owned()
+            }
+            (Kind::SharedKey(key), _) => format!(
+                "the key in secret key azurestorageaccountkey is not one of account {:?}; \
+                 check azurestorageaccountname and whether the key was rotated",
+                key.account()
+            ),
+            (Kind::Sas(sas), _) => {
+                if let Some(end) = sas::expired(sas.expose(), now) {
+                    return format!(
+                        "the SAS in secret key azurestorageaccountsastoken expired at {end}; put a new one there"
+                    );
+                }
+                if matches!(code, "AuthorizationPermissionMismatch" | "AuthorizationResourceTypeMismatch" | "AuthorizationServiceMismatch") {
+                    return format!(
+                        "the SAS in secret key azurestorageaccountsastoken allows {:?} only; \
+                         this call needs more (read, add, create, write, delete, list on blobs and containers)",
+                        sas::field(sas.expose(), "sp").unwrap_or_default()
+                    );
+                }
+                "the SAS in secret key azurestorageaccountsastoken is not accepted; check that it was copied whole, \
+                 belongs to this container and that its key was not rotated"
+                    .to_owned()
+            }
+            (Kind::Anonymous, _) => {
+                "the container is not public; give a key or SAS in the volume's secret and set AzureStorageAuthType"
+                    .to_owned()
+            }
+            (Kind::Token(_), "AuthorizationPermissionMismatch") => {
+                "the identity lacks a role on this container; assign Storage Blob Data Contributor".to_owned()
+            }
+            (Kind::Token(_), _) => {
+                "the access token is not accepted; check the identity's tenant and its role on the account".to_owned()
+            }
+        }
+    }
+}
+
+pub(crate) const X_MS_DATE: HeaderName = HeaderName::from_static("x-ms-date");
+
+/// A header value out of text that the caller has checked or built.
+pub(crate) fn header_value(text: &str) -> Result<HeaderValue> {
+    HeaderValue::from_str(text).map_err(|_| Error::Argument {
+        field: "header value",
+        message: format!("{text:?} holds characters that no HTTP header carries"),
+    })
+}
+
+/// As [`header_value`], kept out of debug output and error messages.
+fn secret_header(text: &str) -> Result<HeaderValue> {
+    let mut value = HeaderValue::from_str(text).map_err(|_| Error::Token {
+        message: "the token or signature holds characters that no HTTP header carries".into(),
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,8 @@
 //! The seam between requests and the wire: one trait, three implementations (https, vsc, failover).
 
+mod counters;
 pub mod failover;
+pub mod https;
 
 use async_trait::async_trait;
 use thiserror::Error;
@@ -9,11 +11,13 @@ use crate::request::Request;
 use crate::response::Response;
 
 /// Why an attempt produced no HTTP answer.
-#[derive(Debug, Error)]
+#[derive(Debug, Clone, Error)]
 #[error("{path}: {message}")]
 pub struct TransportError {
     /// `channel` or `https`.
     pub path: &'static str,
+    /// What kind of failure.
+    pub kind: FailureKind,
     /// What happened.
     pub message: String,
     /// The request may have been executed although no answer arrived.
@@ -22,11 +26,30 @@ pub struct TransportError {
     pub retryable: bool,
 }
 
+/// Kinds of [`TransportError`] that callers tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// No connection, or it broke.
+    Unreachable,
+    /// No answer within the request's timeout.
+    TimedOut,
+    /// Something arrived that is no answer to the request.
+    Malformed,
+    /// The volume demands the channel and it is not usable.
+    ChannelRequired,
+    /// The request cannot go this way at all (too large for the channel, not an HTTP URL).
+    Unsuitable,
+}
+
 /// Sends one request once.
 ///
 /// The implementation owns the request, its destination included, until it answers; after an error the
 /// destination may be lost (a device may still write there), so a retry brings a new one.
 /// It answers every HTTP status as `Ok`. It never retries by itself (that is the client's and failover's work).
+///
+/// A success (2xx) to a request with a destination has its body there, the destination's length set to what arrived, and
+/// an empty [`Response::body`]; a body longer than the destination is a `Malformed` error. Any other status has its body
+/// in [`Response::body`] and the destination comes back untouched.
 #[async_trait]
 pub trait Transport: Send + Sync + std::fmt::Debug {
     /// Sends the request and waits for its answer or its timeout.

@@ -1,0 +1,193 @@
+//! Reading answers: headers to properties, refusals to errors.
+
+use std::ops::Range;
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, StatusCode, header};
+
+use super::Account;
+use crate::error::{Error, Result};
+use crate::response::Response;
+use crate::types::{BlobType, ETag, Metadata, Properties, Written};
+use crate::xml;
+
+/// A header as text; metadata may hold bytes that are no UTF-8.
+pub(super) fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+    headers
+        .get(name)
+        .map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned())
+}
+
+pub(super) fn date(headers: &HeaderMap) -> Option<SystemTime> {
+    httpdate::parse_http_date(&text(headers, "date")?).ok()
+}
+
+fn required(headers: &HeaderMap, name: &'static str) -> Result<String> {
+    text(headers, name).ok_or_else(|| Error::Malformed {
+        message: format!("the answer has no {name} header"),
+    })
+}
+
+fn last_modified(headers: &HeaderMap) -> Result<SystemTime> {
+    let value = required(headers, "last-modified")?;
+    httpdate::parse_http_date(&value).map_err(|_| Error::Malformed {
+        message: format!("Last-Modified {value:?} is no date"),
+    })
+}
+
+/// ETag and Last-Modified of an answer.
+pub(super) fn written(headers: &HeaderMap) -> Result<Written> {
+    Ok(Written {
+        etag: ETag(required(headers, "etag")?),
+        last_modified: last_modified(headers)?,
+    })
+}
+
+pub(super) fn metadata(headers: &HeaderMap) -> Metadata {
+    headers
+        .iter()
+        .filter_map(|(name, value)| {
+            let name = name.as_str().strip_prefix("x-ms-meta-")?;
+            Some((
+                name.to_owned(),
+                String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            ))
+        })
+        .collect()
+}
+
+/// Properties of a blob whose whole length is known.
+pub(super) fn properties(headers: &HeaderMap, content_length: u64) -> Result<Properties> {
+    let version = written(headers)?;
+    let metadata = metadata(headers);
+    Ok(Properties {
+        etag: version.etag,
+        last_modified: version.last_modified,
+        content_length,
+        blob_type: text(headers, "x-ms-blob-type").map_or(BlobType::Block, |t| xml::blob_type(&t)),
+        is_directory: text(headers, "x-ms-resource-type")
+            .is_some_and(|t| t.eq_ignore_ascii_case("directory")),
+        content_type: text(headers, "content-type").filter(|t| !t.is_empty()),
+        metadata,
+    })
+}
+
+/// Length of the whole blob, from Get Blob's headers.
+pub(super) fn whole_length(headers: &HeaderMap, arrived: u64) -> u64 {
+    content_range(headers).map_or(arrived, |(_, _, total)| total)
+}
+
+/// `Content-Range: bytes first-last/total` as (first, end, total).
+fn content_range(headers: &HeaderMap) -> Option<(u64, u64, u64)> {
+    let value = text(headers, "content-range")?;
+    let (span, total) = value.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = span.split_once('-')?;
+    let last: u64 = last.parse().ok()?;
+    Some((first.parse().ok()?, last.checked_add(1)?, total.parse().ok()?))
+}
+
+/// Whether the bytes that arrived are the bytes asked for: a proxy's or device's mistake must not become file content.
+pub(super) fn check_range(response: &Response, range: Option<&Range<u64>>) -> Result<(), String> {
+    let (Some(range), Some(dest)) = (range, &response.dest) else {
+        return Ok(());
+    };
+    let arrived = dest.len() as u64;
+    if let Some((first, end, total)) = content_range(&response.headers) {
+        let expected = range.start..range.end.min(total);
+        if (first..end) != expected || Some(arrived) != end.checked_sub(first) {
+            return Err(format!(
+                "asked for bytes {}..{}, got {arrived} bytes marked {first}..{end} of {total}",
+                range.start, range.end
+            ));
+        }
+        return Ok(());
+    }
+    // Without Content-Range it is the whole blob.
+    let length: Option<u64> = text(&response.headers, "content-length").and_then(|t| t.parse().ok());
+    if range.start != 0 || length.is_some_and(|l| l != arrived) {
+        return Err(format!(
+            "asked for bytes {}..{}, got {arrived} bytes without Content-Range",
+            range.start, range.end
+        ));
+    }
+    Ok(())
+}
+
+/// The service's code and the first line of its message, from headers and body.
+pub(super) fn code_and_message(response: &Response) -> (String, String) {
+    let (body_code, message) = xml::error_body(&response.body).unwrap_or_default();
+    let code = text(&response.headers, "x-ms-error-code").unwrap_or(body_code);
+    (code, message)
+}
+
+/// `Retry-After` in any of its spellings.
+pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    for name in ["retry-after-ms", "x-ms-retry-after-ms"] {
+        if let Some(millis) = text(headers, name).and_then(|t| t.trim().parse().ok()) {
+            return Some(Duration::from_millis(millis));
+        }
+    }
+    let value = text(headers, header::RETRY_AFTER.as_str())?;
+    if let Ok(seconds) = value.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = httpdate::parse_http_date(value.trim()).ok()?;
+    Some(until.duration_since(now).unwrap_or_default())
+}
+
+/// An answer that is no success.
+#[derive(Debug)]
+pub(super) struct Refusal<'a> {
+    pub(super) status: StatusCode,
+    pub(super) code: &'a str,
+    pub(super) message: String,
+    pub(super) request_id: String,
+    pub(super) server_time: Option<SystemTime>,
+    pub(super) now: SystemTime,
+}
+
+/// The client's error for a refusal. Codes: REST, "Blob service error codes" and "Common error codes".
+pub(super) fn error(account: &Account, refusal: Refusal<'_>, container: &str, blob: Option<&str>) -> Error {
+    let name = || blob.unwrap_or(container).to_owned();
+    let code = refusal.code;
+    match (refusal.status.as_u16(), code) {
+        (_, "ContainerNotFound" | "ContainerBeingDeleted") => Error::ContainerNotFound {
+            name: container.to_owned(),
+        },
+        (404, "BlobNotFound" | "ResourceNotFound" | "PathNotFound" | "FilesystemNotFound" | "") => match blob
+        {
+            Some(blob) if code != "FilesystemNotFound" => Error::BlobNotFound {
+                name: blob.to_owned(),
+            },
+            _ => Error::ContainerNotFound {
+                name: container.to_owned(),
+            },
+        },
+        (409, "ContainerAlreadyExists" | "BlobAlreadyExists" | "ResourceAlreadyExists") => {
+            Error::AlreadyExists { name: name() }
+        }
+        (409 | 412, lease) if lease.starts_with("Lease") => Error::LeaseConflict {
+            name: name(),
+            code: lease.to_owned(),
+        },
+        (412, "ConditionNotMet" | "TargetConditionNotMet" | "SourceConditionNotMet" | "") => {
+            Error::ConditionNotMet { name: name() }
+        }
+        (304, _) => Error::NotModified { name: name() },
+        // What a private container says to strangers.
+        (401 | 403, _) | (409, "PublicAccessNotPermitted") => Error::Denied {
+            code: if code.is_empty() {
+                refusal.status.as_u16().to_string()
+            } else {
+                code.to_owned()
+            },
+            hint: account.signer.hint(code, refusal.server_time, refusal.now),
+        },
+        (status, code) => Error::Service {
+            status,
+            code: code.to_owned(),
+            message: refusal.message,
+            request_id: refusal.request_id,
+        },
+    }
+}

@@ -1,0 +1,72 @@
+//! Calls on the container itself.
+
+use http::Method;
+
+use super::retry::Call;
+use super::{Container, answers};
+use crate::error::{Error, Result};
+use crate::types::{Metadata, Written};
+
+impl Container {
+    fn container_call(method: Method) -> Call<'static> {
+        Call::new(method, None).query("restype", "container")
+    }
+
+    /// Create Container; `AlreadyExists` when it is there, `Service` with code ContainerBeingDeleted while a container of the
+    /// name is still going away (that takes the service half a minute or more; try later).
+    pub async fn create(&self, metadata: &Metadata) -> Result<Written> {
+        let call = Self::container_call(Method::PUT)
+            .metadata(metadata)?
+            .not_idempotent();
+        let failed = match self.execute(call).await {
+            Ok(answer) => return answers::written(&answer.response.headers),
+            Err(failed) => failed,
+        };
+        match failed.error {
+            Error::AlreadyExists { .. } if failed.lost.is_some() => {
+                // Ours, if it looks as ours should.
+                let (written, stored) = self.properties().await?;
+                if stored == *metadata {
+                    return Ok(written);
+                }
+                Err(failed.error)
+            }
+            Error::ContainerNotFound { .. } => Err(Error::Service {
+                status: failed.status.map_or(409, |s| s.as_u16()),
+                code: failed.code,
+                message: "the container is being deleted; try again later".into(),
+                request_id: String::new(),
+            }),
+            error => Err(error),
+        }
+    }
+
+    /// Get Container Properties: its metadata and version.
+    pub async fn properties(&self) -> Result<(Written, Metadata)> {
+        let answer = self.execute(Self::container_call(Method::GET)).await?;
+        let headers = &answer.response.headers;
+        Ok((answers::written(headers)?, answers::metadata(headers)))
+    }
+
+    /// Set Container Metadata.
+    pub async fn set_container_metadata(&self, metadata: &Metadata) -> Result<Written> {
+        let call = Self::container_call(Method::PUT)
+            .query("comp", "metadata")
+            .metadata(metadata)?;
+        let answer = self.execute(call).await?;
+        answers::written(&answer.response.headers)
+    }
+
+    /// Delete Container; `ContainerNotFound` when it is not there.
+    pub async fn delete_container(&self) -> Result<()> {
+        let call = Self::container_call(Method::DELETE).not_idempotent();
+        match self.execute(call).await {
+            Ok(_) => Ok(()),
+            Err(failed) => match failed.error {
+                // Gone is what was asked for, and an attempt of ours may have done it.
+                Error::ContainerNotFound { .. } if failed.lost.is_some() => Ok(()),
+                error => Err(error),
+            },
+        }
+    }
+}

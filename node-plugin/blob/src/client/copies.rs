@@ -1,0 +1,210 @@
+//! Copies made by the service: Copy Blob and Put Block From URL.
+
+use std::ops::Range;
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, HeaderName, Method};
+use tokio::time::Instant;
+
+use super::lost::not_before;
+use super::retry::{Call, Failed};
+use super::writes::block_call;
+use super::{Container, answers};
+use crate::error::{Error, Result};
+use crate::types::{BlockId, Condition, ETag, Metadata, Written};
+
+const FIRST_POLL: Duration = Duration::from_millis(50);
+const LONGEST_POLL: Duration = Duration::from_secs(2);
+
+impl Container {
+    /// Put Block From URL out of a blob of the same account. `Service` error (501, or 409/403 codes) where the endpoint cannot:
+    /// the caller then reads and stages.
+    pub async fn stage_from(
+        &self,
+        blob: &str,
+        id: &BlockId,
+        source: &str,
+        range: Range<u64>,
+        source_etag: Option<&ETag>,
+    ) -> Result<()> {
+        if range.is_empty() {
+            return Err(Error::Argument {
+                field: "range",
+                message: "is empty; a block has at least one byte".into(),
+            });
+        }
+        crate::names::check_blob(source)?;
+        let access = self
+            .account
+            .signer
+            .source_access(&self.name, source, SystemTime::now())
+            .await?;
+        let mut call = block_call(blob, id)?
+            .header(
+                "x-ms-copy-source",
+                &self.source_url(source, access.query.as_deref()),
+            )?
+            .header(
+                "x-ms-source-range",
+                &format!("bytes={}-{}", range.start, range.end - 1),
+            )?;
+        if let Some(value) = access.authorization {
+            call.headers
+                .insert(HeaderName::from_static("x-ms-copy-source-authorization"), value);
+        }
+        if let Some(etag) = source_etag {
+            call = call.header("x-ms-source-if-match", &etag.0)?;
+        }
+        self.execute(call)
+            .await
+            .map_err(|failed| source_error(source, failed))?;
+        Ok(())
+    }
+
+    /// Copy Blob inside the container, waiting until the copy is complete. `metadata` None keeps the source's (as does an
+    /// empty one: the service cannot tell them apart).
+    pub async fn copy(
+        &self,
+        source: &str,
+        source_etag: Option<&ETag>,
+        target: &str,
+        metadata: Option<&Metadata>,
+        condition: &Condition,
+    ) -> Result<Written> {
+        crate::names::check_blob(source)?;
+        let url = self.source_url(source, self.account.signer.same_account_query().as_deref());
+        let mut call = Call::new(Method::PUT, Some(target))
+            .header("x-ms-copy-source", &url)?
+            .condition(condition)?
+            .not_idempotent();
+        if let Some(metadata) = metadata {
+            call = call.metadata(metadata)?;
+        }
+        if let Some(etag) = source_etag {
+            call = call.header("x-ms-source-if-match", &etag.0)?;
+        }
+        let headers = match self.execute(call).await {
+            Ok(answer) => answer.response.headers,
+            Err(failed) => self.lost_copy(source, target, failed).await?,
+        };
+        let state = answers::text(&headers, "x-ms-copy-status");
+        match (state.as_deref(), answers::text(&headers, "x-ms-copy-id")) {
+            (Some("pending"), Some(copy_id)) => self.wait_for_copy(target, &copy_id).await,
+            (Some("success") | None, _) => answers::written(&headers),
+            (Some(other), _) => Err(copy_failed(target, other, &headers)),
+        }
+    }
+
+    fn source_url(&self, source: &str, query: Option<&str>) -> String {
+        let url = format!(
+            "{}{}",
+            self.account.origin,
+            self.account.path(&self.name, Some(source))
+        );
+        match query {
+            Some(query) => format!("{url}?{query}"),
+            None => url,
+        }
+    }
+
+    /// Polls a pending copy. Gives up, and aborts the copy, when it makes no progress for the client's deadline.
+    async fn wait_for_copy(&self, target: &str, copy_id: &str) -> Result<Written> {
+        let mut pause = FIRST_POLL;
+        let mut progress = String::new();
+        let mut moved_at = Instant::now();
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_POLL);
+            let headers = self.head_headers(target, &Condition::none()).await?;
+            if answers::text(&headers, "x-ms-copy-id").as_deref() != Some(copy_id) {
+                // Overwritten by another writer, which ends the copy.
+                return Err(Error::ConditionNotMet {
+                    name: target.to_owned(),
+                });
+            }
+            match answers::text(&headers, "x-ms-copy-status").as_deref() {
+                Some("success") => return answers::written(&headers),
+                Some("pending") => {}
+                other => return Err(copy_failed(target, other.unwrap_or("unknown"), &headers)),
+            }
+            let now = answers::text(&headers, "x-ms-copy-progress").unwrap_or_default();
+            if now != progress {
+                progress = now;
+                moved_at = Instant::now();
+            } else if moved_at.elapsed() >= self.account.deadline {
+                self.abort_copy(target, copy_id).await;
+                return Err(Error::DeadlineExceeded {
+                    waited: moved_at.elapsed(),
+                });
+            }
+        }
+    }
+
+    /// Abort Copy Blob; leaves an empty target, as the service does. Failing to abort changes nothing for the caller.
+    async fn abort_copy(&self, target: &str, copy_id: &str) {
+        let call = Call::new(Method::PUT, Some(target))
+            .query("comp", "copy")
+            .query("copyid", copy_id)
+            .header("x-ms-copy-action", "abort");
+        let outcome = match call {
+            Ok(call) => self.execute(call).await.map(|_| ()).map_err(Error::from),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = outcome {
+            tracing::warn!(container = %self.name, %copy_id, %error, "a copy without progress could not be aborted");
+        }
+    }
+
+    /// Copy Blob was refused: ours all the same, when the target says that it was copied from this source since the call began.
+    async fn lost_copy(&self, source: &str, target: &str, failed: Failed) -> Result<HeaderMap> {
+        let Some(lost) = failed.lost else {
+            return Err(source_error(source, failed));
+        };
+        let refused = matches!(
+            failed.error,
+            Error::ConditionNotMet { .. } | Error::AlreadyExists { .. } | Error::LeaseConflict { .. }
+        ) || failed.code == "PendingCopyOperation";
+        if !refused {
+            return Err(source_error(source, failed));
+        }
+        let headers = match self.head_headers(target, &Condition::none()).await {
+            Err(Error::BlobNotFound { .. }) => return Err(failed.error),
+            other => other?,
+        };
+        let from = answers::text(&headers, "x-ms-copy-source");
+        let same_source =
+            from.is_some_and(|url| url.split('?').next() == Some(self.source_url(source, None).as_str()));
+        let written = answers::written(&headers)?;
+        if same_source && not_before(written.last_modified, lost) {
+            Ok(headers)
+        } else {
+            Err(failed.error)
+        }
+    }
+}
+
+/// Errors that speak of the source name it.
+fn source_error(source: &str, failed: Failed) -> Error {
+    match (failed.status.map(|s| s.as_u16()), failed.code.as_str()) {
+        // The target need not exist, so what is missing is the source.
+        (Some(404), code) if !code.starts_with("Container") => Error::BlobNotFound {
+            name: source.to_owned(),
+        },
+        (Some(412), "SourceConditionNotMet" | "CannotVerifyCopySource") => Error::ConditionNotMet {
+            name: source.to_owned(),
+        },
+        _ => failed.error,
+    }
+}
+
+fn copy_failed(target: &str, state: &str, headers: &HeaderMap) -> Error {
+    Error::Service {
+        status: 500,
+        code: format!("Copy-{state}"),
+        message: format!(
+            "the copy to {target:?} ended as {state}: {}",
+            answers::text(headers, "x-ms-copy-status-description").unwrap_or_default()
+        ),
+        request_id: answers::text(headers, "x-ms-request-id").unwrap_or_default(),
+    }
+}

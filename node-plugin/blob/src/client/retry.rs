@@ -1,0 +1,402 @@
+//! One call: signed anew for each attempt, sent, and repeated while that can help and the deadline allows.
+
+use std::ops::Range;
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use rand::Rng as _;
+use tokio::time::Instant;
+use vsc_driver::buffer::Buffer;
+
+use super::{API_VERSION, Account, Container, answers};
+use crate::auth::{Draft, header_value};
+use crate::error::{Error, Result};
+use crate::names;
+use crate::request::Request;
+use crate::response::Response;
+use crate::transport::{FailureKind, TransportError};
+use crate::types::{Body, Condition};
+
+/// The first pause is at most this long, whatever the jitter.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// A call before it is signed.
+#[derive(Debug)]
+pub(super) struct Call<'a> {
+    pub(super) method: Method,
+    pub(super) blob: Option<&'a str>,
+    pub(super) query: Vec<(&'static str, String)>,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Body,
+    pub(super) dest: Option<Buffer>,
+    /// See [`Request::idempotent`].
+    pub(super) idempotent: bool,
+    /// Bytes asked for, to be checked against what arrived.
+    pub(super) range: Option<Range<u64>>,
+}
+
+impl<'a> Call<'a> {
+    pub(super) fn new(method: Method, blob: Option<&'a str>) -> Self {
+        Self {
+            method,
+            blob,
+            query: Vec::new(),
+            headers: HeaderMap::new(),
+            body: Body::default(),
+            dest: None,
+            idempotent: true,
+            range: None,
+        }
+    }
+
+    pub(super) fn query(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.query.push((name, value.into()));
+        self
+    }
+
+    pub(super) fn header(mut self, name: &'static str, value: &str) -> Result<Self> {
+        self.headers
+            .insert(HeaderName::from_static(name), header_value(value)?);
+        Ok(self)
+    }
+
+    pub(super) fn condition(mut self, condition: &Condition) -> Result<Self> {
+        if let Some(etag) = &condition.if_match {
+            self.headers.insert(header::IF_MATCH, header_value(&etag.0)?);
+        }
+        if condition.if_absent {
+            self.headers
+                .insert(header::IF_NONE_MATCH, HeaderValue::from_static("*"));
+        } else if let Some(etag) = &condition.if_none_match {
+            self.headers.insert(header::IF_NONE_MATCH, header_value(&etag.0)?);
+        }
+        if let Some(lease) = &condition.lease {
+            self = self.header("x-ms-lease-id", lease)?;
+        }
+        Ok(self)
+    }
+
+    pub(super) fn metadata(mut self, metadata: &crate::types::Metadata) -> Result<Self> {
+        names::check_metadata(metadata)?;
+        for (name, value) in metadata {
+            let name = HeaderName::try_from(format!("x-ms-meta-{name}")).map_err(|e| Error::Argument {
+                field: "metadata name",
+                message: e.to_string(),
+            })?;
+            self.headers.insert(name, header_value(value)?);
+        }
+        Ok(self)
+    }
+
+    pub(super) fn body(mut self, body: Body) -> Self {
+        self.body = body;
+        self
+    }
+
+    /// Sending it twice is not the same as sending it once: only this client repeats it, and then looks what happened.
+    pub(super) fn not_idempotent(mut self) -> Self {
+        self.idempotent = false;
+        self
+    }
+}
+
+/// A success.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) response: Response,
+}
+
+/// What the service (or nobody) said in the end.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) error: Error,
+    /// The answer's status, `None` when there was no answer.
+    pub(super) status: Option<StatusCode>,
+    pub(super) code: String,
+    /// An earlier attempt of this call may have been executed although its answer was lost; the service's clock
+    /// when the first such attempt was sent (`None` inside when not known).
+    pub(super) lost: Option<Lost>,
+    /// The destination, when it came back.
+    pub(super) dest: Option<Buffer>,
+}
+
+/// An attempt that may have been executed without an answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lost {
+    /// Service's clock at the time the call began, when known.
+    pub(super) since: Option<SystemTime>,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            status: None,
+            code: String::new(),
+            lost: None,
+            dest: None,
+        }
+    }
+}
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Self {
+        failed.error
+    }
+}
+
+/// What one attempt came to.
+enum Attempt {
+    Done(Response),
+    /// Final: nothing a retry could change.
+    Refused(Failed),
+    /// Worth another try.
+    Again {
+        failed: Failed,
+        after: Option<Duration>,
+        maybe_executed: bool,
+    },
+}
+
+impl Container {
+    /// Sends a call until it is answered for good or the deadline passes.
+    pub(super) async fn execute(&self, mut call: Call<'_>) -> Result<Answer, Failed> {
+        if let Some(blob) = call.blob {
+            names::check_blob(blob)?;
+        }
+        let account = &*self.account;
+        let began = Instant::now();
+        let deadline = began + account.deadline;
+        let since = account.service_now();
+        let mut dest = call.dest.take();
+        let dest_len = dest.as_ref().map(|d| d.len());
+        let mut lost: Option<Lost> = None;
+        let mut rejected_token = false;
+        let mut attempt = 0_u32;
+        loop {
+            if dest.is_none()
+                && let Some(len) = dest_len
+            {
+                // The last destination went down with its attempt: a device may still write there.
+                dest = Some(account.arena.alloc(len).map_err(|source| Error::Io {
+                    call: "allocating a read buffer",
+                    source,
+                })?);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let request = self.sign(&call, dest.take(), attempt, left).await?;
+            let outcome = account.transport.send(request).await;
+            let (mut failed, after) = match self.judge(&call, outcome, &mut rejected_token) {
+                Attempt::Done(response) => return Ok(Answer { response }),
+                Attempt::Refused(mut failed) => {
+                    failed.lost = lost;
+                    return Err(failed);
+                }
+                Attempt::Again {
+                    failed,
+                    after,
+                    maybe_executed,
+                } => {
+                    if maybe_executed {
+                        lost = lost.or(Some(Lost { since }));
+                    }
+                    (failed, after)
+                }
+            };
+            failed.lost = lost;
+            let pause = after.unwrap_or_else(|| pause(attempt));
+            let now = Instant::now();
+            if now + pause >= deadline {
+                if matches!(failed.error, Error::DeadlineExceeded { .. }) {
+                    failed.error = Error::DeadlineExceeded {
+                        waited: now.saturating_duration_since(began),
+                    };
+                }
+                return Err(failed);
+            }
+            tracing::debug!(
+                container = %self.name,
+                method = %call.method,
+                attempt,
+                pause_ms = pause.as_millis() as u64,
+                error = %failed.error,
+                "trying again"
+            );
+            dest = restored(failed.dest.take(), dest_len);
+            tokio::time::sleep(pause).await;
+            attempt += 1;
+        }
+    }
+
+    async fn sign(
+        &self,
+        call: &Call<'_>,
+        dest: Option<Buffer>,
+        attempt: u32,
+        left: Duration,
+    ) -> Result<Request> {
+        let account = &*self.account;
+        let mut headers = call.headers.clone();
+        headers.insert("x-ms-version", HeaderValue::from_static(API_VERSION));
+        headers.insert(
+            "x-ms-client-request-id",
+            header_value(&uuid::Uuid::new_v4().to_string())?,
+        );
+        if matches!(call.method, Method::PUT | Method::POST) {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(call.body.len()));
+        }
+        let mut draft = Draft {
+            method: call.method.clone(),
+            path: account.path(&self.name, call.blob),
+            query: call
+                .query
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), v.clone()))
+                .collect(),
+            headers,
+        };
+        let query = account.signer.sign(&mut draft, SystemTime::now()).await?;
+        let mark = if query.is_empty() { "" } else { "?" };
+        let url: Uri = format!("{}{}{mark}{query}", account.origin, draft.path)
+            .parse()
+            .map_err(|e: http::uri::InvalidUri| Error::Argument {
+                field: "blob name",
+                // The URL itself may hold a SAS.
+                message: format!("makes no valid URL ({e}); the longest is 64 KiB"),
+            })?;
+        Ok(Request {
+            method: draft.method,
+            url,
+            headers: draft.headers,
+            body: call.body.clone(),
+            dest,
+            idempotent: call.idempotent,
+            attempt,
+            timeout: account.attempt_timeout.min(left),
+        })
+    }
+
+    fn judge(
+        &self,
+        call: &Call<'_>,
+        outcome: Result<Response, TransportError>,
+        rejected_token: &mut bool,
+    ) -> Attempt {
+        let account = &*self.account;
+        let response = match outcome {
+            Ok(response) => response,
+            Err(error) => {
+                let (again, maybe_executed) = (error.retryable, error.maybe_executed);
+                let failed = Failed::from(transport_error(account, error));
+                return if again {
+                    Attempt::Again {
+                        failed,
+                        after: None,
+                        maybe_executed,
+                    }
+                } else {
+                    Attempt::Refused(failed)
+                };
+            }
+        };
+        let now = SystemTime::now();
+        let server_time = answers::date(&response.headers);
+        if let Some(server) = server_time {
+            account.note_clock(server, now);
+        }
+        if response.status.is_success() {
+            return match answers::check_range(&response, call.range.as_ref()) {
+                Ok(()) => Attempt::Done(response),
+                Err(message) => Attempt::Again {
+                    failed: Failed {
+                        dest: response.dest,
+                        ..Failed::from(Error::Malformed { message })
+                    },
+                    after: None,
+                    maybe_executed: true,
+                },
+            };
+        }
+        let status = response.status;
+        let (code, message) = answers::code_and_message(&response);
+        let error = answers::error(
+            account,
+            answers::Refusal {
+                status,
+                code: &code,
+                message,
+                request_id: answers::text(&response.headers, "x-ms-request-id").unwrap_or_default(),
+                server_time,
+                now,
+            },
+            &self.name,
+            call.blob,
+        );
+        let failed = Failed {
+            error,
+            status: Some(status),
+            code,
+            lost: None,
+            dest: response.dest,
+        };
+        if status == StatusCode::UNAUTHORIZED && account.signer.uses_tokens() && !*rejected_token {
+            // Revoked or of an earlier key: worth one new token.
+            *rejected_token = true;
+            account.signer.reject_token();
+            return Attempt::Again {
+                failed,
+                after: Some(Duration::ZERO),
+                maybe_executed: false,
+            };
+        }
+        match status.as_u16() {
+            // Turned away before anything was done.
+            408 | 429 | 503 => Attempt::Again {
+                failed,
+                after: answers::retry_after(&response.headers, now),
+                maybe_executed: false,
+            },
+            // Failed somewhere on the way: done or not, nobody says.
+            500 | 502 | 504 => Attempt::Again {
+                failed,
+                after: answers::retry_after(&response.headers, now),
+                maybe_executed: true,
+            },
+            _ => Attempt::Refused(failed),
+        }
+    }
+}
+
+/// A destination that came back is used again, at its full length.
+fn restored(dest: Option<Buffer>, len: Option<usize>) -> Option<Buffer> {
+    let (mut dest, len) = (dest?, len?);
+    dest.set_len(len);
+    Some(dest)
+}
+
+fn transport_error(account: &Account, error: TransportError) -> Error {
+    match error.kind {
+        FailureKind::ChannelRequired => Error::ChannelRequired {
+            reason: error.message,
+        },
+        FailureKind::TimedOut => Error::DeadlineExceeded {
+            waited: account.attempt_timeout,
+        },
+        FailureKind::Malformed => Error::Malformed {
+            message: error.to_string(),
+        },
+        FailureKind::Unreachable | FailureKind::Unsuitable => Error::Unreachable {
+            endpoint: account.endpoint(),
+            message: error.to_string(),
+        },
+    }
+}
+
+/// Doubling pauses, each drawn from its upper half; the first from 100 to 200 ms.
+fn pause(attempt: u32) -> Duration {
+    let longest = FIRST_PAUSE
+        .saturating_mul(1 << attempt.min(10))
+        .min(LONGEST_PAUSE);
+    longest.mul_f64(rand::rng().random_range(0.5..=1.0))
+}

@@ -1,0 +1,138 @@
+//! Put Blob, Put Block, Put Block List, Set Blob Metadata, Delete Blob.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::Method;
+
+use super::retry::Call;
+use super::{Container, answers};
+use crate::error::{Error, Result};
+use crate::types::{BlockId, BlockList, BlockRef, Body, Condition, Metadata, PutOptions, Written};
+use crate::xml;
+
+/// Content type of blobs that were given none: what the service itself would store.
+const DEFAULT_CONTENT_TYPE: &str = "application/octet-stream";
+
+impl Container {
+    /// Put Blob (block blob, one request).
+    pub async fn put(&self, blob: &str, body: Body, options: &PutOptions) -> Result<Written> {
+        let call = put_options(Call::new(Method::PUT, Some(blob)), options)?
+            .header("x-ms-blob-type", "BlockBlob")?
+            .body(body.clone());
+        let call = if is_conditional(&options.condition) {
+            call.not_idempotent()
+        } else {
+            call
+        };
+        match self.execute(call).await {
+            Ok(answer) => answers::written(&answer.response.headers),
+            Err(failed) => self.lost_put(blob, &body, options, failed).await,
+        }
+    }
+
+    /// Put Block.
+    pub async fn stage(&self, blob: &str, id: &BlockId, body: Body) -> Result<()> {
+        let call = block_call(blob, id)?.body(body);
+        self.execute(call).await?;
+        Ok(())
+    }
+
+    /// Put Block List.
+    pub async fn commit(&self, blob: &str, blocks: &[BlockRef], options: &PutOptions) -> Result<Written> {
+        let body = Bytes::from(xml::block_list_body(blocks));
+        // Never idempotent: what a first commit took from the staged blocks, a second one finds no longer staged.
+        let call = put_options(
+            Call::new(Method::PUT, Some(blob)).query("comp", "blocklist"),
+            options,
+        )?
+        .body(body.into())
+        .not_idempotent();
+        match self.execute(call).await {
+            Ok(answer) => answers::written(&answer.response.headers),
+            Err(failed) => self.lost_commit(blob, blocks, options, failed).await,
+        }
+    }
+
+    /// Get Block List (committed and uncommitted). `BlobNotFound` when neither exists.
+    pub async fn block_list(&self, blob: &str) -> Result<BlockList> {
+        let call = Call::new(Method::GET, Some(blob))
+            .query("comp", "blocklist")
+            .query("blocklisttype", "all");
+        let answer = self.execute(call).await?;
+        let mut list = xml::block_list(&answer.response.body)?;
+        let headers = &answer.response.headers;
+        list.content_length = answers::text(headers, "x-ms-blob-content-length")
+            .and_then(|t| t.parse().ok())
+            .unwrap_or_default();
+        // Without a committed version there is no Last-Modified, and the ETag (if any) is nobody's version.
+        list.etag = answers::written(headers).ok().map(|w| w.etag);
+        Ok(list)
+    }
+
+    /// Set Blob Metadata (replaces all).
+    pub async fn set_metadata(
+        &self,
+        blob: &str,
+        metadata: &Metadata,
+        condition: &Condition,
+    ) -> Result<Written> {
+        let call = Call::new(Method::PUT, Some(blob))
+            .query("comp", "metadata")
+            .metadata(metadata)?
+            .condition(condition)?;
+        let call = if is_conditional(condition) {
+            call.not_idempotent()
+        } else {
+            call
+        };
+        match self.execute(call).await {
+            Ok(answer) => answers::written(&answer.response.headers),
+            Err(failed) => self.lost_metadata(blob, metadata, failed).await,
+        }
+    }
+
+    /// Delete Blob, snapshots included.
+    pub async fn delete(&self, blob: &str, condition: &Condition) -> Result<()> {
+        let call = Call::new(Method::DELETE, Some(blob))
+            .header("x-ms-delete-snapshots", "include")?
+            .condition(condition)?
+            .not_idempotent();
+        match self.execute(call).await {
+            Ok(_) => Ok(()),
+            Err(failed) => match failed.error {
+                // Gone is what was asked for, and an attempt of ours may have done it.
+                Error::BlobNotFound { .. } if failed.lost.is_some() => Ok(()),
+                error => Err(error),
+            },
+        }
+    }
+}
+
+/// Whether a second execution can be answered differently from the first.
+fn is_conditional(condition: &Condition) -> bool {
+    condition.if_match.is_some() || condition.if_absent || condition.if_none_match.is_some()
+}
+
+fn put_options<'a>(call: Call<'a>, options: &PutOptions) -> Result<Call<'a>> {
+    call.header(
+        "x-ms-blob-content-type",
+        options.content_type.as_deref().unwrap_or(DEFAULT_CONTENT_TYPE),
+    )?
+    .metadata(&options.metadata)?
+    .condition(&options.condition)
+}
+
+/// Put Block and Put Block From URL, without what is staged.
+pub(super) fn block_call<'a>(blob: &'a str, id: &BlockId) -> Result<Call<'a>> {
+    // REST, Put Block: at most 64 bytes before base64.
+    if id.0.is_empty() || id.0.len() > 64 {
+        return Err(Error::Argument {
+            field: "block id",
+            message: format!("has {} bytes; it needs 1 to 64", id.0.len()),
+        });
+    }
+    Ok(Call::new(Method::PUT, Some(blob))
+        .query("comp", "block")
+        .query("blockid", STANDARD.encode(&id.0)))
+}

@@ -1,0 +1,315 @@
+//! HTTPS (and plain HTTP for emulators): pooled keep-alive connections, bodies sent piece by piece, answers copied once.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use vsc_driver::buffer::Buffer;
+
+use super::counters::Counters;
+use super::{FailureKind, PathStats, Transport, TransportError};
+use crate::request::Request;
+use crate::response::Response;
+use crate::types::{Body, Piece};
+
+/// Name of this path in counters and errors.
+pub const HTTPS: &str = "https";
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Shorter than the service's own idle limit, so that a request rarely meets a connection that is just being closed.
+const POOL_IDLE: Duration = Duration::from_secs(60);
+const POOL_IDLE_PER_HOST: usize = 64;
+/// One read of the socket at most; reads of this size keep the number of system calls per part low.
+const READ_BUFFER: usize = 512 * 1024;
+/// A blob may carry 8 KiB of metadata, one header each.
+const MAX_HEADERS: usize = 512;
+/// Bound of bodies that are collected in memory: error texts, block lists (50,000 entries) and listings (5,000 entries).
+const COLLECT_LIMIT: usize = 64 * 1024 * 1024;
+
+type Pool = Client<HttpsConnector<HttpConnector>, Pieces>;
+
+/// The connection pool; cheap to clone, clones share it and the counters.
+#[derive(Debug, Clone)]
+pub struct Https {
+    /// Or why TLS cannot be set up on this machine.
+    pool: Result<Pool, String>,
+    counters: Arc<Counters>,
+}
+
+impl Https {
+    /// A pool that trusts the machine's root certificates. A machine without any can still reach `http://` endpoints; TLS
+    /// then fails with the certificate's reason.
+    pub fn new() -> Self {
+        let native = rustls_native_certs::load_native_certs();
+        for error in &native.errors {
+            tracing::warn!(%error, "a root certificate of this machine cannot be read");
+        }
+        let mut roots = rustls::RootCertStore::empty();
+        let (added, _) = roots.add_parsable_certificates(native.certs);
+        if added == 0 {
+            tracing::warn!("this machine has no root certificates: https:// endpoints will not be trusted");
+        }
+        Self::with_roots(roots)
+    }
+
+    /// A pool that trusts exactly these roots.
+    pub fn with_roots(roots: rustls::RootCertStore) -> Self {
+        // The provider is named here, so that nothing depends on a process-wide default.
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let pool = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map(|builder| builder.with_root_certificates(roots).with_no_client_auth())
+            .map(pool)
+            .map_err(|error| format!("TLS cannot be set up: {error}"));
+        Self {
+            pool,
+            counters: Arc::default(),
+        }
+    }
+
+    async fn exchange(&self, mut request: Request) -> Result<Response, TransportError> {
+        let pool = self
+            .pool
+            .as_ref()
+            .map_err(|message| unsuitable(message.clone()))?;
+        let mut dest = request.dest.take();
+        let body = Pieces::new(&request.body);
+        let mut message = http::Request::new(body);
+        *message.method_mut() = request.method;
+        *message.uri_mut() = request.url;
+        *message.headers_mut() = request.headers;
+        let answer = pool.request(message).await.map_err(|error| TransportError {
+            path: HTTPS,
+            kind: FailureKind::Unreachable,
+            message: chain(&error),
+            maybe_executed: !error.is_connect(),
+            retryable: true,
+        })?;
+        let (head, body) = answer.into_parts();
+        let body = match &mut dest {
+            Some(buffer) if head.status.is_success() => {
+                receive_into(body, buffer).await?;
+                Bytes::new()
+            }
+            _ => collect(body).await?,
+        };
+        Ok(Response {
+            status: head.status,
+            headers: head.headers,
+            body,
+            dest,
+        })
+    }
+}
+
+impl Default for Https {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[async_trait]
+impl Transport for Https {
+    async fn send(&self, request: Request) -> Result<Response, TransportError> {
+        let (timeout, sent) = (request.timeout, request.body.len());
+        let had_dest = request.dest.is_some();
+        let outcome = match tokio::time::timeout(timeout, self.exchange(request)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(TransportError {
+                path: HTTPS,
+                kind: FailureKind::TimedOut,
+                message: format!("no complete answer within {timeout:?}"),
+                maybe_executed: true,
+                retryable: true,
+            }),
+        };
+        match &outcome {
+            Ok(response) => {
+                let in_dest = match &response.dest {
+                    Some(dest) if had_dest && response.status.is_success() => dest.len(),
+                    _ => 0,
+                };
+                self.counters
+                    .answered(sent, (response.body.len() + in_dest) as u64);
+            }
+            Err(_) => self.counters.failed(),
+        }
+        outcome
+    }
+
+    fn stats(&self) -> Vec<PathStats> {
+        vec![self.counters.stats(HTTPS, self.pool.as_ref().err().cloned())]
+    }
+}
+
+fn pool(tls: rustls::ClientConfig) -> Pool {
+    let mut http = HttpConnector::new();
+    http.enforce_http(false);
+    http.set_nodelay(true);
+    http.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    http.set_keepalive(Some(Duration::from_secs(30)));
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(http);
+    Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(POOL_IDLE)
+        .pool_max_idle_per_host(POOL_IDLE_PER_HOST)
+        .http1_max_buf_size(READ_BUFFER)
+        .http1_max_headers(MAX_HEADERS)
+        .build(connector)
+}
+
+/// Copies a successful body to its destination as it arrives: the one copy of this path.
+async fn receive_into(mut body: Incoming, dest: &mut Buffer) -> Result<(), TransportError> {
+    let mut filled = 0;
+    while let Some(data) = next_data(&mut body).await? {
+        let Some(room) = dest.get_mut(filled..filled + data.len()) else {
+            return Err(TransportError {
+                path: HTTPS,
+                kind: FailureKind::Malformed,
+                message: format!("the answer is longer than the {} bytes asked for", dest.len()),
+                maybe_executed: true,
+                retryable: false,
+            });
+        };
+        room.copy_from_slice(&data);
+        filled += data.len();
+    }
+    dest.set_len(filled);
+    Ok(())
+}
+
+async fn collect(mut body: Incoming) -> Result<Bytes, TransportError> {
+    let mut first = Bytes::new();
+    let mut rest: Option<BytesMut> = None;
+    while let Some(data) = next_data(&mut body).await? {
+        if first.is_empty() && rest.is_none() {
+            first = data;
+            continue;
+        }
+        let joined = rest.get_or_insert_with(|| BytesMut::from(first.as_ref()));
+        if joined.len() + data.len() > COLLECT_LIMIT {
+            return Err(TransportError {
+                path: HTTPS,
+                kind: FailureKind::Malformed,
+                message: format!("the answer is longer than {COLLECT_LIMIT} bytes"),
+                maybe_executed: true,
+                retryable: false,
+            });
+        }
+        joined.extend_from_slice(&data);
+    }
+    Ok(rest.map_or(first, BytesMut::freeze))
+}
+
+async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, TransportError> {
+    loop {
+        match body.frame().await {
+            None => return Ok(None),
+            Some(Ok(frame)) => {
+                // Trailers carry nothing of ours.
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+            Some(Err(error)) => {
+                return Err(TransportError {
+                    path: HTTPS,
+                    kind: FailureKind::Unreachable,
+                    message: format!("the answer broke off: {}", chain(&error)),
+                    maybe_executed: true,
+                    retryable: true,
+                });
+            }
+        }
+    }
+}
+
+fn unsuitable(message: String) -> TransportError {
+    TransportError {
+        path: HTTPS,
+        kind: FailureKind::Unsuitable,
+        message,
+        maybe_executed: false,
+        retryable: false,
+    }
+}
+
+/// An error with its causes; hyper's own text says only "client error (Connect)".
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// A request body that hands hyper its pieces as they are, for a vectored write.
+#[derive(Debug)]
+struct Pieces {
+    rest: std::vec::IntoIter<Bytes>,
+    left: u64,
+}
+
+impl Pieces {
+    fn new(body: &Body) -> Self {
+        let pieces: Vec<Bytes> = body
+            .0
+            .iter()
+            .map(|piece| match piece {
+                Piece::Bytes(bytes) => bytes.clone(),
+                Piece::Slice(slice) => slice.to_bytes(),
+            })
+            .filter(|bytes| !bytes.is_empty())
+            .collect();
+        Self {
+            rest: pieces.into_iter(),
+            left: body.len(),
+        }
+    }
+}
+
+impl HttpBody for Pieces {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Poll::Ready(self.rest.next().map(|bytes| {
+            self.left -= bytes.len() as u64;
+            Ok(Frame::data(bytes))
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
+
+#[cfg(test)]
+mod tests;
