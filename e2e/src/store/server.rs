@@ -1,0 +1,273 @@
+//! HTTP/1.1 in front of the store: bodies go in and out as shared pieces.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::thread::JoinHandle;
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+use super::content::{Content, Piece};
+use super::{BlobStore, Ending};
+
+/// Bodies up to this size are joined into memory of exactly their size; larger ones stay as they were received.
+const SMALL: u64 = 64 * 1024;
+/// Largest body: Put Blob takes 5,000 MiB, Put Block 4,000 MiB.
+const LARGEST: u64 = 5_000 << 20;
+/// How much is read from the socket at once, and from a file for one frame of an answer.
+const READ: usize = 1 << 20;
+
+/// A listening store; stops when dropped.
+#[derive(Debug)]
+pub struct Server {
+    addr: SocketAddr,
+    endpoint: url::Url,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// `http://127.0.0.1:PORT/devstoreaccount1`.
+    pub fn endpoint(&self) -> url::Url {
+        self.endpoint.clone()
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    pub(super) fn start(store: Arc<BlobStore>, addr: SocketAddr) -> io::Result<Self> {
+        let account = store.account().to_owned();
+        if account.is_empty()
+            || !account
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("account name {account:?}: lower-case letters and digits only"),
+            ));
+        }
+        let listener = TcpListener::bind(addr)?;
+        listener.set_nonblocking(true)?;
+        let addr = listener.local_addr()?;
+        let endpoint = url::Url::parse(&format!("http://{addr}/{account}"))
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("blob-store")
+            .enable_all()
+            .build()?;
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name("blob-store".into())
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        _ = stopped => {}
+                        result = accept(store, listener) => {
+                            if let Err(error) = result {
+                                tracing::error!(%error, "the embedded blob store stopped listening");
+                            }
+                        }
+                    }
+                });
+            })?;
+        Ok(Self {
+            addr,
+            endpoint,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the embedded blob store panicked");
+        }
+    }
+}
+
+async fn accept(store: Arc<BlobStore>, listener: TcpListener) -> io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            // A connection that died in the queue, or no descriptor free: the listener itself is fine.
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                continue;
+            }
+        };
+        while connections.try_join_next().is_some() {}
+        // Answers are written whole; waiting for more would only delay them.
+        let _ = stream.set_nodelay(true);
+        let store = store.clone();
+        connections.spawn(async move {
+            let service = service_fn(|request| handle(&store, peer, request));
+            let connection = hyper::server::conn::http1::Builder::new()
+                .writev(true)
+                .max_buf_size(READ)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection ended");
+            }
+        });
+    }
+}
+
+/// Why a request gets no answer.
+#[derive(Debug, thiserror::Error)]
+enum Dropped {
+    #[error("closed by a fault rule")]
+    Fault,
+    #[error("the request body broke off: {0}")]
+    Body(#[from] hyper::Error),
+    #[error("a worker of the store ended")]
+    Worker,
+}
+
+impl From<Infallible> for Dropped {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
+async fn handle(
+    store: &Arc<BlobStore>,
+    peer: SocketAddr,
+    request: http::Request<Incoming>,
+) -> Result<http::Response<Pieces>, Dropped> {
+    let (parts, body) = request.into_parts();
+    let job = store.plan(&parts);
+    let body = match receive(body).await? {
+        Some(body) => body,
+        None => {
+            let mut response = http::Response::new(Pieces::default());
+            *response.status_mut() = http::StatusCode::PAYLOAD_TOO_LARGE;
+            return Ok(response);
+        }
+    };
+    if !job.wait.is_zero() {
+        tokio::time::sleep(job.wait).await;
+    }
+    let peer = Some(peer.ip());
+    let (response, ending) = if store.folder.is_some() {
+        // Files are read and written: not on the threads that serve connections.
+        let store = store.clone();
+        tokio::task::spawn_blocking(move || store.run(job, &parts, body, peer))
+            .await
+            .map_err(|_| Dropped::Worker)?
+    } else {
+        store.run(job, &parts, body, peer)
+    };
+    let cut = match ending {
+        Ending::Whole => None,
+        Ending::Cut(after) => Some(after),
+        Ending::NoAnswer => return Err(Dropped::Fault),
+        Ending::Hang => std::future::pending().await,
+    };
+    Ok(response.map(|content| Pieces {
+        left: content.len(),
+        pieces: content.into_pieces().into(),
+        cut,
+    }))
+}
+
+/// Reads a body; `None` when it is larger than any request may be.
+async fn receive(mut body: Incoming) -> Result<Option<Content>, hyper::Error> {
+    let expected = body.size_hint().exact();
+    if expected.is_some_and(|len| len > LARGEST) {
+        return Ok(None);
+    }
+    let mut content = Content::default();
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame?.into_data() {
+            content.push(Piece::Memory(data));
+        }
+        if content.len() > LARGEST {
+            return Ok(None);
+        }
+    }
+    if content.len() <= SMALL && content.len() > 0 {
+        // A small blob must not keep a whole read buffer alive.
+        let mut joined = BytesMut::with_capacity(content.len() as usize);
+        for piece in content.pieces() {
+            if let Piece::Memory(bytes) = piece {
+                joined.extend_from_slice(bytes);
+            }
+        }
+        content = joined.freeze().into();
+    }
+    Ok(Some(content))
+}
+
+/// The body of an answer: pieces handed to the socket as they are; file pieces are read as they are sent.
+#[derive(Debug, Default)]
+struct Pieces {
+    pieces: std::collections::VecDeque<Piece>,
+    left: u64,
+    /// Breaks off after this many bytes.
+    cut: Option<u64>,
+}
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        if self.cut == Some(0) && self.left > 0 {
+            return Poll::Ready(Some(Err(io::Error::other("cut by a fault rule"))));
+        }
+        let cut = self.cut;
+        let Some(piece) = self.pieces.front_mut() else {
+            return Poll::Ready(None);
+        };
+        let max = match piece {
+            Piece::Memory(_) => usize::MAX,
+            _ => READ,
+        };
+        let max = cut.map_or(max, |cut| max.min(cut as usize));
+        let bytes = match piece.take(max) {
+            Ok(bytes) => bytes,
+            Err(error) => return Poll::Ready(Some(Err(error))),
+        };
+        if piece.len() == 0 {
+            self.pieces.pop_front();
+        }
+        self.left -= bytes.len() as u64;
+        if let Some(cut) = &mut self.cut {
+            *cut -= bytes.len() as u64;
+        }
+        Poll::Ready(Some(Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}

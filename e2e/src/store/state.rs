@@ -1,0 +1,184 @@
+//! What the store holds: containers, blobs, staged blocks; each blob behind a lock of its own, no lock held while bytes move.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use serde::{Deserialize, Serialize};
+
+use super::content::{Block, BlockRun};
+use super::headers::{ContentHeaders, Metadata};
+use super::lease::Lease;
+use super::version::Version;
+
+/// Who may read a container without credentials (`x-ms-blob-public-access`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(super) enum PublicAccess {
+    /// Nobody.
+    #[default]
+    None,
+    /// Blobs, when the name is known.
+    Blob,
+    /// Blobs and the listing.
+    Container,
+}
+
+/// Kind of blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum BlobKind {
+    Block,
+    Append,
+    Page,
+}
+
+impl BlobKind {
+    /// `x-ms-blob-type`.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            BlobKind::Block => "BlockBlob",
+            BlobKind::Append => "AppendBlob",
+            BlobKind::Page => "PageBlob",
+        }
+    }
+}
+
+/// The last copy that made a blob.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct CopyInfo {
+    pub(super) id: String,
+    pub(super) source: String,
+    /// HTTP date.
+    pub(super) completed: String,
+}
+
+/// One committed version of a blob; never changed, only replaced.
+#[derive(Debug, Clone)]
+pub(super) struct Blob {
+    pub(super) version: Version,
+    pub(super) created: Version,
+    pub(super) kind: BlobKind,
+    pub(super) content: BlockRun,
+    pub(super) headers: ContentHeaders,
+    pub(super) metadata: Arc<Metadata>,
+    pub(super) copy: Option<Arc<CopyInfo>>,
+    pub(super) tier: Option<String>,
+}
+
+/// A name in a container: committed version, staged blocks, lease.
+#[derive(Debug, Default)]
+pub(super) struct SlotState {
+    pub(super) blob: Option<Arc<Blob>>,
+    pub(super) uncommitted: BTreeMap<Vec<u8>, Arc<Block>>,
+    pub(super) lease: Lease,
+    /// Taken out of the container: whoever still holds it looks the name up again.
+    gone: bool,
+}
+
+impl SlotState {
+    fn is_empty(&self) -> bool {
+        self.blob.is_none() && self.uncommitted.is_empty()
+    }
+    /// Version of what is committed.
+    pub(super) fn version(&self) -> Option<Version> {
+        self.blob.as_ref().map(|blob| blob.version)
+    }
+}
+
+/// A name in a container.
+#[derive(Debug, Default)]
+pub(super) struct Slot(Mutex<SlotState>);
+
+impl Slot {
+    /// Locks it; held for bookkeeping only.
+    pub(super) fn lock(&self) -> MutexGuard<'_, SlotState> {
+        // A panic while it was held left consistent data: states are replaced whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a container is, apart from its blobs.
+#[derive(Debug, Clone)]
+pub(super) struct ContainerState {
+    pub(super) version: Version,
+    pub(super) metadata: Metadata,
+    pub(super) public: PublicAccess,
+    pub(super) lease: Lease,
+}
+
+/// A container.
+#[derive(Debug)]
+pub(super) struct Container {
+    pub(super) name: String,
+    state: Mutex<ContainerState>,
+    blobs: RwLock<BTreeMap<String, Arc<Slot>>>,
+}
+
+impl Container {
+    /// An empty container.
+    pub(super) fn new(name: String, state: ContainerState) -> Self {
+        Self {
+            name,
+            state: Mutex::new(state),
+            blobs: RwLock::default(),
+        }
+    }
+
+    /// Locks its own state.
+    pub(super) fn lock(&self) -> MutexGuard<'_, ContainerState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `f` on the slot of a name, when there is one.
+    pub(super) fn with_existing<R>(&self, name: &str, f: impl FnOnce(Option<&mut SlotState>) -> R) -> R {
+        let slot = self.read().get(name).cloned();
+        let Some(slot) = slot else { return f(None) };
+        let mut state = slot.lock();
+        if state.gone {
+            return f(None);
+        }
+        let out = f(Some(&mut state));
+        self.drop_if_empty(name, &slot, state);
+        out
+    }
+
+    /// Runs `f` on the slot of a name, made when there is none; a slot left empty is taken out again.
+    pub(super) fn with_slot<R>(&self, name: &str, f: impl FnOnce(&mut SlotState) -> R) -> R {
+        loop {
+            let found = self.read().get(name).cloned();
+            let slot = found.unwrap_or_else(|| self.write().entry(name.to_owned()).or_default().clone());
+            let mut state = slot.lock();
+            if state.gone {
+                // Whoever emptied it is about to take it out of the map, or has done so.
+                drop(state);
+                self.remove(name, &slot);
+                continue;
+            }
+            let out = f(&mut state);
+            self.drop_if_empty(name, &slot, state);
+            return out;
+        }
+    }
+
+    fn drop_if_empty(&self, name: &str, slot: &Arc<Slot>, mut state: MutexGuard<'_, SlotState>) {
+        if state.is_empty() {
+            state.gone = true;
+            drop(state);
+            self.remove(name, slot);
+        }
+    }
+
+    fn remove(&self, name: &str, slot: &Arc<Slot>) {
+        let mut blobs = self.write();
+        if blobs.get(name).is_some_and(|there| Arc::ptr_eq(there, slot)) {
+            blobs.remove(name);
+        }
+    }
+
+    /// The names and slots, in byte order.
+    pub(super) fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Arc<Slot>>> {
+        self.blobs.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, Arc<Slot>>> {
+        self.blobs.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
