@@ -73,8 +73,10 @@ pub struct Authorization {
 
 /// Body of `REST`: one HTTP request without its payload, which is the data buffer (`data_valid` bytes of it).
 ///
-/// The answer's payload goes to the data buffer when the request sends none (`data_valid` = 0) and the answer is a
-/// success; every other payload is small and travels inside the response body.
+/// The answer's payload goes to the start of the data buffer (`bytesRead` of it) when the request sends none
+/// (`data_valid` = 0, a data buffer is there) and the HTTP status is 2xx. Every other payload travels inside the response
+/// body (`body`): XML of errors, cut to the limit there, and small answers to requests that send a payload or bring no
+/// buffer. A VSP that does not know the method answers with a host status other than 0.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rest {

@@ -8,7 +8,14 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// `status` of a request that the store executed with success. Anything else is a store error.
+///
+/// For `Rest` (ours) it means that the store has answered at all: what it answered is in `httpStatus`.
 pub const STORE_SUCCESS: i64 = 1001;
+/// `Rest` (ours): the request was executed, but its payload fits neither the data buffer nor the response body.
+/// `errorDescription` tells the size.
+pub const STORE_PAYLOAD_TOO_LARGE: i64 = 2001;
+/// `Rest` (ours): the host could not reach the store, or lost it before the whole answer was there.
+pub const STORE_UNREACHABLE: i64 = 2002;
 
 /// The largest payload that travels inside a response body, in bytes (base64 makes 4/3 of it).
 pub const MAX_INLINE_BODY: usize = 12 * 1024;
