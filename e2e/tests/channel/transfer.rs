@@ -62,7 +62,7 @@ async fn reads_of_all_sizes_land_in_the_callers_buffer() {
     );
     assert_eq!(
         fixture.mock.counters().refused,
-        probe_calls(Abi::List),
+        PROBE_CALLS,
         "nothing malformed was sent"
     );
 }
