@@ -129,6 +129,7 @@ answers! {
     invalid_metadata = 400 "InvalidMetadata" "The specified metadata is invalid. It includes characters that are not permitted.";
     /// 401 with `WWW-Authenticate`: nothing was presented at all.
     no_authentication = 401 "NoAuthenticationInformation" "Server failed to authenticate the request. Please refer to the information in the www-authenticate header.";
+    no_pending_copy = 409 "NoPendingCopyOperation" "There is currently no pending copy operation.";
     not_implemented = 501 "NotImplemented" "The requested operation is not implemented by the embedded blob store.";
     not_modified = 304 "ConditionNotMet" "The condition specified using HTTP conditional header(s) is not met.";
     out_of_range_input = 400 "OutOfRangeInput" "One of the request inputs is out of range.";

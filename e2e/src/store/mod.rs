@@ -19,6 +19,7 @@ mod lease;
 mod operation;
 mod reply;
 mod server;
+mod signing;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,7 @@ use http::{HeaderValue, Method};
 pub use self::aids::{Counters, Fault, FaultRule, RequestRecord};
 pub use self::operation::Operation;
 pub use self::server::Server;
+pub use self::signing::{AccountKey, SasOptions};
 
 use self::address::Target;
 use self::aids::Aids;

@@ -73,6 +73,8 @@ operations! {
     DeleteBlob,
     /// Copy Blob and Copy Blob From URL.
     CopyBlob,
+    /// Abort Copy Blob: copies are complete at once, so there is never one to abort.
+    AbortCopyBlob,
     /// Lease Blob.
     LeaseBlob,
     /// Append Block.
@@ -127,6 +129,7 @@ impl Operation {
             ("PUT", "metadata") => Self::SetBlobMetadata,
             ("PUT", "properties") => Self::SetBlobProperties,
             ("PUT", "tier") => Self::SetBlobTier,
+            ("PUT", "copy") => Self::AbortCopyBlob,
             ("PUT", "lease") => Self::LeaseBlob,
             ("PUT", "appendblock") if !from_url => Self::AppendBlock,
             ("PUT", "page") if !from_url => Self::PutPage,

@@ -125,6 +125,8 @@ async fn accept(store: Arc<BlobStore>, listener: TcpListener) -> io::Result<()> 
             let service = service_fn(|request| handle(&store, peer, request));
             let connection = hyper::server::conn::http1::Builder::new()
                 .writev(true)
+                // 8 KiB of metadata, one header each.
+                .max_headers(1024)
                 .max_buf_size(READ)
                 .serve_connection(TokioIo::new(stream), service);
             if let Err(error) = connection.await {

@@ -5,7 +5,6 @@ mod shared_key;
 #[cfg(test)]
 mod tests;
 
-#[cfg(test)]
 pub(super) use shared_key::string_to_sign;
 
 use std::net::IpAddr;
@@ -82,7 +81,6 @@ impl Account {
     }
 
     /// Base64 HMAC-SHA256 of a text.
-    #[cfg(test)]
     pub(super) fn sign(&self, text: &str) -> String {
         super::content::base64(hmac::sign(&self.key, text.as_bytes()).as_ref())
     }
@@ -137,7 +135,9 @@ fn needed(operation: Operation) -> (char, &'static str) {
         DeleteContainer => ('c', "d"),
         LeaseContainer => ('c', "wd"),
         ListBlobs => ('c', "l"),
-        PutBlob | PutBlobFromUrl | PutBlock | PutBlockFromUrl | PutBlockList | CopyBlob => ('o', "wc"),
+        PutBlob | PutBlobFromUrl | PutBlock | PutBlockFromUrl | PutBlockList | CopyBlob | AbortCopyBlob => {
+            ('o', "wc")
+        }
         GetBlob | GetBlobProperties | GetBlobMetadata | GetBlockList => ('o', "r"),
         SetBlobMetadata | SetBlobProperties | SetBlobTier | PutPage => ('o', "w"),
         DeleteBlob => ('o', "d"),

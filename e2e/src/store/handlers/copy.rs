@@ -167,3 +167,8 @@ pub(super) fn put_from_url(store: &BlobStore, call: &Call<'_>) -> Result<Reply, 
     reply.status = http::StatusCode::CREATED;
     Ok(reply.written(&Default::default()))
 }
+
+/// Abort Copy Blob: there is never a copy under way.
+pub(super) fn abort(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceError> {
+    call.change(store, |_, _, _| Err(ServiceError::no_pending_copy()))
+}

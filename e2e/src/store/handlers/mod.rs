@@ -161,6 +161,7 @@ pub(super) fn dispatch(store: &BlobStore, call: &Call<'_>) -> Result<Reply, Serv
         SetBlobTier => blob::set_tier(store, call),
         DeleteBlob => blob::delete(store, call),
         CopyBlob => copy::copy(store, call),
+        AbortCopyBlob => copy::abort(store, call),
         LeaseBlob => blob::lease(store, call),
         AppendBlock => append::append_block(store, call),
         PutPage => append::put_page(store, call),
