@@ -26,8 +26,8 @@ pub struct Request {
     /// Whether sending it twice has the effect and the answer of sending it once (decides whether the other path
     /// may be tried after a lost answer; what this excludes the client itself retries, because it can read back).
     pub idempotent: bool,
-    /// 0 for the first attempt of a call. Failover sends later attempts over HTTPS when it may.
-    pub attempt: u32,
+    /// An earlier attempt of this call got no usable answer: failover takes HTTPS when it may.
+    pub avoid_channel: bool,
     /// For this attempt.
     pub timeout: Duration,
 }
@@ -42,7 +42,7 @@ impl Request {
             body: self.body.clone(),
             dest,
             idempotent: self.idempotent,
-            attempt: self.attempt,
+            avoid_channel: self.avoid_channel,
             timeout: self.timeout,
         }
     }
@@ -58,7 +58,7 @@ impl fmt::Debug for Request {
             .field("body", &self.body.len())
             .field("dest", &self.dest.as_ref().map(|d| d.len()))
             .field("idempotent", &self.idempotent)
-            .field("attempt", &self.attempt)
+            .field("avoid_channel", &self.avoid_channel)
             .field("timeout", &self.timeout)
             .finish_non_exhaustive()
     }

@@ -16,3 +16,14 @@ pub struct Response {
     /// The destination of the request, its length set to what arrived (success only).
     pub dest: Option<Buffer>,
 }
+
+impl Response {
+    /// Bytes of the answer's body, wherever they are.
+    pub fn payload_len(&self) -> u64 {
+        let in_dest = match &self.dest {
+            Some(dest) if self.status.is_success() => dest.len(),
+            _ => 0,
+        };
+        (self.body.len() + in_dest) as u64
+    }
+}

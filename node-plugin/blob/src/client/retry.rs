@@ -174,6 +174,7 @@ impl Container {
         let mut lost: Option<Lost> = None;
         let mut rejected_token = false;
         let mut attempt = 0_u32;
+        let mut avoid_channel = false;
         loop {
             if dest.is_none()
                 && let Some(len) = dest_len
@@ -185,7 +186,7 @@ impl Container {
                 })?);
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            let request = self.sign(&call, dest.take(), attempt, left).await?;
+            let request = self.sign(&call, dest.take(), avoid_channel, left).await?;
             let outcome = account.transport.send(request).await;
             let (mut failed, after) = match self.judge(&call, outcome, &mut rejected_token) {
                 Attempt::Done(response) => return Ok(Answer { response }),
@@ -205,6 +206,10 @@ impl Container {
                 }
             };
             failed.lost = lost;
+            // A service that is merely busy says so on every path.
+            avoid_channel |= !failed
+                .status
+                .is_some_and(|s| matches!(s.as_u16(), 401 | 408 | 429 | 503));
             let pause = after.unwrap_or_else(|| pause(attempt));
             let now = Instant::now();
             if now + pause >= deadline {
@@ -233,7 +238,7 @@ impl Container {
         &self,
         call: &Call<'_>,
         dest: Option<Buffer>,
-        attempt: u32,
+        avoid_channel: bool,
         left: Duration,
     ) -> Result<Request> {
         let account = &*self.account;
@@ -272,7 +277,7 @@ impl Container {
             body: call.body.clone(),
             dest,
             idempotent: call.idempotent,
-            attempt,
+            avoid_channel,
             timeout: account.attempt_timeout.min(left),
         })
     }
@@ -386,7 +391,7 @@ fn transport_error(account: &Account, error: TransportError) -> Error {
         FailureKind::Malformed => Error::Malformed {
             message: error.to_string(),
         },
-        FailureKind::Unreachable | FailureKind::Unsuitable => Error::Unreachable {
+        FailureKind::Unreachable | FailureKind::PathDown | FailureKind::Unsuitable => Error::Unreachable {
             endpoint: account.endpoint(),
             message: error.to_string(),
         },

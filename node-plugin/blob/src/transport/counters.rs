@@ -25,7 +25,6 @@ impl Counters {
         self.errors.fetch_add(1, Ordering::Relaxed);
     }
 
-    #[expect(dead_code, reason = "used by failover over two paths, which comes next")]
     pub(crate) fn moved(&self) {
         self.failed_over.fetch_add(1, Ordering::Relaxed);
     }

@@ -122,7 +122,6 @@ impl Default for Https {
 impl Transport for Https {
     async fn send(&self, request: Request) -> Result<Response, TransportError> {
         let (timeout, sent) = (request.timeout, request.body.len());
-        let had_dest = request.dest.is_some();
         let outcome = match tokio::time::timeout(timeout, self.exchange(request)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(TransportError {
@@ -134,14 +133,7 @@ impl Transport for Https {
             }),
         };
         match &outcome {
-            Ok(response) => {
-                let in_dest = match &response.dest {
-                    Some(dest) if had_dest && response.status.is_success() => dest.len(),
-                    _ => 0,
-                };
-                self.counters
-                    .answered(sent, (response.body.len() + in_dest) as u64);
-            }
+            Ok(response) => self.counters.answered(sent, response.payload_len()),
             Err(_) => self.counters.failed(),
         }
         outcome

@@ -1,8 +1,10 @@
 //! The seam between requests and the wire: one trait, three implementations (https, vsc, failover).
 
+mod breaker;
 mod counters;
 pub mod failover;
 pub mod https;
+pub mod vsc;
 
 use async_trait::async_trait;
 use thiserror::Error;
@@ -35,6 +37,8 @@ pub enum FailureKind {
     TimedOut,
     /// Something arrived that is no answer to the request.
     Malformed,
+    /// The path as a whole is out of service (device gone or stuck): other requests would fare no better.
+    PathDown,
     /// The volume demands the channel and it is not usable.
     ChannelRequired,
     /// The request cannot go this way at all (too large for the channel, not an HTTP URL).
