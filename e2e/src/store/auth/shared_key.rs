@@ -89,7 +89,7 @@ pub(in crate::store) fn string_to_sign(account: &str, request: &Presented<'_>) -
         .map(|name| name.as_str())
         .filter(|name| name.starts_with("x-ms-"))
         .collect();
-    names.sort_unstable();
+    names.sort_unstable_by_key(|name| collation_key(name));
     for name in names {
         out.push_str(name);
         out.push(':');
@@ -115,6 +115,17 @@ pub(in crate::store) fn string_to_sign(account: &str, request: &Presented<'_>) -
         out.push_str(&values.join(","));
     }
     out
+}
+
+/// The service orders headers as a culture-aware collation does: hyphens do not count, and an underscore comes before
+/// digits and letters (metadata `a_b` before `a1`).
+fn collation_key(name: &str) -> (Vec<u8>, &str) {
+    let weights = name
+        .bytes()
+        .filter(|b| *b != b'-')
+        .map(|b| if b == b'_' { 0 } else { b })
+        .collect();
+    (weights, name)
 }
 
 /// A header's text, trimmed; empty when absent or not text.
