@@ -1,1 +1,15 @@
-//! placeholder
+//! The node plugin as a library: CSI services, mounts, telemetry and the commands of `vsc-blob-csi`.
+
+pub mod commands;
+pub mod csi;
+pub mod mounts;
+pub mod telemetry;
+
+/// Name of the CSI driver: `driver:` of a PersistentVolume, `provisioner:` of a StorageClass.
+pub const DRIVER_NAME: &str = "vsc-blob.csi.azure.com";
+
+/// Version of the program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The channel's device node.
+pub const DEVICE: &str = "/dev/azure_blob";

@@ -1,0 +1,63 @@
+//! `controller`: the CSI Controller and Identity services of the cluster.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use csi_proto::csi::controller_server::ControllerServer;
+use csi_proto::csi::identity_server::IdentityServer;
+use tonic::service::Routes;
+use vsc_driver::buffer::Arena;
+
+use super::DeviceArgs;
+use crate::csi::connect::Connector;
+use crate::csi::controller::ControllerService;
+use crate::csi::identity::IdentityService;
+use crate::csi::server;
+
+/// Address space for the few small buffers of a controller.
+const ARENA: usize = 64 << 20;
+
+/// Options of `controller`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Runs beside external-provisioner (started with --extra-create-metadata, so that ${pvc.metadata.name} is known). \
+Credentials come with each call from the Secret named in the StorageClass (csi.storage.k8s.io/provisioner-secret-name); \
+none are given here, and no Azure Resource Manager rights are needed.")]
+pub struct ControllerArgs {
+    /// Unix socket of the CSI services.
+    #[arg(long, value_name = "unix:///PATH", default_value = "unix:///csi/csi.sock")]
+    pub endpoint: String,
+    /// Name of the node it runs on, for the log.
+    #[arg(long, value_name = "NAME", env = "NODE_ID", default_value = "")]
+    pub node_id: String,
+    /// Name of the CSI driver.
+    #[arg(long, value_name = "NAME", default_value = crate::DRIVER_NAME)]
+    pub driver_name: String,
+    /// See [`DeviceArgs`].
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// The gRPC services of a controller. Call it inside the runtime.
+pub fn routes(args: &ControllerArgs) -> anyhow::Result<Routes> {
+    let arena = Arena::new(ARENA)?;
+    let runtime = tokio::runtime::Handle::current();
+    let paths = blob_client::transport::failover::Paths::new(
+        Some(args.device.device.clone()),
+        arena.clone(),
+        runtime,
+    );
+    let service = ControllerService::new(Connector::new(paths, arena));
+    // Nothing of the machine is needed but the network, which every call needs anew: no checks.
+    let identity = IdentityService::new(&args.driver_name, Vec::new());
+    Ok(Routes::new(IdentityServer::new(identity)).add_service(ControllerServer::new(service)))
+}
+
+/// Serves until `stop` is done, finishing the calls at work.
+pub async fn run(args: ControllerArgs, stop: impl Future<Output = ()>) -> anyhow::Result<ExitCode> {
+    let socket = server::socket_path(&args.endpoint)?;
+    let listener = server::listen(&socket)?;
+    tracing::info!(node = args.node_id, socket = %socket.display(), version = crate::VERSION, "serving the controller");
+    server::serve(&socket, listener, routes(&args)?, stop).await?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,170 @@
+//! The commands of the program: arguments, and what each does from start to end.
+
+pub mod controller;
+pub mod doctor;
+pub mod mount;
+pub mod node;
+pub mod size;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use blob_client::transport::failover::Paths;
+use blob_fs::{Budget, Resources};
+use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use vsc_driver::buffer::Arena;
+
+use crate::telemetry::LogFormat;
+use size::ByteSize;
+
+/// Mounts Azure Blob containers as file systems.
+///
+/// In Kubernetes, `node` runs on every node and `controller` once per cluster. `mount` needs no Kubernetes, and
+/// `doctor` says what works on this machine and why requests take the path they take.
+///
+/// Requests travel over the host-accelerated channel (/dev/azure_blob) where the machine has it, and over HTTPS
+/// everywhere else.
+#[derive(Debug, Parser)]
+#[command(name = "vsc-blob-csi", version, max_term_width = 100)]
+pub struct Cli {
+    /// Shape of the log on stderr; RUST_LOG sets what is logged (for instance RUST_LOG=debug).
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub log_format: LogFormat,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// See each command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the CSI Node service: mount volumes for the pods of this node.
+    Node(node::NodeArgs),
+    /// Serve the CSI Controller service: create and delete volumes.
+    Controller(controller::ControllerArgs),
+    /// Mount one container at a directory, without Kubernetes.
+    Mount(mount::MountArgs),
+    /// Say what works on this machine: the channel's device, FUSE, mounts, and why HTTPS is used.
+    Doctor(doctor::DoctorArgs),
+}
+
+impl Cli {
+    /// Runs the command to its end.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            Command::Node(args) => runtime()?.block_on(async { node::run(args, terminated()?).await }),
+            Command::Controller(args) => {
+                runtime()?.block_on(async { controller::run(args, terminated()?).await })
+            }
+            Command::Mount(args) => runtime()?.block_on(mount::run(args)),
+            Command::Doctor(args) => runtime()?.block_on(doctor::run(args)),
+        }
+    }
+}
+
+/// The channel.
+#[derive(Debug, Clone, Args)]
+pub struct DeviceArgs {
+    /// Device node of the accelerated channel. A machine without it uses HTTPS.
+    #[arg(long, value_name = "PATH", default_value = crate::DEVICE)]
+    pub device: PathBuf,
+}
+
+/// Memory.
+#[derive(Debug, Clone, Args)]
+pub struct BudgetArgs {
+    /// Memory for data, metadata and unwritten changes of all mounts together, for instance 512MiB or 2GiB.
+    #[arg(long, value_name = "BYTES", default_value = "512MiB")]
+    pub budget: ByteSize,
+}
+
+impl BudgetArgs {
+    /// What all mounts of the process share.
+    pub fn resources(&self) -> anyhow::Result<Resources> {
+        // Address space, not memory: twice the budget, so that a fragmented arena does not refuse what the budget allows.
+        let span = self.budget.0.saturating_mul(2).saturating_add(256 << 20);
+        let arena =
+            Arena::new(span).with_context(|| format!("--budget: reserving {span} bytes of address space"))?;
+        let budget = Budget::new(self.budget.0);
+        Ok(Resources {
+            budget,
+            arena,
+            runtime: tokio::runtime::Handle::current(),
+        })
+    }
+}
+
+impl DeviceArgs {
+    /// The paths of requests: channel and HTTPS.
+    pub fn paths(&self, resources: &Resources) -> Arc<Paths> {
+        Paths::new(
+            Some(self.device.clone()),
+            resources.arena.clone(),
+            resources.runtime.clone(),
+        )
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")
+}
+
+/// Done at the first SIGTERM or SIGINT.
+fn terminated() -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
+    let mut term = signal(SignalKind::terminate()).context("SIGTERM")?;
+    let mut int = signal(SignalKind::interrupt()).context("SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    /// A command line is world-readable: nothing on it may carry a secret.
+    #[test]
+    fn no_option_takes_a_secret() {
+        for command in Cli::command().get_subcommands() {
+            for option in command.get_arguments() {
+                let name = option.get_id().as_str().to_lowercase();
+                let secret = ["key", "sas", "token", "secret", "password"]
+                    .iter()
+                    .any(|word| name.contains(word));
+                assert!(!secret, "{}: --{name}", command.get_name());
+            }
+        }
+    }
+
+    /// A stranger must be able to use it: every command and option says what it is.
+    #[test]
+    fn everything_is_explained() {
+        for command in Cli::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for option in command.get_arguments() {
+                assert!(
+                    option.get_help().is_some(),
+                    "{} {}",
+                    command.get_name(),
+                    option.get_id()
+                );
+            }
+        }
+    }
+}

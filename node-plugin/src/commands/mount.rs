@@ -1,0 +1,353 @@
+//! `mount`: one container at a directory, served in the foreground until it is unmounted.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use blob_client::Client;
+use blob_client::auth::Credentials;
+use blob_client::secret::Secret;
+use blob_client::transport::failover::TransportMode;
+use blob_fs::{Profile, Resources, VolumeConfig};
+use clap::{Args, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{BudgetArgs, DeviceArgs};
+use crate::csi::account::Account;
+use crate::csi::connect::{self, Connector};
+use crate::mounts::bounded::bounded;
+use crate::mounts::mounter::{Kernel, Mounter, Serving};
+
+/// Options of `mount`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Credentials come from the environment, where `ps` does not show them: AZURE_STORAGE_KEY (and AZURE_STORAGE_ACCOUNT, when the \
+URL does not name the account) or AZURE_STORAGE_SAS_TOKEN. Without either the container has to be public.
+
+Prints one line, `mounted URL at DIR`, when the file system answers. Ctrl-C or SIGTERM unmounts and commits what is not \
+written yet; a second one detaches a mount that is still in use. The exit code is 0 when everything written is in the \
+container.
+
+Example:
+  AZURE_STORAGE_KEY=... vsc-blob-csi mount https://myaccount.blob.core.windows.net/photos /mnt/photos")]
+pub struct MountArgs {
+    /// ENDPOINT/CONTAINER[/PREFIX], for instance https://myaccount.blob.core.windows.net/photos, or
+    /// http://127.0.0.1:10000/devstoreaccount1/photos for an emulator.
+    #[arg(value_name = "URL")]
+    pub url: String,
+    /// Existing directory to mount at.
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Refuse every change.
+    #[arg(long)]
+    pub read_only: bool,
+    /// Owner of files that carry none [default: the caller].
+    #[arg(long)]
+    pub uid: Option<u32>,
+    /// Group of files that carry none [default: the caller's].
+    #[arg(long)]
+    pub gid: Option<u32>,
+    /// Permission bits of files that carry none, octal.
+    #[arg(long, value_name = "OCTAL", value_parser = octal, default_value = "644")]
+    pub file_mode: u32,
+    /// Permission bits of directories that carry none, octal.
+    #[arg(long, value_name = "OCTAL", value_parser = octal, default_value = "755")]
+    pub dir_mode: u32,
+    /// What the mount is tuned for.
+    #[arg(long, value_enum, default_value_t)]
+    pub profile: ProfileArg,
+    /// Which path requests take.
+    #[arg(long, value_enum, default_value_t)]
+    pub transport: TransportArg,
+    /// Print requests and bytes per path to stderr at the end.
+    #[arg(long)]
+    pub stats_on_exit: bool,
+    /// See [`DeviceArgs`].
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// See [`BudgetArgs`].
+    #[command(flatten)]
+    pub budget: BudgetArgs,
+}
+
+/// `--profile`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum ProfileArg {
+    /// Mixed use, through the kernel's page cache.
+    #[default]
+    General,
+    /// Large files read or written from one end to the other (direct I/O).
+    Streaming,
+    /// Many small files.
+    #[value(name = "smallfiles")]
+    SmallFiles,
+    /// Data that nobody changes while it is mounted.
+    ReadonlyShared,
+}
+
+/// `--transport`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum TransportArg {
+    /// The channel when the machine has it, HTTPS otherwise.
+    #[default]
+    Prefer,
+    /// The channel only: fail without.
+    Require,
+    /// HTTPS only.
+    Https,
+}
+
+impl From<ProfileArg> for Profile {
+    fn from(arg: ProfileArg) -> Self {
+        match arg {
+            ProfileArg::General => Self::General,
+            ProfileArg::Streaming => Self::Streaming,
+            ProfileArg::SmallFiles => Self::SmallFiles,
+            ProfileArg::ReadonlyShared => Self::ReadonlyShared,
+        }
+    }
+}
+
+impl From<TransportArg> for TransportMode {
+    fn from(arg: TransportArg) -> Self {
+        match arg {
+            TransportArg::Prefer => Self::Prefer,
+            TransportArg::Require => Self::Require,
+            TransportArg::Https => Self::Https,
+        }
+    }
+}
+
+/// Mounts, serves, and ends as the help says.
+pub async fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    let resources = args.budget.resources()?;
+    let connector = Connector::new(args.device.paths(&resources), resources.arena.clone());
+    let (config, client) = configure(&args, &connector).await?;
+    let dir = args
+        .dir
+        .canonicalize()
+        .with_context(|| format!("DIR: {}", args.dir.display()))?;
+    if !dir.is_dir() {
+        bail!("DIR: {} is no directory", dir.display());
+    }
+    let serving = start(config, &dir, &resources).await?;
+    let mut ended = tokio::task::spawn_blocking(move || serving.join());
+    println!("mounted {} at {}", args.url, dir.display());
+
+    let result = tokio::select! {
+        // Unmounted by somebody else: fine as well.
+        result = &mut ended => result,
+        () = signals.next() => {
+            let detached = unmount(&dir, &mut signals).await?;
+            tokio::select! {
+                result = &mut ended => result,
+                () = signals.next(), if detached => bail!("stopped before everything was committed"),
+            }
+        }
+    };
+    if args.stats_on_exit {
+        for path in client.transport().stats() {
+            eprintln!(
+                "{}: requests={} errors={} bytes_in={} bytes_out={} failed_over={}",
+                path.path, path.requests, path.errors, path.bytes_in, path.bytes_out, path.failed_over
+            );
+        }
+    }
+    result
+        .context("the serving thread")?
+        .context("changes could not be committed")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Everything a mount needs, after the container has answered once.
+async fn configure(args: &MountArgs, connector: &Connector) -> anyhow::Result<(VolumeConfig, Client)> {
+    let (account, container, prefix) = Account::split_url(&args.url)?;
+    let credentials = credentials(&account, |name| std::env::var(name).ok())?;
+    let client = connector.client(&account, credentials, args.transport.into())?;
+    let container = connect::container(&client, &container)?;
+    connect::check(&account, &container, &prefix).await?;
+    let mut config = VolumeConfig::new(source(&account, container.name(), &prefix), Arc::new(container));
+    config.prefix = prefix;
+    config.read_only = args.read_only;
+    config.uid = args.uid.unwrap_or_else(|| nix::unistd::getuid().as_raw());
+    config.gid = args.gid.unwrap_or_else(|| nix::unistd::getgid().as_raw());
+    config.file_mode = args.file_mode;
+    config.dir_mode = args.dir_mode;
+    config.profile = args.profile.into();
+    Ok((config, client))
+}
+
+/// Shown as the mount's source.
+fn source(account: &Account, container: &str, prefix: &str) -> String {
+    match prefix {
+        "" => format!("{}/{container}", account.name),
+        prefix => format!("{}/{container}/{prefix}", account.name),
+    }
+}
+
+/// Credentials out of the environment.
+fn credentials(account: &Account, env: impl Fn(&str) -> Option<String>) -> anyhow::Result<Credentials> {
+    let get = |name| env(name).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
+    let mut account = account.clone();
+    if let Some(name) = get("AZURE_STORAGE_ACCOUNT") {
+        // A custom domain does not show the account; an account's own domain does, and must agree.
+        let shown = account
+            .endpoint
+            .host_str()
+            .is_some_and(|h| h.starts_with(&format!("{}.blob.", account.name)));
+        if name != account.name && shown {
+            bail!(
+                "AZURE_STORAGE_ACCOUNT: it says {name:?}, the URL says {:?}",
+                account.name
+            );
+        }
+        account.name = name;
+    }
+    match (get("AZURE_STORAGE_KEY"), get("AZURE_STORAGE_SAS_TOKEN")) {
+        (Some(_), Some(_)) => bail!("AZURE_STORAGE_KEY and AZURE_STORAGE_SAS_TOKEN are both set; keep one"),
+        (Some(key), None) => {
+            let credentials = account.shared_key(Secret::new(key));
+            credentials.map_err(|_| {
+                anyhow::anyhow!("AZURE_STORAGE_KEY is not base64; copy it as the portal shows it")
+            })
+        }
+        (None, Some(sas)) => Ok(Credentials::Sas(Secret::new(
+            sas.trim_start_matches('?').to_owned(),
+        ))),
+        (None, None) => Ok(Credentials::Anonymous),
+    }
+}
+
+/// How long the first answer of the file system may take.
+const FIRST_ANSWER: Duration = Duration::from_secs(30);
+
+async fn start(config: VolumeConfig, dir: &Path, resources: &Resources) -> anyhow::Result<Box<dyn Serving>> {
+    let (at, resources) = (dir.to_owned(), resources.clone());
+    let serving = bounded("mount", FIRST_ANSWER, move || {
+        Kernel.serve(config, &at, &resources)
+    })
+    .await?;
+    let serving =
+        serving.with_context(|| format!("mounting at {} (root and /dev/fuse are needed)", dir.display()))?;
+    let at = dir.to_owned();
+    let answered = bounded("stat", FIRST_ANSWER, move || Kernel.answers(&at)).await;
+    if let Err(error) = answered.map_err(anyhow::Error::from).and_then(|r| Ok(r?)) {
+        let _ = Kernel.unmount(dir, true);
+        return Err(error.context(format!("{}: mounted, but it does not answer", dir.display())));
+    }
+    Ok(serving)
+}
+
+/// Between attempts to unmount a mount that is in use.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// Unmounts, waiting while it is in use; a further signal detaches it. True when it was detached.
+async fn unmount(dir: &Path, signals: &mut Signals) -> anyhow::Result<bool> {
+    let mut told = false;
+    loop {
+        let at = dir.to_owned();
+        match bounded("umount", FIRST_ANSWER, move || Kernel.unmount(&at, false)).await? {
+            Ok(()) => return Ok(false),
+            // Somebody else was quicker.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(false),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                if !told {
+                    eprintln!(
+                        "{} is in use; waiting. A second Ctrl-C or SIGTERM detaches it.",
+                        dir.display()
+                    );
+                    told = true;
+                }
+            }
+            Err(error) => return Err(error).with_context(|| format!("umount {}", dir.display())),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RETRY) => {}
+            () = signals.next() => {
+                Kernel.unmount(dir, true).with_context(|| format!("umount -l {}", dir.display()))?;
+                return Ok(true);
+            }
+        }
+    }
+}
+
+/// SIGINT and SIGTERM, each counted.
+struct Signals {
+    int: tokio::signal::unix::Signal,
+    term: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            int: signal(SignalKind::interrupt())?,
+            term: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.int.recv() => {}
+            _ = self.term.recv() => {}
+        }
+    }
+}
+
+fn octal(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text.trim_start_matches("0o"), 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err(format!("{text:?} is not octal permission bits, at most 777")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(pairs: &[(&str, &str)], url: &str) -> anyhow::Result<Credentials> {
+        let (account, ..) = Account::split_url(url)?;
+        let map: std::collections::HashMap<_, _> = pairs.iter().copied().collect();
+        credentials(&account, |name| map.get(name).map(|v| (*v).to_owned()))
+    }
+
+    #[test]
+    fn credentials_come_from_the_environment() {
+        let url = "https://acct.blob.core.windows.net/c";
+        assert!(matches!(found(&[], url).unwrap(), Credentials::Anonymous));
+        let sas = found(&[("AZURE_STORAGE_SAS_TOKEN", "?sig=1")], url).unwrap();
+        assert!(matches!(sas, Credentials::Sas(s) if s.expose() == "sig=1"));
+        let key = [("AZURE_STORAGE_KEY", "a2V5"), ("AZURE_STORAGE_ACCOUNT", "acct")];
+        assert!(
+            matches!(found(&key, url).unwrap(), Credentials::SharedKey { account, .. } if account == "acct")
+        );
+        let custom = found(&key, "https://data.example.com/c").unwrap();
+        assert!(matches!(custom, Credentials::SharedKey { account, .. } if account == "acct"));
+    }
+
+    #[test]
+    fn wrong_environments_are_named_and_do_not_leak() {
+        let url = "https://acct.blob.core.windows.net/c";
+        let text = |pairs| format!("{:#}", found(pairs, url).unwrap_err());
+        let both = text(&[
+            ("AZURE_STORAGE_KEY", "canary"),
+            ("AZURE_STORAGE_SAS_TOKEN", "canary"),
+        ]);
+        assert!(both.contains("both") && !both.contains("canary"), "{both}");
+        let other = text(&[("AZURE_STORAGE_ACCOUNT", "other")]);
+        assert!(other.contains("AZURE_STORAGE_ACCOUNT"), "{other}");
+        let key = text(&[("AZURE_STORAGE_KEY", "canary!")]);
+        assert!(
+            key.contains("AZURE_STORAGE_KEY") && !key.contains("canary"),
+            "{key}"
+        );
+    }
+
+    #[test]
+    fn modes_are_octal() {
+        assert_eq!(octal("0755"), Ok(0o755));
+        assert!(octal("888").is_err() && octal("1777").is_err());
+    }
+}

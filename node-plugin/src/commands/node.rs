@@ -1,0 +1,177 @@
+//! `node`: the CSI Node and Identity services of one node.
+
+use std::fs::OpenOptions;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Args;
+use csi_proto::csi::identity_server::IdentityServer;
+use csi_proto::csi::node_server::NodeServer;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use super::{BudgetArgs, DeviceArgs};
+use crate::csi::connect::Connector;
+use crate::csi::identity::{Check, IdentityService};
+use crate::csi::node::NodeService;
+use crate::csi::registration::RegistrationService;
+use crate::csi::server;
+use crate::mounts::manager::Patience;
+use crate::mounts::{Kernel, Mounts};
+
+/// Options of `node`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Runs as root, with /dev/fuse and with the kubelet directory mounted Bidirectional. Credentials of volumes come with \
+each call from Secrets; none are given here.
+
+At SIGTERM the node plugin finishes calls, commits all changes and unmounts volumes that no pod uses. Volumes in use \
+stay mounted but are not served any more: their pods get errors (ENOTCONN) until they are restarted, and the volume is \
+mounted afresh for the next pod.")]
+pub struct NodeArgs {
+    /// Unix socket of the CSI services.
+    #[arg(long, value_name = "unix:///PATH", default_value = "unix:///csi/csi.sock")]
+    pub endpoint: String,
+    /// Name of this node in the cluster (spec.nodeName).
+    #[arg(long, value_name = "NAME", env = "NODE_ID")]
+    pub node_id: String,
+    /// Folder in which the driver remembers its mounts across restarts; no secrets are written.
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/lib/kubelet/plugins/vsc-blob.csi.azure.com/state"
+    )]
+    pub state_dir: PathBuf,
+    /// Register with kubelet through this folder, normally /var/lib/kubelet/plugins_registry. Without it another
+    /// program (node-driver-registrar) has to.
+    #[arg(long, value_name = "DIR")]
+    pub registration_dir: Option<PathBuf>,
+    /// The CSI socket's path as kubelet sees it, when it differs from --endpoint (a container's mount).
+    #[arg(long, value_name = "PATH", requires = "registration_dir")]
+    pub kubelet_socket: Option<PathBuf>,
+    /// Name of the CSI driver.
+    #[arg(long, value_name = "NAME", default_value = crate::DRIVER_NAME)]
+    pub driver_name: String,
+    /// See [`DeviceArgs`].
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// See [`BudgetArgs`].
+    #[command(flatten)]
+    pub budget: BudgetArgs,
+}
+
+/// The parts of a node plugin, for the command and for programs that run it in process.
+#[derive(Debug, Clone)]
+pub struct NodePlugin {
+    /// Its mounts.
+    pub mounts: Arc<Mounts>,
+    /// Its connections; [`Connector::stats`] counts per volume and path.
+    pub connector: Connector,
+    identity: IdentityService,
+    service: NodeService,
+}
+
+impl NodePlugin {
+    /// Sets everything up; nothing is served yet. Call it inside the runtime.
+    pub fn open(args: &NodeArgs) -> anyhow::Result<Self> {
+        let resources = args.budget.resources()?;
+        let connector = Connector::new(args.device.paths(&resources), resources.arena.clone());
+        let mounts = Mounts::new(Arc::new(Kernel), resources, &args.state_dir, Patience::default())
+            .with_context(|| format!("--state-dir {}", args.state_dir.display()))?;
+        let mounts = Arc::new(mounts);
+        let identity =
+            IdentityService::new(&args.driver_name, vec![fuse_check(), state_check(mounts.clone())]);
+        let device = Some(args.device.device.clone());
+        let service = NodeService::new(&args.node_id, mounts.clone(), connector.clone(), device);
+        Ok(Self {
+            mounts,
+            connector,
+            identity,
+            service,
+        })
+    }
+
+    /// The gRPC services.
+    pub fn routes(&self) -> Routes {
+        Routes::new(IdentityServer::new(self.identity.clone()))
+            .add_service(NodeServer::new(self.service.clone()))
+    }
+}
+
+/// Serves until `stop` is done; then ends as the help says.
+pub async fn run(
+    args: NodeArgs,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<ExitCode> {
+    let plugin = NodePlugin::open(&args)?;
+    let socket = server::socket_path(&args.endpoint)?;
+    let listener = server::listen(&socket)?;
+    let stopping = CancellationToken::new();
+    tokio::spawn({
+        let stopping = stopping.clone();
+        async move {
+            stop.await;
+            stopping.cancel();
+        }
+    });
+    tracing::info!(node = args.node_id, socket = %socket.display(), version = crate::VERSION, "serving the node");
+    if let Some(reason) = plugin.connector.paths().channel_unusable() {
+        tracing::info!(reason, "requests go over HTTPS");
+    }
+
+    let csi = server::serve(
+        &socket,
+        listener,
+        plugin.routes(),
+        stopping.clone().cancelled_owned(),
+    );
+    let registration = async {
+        let Some(registry) = &args.registration_dir else {
+            return Ok(());
+        };
+        let seen = args.kubelet_socket.as_deref().unwrap_or(&socket);
+        let service = RegistrationService::new(&args.driver_name, seen);
+        let socket = service.socket(registry);
+        let listener = server::listen(&socket)?;
+        server::serve(
+            &socket,
+            listener,
+            service.routes(),
+            stopping.clone().cancelled_owned(),
+        )
+        .await
+    };
+    tokio::try_join!(csi, registration)?;
+
+    tracing::info!("stopped serving; unmounting what no pod uses");
+    let left = plugin.mounts.shut_down().await;
+    if left > 0 {
+        tracing::warn!(
+            left,
+            "volumes in use stay mounted; their pods get ENOTCONN until they are restarted"
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn fuse_check() -> Check {
+    Arc::new(|| {
+        let opened = OpenOptions::new().read(true).write(true).open("/dev/fuse");
+        opened.map(drop).map_err(|e| {
+            format!(
+                "/dev/fuse cannot be opened: {e} (is the module fuse loaded, and the container privileged?)"
+            )
+        })
+    })
+}
+
+fn state_check(mounts: Arc<Mounts>) -> Check {
+    Arc::new(move || {
+        mounts
+            .records()
+            .check()
+            .map_err(|e| format!("--state-dir cannot be written: {e}"))
+    })
+}

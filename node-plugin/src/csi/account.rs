@@ -1,0 +1,464 @@
+//! Which storage account, where it listens, and who we are to it: attributes and secrets resolved.
+
+use blob_client::auth::Credentials;
+use blob_client::secret::Secret;
+use url::{Host, Url};
+
+use super::status::{Error, Reason, Result};
+use super::volume_context::{Attributes, AuthType, Secrets};
+
+/// Suffix of the public cloud.
+const PUBLIC_CLOUD: &str = "core.windows.net";
+
+/// A storage account's blob endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    /// Account name.
+    pub name: String,
+    /// Blob endpoint, account included where it is part of the path (emulators).
+    pub endpoint: Url,
+}
+
+impl Account {
+    /// The account that attributes and secrets name; they must agree.
+    pub fn resolve(attributes: &Attributes, secrets: &Secrets) -> Result<Self> {
+        let name = agree(
+            ("storageAccount", attributes.account.as_deref()),
+            (
+                "azurestorageaccountname of the Secret",
+                secrets.account.as_deref(),
+            ),
+        )?;
+        match &attributes.server {
+            Some(server) => {
+                if attributes.endpoint_suffix.is_some() {
+                    return Err(Error::new(
+                        Reason::ConflictingFields,
+                        "storageEndpointSuffix: server names the whole endpoint already",
+                    ));
+                }
+                Self::at_server(server, name)
+            }
+            None => {
+                let name = name.ok_or_else(|| {
+                    Error::new(
+                        Reason::MissingField,
+                        "storageAccount: neither it, nor server, nor azurestorageaccountname in the Secret is set",
+                    )
+                })?;
+                let suffix = attributes.endpoint_suffix.as_deref().unwrap_or(PUBLIC_CLOUD);
+                Self::in_cloud(name, suffix)
+            }
+        }
+    }
+
+    /// `https://NAME.blob.SUFFIX`
+    pub fn in_cloud(name: &str, suffix: &str) -> Result<Self> {
+        check_name(name)?;
+        let suffix = suffix.trim_matches('.');
+        let suffix = suffix.strip_prefix("blob.").unwrap_or(suffix);
+        let endpoint = Url::parse(&format!("https://{name}.blob.{suffix}"));
+        let endpoint = endpoint.map_err(|e| wrong("storageEndpointSuffix", suffix, &e.to_string()))?;
+        Ok(Self {
+            name: name.to_owned(),
+            endpoint,
+        })
+    }
+
+    /// A written endpoint: a URL, or a host alone (https).
+    fn at_server(server: &str, name: Option<&str>) -> Result<Self> {
+        let text = if server.contains("://") {
+            server.to_owned()
+        } else {
+            format!("https://{server}")
+        };
+        let mut endpoint = Url::parse(&text).map_err(|e| wrong("server", server, &e.to_string()))?;
+        if !matches!(endpoint.scheme(), "http" | "https") {
+            return Err(wrong(
+                "server",
+                server,
+                "the scheme must be https, or http for an emulator",
+            ));
+        }
+        if endpoint.query().is_some() || endpoint.fragment().is_some() || !endpoint.username().is_empty() {
+            // Not echoed: a SAS may hide in there.
+            return Err(Error::new(
+                Reason::InvalidValue,
+                "server: only scheme, host, port and an emulator's account; a SAS belongs into the Secret",
+            ));
+        }
+        let in_path = first_segment(&endpoint).map(str::to_owned);
+        let name = if account_in_path(&endpoint) {
+            let name = agree(
+                ("storageAccount", name),
+                ("the path of server", in_path.as_deref()),
+            )?;
+            let name = name.ok_or_else(|| {
+                Error::new(
+                    Reason::MissingField,
+                    format!("storageAccount: server {server:?} does not say which account of the emulator is meant"),
+                )
+            })?;
+            endpoint.set_path(&format!("/{name}"));
+            name.to_owned()
+        } else {
+            if let Some(path) = in_path {
+                return Err(wrong(
+                    "server",
+                    server,
+                    &format!("the path {path:?} belongs into containerName or prefix"),
+                ));
+            }
+            match (name, first_label(&endpoint)) {
+                (Some(name), _) => name.to_owned(),
+                (None, Some(label)) => label.to_owned(),
+                (None, None) => return Err(wrong("server", server, "no host")),
+            }
+        };
+        check_name(&name)?;
+        Ok(Self { name, endpoint })
+    }
+
+    /// Splits `ENDPOINT/CONTAINER[/PREFIX]`, as the `mount` command takes it; prefix without slashes at its ends.
+    pub fn split_url(text: &str) -> Result<(Self, String, String)> {
+        let url = Url::parse(text).map_err(|e| wrong("URL", text, &e.to_string()))?;
+        if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() {
+            return Err(Error::new(
+                Reason::InvalidValue,
+                "URL: no query or user name; a SAS belongs into AZURE_STORAGE_SAS_TOKEN, where `ps` does not show it",
+            ));
+        }
+        let mut segments: Vec<String> = Vec::new();
+        for segment in url.path().split('/').filter(|s| !s.is_empty()) {
+            let decoded = percent_encoding::percent_decode_str(segment).decode_utf8();
+            segments.push(
+                decoded
+                    .map_err(|_| wrong("URL", text, "the path is not UTF-8"))?
+                    .into_owned(),
+            );
+        }
+        let mut segments = segments.into_iter();
+        let mut endpoint = url.clone();
+        endpoint.set_path("");
+        let name = if account_in_path(&url) {
+            segments
+                .next()
+                .ok_or_else(|| wrong("URL", text, "account and container are missing in the path"))?
+        } else {
+            first_label(&url)
+                .ok_or_else(|| wrong("URL", text, "no host"))?
+                .to_owned()
+        };
+        check_name(&name)?;
+        if account_in_path(&url) {
+            endpoint.set_path(&format!("/{name}"));
+        }
+        let container = segments
+            .next()
+            .ok_or_else(|| wrong("URL", text, "the container is missing in the path"))?;
+        let prefix = segments.collect::<Vec<_>>().join("/");
+        Ok((Self { name, endpoint }, container, prefix))
+    }
+
+    /// Credentials of the demanded kind out of the secrets.
+    pub fn credentials(&self, attributes: &Attributes, secrets: &Secrets) -> Result<Credentials> {
+        if secrets.is_empty() && attributes.secret_name.is_some() {
+            return Err(Error::new(
+                Reason::NotSupportedYet,
+                "secretName: reading a Secret by name is not available yet; name it in nodeStageSecretRef (PersistentVolume), \
+                 nodePublishSecretRef (inline volume) or csi.storage.k8s.io/*-secret-name (StorageClass)",
+            ));
+        }
+        let only_sas = secrets.key.is_none() && secrets.sas.is_some();
+        let kind = attributes
+            .auth_type
+            .unwrap_or(if only_sas { AuthType::Sas } else { AuthType::Key });
+        match kind {
+            AuthType::Key => match &secrets.key {
+                Some(key) => self.shared_key(key.clone()),
+                None => Err(secrets.missing("azurestorageaccountkey", kind.name())),
+            },
+            AuthType::Sas => match &secrets.sas {
+                Some(sas) => Ok(Credentials::Sas(sas.clone())),
+                None => Err(secrets.missing("azurestorageaccountsastoken", kind.name())),
+            },
+            AuthType::Anonymous => Ok(Credentials::Anonymous),
+            AuthType::Msi | AuthType::Spn | AuthType::WorkloadIdentity => Err(Error::new(
+                Reason::NotSupportedYet,
+                format!(
+                    "AzureStorageAuthType: {} is not available yet; use Key, SAS or Anonymous",
+                    kind.name()
+                ),
+            )),
+        }
+    }
+
+    /// Key of this account; it must be base64.
+    pub fn shared_key(&self, key: Secret<String>) -> Result<Credentials> {
+        use base64::Engine as _;
+        if base64::engine::general_purpose::STANDARD
+            .decode(key.expose())
+            .is_err()
+        {
+            return Err(Error::new(
+                Reason::InvalidValue,
+                "azurestorageaccountkey: not base64; copy the key of the account as the portal shows it",
+            ));
+        }
+        Ok(Credentials::SharedKey {
+            account: self.name.clone(),
+            key,
+        })
+    }
+}
+
+/// Emulators and bare hosts carry the account in the path; everything with a domain carries it in the host.
+fn account_in_path(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => !name.trim_end_matches('.').contains('.'),
+        Some(Host::Ipv4(_) | Host::Ipv6(_)) => true,
+        None => false,
+    }
+}
+
+fn first_label(url: &Url) -> Option<&str> {
+    url.host_str()
+        .and_then(|host| host.split('.').next())
+        .filter(|label| !label.is_empty())
+}
+
+fn first_segment(url: &Url) -> Option<&str> {
+    url.path().split('/').find(|segment| !segment.is_empty())
+}
+
+/// One value out of two places that may both name it.
+fn agree<'a>(a: (&str, Option<&'a str>), b: (&str, Option<&'a str>)) -> Result<Option<&'a str>> {
+    match (a.1, b.1) {
+        (Some(x), Some(y)) if x != y => Err(Error::new(
+            Reason::ConflictingFields,
+            format!("{}: it says {x:?}, {} says {y:?}", a.0, b.0),
+        )),
+        (x, y) => Ok(x.or(y)),
+    }
+}
+
+/// REST, "Storage account name": 3 to 24 lower-case letters and digits. A private endpoint's host may have dashes
+/// (`account-secondary`).
+fn check_name(name: &str) -> Result<()> {
+    let fits = (3..=40).contains(&name.len())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    if fits {
+        return Ok(());
+    }
+    Err(wrong(
+        "storageAccount",
+        name,
+        "3 to 24 lower-case letters and digits are wanted",
+    ))
+}
+
+fn wrong(field: &str, value: &str, why: &str) -> Error {
+    Error::new(Reason::InvalidValue, format!("{field}: {value:?}: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::csi::volume_context::Scope;
+
+    type Pairs<'a> = &'a [(&'a str, &'a str)];
+
+    fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+        pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect()
+    }
+
+    fn resolve(attributes: &[(&str, &str)], secrets: &[(&str, &str)]) -> Result<(String, String)> {
+        let attributes = Attributes::parse(&map(attributes), Scope::Attributes)?;
+        let account = Account::resolve(&attributes, &Secrets::parse(&map(secrets))?)?;
+        Ok((account.name, account.endpoint.to_string()))
+    }
+
+    fn credentials(attributes: &[(&str, &str)], secrets: &[(&str, &str)]) -> Result<Credentials> {
+        let attributes = Attributes::parse(&map(attributes), Scope::Attributes)?;
+        let account = Account::in_cloud("acct", PUBLIC_CLOUD)?;
+        account.credentials(&attributes, &Secrets::parse(&map(secrets))?)
+    }
+
+    #[test]
+    fn endpoints() {
+        let cases: &[(Pairs<'_>, &str, &str)] = &[
+            (
+                &[("storageAccount", "acct")],
+                "acct",
+                "https://acct.blob.core.windows.net/",
+            ),
+            (
+                &[
+                    ("storageAccount", "acct"),
+                    ("storageEndpointSuffix", "core.chinacloudapi.cn"),
+                ],
+                "acct",
+                "https://acct.blob.core.chinacloudapi.cn/",
+            ),
+            (
+                &[("server", "acct.blob.core.windows.net")],
+                "acct",
+                "https://acct.blob.core.windows.net/",
+            ),
+            (
+                &[("server", "https://acct.privatelink.blob.core.windows.net/")],
+                "acct",
+                "https://acct.privatelink.blob.core.windows.net/",
+            ),
+            (
+                &[("server", "http://127.0.0.1:10000/devstoreaccount1")],
+                "devstoreaccount1",
+                "http://127.0.0.1:10000/devstoreaccount1",
+            ),
+            (
+                &[
+                    ("server", "http://azurite:10000"),
+                    ("storageAccount", "devstoreaccount1"),
+                ],
+                "devstoreaccount1",
+                "http://azurite:10000/devstoreaccount1",
+            ),
+            (
+                &[("server", "data.example.com"), ("storageAccount", "acct")],
+                "acct",
+                "https://data.example.com/",
+            ),
+        ];
+        for (attributes, name, endpoint) in cases {
+            assert_eq!(
+                resolve(attributes, &[]).unwrap(),
+                ((*name).to_owned(), (*endpoint).to_owned())
+            );
+        }
+        let from_secret = resolve(&[], &[("azurestorageaccountname", "acct")]).unwrap();
+        assert_eq!(from_secret.1, "https://acct.blob.core.windows.net/");
+    }
+
+    #[test]
+    fn wrong_endpoints_name_their_field() {
+        let cases: &[(Pairs<'_>, Pairs<'_>, Reason, &str)] = &[
+            (&[], &[], Reason::MissingField, "storageAccount"),
+            (
+                &[("storageAccount", "a")],
+                &[("accountname", "b")],
+                Reason::ConflictingFields,
+                "storageAccount",
+            ),
+            (
+                &[("storageAccount", "No_Such")],
+                &[],
+                Reason::InvalidValue,
+                "storageAccount",
+            ),
+            (&[("server", "ftp://x.y")], &[], Reason::InvalidValue, "server"),
+            (
+                &[("server", "http://127.0.0.1:1")],
+                &[],
+                Reason::MissingField,
+                "storageAccount",
+            ),
+            (
+                &[("server", "https://acct.blob.core.windows.net/photos")],
+                &[],
+                Reason::InvalidValue,
+                "containerName",
+            ),
+            (
+                &[
+                    ("server", "https://acct.blob.core.windows.net"),
+                    ("storageEndpointSuffix", "x"),
+                ],
+                &[],
+                Reason::ConflictingFields,
+                "storageEndpointSuffix",
+            ),
+        ];
+        for (attributes, secrets, reason, field) in cases {
+            let error = resolve(attributes, secrets).unwrap_err();
+            assert_eq!(error.reason, *reason, "{error}");
+            assert!(error.message.contains(field), "{error}");
+        }
+        let error = resolve(
+            &[("server", "https://acct.blob.core.windows.net/?sig=canary")],
+            &[],
+        )
+        .unwrap_err();
+        assert!(!error.to_string().contains("canary"), "{error}");
+    }
+
+    #[test]
+    fn urls_of_the_mount_command() {
+        let (account, container, prefix) =
+            Account::split_url("http://127.0.0.1:10000/devstoreaccount1/photos/a%20b/c/").unwrap();
+        assert_eq!(
+            account.endpoint.as_str(),
+            "http://127.0.0.1:10000/devstoreaccount1"
+        );
+        assert_eq!((container.as_str(), prefix.as_str()), ("photos", "a b/c"));
+        let (account, container, prefix) =
+            Account::split_url("https://acct.blob.core.windows.net/photos").unwrap();
+        assert_eq!(
+            (account.name.as_str(), container.as_str(), prefix.as_str()),
+            ("acct", "photos", "")
+        );
+        for wrong in [
+            "photos",
+            "https://acct.blob.core.windows.net",
+            "http://127.0.0.1:1/devstoreaccount1",
+        ] {
+            let error = Account::split_url(wrong).unwrap_err();
+            assert!(error.message.starts_with("URL"), "{error}");
+        }
+        let error = Account::split_url("https://acct.blob.core.windows.net/c?sig=canary").unwrap_err();
+        assert!(
+            error.message.contains("AZURE_STORAGE_SAS_TOKEN") && !error.message.contains("canary"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn credentials_by_kind() {
+        let key = ("azurestorageaccountkey", "a2V5");
+        let sas = ("azurestorageaccountsastoken", "sig=1");
+        assert!(matches!(
+            credentials(&[], &[key]).unwrap(),
+            Credentials::SharedKey { .. }
+        ));
+        assert!(matches!(credentials(&[], &[sas]).unwrap(), Credentials::Sas(_)));
+        assert!(matches!(
+            credentials(&[("AzureStorageAuthType", "sas")], &[key, sas]).unwrap(),
+            Credentials::Sas(_)
+        ));
+        let anonymous = credentials(&[("AzureStorageAuthType", "Anonymous")], &[]).unwrap();
+        assert!(matches!(anonymous, Credentials::Anonymous));
+    }
+
+    #[test]
+    fn missing_credentials_name_the_field() {
+        let error = credentials(&[], &[]).unwrap_err();
+        assert_eq!(error.reason, Reason::MissingCredentials);
+        assert!(error.message.contains("azurestorageaccountkey"), "{error}");
+        let error = credentials(&[("AzureStorageAuthType", "SAS")], &[("accountkey", "a2V5")]).unwrap_err();
+        assert!(error.message.contains("azurestorageaccountsastoken"), "{error}");
+        let error = credentials(&[("secretName", "s")], &[]).unwrap_err();
+        assert!(
+            error.message.contains("secretName") && error.message.contains("nodeStageSecretRef"),
+            "{error}"
+        );
+        let error = credentials(&[], &[("accountkey", "not base64!")]).unwrap_err();
+        assert_eq!(error.reason, Reason::InvalidValue);
+        assert!(!error.to_string().contains("not base64!"), "{error}");
+    }
+}

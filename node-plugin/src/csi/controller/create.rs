@@ -1,0 +1,421 @@
+//! CreateVolume: where the volume goes, and that it is there once.
+
+use std::collections::HashMap;
+
+use blob_client::{Condition, Container, Error as BlobError, ListOptions, PutOptions};
+use csi_proto::csi::{CapacityRange, CreateVolumeRequest, Volume};
+
+use super::ControllerService;
+use super::ownership::{Mark, short_digest};
+use crate::csi::account::Account;
+use crate::csi::capability::Access;
+use crate::csi::connect;
+use crate::csi::required;
+use crate::csi::status::{Error, Reason, Result};
+use crate::csi::volume_context::{Attributes, MountOptions, OnDelete, Scope, Secrets};
+use crate::csi::volume_id::VolumeId;
+
+/// Longest name of a container (REST, "Naming and referencing containers").
+const LONGEST_NAME: usize = 63;
+
+/// Keys of a class that are resolved here; the others go on to the volume as they are.
+const RESOLVED: &[&str] = &[
+    "storageaccount",
+    "containername",
+    "containernameprefix",
+    "prefix",
+    "server",
+    "storageendpointsuffix",
+    "ondelete",
+];
+
+impl ControllerService {
+    pub(super) async fn create(&self, request: &CreateVolumeRequest) -> Result<Volume> {
+        let name = required("name", &request.name)?;
+        check_request(request)?;
+        let capacity = capacity(request.capacity_range.as_ref())?;
+        let attributes = Attributes::parse(&request.parameters, Scope::Class)?;
+        let secrets = Secrets::parse(&request.secrets)?;
+        let account = Account::resolve(&attributes, &secrets)?;
+        let place = Place::plan(name, &attributes)?;
+        let credentials = account.credentials(&attributes, &secrets)?;
+        let client = self
+            .connector
+            .client(&account, credentials, attributes.transport)?;
+        let container = connect::container(&client, &place.container)?;
+
+        let _guard = self.guards.enter(name)?;
+        let mark = Mark::new(name, capacity, &request.parameters);
+        let found = match place.prefix.as_str() {
+            "" => create_container(&container, &mark).await,
+            prefix => create_directory(&container, prefix, &mark, attributes.on_delete).await,
+        };
+        let found = found.map_err(|error| match error {
+            Failure::Blob(error) => connect::explain(&account, &place.container, error),
+            Failure::Told(error) => error,
+        })?;
+        let capacity = match found {
+            Found::Created => capacity,
+            Found::Marked(there) => agree(&there, &mark, request.capacity_range.as_ref(), &place)?,
+            Found::Unmarked if attributes.on_delete == OnDelete::Retain && attributes.on_delete_given => {
+                capacity
+            }
+            Found::Unmarked => {
+                return Err(Error::new(
+                    Reason::NameTaken,
+                    format!("{} exists and was not created for {name:?}", place.told()),
+                ));
+            }
+        };
+        let id = VolumeId {
+            account: account.clone(),
+            container: place.container.clone(),
+            prefix: place.prefix.clone(),
+            on_delete: attributes.on_delete,
+        };
+        Ok(Volume {
+            capacity_bytes: capacity,
+            volume_id: id.to_string(),
+            volume_context: volume_context(&request.parameters, &account, &place),
+            content_source: None,
+            accessible_topology: Vec::new(),
+        })
+    }
+}
+
+/// Where a volume goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    container: String,
+    /// Empty: the container is the volume.
+    prefix: String,
+}
+
+impl Place {
+    fn plan(name: &str, attributes: &Attributes) -> Result<Self> {
+        let container = attributes.expanded_container()?;
+        let prefix = attributes.expanded_prefix()?.unwrap_or_default();
+        if container.is_some() && attributes.container_prefix.is_some() {
+            return Err(Error::new(
+                Reason::ConflictingFields,
+                "containerNamePrefix: containerName gives the whole name already",
+            ));
+        }
+        match container {
+            Some(container) => Ok(Self { container, prefix }),
+            None if prefix.is_empty() => {
+                let container = container_name(attributes.container_prefix.as_deref().unwrap_or(""), name)?;
+                Ok(Self { container, prefix })
+            }
+            None => Err(Error::new(
+                Reason::MissingField,
+                "containerName: prefix is set, but not the container it is in",
+            )),
+        }
+    }
+
+    fn told(&self) -> String {
+        match self.prefix.as_str() {
+            "" => format!("containerName: container {:?}", self.container),
+            prefix => format!("prefix: {prefix:?} in container {:?}", self.container),
+        }
+    }
+}
+
+/// A container's name out of the volume's. A name that had to be changed gets a digest, so that two never become one.
+fn container_name(prefix: &str, name: &str) -> Result<String> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if !prefix.chars().all(fits) || prefix.starts_with('-') || prefix.contains("--") || prefix.len() > 32 {
+        return Err(Error::new(
+            Reason::InvalidValue,
+            format!(
+                "containerNamePrefix: {prefix:?}: at most 32 lower-case letters, digits and single dashes"
+            ),
+        ));
+    }
+    let wanted = match prefix.trim_end_matches('-') {
+        "" => name.to_owned(),
+        prefix => format!("{prefix}-{name}"),
+    };
+    let mut clean = String::with_capacity(wanted.len());
+    for c in wanted.chars().map(|c| c.to_ascii_lowercase()) {
+        let c = if fits(c) { c } else { '-' };
+        if c != '-' || !(clean.is_empty() || clean.ends_with('-')) {
+            clean.push(c);
+        }
+    }
+    let clean = clean.trim_end_matches('-');
+    if clean == wanted && (3..=LONGEST_NAME).contains(&clean.len()) {
+        return Ok(wanted);
+    }
+    let digest = short_digest(name);
+    // All ASCII by now: any byte is a boundary.
+    let kept = clean[..clean.len().min(LONGEST_NAME - digest.len() - 1)].trim_end_matches('-');
+    Ok(if kept.is_empty() {
+        digest
+    } else {
+        format!("{kept}-{digest}")
+    })
+}
+
+/// What was there.
+enum Found {
+    Created,
+    Marked(Mark),
+    Unmarked,
+}
+
+/// Why it could not be created: the client's error, or a sentence.
+enum Failure {
+    Blob(BlobError),
+    Told(Error),
+}
+
+impl From<BlobError> for Failure {
+    fn from(error: BlobError) -> Self {
+        Self::Blob(error)
+    }
+}
+
+async fn create_container(container: &Container, mark: &Mark) -> Result<Found, Failure> {
+    match container.create(&mark.metadata()).await {
+        Ok(_) => Ok(Found::Created),
+        Err(BlobError::AlreadyExists { .. }) => {
+            let (_, metadata) = container.properties().await?;
+            Ok(Mark::read(&metadata).map_or(Found::Unmarked, Found::Marked))
+        }
+        // The service answers so for half a minute after a deletion.
+        Err(BlobError::ContainerNotFound { name }) => Err(Failure::Told(Error::new(
+            Reason::ServiceBusy,
+            format!("containerName: a container {name:?} is still being deleted"),
+        ))),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn create_directory(
+    container: &Container,
+    prefix: &str,
+    mark: &Mark,
+    on_delete: OnDelete,
+) -> Result<Found, Failure> {
+    match container.head(prefix, &Condition::none()).await {
+        Ok(properties) => return Ok(Mark::read(&properties.metadata).map_or(Found::Unmarked, Found::Marked)),
+        Err(BlobError::BlobNotFound { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let inside = ListOptions {
+        prefix: format!("{prefix}/"),
+        max_results: Some(1),
+        ..ListOptions::default()
+    };
+    if on_delete == OnDelete::Delete && !container.list(&inside).await?.items.is_empty() {
+        // A directory without a marker, made by somebody else: deleting the volume would delete it.
+        return Ok(Found::Unmarked);
+    }
+    let mut metadata = mark.metadata();
+    metadata.insert("hdi_isfolder".into(), "true".into());
+    let options = PutOptions {
+        metadata,
+        content_type: None,
+        condition: Condition::absent(),
+    };
+    match container.put(prefix, bytes::Bytes::new().into(), &options).await {
+        Ok(_) => Ok(Found::Created),
+        Err(BlobError::AlreadyExists { .. } | BlobError::ConditionNotMet { .. }) => {
+            let properties = container.head(prefix, &Condition::none()).await?;
+            Ok(Mark::read(&properties.metadata).map_or(Found::Unmarked, Found::Marked))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The capacity of a volume that exists, when the request fits it.
+fn agree(there: &Mark, wanted: &Mark, range: Option<&CapacityRange>, place: &Place) -> Result<i64> {
+    let different = |what: &str| {
+        let text = format!("name: volume {:?} exists with {what}", wanted.name);
+        Err(Error::new(Reason::VolumeExistsDifferently, text))
+    };
+    if there.name != wanted.name {
+        let text = format!("{} belongs to volume {:?}", place.told(), there.name);
+        return Err(Error::new(Reason::NameTaken, text));
+    }
+    if there.parameters != wanted.parameters {
+        return different("other parameters");
+    }
+    let (required, limit) = range.map_or((0, 0), |r| (r.required_bytes, r.limit_bytes));
+    if there.capacity < required || (limit > 0 && there.capacity > limit) {
+        return different(&format!("capacity_range {} bytes", there.capacity));
+    }
+    Ok(there.capacity)
+}
+
+/// Containers have no quota: what was asked for is what is answered.
+fn capacity(range: Option<&CapacityRange>) -> Result<i64> {
+    let Some(range) = range else { return Ok(0) };
+    let (required, limit) = (range.required_bytes, range.limit_bytes);
+    if required < 0 || limit < 0 || (limit > 0 && required > limit) {
+        return Err(Error::new(
+            Reason::CapacityOutOfRange,
+            format!("capacity_range: required_bytes {required}, limit_bytes {limit}"),
+        ));
+    }
+    Ok(required)
+}
+
+fn check_request(request: &CreateVolumeRequest) -> Result<()> {
+    if request.volume_capabilities.is_empty() {
+        return Err(Error::new(
+            Reason::MissingField,
+            "volume_capabilities: none is set",
+        ));
+    }
+    for capability in &request.volume_capabilities {
+        let access = Access::parse(Some(capability), Reason::BlockNotSupported)?;
+        MountOptions::parse(&access.mount_flags)?;
+    }
+    if request.volume_content_source.is_some() {
+        return Err(Error::new(
+            Reason::SourceNotSupported,
+            "volume_content_source: snapshots and clones are not offered",
+        ));
+    }
+    if let Some(key) = request.mutable_parameters.keys().min() {
+        return Err(Error::new(
+            Reason::NotSupportedYet,
+            format!("mutable_parameters: {key:?} cannot be set"),
+        ));
+    }
+    Ok(())
+}
+
+/// volumeAttributes of the new PersistentVolume: everything the node needs, nothing of the claim.
+fn volume_context(
+    parameters: &HashMap<String, String>,
+    account: &Account,
+    place: &Place,
+) -> HashMap<String, String> {
+    let mut context: HashMap<String, String> = parameters
+        .iter()
+        .filter(|(key, value)| {
+            let key = key.to_ascii_lowercase();
+            !value.is_empty() && !key.starts_with("csi.storage.k8s.io/") && !RESOLVED.contains(&key.as_str())
+        })
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    context.insert("storageAccount".into(), account.name.clone());
+    context.insert("containerName".into(), place.container.clone());
+    if !place.prefix.is_empty() {
+        context.insert("prefix".into(), place.prefix.clone());
+    }
+    let cloud = Account::in_cloud(&account.name, "core.windows.net").map(|a| a.endpoint);
+    if cloud.ok().as_ref() != Some(&account.endpoint) {
+        context.insert(
+            "server".into(),
+            account.endpoint.as_str().trim_end_matches('/').to_owned(),
+        );
+    }
+    context
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(name: &str, pairs: &[(&str, &str)]) -> Result<Place> {
+        let map = pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        Place::plan(name, &Attributes::parse(&map, Scope::Class)?)
+    }
+
+    fn valid(name: &str) -> bool {
+        (3..=63).contains(&name.len())
+            && name
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+            && !name.starts_with('-')
+            && !name.ends_with('-')
+            && !name.contains("--")
+    }
+
+    #[test]
+    fn places() {
+        let place = |c: &str, p: &str| Place {
+            container: c.into(),
+            prefix: p.into(),
+        };
+        assert_eq!(plan("pvc-1", &[]).unwrap(), place("pvc-1", ""));
+        assert_eq!(
+            plan("pvc-1", &[("containerNamePrefix", "team-")]).unwrap(),
+            place("team-pvc-1", "")
+        );
+        let pairs = [
+            ("containerName", "shared"),
+            ("prefix", "x/${pv.metadata.name}"),
+            ("csi.storage.k8s.io/pv/name", "p"),
+        ];
+        assert_eq!(plan("pvc-1", &pairs).unwrap(), place("shared", "x/p"));
+        assert_eq!(
+            plan("n", &[("prefix", "a")]).unwrap_err().reason,
+            Reason::MissingField
+        );
+        let both = [("containerName", "a"), ("containerNamePrefix", "b")];
+        assert_eq!(plan("n", &both).unwrap_err().reason, Reason::ConflictingFields);
+        assert!(
+            plan("n", &[("containerNamePrefix", "Team")])
+                .unwrap_err()
+                .message
+                .contains("containerNamePrefix")
+        );
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn container_names_are_valid_and_differ(a in "\\PC{1,128}", b in "\\PC{1,128}", prefix in "([a-z0-9]{1,5}-?)?") {
+            let name_a = container_name(&prefix, &a).unwrap();
+            let name_b = container_name(&prefix, &b).unwrap();
+            proptest::prop_assert!(valid(&name_a), "{name_a}");
+            proptest::prop_assert_eq!(a == b, name_a == name_b);
+        }
+    }
+
+    #[test]
+    fn capacities() {
+        let range = |required_bytes, limit_bytes| CapacityRange {
+            required_bytes,
+            limit_bytes,
+        };
+        assert_eq!(capacity(None).unwrap(), 0);
+        assert_eq!(capacity(Some(&range(5, 0))).unwrap(), 5);
+        for wrong in [range(-1, 0), range(0, -1), range(6, 5)] {
+            assert_eq!(
+                capacity(Some(&wrong)).unwrap_err().reason.code(),
+                tonic::Code::OutOfRange
+            );
+        }
+    }
+
+    #[test]
+    fn the_node_gets_what_it_needs_and_no_more() {
+        let parameters: HashMap<String, String> = [
+            ("Transport", "https"),
+            ("onDelete", "retain"),
+            ("containerNamePrefix", "x"),
+            ("csi.storage.k8s.io/pvc/name", "claim"),
+        ]
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .into();
+        let (account, container, prefix) = Account::split_url("http://127.0.0.1:1/acct/c/p").unwrap();
+        let context = volume_context(&parameters, &account, &Place { container, prefix });
+        let mut keys: Vec<_> = context.keys().map(String::as_str).collect();
+        keys.sort_unstable();
+        assert_eq!(
+            keys,
+            ["Transport", "containerName", "prefix", "server", "storageAccount"]
+        );
+        assert_eq!(context["server"], "http://127.0.0.1:1/acct");
+        Attributes::parse(&context, Scope::Attributes).unwrap();
+    }
+}

@@ -1,0 +1,200 @@
+//! Node service: volumes on this node, from staging to statistics.
+
+mod health;
+mod publish;
+mod stage;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use csi_proto::csi::node_server::Node;
+use csi_proto::csi::node_service_capability::{self, Rpc, rpc};
+use csi_proto::csi::*;
+use tonic::{Request, Response, Status};
+
+use super::connect::Connector;
+use super::guard::Guards;
+use super::status::{Error, Reason, Result};
+use super::{answer, required};
+use crate::mounts::Mounts;
+
+/// What the node can do. VOLUME_CONDITION is read by kubelets up to 1.36, GET_VOLUME_HEALTH and GET_STORAGE_HEALTH
+/// by later ones; all three carry the same facts.
+const CAPABILITIES: [rpc::Type; 7] = [
+    rpc::Type::StageUnstageVolume,
+    rpc::Type::GetVolumeStats,
+    rpc::Type::VolumeCondition,
+    rpc::Type::SingleNodeMultiWriter,
+    rpc::Type::VolumeMountGroup,
+    rpc::Type::GetVolumeHealth,
+    rpc::Type::GetStorageHealth,
+];
+
+/// Keys of a volume context that kubelet sets anew for each pod; they say nothing about the volume.
+const PER_POD: &str = "csi.storage.k8s.io/";
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct NodeService {
+    node_id: String,
+    mounts: Arc<Mounts>,
+    connector: Connector,
+    guards: Guards,
+    failures: health::Failures,
+    device: Option<PathBuf>,
+}
+
+impl NodeService {
+    /// A service of this node. `device` is the channel's device node, for NodeGetStorageHealth.
+    pub fn new(node_id: &str, mounts: Arc<Mounts>, connector: Connector, device: Option<PathBuf>) -> Self {
+        Self {
+            node_id: node_id.to_owned(),
+            mounts,
+            connector,
+            guards: Guards::default(),
+            failures: health::Failures::default(),
+            device,
+        }
+    }
+}
+
+/// A path of a request: absolute, and spelled as the mount table spells it (the parent's links resolved; the path itself
+/// may be a dead mount that must not be touched).
+fn resolved(field: &str, path: &str) -> Result<PathBuf> {
+    let path = Path::new(required(field, path)?);
+    if !path.is_absolute() {
+        return Err(Error::new(
+            Reason::InvalidValue,
+            format!("{field}: {} is not absolute", path.display()),
+        ));
+    }
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Error::new(
+            Reason::InvalidValue,
+            format!("{field}: {} names no directory", path.display()),
+        ));
+    };
+    Ok(match parent.canonicalize() {
+        Ok(parent) => parent.join(name),
+        Err(_) => path.to_owned(),
+    })
+}
+
+/// The part of a volume context that belongs to the volume, comparable.
+fn stable_context(context: &HashMap<String, String>) -> BTreeMap<String, String> {
+    let lower = context
+        .iter()
+        .map(|(key, value)| (key.to_ascii_lowercase(), value.clone()));
+    lower.filter(|(key, _)| !key.starts_with(PER_POD)).collect()
+}
+
+#[tonic::async_trait]
+impl Node for NodeService {
+    async fn node_stage_volume(
+        &self,
+        request: Request<NodeStageVolumeRequest>,
+    ) -> Result<Response<NodeStageVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let result = self.stage(&request).await;
+        self.failures.note(&request.volume_id, result.as_ref().err());
+        answer(
+            "NodeStageVolume",
+            &request.volume_id,
+            result.map(|()| NodeStageVolumeResponse {}),
+        )
+    }
+
+    async fn node_unstage_volume(
+        &self,
+        request: Request<NodeUnstageVolumeRequest>,
+    ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let result = self.unstage(&request).await;
+        if result.is_ok() {
+            self.failures.note(&request.volume_id, None);
+        }
+        answer(
+            "NodeUnstageVolume",
+            &request.volume_id,
+            result.map(|()| NodeUnstageVolumeResponse {}),
+        )
+    }
+
+    async fn node_publish_volume(
+        &self,
+        request: Request<NodePublishVolumeRequest>,
+    ) -> Result<Response<NodePublishVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let result = self.publish(&request).await;
+        self.failures.note(&request.volume_id, result.as_ref().err());
+        answer(
+            "NodePublishVolume",
+            &request.volume_id,
+            result.map(|()| NodePublishVolumeResponse {}),
+        )
+    }
+
+    async fn node_unpublish_volume(
+        &self,
+        request: Request<NodeUnpublishVolumeRequest>,
+    ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let result = self.unpublish(&request).await;
+        answer(
+            "NodeUnpublishVolume",
+            &request.volume_id,
+            result.map(|()| NodeUnpublishVolumeResponse {}),
+        )
+    }
+
+    async fn node_get_volume_stats(
+        &self,
+        request: Request<NodeGetVolumeStatsRequest>,
+    ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
+        let request = request.into_inner();
+        let result = self.stats(&request).await;
+        answer("NodeGetVolumeStats", &request.volume_id, result)
+    }
+
+    async fn node_get_volume_health(
+        &self,
+        request: Request<NodeGetVolumeHealthRequest>,
+    ) -> Result<Response<NodeGetVolumeHealthResponse>, Status> {
+        let request = request.into_inner();
+        let result = self.volume_health(&request).await;
+        answer("NodeGetVolumeHealth", &request.volume_id, result)
+    }
+
+    async fn node_get_storage_health(
+        &self,
+        _: Request<NodeGetStorageHealthRequest>,
+    ) -> Result<Response<NodeGetStorageHealthResponse>, Status> {
+        Ok(Response::new(self.storage_health()))
+    }
+
+    async fn node_get_capabilities(
+        &self,
+        _: Request<NodeGetCapabilitiesRequest>,
+    ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
+        let capability = |r#type: rpc::Type| NodeServiceCapability {
+            r#type: Some(node_service_capability::Type::Rpc(Rpc {
+                r#type: r#type as i32,
+            })),
+        };
+        let capabilities = CAPABILITIES.map(capability).to_vec();
+        Ok(Response::new(NodeGetCapabilitiesResponse { capabilities }))
+    }
+
+    async fn node_get_info(
+        &self,
+        _: Request<NodeGetInfoRequest>,
+    ) -> Result<Response<NodeGetInfoResponse>, Status> {
+        Ok(Response::new(NodeGetInfoResponse {
+            node_id: self.node_id.clone(),
+            // No limit of ours: a mount costs a descriptor and a share of one budget.
+            max_volumes_per_node: 0,
+            accessible_topology: None,
+        }))
+    }
+}

@@ -1,0 +1,169 @@
+//! Statistics and health: what kubelet asks about a volume, in the words of old and new interfaces.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use csi_proto::csi::node_get_storage_health_response::StorageBackendHealth;
+use csi_proto::csi::volume_health::VolumeHealthEntry;
+use csi_proto::csi::volume_usage::Unit;
+use csi_proto::csi::*;
+
+use super::{NodeService, resolved};
+use crate::csi::required;
+use crate::csi::status::{Error, Reason, Result};
+use crate::mounts::Condition;
+use crate::mounts::mounter::Usage;
+use crate::mounts::record::Record;
+
+/// Failures of volumes that could not be staged or published, newest last; bounded, because volumes come and go.
+const REMEMBERED: usize = 256;
+
+/// The last failure per volume: NodeGetVolumeHealth is asked about volumes that could not be mounted, too.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Failures(Arc<Mutex<VecDeque<(String, Error)>>>);
+
+impl Failures {
+    /// Remembers or forgets the outcome of a call.
+    pub(super) fn note(&self, volume: &str, failure: Option<&Error>) {
+        // "Another call is at work" says nothing about the volume.
+        if volume.is_empty() || failure.is_some_and(|f| f.reason == Reason::OperationPending) {
+            return;
+        }
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|(v, _)| v != volume);
+        if let Some(failure) = failure {
+            if all.len() == REMEMBERED {
+                all.pop_front();
+            }
+            all.push_back((volume.to_owned(), failure.clone()));
+        }
+    }
+
+    fn of(&self, volume: &str) -> Option<Error> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter()
+            .find(|(v, _)| v == volume)
+            .map(|(_, failure)| failure.clone())
+    }
+}
+
+impl NodeService {
+    pub(super) async fn stats(
+        &self,
+        request: &NodeGetVolumeStatsRequest,
+    ) -> Result<NodeGetVolumeStatsResponse> {
+        let volume_id = required("volume_id", &request.volume_id)?;
+        let path = required("volume_path", &request.volume_path)?;
+        let not_there = || {
+            let text = format!("volume_path: volume {volume_id:?} is not at {path}");
+            Error::new(Reason::PathNotFound, text)
+        };
+        let path = resolved("volume_path", path).map_err(|_| not_there())?;
+        let known = self.mounts.records().all().into_iter().any(|record| {
+            record.volume_id == volume_id && (record.path == path || record.targets.contains_key(&path))
+        });
+        if !known {
+            return Err(not_there());
+        }
+        match self.mounts.condition(&path).await? {
+            Condition::NotMounted | Condition::Foreign(_) => Err(not_there()),
+            Condition::Dead(why) => Ok(NodeGetVolumeStatsResponse {
+                // Kubelet drops an answer without usage, and the condition with it.
+                usage: usage(Usage::default()),
+                volume_condition: Some(VolumeCondition {
+                    abnormal: true,
+                    message: dead(&why),
+                }),
+            }),
+            Condition::Healthy => Ok(NodeGetVolumeStatsResponse {
+                usage: usage(self.mounts.usage(&path).await?),
+                volume_condition: Some(VolumeCondition {
+                    abnormal: false,
+                    message: "the file system answers".into(),
+                }),
+            }),
+        }
+    }
+
+    pub(super) async fn volume_health(
+        &self,
+        request: &NodeGetVolumeHealthRequest,
+    ) -> Result<NodeGetVolumeHealthResponse> {
+        let volume_id = required("volume_id", &request.volume_id)?;
+        let mounted: Vec<Record> = self
+            .mounts
+            .records()
+            .all()
+            .into_iter()
+            .filter(|r| r.volume_id == volume_id)
+            .collect();
+        let failure = self.failures.of(volume_id);
+        if mounted.is_empty() && failure.is_none() {
+            let text = format!("volume_id: {volume_id:?} is not on this node");
+            return Err(Error::new(Reason::VolumeNotFound, text));
+        }
+        let mut health_statuses = Vec::new();
+        for record in mounted {
+            let message = match self.mounts.condition(&record.path).await? {
+                Condition::Healthy => continue,
+                Condition::Dead(why) => dead(&why),
+                Condition::NotMounted | Condition::Foreign(_) => {
+                    format!("not mounted at {} any more", record.path.display())
+                }
+            };
+            health_statuses.push(inaccessible(Reason::MountDead, message));
+            // (status, reason) must be unique.
+            break;
+        }
+        if let Some(failure) = failure
+            && health_statuses.is_empty()
+        {
+            health_statuses.push(inaccessible(failure.reason, failure.message));
+        }
+        let volume_health = VolumeHealth {
+            volume_id: volume_id.to_owned(),
+            health_statuses,
+        };
+        Ok(NodeGetVolumeHealthResponse {
+            volume_health: Some(volume_health),
+        })
+    }
+
+    /// Degraded when the node has the channel's device and cannot use it. A node without the device is as it should be.
+    pub(super) fn storage_health(&self) -> NodeGetStorageHealthResponse {
+        let offered = self.device.as_ref().is_some_and(|device| device.exists());
+        let reason = self.connector.paths().channel_unusable().filter(|_| offered);
+        let backend_health = reason.map(|message| StorageBackendHealth {
+            status: StorageHealthErrorType::StorageDegraded as i32,
+            reason: "ChannelUnusable".into(),
+            message: format!("requests go over HTTPS: {message}"),
+            volume_capability: None,
+        });
+        NodeGetStorageHealthResponse {
+            backend_health: backend_health.into_iter().collect(),
+        }
+    }
+}
+
+fn dead(why: &str) -> String {
+    format!("the mount does not answer ({why}); {}", Reason::MountDead.hint())
+}
+
+fn inaccessible(reason: Reason, message: String) -> VolumeHealthEntry {
+    VolumeHealthEntry {
+        status: VolumeHealthErrorType::Inaccessible as i32,
+        reason: reason.to_string(),
+        message,
+    }
+}
+
+fn usage(usage: Usage) -> Vec<VolumeUsage> {
+    [(Unit::Bytes, usage.bytes), (Unit::Inodes, usage.inodes)]
+        .map(|(unit, [total, used, available])| VolumeUsage {
+            available: i64::try_from(available).unwrap_or(i64::MAX),
+            total: i64::try_from(total).unwrap_or(i64::MAX),
+            used: i64::try_from(used).unwrap_or(i64::MAX),
+            unit: unit as i32,
+        })
+        .to_vec()
+}

@@ -1,0 +1,215 @@
+//! Publishing: a staged volume appears in a pod's directory; inline volumes are mounted there directly.
+
+use std::path::Path;
+
+use csi_proto::csi::{NodePublishVolumeRequest, NodeUnpublishVolumeRequest};
+
+use super::stage::context_difference;
+use super::{NodeService, resolved, stable_context};
+use crate::csi::capability::Access;
+use crate::csi::required;
+use crate::csi::status::{Error, Reason, Result};
+use crate::csi::volume_context::{Attributes, MountOptions, Scope, Secrets};
+use crate::mounts::Condition;
+use crate::mounts::record::{Record, Target};
+
+impl NodeService {
+    pub(super) async fn publish(&self, request: &NodePublishVolumeRequest) -> Result<()> {
+        let volume_id = required("volume_id", &request.volume_id)?;
+        let target = resolved("target_path", &request.target_path)?;
+        let access = Access::parse(request.volume_capability.as_ref(), Reason::CapabilityExceeded)?;
+        let attributes = Attributes::parse(&request.volume_context, Scope::Attributes)?;
+        let _guard = self.guards.enter(volume_id)?;
+        if attributes.ephemeral {
+            return self.publish_inline(request, &target, access, &attributes).await;
+        }
+        if request.staging_target_path.is_empty() {
+            return Err(Error::new(
+                Reason::StagingPathMissing,
+                "staging_target_path: it is not set",
+            ));
+        }
+        let staging = resolved("staging_target_path", &request.staging_target_path)?;
+        let staged = self.staged(volume_id, &staging)?;
+        match self.mounts.condition(&staging).await? {
+            Condition::Healthy => {}
+            Condition::Dead(why) => {
+                return Err(Error::new(
+                    Reason::MountDead,
+                    format!(
+                        "staging_target_path: the mount at {} is dead: {why}",
+                        staging.display()
+                    ),
+                ));
+            }
+            Condition::NotMounted | Condition::Foreign(_) => {
+                return Err(Error::new(
+                    Reason::NotStaged,
+                    format!(
+                        "staging_target_path: the volume is not mounted at {} any more",
+                        staging.display()
+                    ),
+                ));
+            }
+        }
+        let args = Target {
+            read_only: request.readonly,
+            access,
+        };
+        self.check_arguments(&staged, &args, request)?;
+        if self.published_alike(&staged, &target, &args).await? {
+            return Ok(());
+        }
+        self.check_other_targets(&staged, &target, &args).await?;
+        self.mounts.bind(&staging, &target, args).await
+    }
+
+    pub(super) async fn unpublish(&self, request: &NodeUnpublishVolumeRequest) -> Result<()> {
+        let volume_id = required("volume_id", &request.volume_id)?;
+        let target = resolved("target_path", &request.target_path)?;
+        let _guard = self.guards.enter(volume_id)?;
+        match self.mounts.records().get(&target) {
+            Some(record) if record.inline && record.volume_id == volume_id => {
+                self.mounts.stop(&target).await?;
+                self.mounts.remove_target(&target).await
+            }
+            _ => self.mounts.unbind(&target).await,
+        }
+    }
+
+    /// An inline volume: mounted at the target, there is no stage.
+    async fn publish_inline(
+        &self,
+        request: &NodePublishVolumeRequest,
+        target: &Path,
+        access: Access,
+        attributes: &Attributes,
+    ) -> Result<()> {
+        let options = MountOptions::parse(&access.mount_flags)?;
+        let secrets = Secrets::parse(&request.secrets)?;
+        let mut record = Record::new(
+            &request.volume_id,
+            target,
+            access,
+            stable_context(&request.volume_context),
+        );
+        record.inline = true;
+        let args = Target {
+            read_only: request.readonly,
+            access: record.access.clone(),
+        };
+        record.targets.insert(target.to_owned(), args);
+        match self.mounts.condition(target).await? {
+            Condition::Healthy => {
+                if self.mounts.records().get(target).as_ref() == Some(&record) {
+                    return Ok(());
+                }
+                return Err(Error::new(
+                    Reason::PublishedDifferently,
+                    format!(
+                        "target_path: {} is published already with other arguments",
+                        target.display()
+                    ),
+                ));
+            }
+            Condition::Dead(_) => self.mounts.stop(target).await?,
+            Condition::Foreign(fs_type) => return Err(foreign(target, &fs_type)),
+            Condition::NotMounted => {}
+        }
+        let config = self
+            .configure(attributes, &options, &record.access, &secrets, request.readonly)
+            .await?;
+        self.mounts.prepare_target(target).await?;
+        self.mounts.start(record, config).await
+    }
+
+    /// The arguments of a publish must be those of the stage, as far as the stage knew them.
+    fn check_arguments(
+        &self,
+        staged: &Record,
+        args: &Target,
+        request: &NodePublishVolumeRequest,
+    ) -> Result<()> {
+        if let Some(field) = staged.access.difference(&args.access) {
+            return Err(Error::new(
+                Reason::CapabilityExceeded,
+                format!("{field}: the volume is staged with another one on this node"),
+            ));
+        }
+        match context_difference(&staged.context, &stable_context(&request.volume_context)) {
+            Some(key) => Err(Error::new(
+                Reason::StagedDifferently,
+                format!("volume_context: {key} differs from what the volume was staged with"),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// True when the volume is at the target already, with these arguments. A dead mount there is taken away.
+    async fn published_alike(&self, staged: &Record, target: &Path, args: &Target) -> Result<bool> {
+        match self.mounts.condition(target).await? {
+            Condition::NotMounted => return Ok(false),
+            Condition::Foreign(fs_type) => return Err(foreign(target, &fs_type)),
+            Condition::Dead(_) => {
+                self.mounts.unbind(target).await?;
+                return Ok(false);
+            }
+            Condition::Healthy => {}
+        }
+        let differs = |what: &str| {
+            Err(Error::new(
+                Reason::PublishedDifferently,
+                format!(
+                    "target_path: {} is published already with another {what}",
+                    target.display()
+                ),
+            ))
+        };
+        let (Some(there), Some(source)) = (
+            self.mounts.mount_at(target).await?,
+            self.mounts.mount_at(&staged.path).await?,
+        ) else {
+            return Ok(false);
+        };
+        if !there.same_file_system(&source) {
+            return differs("volume");
+        }
+        match staged.targets.get(target) {
+            Some(before) if before.read_only != args.read_only => differs("readonly"),
+            Some(before) => match before.access.difference(&args.access) {
+                Some(field) => differs(field),
+                None => Ok(true),
+            },
+            // The record was lost between the bind and its writing; the mount itself knows readonly.
+            None if there.read_only() != (args.read_only || source.read_only()) => differs("readonly"),
+            None => Ok(true),
+        }
+    }
+
+    /// A volume for one writer goes to one target (CSI, NodePublishVolume, second table).
+    async fn check_other_targets(&self, staged: &Record, target: &Path, args: &Target) -> Result<()> {
+        if args.access.several_targets() {
+            return Ok(());
+        }
+        for other in self.mounts.bound_at(&staged.path).await? {
+            if other != target {
+                return Err(Error::new(
+                    Reason::PublishedElsewhere,
+                    format!(
+                        "target_path: access mode {} allows one target, and the volume is published at {}",
+                        args.access.mode().as_str_name(),
+                        other.display()
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn foreign(target: &Path, fs_type: &str) -> Error {
+    Error::new(
+        Reason::TargetInUse,
+        format!("target_path: a {fs_type} is mounted at {}", target.display()),
+    )
+}

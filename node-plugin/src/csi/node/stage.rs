@@ -1,0 +1,189 @@
+//! Staging: a container becomes a file system at a path of the node.
+
+use std::path::Path;
+
+use blob_fs::VolumeConfig;
+use csi_proto::csi::{NodeStageVolumeRequest, NodeUnstageVolumeRequest};
+
+use super::{NodeService, resolved, stable_context};
+use crate::csi::account::Account;
+use crate::csi::capability::Access;
+use crate::csi::connect;
+use crate::csi::required;
+use crate::csi::status::{Error, Reason, Result};
+use crate::csi::volume_context::{Attributes, MountOptions, Scope, Secrets};
+use crate::mounts::Condition;
+use crate::mounts::record::Record;
+
+impl NodeService {
+    pub(super) async fn stage(&self, request: &NodeStageVolumeRequest) -> Result<()> {
+        let volume_id = required("volume_id", &request.volume_id)?;
+        let path = resolved("staging_target_path", &request.staging_target_path)?;
+        let access = Access::parse(request.volume_capability.as_ref(), Reason::CapabilityExceeded)?;
+        let attributes = Attributes::parse(&request.volume_context, Scope::Attributes)?;
+        let options = MountOptions::parse(&access.mount_flags)?;
+        let secrets = Secrets::parse(&request.secrets)?;
+        let record = Record::new(volume_id, &path, access, stable_context(&request.volume_context));
+
+        let _guard = self.guards.enter(volume_id)?;
+        match self.mounts.condition(&path).await? {
+            Condition::Healthy => return self.staged_alike(&record),
+            Condition::Dead(why) => {
+                tracing::info!(volume_id, path = %path.display(), why, "taking a dead mount down before staging");
+                self.mounts.stop(&path).await?;
+            }
+            Condition::Foreign(fs_type) => {
+                return Err(Error::new(
+                    Reason::TargetInUse,
+                    format!(
+                        "staging_target_path: a {fs_type} is mounted at {}",
+                        path.display()
+                    ),
+                ));
+            }
+            Condition::NotMounted => {}
+        }
+        if !path.is_dir() {
+            return Err(Error::new(
+                Reason::StagingPathMissing,
+                format!(
+                    "staging_target_path: {} is not an existing directory",
+                    path.display()
+                ),
+            ));
+        }
+        let config = self
+            .configure(&attributes, &options, &record.access, &secrets, false)
+            .await?;
+        self.mounts.start(record, config).await
+    }
+
+    pub(super) async fn unstage(&self, request: &NodeUnstageVolumeRequest) -> Result<()> {
+        let volume_id = required("volume_id", &request.volume_id)?;
+        let path = resolved("staging_target_path", &request.staging_target_path)?;
+        let _guard = self.guards.enter(volume_id)?;
+        if let Some(record) = self.mounts.records().get(&path)
+            && record.volume_id != volume_id
+        {
+            // Idempotent: this volume is not staged there, and the other one is not ours to end.
+            return Ok(());
+        }
+        let condition = self.mounts.condition(&path).await?;
+        if matches!(condition, Condition::Foreign(_)) {
+            return Ok(());
+        }
+        if condition == Condition::Healthy {
+            let bound = self.mounts.bound_at(&path).await?;
+            if let Some(target) = bound.first() {
+                return Err(Error::new(
+                    Reason::TargetInUse,
+                    format!(
+                        "staging_target_path: the volume is still published at {}",
+                        target.display()
+                    ),
+                ));
+            }
+        }
+        self.mounts.stop(&path).await
+    }
+
+    /// A second stage: fine with the same arguments.
+    fn staged_alike(&self, wanted: &Record) -> Result<()> {
+        let path = wanted.path.display();
+        let differs = |what: &str| {
+            Err(Error::new(
+                Reason::StagedDifferently,
+                format!("staging_target_path: {path} is staged already with another {what}"),
+            ))
+        };
+        let Some(staged) = self.mounts.records().get(&wanted.path) else {
+            return differs("driver instance (no record of it)");
+        };
+        if staged.volume_id != wanted.volume_id {
+            return differs(&format!("volume_id ({:?})", staged.volume_id));
+        }
+        if let Some(field) = staged.access.difference(&wanted.access) {
+            return differs(field);
+        }
+        match context_difference(&staged.context, &wanted.context) {
+            Some(key) => differs(&format!("volume_context ({key})")),
+            None => Ok(()),
+        }
+    }
+
+    /// Everything a mount needs, after the container has answered once.
+    pub(super) async fn configure(
+        &self,
+        attributes: &Attributes,
+        options: &MountOptions,
+        access: &Access,
+        secrets: &Secrets,
+        read_only: bool,
+    ) -> Result<VolumeConfig> {
+        let name = attributes.container.as_deref().ok_or_else(|| {
+            Error::new(
+                Reason::MissingField,
+                "containerName: volumeAttributes do not name the container",
+            )
+        })?;
+        let account = Account::resolve(attributes, secrets)?;
+        let credentials = account.credentials(attributes, secrets)?;
+        let client = self
+            .connector
+            .client(&account, credentials, attributes.transport)?;
+        let container = connect::container(&client, name)?;
+        let prefix = attributes.prefix.clone().unwrap_or_default();
+        connect::check(&account, &container, &prefix).await?;
+
+        let source = match prefix.as_str() {
+            "" => format!("{}/{name}", account.name),
+            prefix => format!("{}/{name}/{prefix}", account.name),
+        };
+        let mut config = VolumeConfig::new(source, std::sync::Arc::new(container));
+        config.prefix = prefix;
+        config.read_only = read_only || options.read_only || access.read_only();
+        config.uid = options.uid.unwrap_or(config.uid);
+        // The pod's fsGroup must own the volume (CSI: volume_mount_group); a gid= is the fallback.
+        config.gid = access.group.or(options.gid).unwrap_or(config.gid);
+        (config.file_mode, config.dir_mode) = options.modes(access.group.is_some());
+        config.attr_timeout = options.attr_timeout.unwrap_or(config.attr_timeout);
+        config.entry_timeout = options.entry_timeout.unwrap_or(config.entry_timeout);
+        config.negative_timeout = options.negative_timeout.unwrap_or(config.negative_timeout);
+        config.kernel_cache = options.kernel_cache.unwrap_or(config.kernel_cache);
+        config.profile = attributes.profile;
+        Ok(config)
+    }
+
+    /// The record of the volume staged at a path, or why it cannot be published from there.
+    pub(super) fn staged(&self, volume_id: &str, path: &Path) -> Result<Record> {
+        match self.mounts.records().get(path) {
+            Some(record) if record.volume_id == volume_id => Ok(record),
+            Some(record) => Err(Error::new(
+                Reason::NotStaged,
+                format!(
+                    "staging_target_path: {} holds volume {:?}",
+                    path.display(),
+                    record.volume_id
+                ),
+            )),
+            None => Err(Error::new(
+                Reason::NotStaged,
+                format!(
+                    "staging_target_path: volume {volume_id:?} is not staged at {}",
+                    path.display()
+                ),
+            )),
+        }
+    }
+}
+
+/// The first key in which two contexts differ.
+pub(super) fn context_difference<'a>(
+    a: &'a std::collections::BTreeMap<String, String>,
+    b: &'a std::collections::BTreeMap<String, String>,
+) -> Option<&'a str> {
+    a.keys()
+        .chain(b.keys())
+        .find(|key| a.get(*key) != b.get(*key))
+        .map(String::as_str)
+}

@@ -1,0 +1,311 @@
+//! The single table from what went wrong to a gRPC code, a stable reason and what to do about it.
+//!
+//! The reason (CamelCase) is part of the interface: Events, metrics and docs/troubleshooting.md use the same word.
+//! Codes follow the error tables of the CSI specification; `status.details` stays empty as it demands.
+
+use std::fmt;
+
+use tonic::{Code, Status};
+
+/// An error of an RPC: which row of the table, and the sentence that names the field, path or object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    /// Row of the table.
+    pub reason: Reason,
+    /// What happened, naming the field and its value where that is no secret.
+    pub message: String,
+}
+
+/// Result of a step of an RPC.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error of this row.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}. {} [{}]",
+            self.message.trim_end_matches('.'),
+            self.reason.hint(),
+            self.reason
+        )
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        Status::new(error.reason.code(), error.to_string())
+    }
+}
+
+/// Writes the enum, the list of all rows and the lookups from one table.
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident => $code:ident, $hint:literal;)+) => {
+        /// Why an RPC failed. The name is stable.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Reason { $($(#[$doc])* $name,)+ }
+
+        impl Reason {
+            /// Every row.
+            pub const ALL: &'static [Reason] = &[$(Reason::$name,)+];
+
+            /// The gRPC code.
+            pub fn code(self) -> Code {
+                match self { $(Self::$name => Code::$code,)+ }
+            }
+
+            /// What to do, one sentence.
+            pub fn hint(self) -> &'static str {
+                match self { $(Self::$name => $hint,)+ }
+            }
+        }
+
+        impl fmt::Display for Reason {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self { $(Self::$name => stringify!($name),)+ })
+            }
+        }
+    };
+}
+
+reasons! {
+    /// A required field of the request, or a required key, is missing.
+    MissingField => InvalidArgument, "Set the field named above";
+    /// A key of volumeAttributes or of the StorageClass is not known.
+    UnknownKey => InvalidArgument, "Correct or remove the key in the PersistentVolume, pod or StorageClass";
+    /// Two keys differ only in case.
+    DuplicateKey => InvalidArgument, "Keep one spelling of the key";
+    /// A value does not parse or is out of its range.
+    InvalidValue => InvalidArgument, "Correct the value of the field named above";
+    /// Two fields contradict each other.
+    ConflictingFields => InvalidArgument, "Keep one of the two, or make them agree";
+    /// A mount option this file system does not know.
+    UnknownMountOption => InvalidArgument, "Remove it from mountOptions";
+    /// A documented setting that this release does not implement.
+    NotSupportedYet => InvalidArgument, "Leave the setting out until a release supports it";
+    /// NFS was asked for.
+    ProtocolNotSupported => InvalidArgument, "Use protocol: fuse (or leave it out), or blob.csi.azure.com for NFS";
+    /// No credential of the demanded kind came with the request.
+    MissingCredentials => InvalidArgument, "Name a Secret with the key in nodeStageSecretRef (StorageClass: csi.storage.k8s.io/node-stage-secret-name), or set AzureStorageAuthType";
+    /// A block volume was asked for at creation.
+    BlockNotSupported => InvalidArgument, "Use volumeMode: Filesystem";
+    /// A volume was to be made from a snapshot or another volume.
+    SourceNotSupported => InvalidArgument, "Create the volume empty and copy the data";
+    /// The target path exists and is no directory.
+    TargetNotDirectory => InvalidArgument, "Remove the file at the target path; the driver creates a directory there";
+    /// required_bytes is above limit_bytes, or negative.
+    CapacityOutOfRange => OutOfRange, "Ask for a size within the limit; containers themselves have no quota";
+    /// The volume id names nothing here.
+    VolumeNotFound => NotFound, "Check the volume id (volumeHandle)";
+    /// The container does not exist.
+    ContainerNotFound => NotFound, "Create the container, or correct containerName";
+    /// The path of a request is not a mount of the volume.
+    PathNotFound => NotFound, "Check that the volume is published at this path";
+    /// The service did not accept the key, SAS or token.
+    AuthenticationFailed => Unauthenticated, "Check azurestorageaccountkey or azurestorageaccountsastoken in the Secret (rotated key, expired SAS, wrong account) and the node's clock";
+    /// No token could be had.
+    TokenUnavailable => Unauthenticated, "Check the identity named in the volume and that the token endpoint can be reached from the node";
+    /// The credential is valid and lacks a right, or the account's firewall refuses the node.
+    AccessDenied => PermissionDenied, "Grant the identity Storage Blob Data Contributor (SAS: read, write, list, delete, create), and check the account's network rules";
+    /// Another call for the same volume is at work.
+    OperationPending => Aborted, "Wait for the other call; the orchestrator retries by itself";
+    /// Staged at this path with other arguments.
+    StagedDifferently => AlreadyExists, "Unstage the volume first, or repeat the first call's arguments";
+    /// Published at this path with other arguments.
+    PublishedDifferently => AlreadyExists, "Unpublish the target first, or repeat the first call's arguments";
+    /// A volume of this name exists with other arguments.
+    VolumeExistsDifferently => AlreadyExists, "Use another name, or the parameters and size it was created with";
+    /// The container or prefix exists and belongs to somebody else.
+    NameTaken => AlreadyExists, "Use a name of its own per volume, for instance with ${pvc.metadata.name}, or onDelete: retain to use what exists";
+    /// The staging path is not set or does not exist.
+    StagingPathMissing => FailedPrecondition, "Call NodeStageVolume with an existing directory first";
+    /// Published before it was staged.
+    NotStaged => FailedPrecondition, "Call NodeStageVolume first and publish from its staging path";
+    /// The mount's process has ended (restart of the node plugin).
+    MountDead => FailedPrecondition, "Delete the pods of this volume on this node: the next stage mounts it afresh";
+    /// Block access, or another capability that a container cannot offer.
+    CapabilityExceeded => FailedPrecondition, "Ask ValidateVolumeCapabilities what the volume can do; only file system access is offered";
+    /// A volume for one writer is published at another path already.
+    PublishedElsewhere => FailedPrecondition, "Use ReadWriteMany, or end the pod that has the volume";
+    /// `transport: require` and no usable channel.
+    ChannelRequired => FailedPrecondition, "Set transport: prefer to fall back to HTTPS, or see `vsc-blob-csi doctor` on the node";
+    /// The plugin cannot work on this node.
+    NotReady => FailedPrecondition, "See `vsc-blob-csi doctor` on the node";
+    /// onDelete asks to delete what this driver did not create.
+    NotCreatedHere => FailedPrecondition, "Delete it by hand, or set the reclaim policy to Retain";
+    /// The path still holds something after the unmount.
+    TargetInUse => FailedPrecondition, "Look what is left at the path; the driver never deletes files of the node";
+    /// The endpoint does not answer.
+    EndpointUnreachable => Unavailable, "Check server / storageEndpointSuffix, DNS and the network from the node to the storage account";
+    /// The service throttles or has a bad moment.
+    ServiceBusy => Unavailable, "Wait; the orchestrator retries by itself";
+    /// No answer within the deadline.
+    ServiceTimeout => DeadlineExceeded, "Check the network from the node to the storage account";
+    /// The file system was mounted and does not answer.
+    FileSystemSilent => DeadlineExceeded, "See the log of the node plugin; the mount was taken down again";
+    /// The service answered something else.
+    ServiceError => Internal, "Look up the service's code; the request id helps the service's support";
+    /// A mount system call failed.
+    MountFailed => Internal, "See `vsc-blob-csi doctor` on the node and the kernel's log";
+    /// An unmount failed.
+    UnmountFailed => Internal, "Look which process holds the mount (fuser -m PATH)";
+    /// Anything else on the node.
+    NodeError => Internal, "See the log of the node plugin";
+}
+
+impl From<blob_client::Error> for Error {
+    fn from(error: blob_client::Error) -> Self {
+        use blob_client::Error as E;
+        let reason = match &error {
+            E::ContainerNotFound { .. } => Reason::ContainerNotFound,
+            E::BlobNotFound { .. } => Reason::VolumeNotFound,
+            E::AlreadyExists { .. } => Reason::NameTaken,
+            E::ConditionNotMet { .. } | E::NotModified { .. } | E::LeaseConflict { .. } => {
+                Reason::ServiceError
+            }
+            E::Denied { code, .. } => denied(code),
+            E::Token { .. } => Reason::TokenUnavailable,
+            E::Service {
+                status: 429 | 500 | 503,
+                ..
+            } => Reason::ServiceBusy,
+            E::Service { .. } | E::Malformed { .. } => Reason::ServiceError,
+            E::Unreachable { .. } => Reason::EndpointUnreachable,
+            E::DeadlineExceeded { .. } => Reason::ServiceTimeout,
+            E::ChannelRequired { .. } => Reason::ChannelRequired,
+            E::Argument { .. } => Reason::InvalidValue,
+            E::Io { .. } => Reason::NodeError,
+            _ => Reason::ServiceError,
+        };
+        Self::new(reason, error.to_string())
+    }
+}
+
+/// Not authenticated, or authenticated without the right (REST: "Common REST API error codes").
+fn denied(code: &str) -> Reason {
+    match code {
+        "AuthenticationFailed" | "InvalidAuthenticationInfo" | "NoAuthenticationInformation" => {
+            Reason::AuthenticationFailed
+        }
+        _ => Reason::AccessDenied,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Every row has a usable hint, a name of its own, a code that is an error, and an entry for people.
+    #[test]
+    fn every_reason_is_complete_and_documented() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/troubleshooting.md");
+        let page = std::fs::read_to_string(page).expect("docs/troubleshooting.md");
+        let mut names = BTreeSet::new();
+        for &reason in Reason::ALL {
+            let name = reason.to_string();
+            assert!(
+                name.chars().all(|c| c.is_ascii_alphanumeric()),
+                "{name} is not CamelCase"
+            );
+            assert!(
+                reason.hint().len() > 10 && !reason.hint().ends_with('.'),
+                "hint of {name}"
+            );
+            assert_ne!(reason.code(), Code::Ok);
+            assert_ne!(
+                reason.code(),
+                Code::Unknown,
+                "{name}: the specification asks for a known code"
+            );
+            let heading = format!("## {name}\n");
+            assert!(
+                page.contains(&heading),
+                "docs/troubleshooting.md has no `{heading}`"
+            );
+            let code = format!("{:?}", reason.code());
+            let entry = page
+                .split(&heading)
+                .nth(1)
+                .unwrap()
+                .split("\n## ")
+                .next()
+                .unwrap();
+            assert!(entry.contains(&code), "the entry of {name} does not say {code}");
+            assert!(names.insert(name), "two rows of one name");
+        }
+        let documented = page
+            .lines()
+            .filter_map(|l| l.strip_prefix("## "))
+            .filter(|l| !l.contains(' '));
+        for name in documented {
+            assert!(
+                names.contains(name),
+                "docs/troubleshooting.md documents {name}, which no row has"
+            );
+        }
+    }
+
+    #[test]
+    fn a_status_carries_message_hint_and_reason_and_no_details() {
+        let status: Status = Error::new(Reason::UnknownKey, "volumeAttributes: unknown key \"x\".").into();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert!(
+            status
+                .message()
+                .starts_with("volumeAttributes: unknown key \"x\". Correct"),
+            "{}",
+            status.message()
+        );
+        assert!(status.message().ends_with("[UnknownKey]"), "{}", status.message());
+        assert!(status.details().is_empty());
+    }
+
+    #[test]
+    fn service_errors_get_the_specifications_codes() {
+        let denied = |code: &str| blob_client::Error::Denied {
+            code: code.into(),
+            hint: "h".into(),
+        };
+        let cases = [
+            (denied("AuthenticationFailed"), Code::Unauthenticated),
+            (denied("AuthorizationPermissionMismatch"), Code::PermissionDenied),
+            (
+                blob_client::Error::ContainerNotFound { name: "c".into() },
+                Code::NotFound,
+            ),
+            (
+                blob_client::Error::Unreachable {
+                    endpoint: "http://x".into(),
+                    message: "refused".into(),
+                },
+                Code::Unavailable,
+            ),
+            (
+                blob_client::Error::Service {
+                    status: 503,
+                    code: "ServerBusy".into(),
+                    message: String::new(),
+                    request_id: String::new(),
+                },
+                Code::Unavailable,
+            ),
+        ];
+        for (error, code) in cases {
+            let text = error.to_string();
+            assert_eq!(Error::from(error).reason.code(), code, "{text}");
+        }
+    }
+}

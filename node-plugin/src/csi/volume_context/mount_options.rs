@@ -1,0 +1,157 @@
+//! Mount options: ours and blobfuse2's spellings of the same.
+
+use std::time::Duration;
+
+use super::keys::nearest;
+use crate::csi::status::{Error, Reason, Result};
+
+/// Options in the spelling of volumes.md.
+const KNOWN: &[&str] = &[
+    "ro",
+    "uid",
+    "gid",
+    "umask",
+    "file_mode",
+    "dir_mode",
+    "allow_other",
+    "attr_timeout",
+    "entry_timeout",
+    "negative_timeout",
+    "kernel_cache",
+];
+
+/// What `mountOptions` of a PersistentVolume or StorageClass ask for; `None` where nothing was said.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MountOptions {
+    /// Refuse changes.
+    pub read_only: bool,
+    /// Owner of files that carry none.
+    pub uid: Option<u32>,
+    /// Group of files that carry none.
+    pub gid: Option<u32>,
+    /// Bits taken from the modes.
+    pub umask: Option<u32>,
+    /// Permission bits of files that carry none.
+    pub file_mode: Option<u32>,
+    /// Permission bits of directories that carry none.
+    pub dir_mode: Option<u32>,
+    /// How long the kernel keeps attributes.
+    pub attr_timeout: Option<Duration>,
+    /// How long the kernel keeps names.
+    pub entry_timeout: Option<Duration>,
+    /// How long the kernel keeps absent names.
+    pub negative_timeout: Option<Duration>,
+    /// Keep the page cache across opens.
+    pub kernel_cache: Option<bool>,
+}
+
+/// Modes when nobody said anything: every user of a pod may read and write, as with blob.csi.azure.com.
+const FILE_MODE: u32 = 0o666;
+const DIR_MODE: u32 = 0o777;
+/// Modes with a group from the pod's fsGroup: the group writes, others read.
+const GROUP_FILE_MODE: u32 = 0o664;
+const GROUP_DIR_MODE: u32 = 0o775;
+
+impl MountOptions {
+    /// Reads mount flags; `-o a,b=1`, `--a`, `a,b` and blobfuse2's dashes all mean the same.
+    pub fn parse<S: AsRef<str>>(flags: &[S]) -> Result<Self> {
+        let mut options = Self::default();
+        for flag in flags {
+            for word in flag
+                .as_ref()
+                .split([',', ' ', '\t'])
+                .filter(|w| !w.is_empty() && *w != "-o")
+            {
+                options.take(word)?;
+            }
+        }
+        Ok(options)
+    }
+
+    fn take(&mut self, word: &str) -> Result<()> {
+        let bare = word
+            .strip_prefix("-o")
+            .filter(|w| !w.is_empty() && !w.starts_with('-'))
+            .unwrap_or(word);
+        let bare = bare.trim_start_matches('-');
+        let (name, value) = match bare.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (bare, None),
+        };
+        let name = name.to_ascii_lowercase().replace('-', "_");
+        let seconds = || -> Result<_> { Ok(Some(Duration::from_secs(u64::from(number(&name, value, 10)?)))) };
+        match name.as_str() {
+            "ro" | "read_only" => self.read_only = switch(&name, value)?,
+            "allow_other" => {
+                if !switch(&name, value)? {
+                    return Err(bad(&name, value, "true: pods run as other users than the driver"));
+                }
+            }
+            "kernel_cache" => self.kernel_cache = Some(switch(&name, value)?),
+            "uid" => self.uid = Some(number(&name, value, 10)?),
+            "gid" => self.gid = Some(number(&name, value, 10)?),
+            "umask" => self.umask = Some(mode(&name, value)?),
+            "file_mode" => self.file_mode = Some(mode(&name, value)?),
+            "dir_mode" => self.dir_mode = Some(mode(&name, value)?),
+            "attr_timeout" => self.attr_timeout = seconds()?,
+            "entry_timeout" => self.entry_timeout = seconds()?,
+            "negative_timeout" => self.negative_timeout = seconds()?,
+            _ => {
+                let near = nearest(&name, KNOWN.iter().copied());
+                let near = near
+                    .map(|near| format!("; did you mean {near:?}?"))
+                    .unwrap_or_default();
+                let known = KNOWN.join(", ");
+                return Err(Error::new(
+                    Reason::UnknownMountOption,
+                    format!("mountOptions: unknown option {word:?}{near} (known: {known})"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Permission bits of files and directories, umask applied; `grouped` when the pod's fsGroup owns the volume.
+    pub fn modes(&self, grouped: bool) -> (u32, u32) {
+        let (file, dir) = if grouped {
+            (GROUP_FILE_MODE, GROUP_DIR_MODE)
+        } else {
+            (FILE_MODE, DIR_MODE)
+        };
+        let mask = !self.umask.unwrap_or(0);
+        (
+            self.file_mode.unwrap_or(file) & mask,
+            self.dir_mode.unwrap_or(dir) & mask,
+        )
+    }
+}
+
+fn bad(name: &str, value: Option<&str>, wanted: &str) -> Error {
+    let value = value.unwrap_or("");
+    Error::new(
+        Reason::InvalidValue,
+        format!("mountOptions: {name}={value} should be {wanted}"),
+    )
+}
+
+fn switch(name: &str, value: Option<&str>) -> Result<bool> {
+    match value.map(str::to_ascii_lowercase).as_deref() {
+        None | Some("true") => Ok(true),
+        Some("false") => Ok(false),
+        Some(_) => Err(bad(name, value, "true or false")),
+    }
+}
+
+fn number(name: &str, value: Option<&str>, radix: u32) -> Result<u32> {
+    let parsed = value.and_then(|v| u32::from_str_radix(v, radix).ok());
+    parsed.ok_or_else(|| bad(name, value, "a number"))
+}
+
+/// Octal permission bits, with or without a leading `0` or `0o`.
+fn mode(name: &str, value: Option<&str>) -> Result<u32> {
+    let digits = value.map(|v| v.trim_start_matches("0o"));
+    match digits.and_then(|v| u32::from_str_radix(v, 8).ok()) {
+        Some(bits) if bits <= 0o777 => Ok(bits),
+        _ => Err(bad(name, value, "octal permission bits, at most 777")),
+    }
+}

@@ -1,0 +1,293 @@
+//! Keys, secrets and mount options: every refusal names the field and what to write instead.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use blob_client::transport::failover::TransportMode;
+use blob_fs::Profile;
+
+use super::*;
+
+fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+    pairs
+        .iter()
+        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+        .collect()
+}
+
+fn attributes(pairs: &[(&str, &str)]) -> Result<Attributes> {
+    Attributes::parse(&map(pairs), Scope::Attributes)
+}
+
+fn class(pairs: &[(&str, &str)]) -> Result<Attributes> {
+    Attributes::parse(&map(pairs), Scope::Class)
+}
+
+/// The refusal's reason and text.
+fn refusal<T: std::fmt::Debug>(result: Result<T>) -> (Reason, String) {
+    let error = result.unwrap_err();
+    (error.reason, error.to_string())
+}
+
+#[test]
+fn keys_are_case_insensitive() {
+    let a = attributes(&[
+        ("CONTAINERNAME", "photos"),
+        ("storageaccount", "acct"),
+        ("Transport", "HTTPS"),
+    ])
+    .unwrap();
+    assert_eq!(a.container.as_deref(), Some("photos"));
+    assert_eq!(a.account.as_deref(), Some("acct"));
+    assert_eq!(a.transport, TransportMode::Https);
+}
+
+#[test]
+fn colliding_spellings_are_refused() {
+    let (reason, text) = refusal(attributes(&[("containerName", "a"), ("containername", "b")]));
+    assert_eq!(reason, Reason::DuplicateKey);
+    assert!(
+        text.contains("containerName") && text.contains("containername"),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_unknown_key_names_itself_and_the_nearest() {
+    let (reason, text) = refusal(attributes(&[("containrName", "a")]));
+    assert_eq!(reason, Reason::UnknownKey);
+    assert!(
+        text.contains("\"containrName\"") && text.contains("\"containerName\""),
+        "{text}"
+    );
+    let (_, text) = refusal(attributes(&[("qqqq", "a")]));
+    assert!(
+        text.contains("\"qqqq\"") && !text.contains("did you mean"),
+        "{text}"
+    );
+}
+
+#[test]
+fn class_keys_do_not_belong_into_a_volume() {
+    let (reason, text) = refusal(attributes(&[("onDelete", "retain")]));
+    assert_eq!(reason, Reason::UnknownKey);
+    assert!(text.contains("StorageClass"), "{text}");
+    assert_eq!(
+        class(&[("onDelete", "Retain")]).unwrap().on_delete,
+        OnDelete::Retain
+    );
+}
+
+#[test]
+fn keys_of_kubelet_and_provisioner_are_taken() {
+    let a = attributes(&[
+        ("csi.storage.k8s.io/pod.name", "web-0"),
+        ("csi.storage.k8s.io/ephemeral", "true"),
+        ("csi.storage.k8s.io/serviceAccount.tokens", "{}"),
+        ("storage.kubernetes.io/csiProvisionerIdentity", "1-2-vsc"),
+    ])
+    .unwrap();
+    assert!(a.ephemeral);
+    assert!(
+        !attributes(&[("csi.storage.k8s.io/ephemeral", "false")])
+            .unwrap()
+            .ephemeral
+    );
+}
+
+#[test]
+fn values_are_checked_and_named() {
+    for (key, value, wanted) in [
+        ("transport", "quick", "prefer, require, https"),
+        (
+            "profile",
+            "fast",
+            "general, streaming, smallfiles, readonly-shared",
+        ),
+        ("AzureStorageAuthType", "Kerberos", "WorkloadIdentity"),
+        ("mountWithWorkloadIdentityToken", "yes", "true or false"),
+        ("protocol", "smb", "fuse"),
+        ("prefix", "a/../b", ".."),
+        ("prefix", "a//b", "empty parts"),
+    ] {
+        let (reason, text) = refusal(attributes(&[(key, value)]));
+        assert_eq!(reason, Reason::InvalidValue, "{text}");
+        assert!(
+            text.contains(key) && text.contains(value) && text.contains(wanted),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn nfs_is_refused_with_a_hint() {
+    for protocol in ["nfs", "AZNFS"] {
+        let (reason, text) = refusal(attributes(&[("protocol", protocol)]));
+        assert_eq!(reason, Reason::ProtocolNotSupported);
+        assert!(
+            text.contains(protocol) && text.contains("blob.csi.azure.com"),
+            "{text}"
+        );
+    }
+    attributes(&[("protocol", "fuse2")]).unwrap();
+}
+
+#[test]
+fn what_is_not_there_yet_is_refused_by_name() {
+    for (key, value) in [
+        ("cacheMedium", "disk"),
+        ("cacheSizeMB", "100"),
+        ("isHnsEnabled", "true"),
+    ] {
+        let (reason, text) = refusal(attributes(&[(key, value)]));
+        assert_eq!(reason, Reason::NotSupportedYet);
+        assert!(text.contains(key), "{text}");
+    }
+    attributes(&[
+        ("cacheMedium", "none"),
+        ("cacheSizeMB", "100"),
+        ("isHnsEnabled", "false"),
+    ])
+    .unwrap();
+}
+
+#[test]
+fn prefixes_lose_their_outer_slashes() {
+    assert_eq!(
+        attributes(&[("prefix", "/a/b/")]).unwrap().prefix.as_deref(),
+        Some("a/b")
+    );
+    assert_eq!(attributes(&[("prefix", "/")]).unwrap().prefix, None);
+    assert_eq!(
+        attributes(&[("profile", "streaming")]).unwrap().profile,
+        Profile::Streaming
+    );
+}
+
+#[test]
+fn class_variables_are_replaced() {
+    let class = class(&[
+        ("containerName", "t-${pvc.metadata.namespace}"),
+        ("prefix", "${pvc.metadata.name}/${pv.metadata.name}"),
+        ("csi.storage.k8s.io/pvc/name", "data"),
+        ("csi.storage.k8s.io/pvc/namespace", "team"),
+        ("csi.storage.k8s.io/pv/name", "pvc-1"),
+    ])
+    .unwrap();
+    assert_eq!(class.expanded_container().unwrap().as_deref(), Some("t-team"));
+    assert_eq!(class.expanded_prefix().unwrap().as_deref(), Some("data/pvc-1"));
+}
+
+#[test]
+fn a_variable_that_is_unknown_or_absent_is_named() {
+    for (template, wanted) in [
+        ("${pvc.metadata.nam}", "${pvc.metadata.nam}"),
+        ("${pvc.metadata.name}", "--extra-create-metadata"),
+        ("a-${pvc", "without"),
+    ] {
+        let class = class(&[("containerName", template)]).unwrap();
+        let (reason, text) = refusal(class.expanded_container());
+        assert_eq!(reason, Reason::InvalidValue);
+        assert!(text.contains("containerName") && text.contains(wanted), "{text}");
+    }
+}
+
+#[test]
+fn secrets_take_aliases_and_never_print() {
+    let secrets = Secrets::parse(&map(&[
+        ("AccountName", "acct"),
+        ("accountkey", "a2V5\n"),
+        ("other", "x"),
+    ]))
+    .unwrap();
+    assert_eq!(secrets.account.as_deref(), Some("acct"));
+    assert_eq!(secrets.key.as_ref().unwrap().expose(), "a2V5");
+    assert!(!format!("{secrets:?}").contains("a2V5"));
+    assert!(!secrets.is_empty());
+    assert!(Secrets::parse(&map(&[("other", "x")])).unwrap().is_empty());
+    let sas = Secrets::parse(&map(&[("azurestorageaccountsastoken", "?sv=1&sig=2")])).unwrap();
+    assert_eq!(sas.sas.unwrap().expose(), "sv=1&sig=2");
+}
+
+#[test]
+fn an_alias_must_agree() {
+    let both = map(&[("accountkey", "canary1"), ("azurestorageaccountkey", "canary2")]);
+    let (reason, text) = refusal(Secrets::parse(&both));
+    assert_eq!(reason, Reason::ConflictingFields);
+    assert!(!text.contains("canary"), "{text}");
+}
+
+#[test]
+fn a_missing_secret_names_the_misspelled_one() {
+    let secrets = Secrets::parse(&map(&[("azurestorageacountkey", "canary")])).unwrap();
+    let text = secrets.missing("azurestorageaccountkey", "Key").to_string();
+    assert!(
+        text.contains("azurestorageaccountkey") && text.contains("azurestorageacountkey"),
+        "{text}"
+    );
+    assert!(!text.contains("canary"), "{text}");
+}
+
+#[test]
+fn mount_options_and_blobfuse_spellings_mean_the_same() {
+    let ours = MountOptions::parse(&[
+        "ro",
+        "uid=1000",
+        "gid=2000",
+        "umask=022",
+        "attr_timeout=7",
+        "allow_other",
+    ])
+    .unwrap();
+    let blobfuse = MountOptions::parse(&[
+        "--read-only=true",
+        "-o uid=1000,gid=2000",
+        "-o",
+        "umask=0022",
+        "--attr-timeout=7",
+        "-o allow_other",
+        "--allow-other",
+    ])
+    .unwrap();
+    assert_eq!(ours, blobfuse);
+    assert!(ours.read_only);
+    assert_eq!(
+        (ours.uid, ours.gid, ours.umask),
+        (Some(1000), Some(2000), Some(0o022))
+    );
+    assert_eq!(ours.attr_timeout, Some(Duration::from_secs(7)));
+}
+
+#[test]
+fn other_mount_options_are_refused_by_name() {
+    let (reason, text) = refusal(MountOptions::parse(&["--file-cache-timeout-in-seconds=120"]));
+    assert_eq!(reason, Reason::UnknownMountOption);
+    assert!(text.contains("--file-cache-timeout-in-seconds=120"), "{text}");
+    let (_, text) = refusal(MountOptions::parse(&["umsk=022"]));
+    assert!(text.contains("\"umask\""), "{text}");
+    for wrong in [
+        "uid=bob",
+        "umask=9",
+        "file_mode=1777",
+        "uid",
+        "attr_timeout=soon",
+        "ro=maybe",
+        "allow_other=false",
+    ] {
+        let (reason, text) = refusal(MountOptions::parse(&[wrong]));
+        assert_eq!(reason, Reason::InvalidValue, "{text}");
+        assert!(text.contains(wrong.split('=').next().unwrap()), "{text}");
+    }
+}
+
+#[test]
+fn modes_follow_umask_and_group() {
+    let modes = |flags: &[&str], grouped| MountOptions::parse(flags).unwrap().modes(grouped);
+    assert_eq!(modes(&[], false), (0o666, 0o777));
+    assert_eq!(modes(&[], true), (0o664, 0o775));
+    assert_eq!(modes(&["umask=027"], false), (0o640, 0o750));
+    assert_eq!(
+        modes(&["file_mode=0755", "dir_mode=0o700", "umask=022"], true),
+        (0o755, 0o700)
+    );
+}

@@ -1,0 +1,15 @@
+//! Mounts of this node: made, watched, bound to pods, taken down - each step bounded in time.
+//!
+//! A mount lives as long as this process: the process serves it. After a restart the old mounts are dead (ENOTCONN)
+//! until their volume is staged again; [`record`] remembers them.
+
+pub mod bounded;
+#[cfg(test)]
+mod fake;
+pub mod manager;
+pub mod mounter;
+pub mod mountinfo;
+pub mod record;
+
+pub use manager::{Condition, Mounts};
+pub use mounter::{Kernel, Mounter};
