@@ -2,14 +2,18 @@
 //!
 //! The parts:
 //! - [`tools`]: where the programs are that `e2e/test` installs, and the program under test;
+//! - [`csi`]: a CSI client over a unix socket;
 //! - [`process`]: child processes that end with the test;
 //! - [`backend`]: a blob service to mount, the embedded store or Azurite;
 //! - [`mount`]: `vsc-blob-csi mount` on a folder;
+//! - [`setup`]: one test's world, made of the above;
 //! - [`tree`]: reproducible folders full of files.
 
 pub mod backend;
+pub mod csi;
 pub mod mount;
 pub mod process;
+pub mod setup;
 pub mod tools;
 pub mod tree;
 

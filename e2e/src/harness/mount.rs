@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
-use serde::Deserialize;
 
 use super::backend::Backend;
 use super::process::Running;
@@ -19,19 +18,13 @@ use crate::store::DEV_KEY;
 pub struct MountOptions {
     /// The channel's device; `None` = no such device (HTTPS only, without being told so).
     pub device: Option<PathBuf>,
+    /// "Directory" inside the container that becomes the root.
+    pub prefix: Option<String>,
     /// Further arguments of `vsc-blob-csi mount`.
     pub arguments: Vec<String>,
 }
 
 impl MountOptions {
-    /// Over the device.
-    pub fn over(device: &Path) -> Self {
-        Self {
-            device: Some(device.into()),
-            ..Self::default()
-        }
-    }
-
     /// Adds an argument.
     pub fn arg(mut self, argument: impl Into<String>) -> Self {
         self.arguments.push(argument.into());
@@ -39,11 +32,9 @@ impl MountOptions {
     }
 }
 
-/// Counters of one path, as the program reports them (`--stats-file`).
-#[derive(Debug, Clone, Default, Deserialize)]
+/// Counters of one path, as the program prints them at its end (`--stats-on-exit`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PathCounters {
-    /// `channel` or `https`.
-    pub path: String,
     /// Requests answered.
     pub requests: u64,
     /// Attempts without an answer.
@@ -54,10 +45,6 @@ pub struct PathCounters {
     pub bytes_out: u64,
     /// Requests that moved to the other path.
     pub failed_over: u64,
-    /// True while the path may be used.
-    pub usable: bool,
-    /// Why not.
-    pub reason: Option<String>,
 }
 
 /// Counters of a mount's two paths.
@@ -74,7 +61,6 @@ pub struct Counters {
 pub struct Mount {
     process: Running,
     path: PathBuf,
-    stats: PathBuf,
     /// Minor device number = number of the FUSE connection; what is left to free a mount whose server is gone.
     connection: u32,
     mounted: bool,
@@ -83,17 +69,19 @@ pub struct Mount {
 impl Mount {
     /// Mounts a container of the backend at an existing folder and waits until the file system answers.
     pub fn start(backend: &Backend, container: &str, at: &Path, options: &MountOptions) -> Result<Self> {
-        let stats = at.with_extension("stats.json");
+        let mut url = format!(
+            "{}/{container}",
+            backend.endpoint().as_str().trim_end_matches('/')
+        );
+        if let Some(prefix) = &options.prefix {
+            url = format!("{url}/{prefix}");
+        }
         let mut command = Command::new(tools::vsc_blob_csi()?);
         command
             .arg("mount")
-            .arg(format!(
-                "{}/{container}",
-                backend.endpoint().as_str().trim_end_matches('/')
-            ))
+            .arg(url)
             .arg(at)
-            .arg("--stats-file")
-            .arg(&stats)
+            .arg("--stats-on-exit")
             // A device of the machine itself must not take part.
             .arg("--device")
             .arg(
@@ -118,7 +106,6 @@ impl Mount {
         let mut mount = Self {
             process,
             path: at.into(),
-            stats,
             connection,
             mounted: true,
         };
@@ -140,20 +127,8 @@ impl Mount {
         &self.process
     }
 
-    /// Counters as of now.
-    pub fn counters(&self) -> Result<Counters> {
-        let _ = fs::remove_file(&self.stats);
-        self.process.signal(Signal::SIGUSR1)?;
-        wait_for("the counters", PATIENCE, || match fs::read(&self.stats) {
-            Ok(text) => Ok(Some(counters(&text)?)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error.into()),
-        })
-    }
-
     /// Unmounts as a user would, waits until the process has ended well, and gives its last counters.
     pub fn unmount(mut self) -> Result<Counters> {
-        let _ = fs::remove_file(&self.stats);
         tools::run(Command::new("umount").arg(&self.path))?;
         self.mounted = false;
         let status = self.process.wait(PATIENCE)?;
@@ -163,7 +138,7 @@ impl Mount {
                 self.process.output()
             );
         }
-        counters(&fs::read(&self.stats).context("reading the last counters")?)
+        counters(&self.process.output())
     }
 
     /// Kills the serving process without a chance to commit, and frees the mount.
@@ -198,15 +173,37 @@ impl Drop for Mount {
     }
 }
 
-fn counters(text: &[u8]) -> Result<Counters> {
-    let paths: Vec<PathCounters> = serde_json::from_slice(text).context("reading the program's counters")?;
+/// Reads lines like `VOLUME: channel: requests=1 errors=0 bytes_in=2 bytes_out=3 failed_over=0`.
+fn counters(output: &str) -> Result<Counters> {
     let mut counters = Counters::default();
-    for path in paths {
-        match path.path.as_str() {
-            "channel" => counters.channel = path,
-            "https" => counters.https = path,
-            other => bail!("counters of an unknown path {other}"),
+    let mut found = false;
+    for line in output.lines() {
+        let Some((before, fields)) = line.split_once(": requests=") else {
+            continue;
+        };
+        let path = match before.rsplit(": ").next() {
+            Some("channel") => &mut counters.channel,
+            Some("https") => &mut counters.https,
+            _ => bail!("counters of an unknown path: {line}"),
+        };
+        found = true;
+        for field in format!("requests={fields}").split_whitespace() {
+            let Some((name, value)) = field.split_once('=') else {
+                continue;
+            };
+            let value = || value.parse::<u64>().with_context(|| line.to_owned());
+            match name {
+                "requests" => path.requests += value()?,
+                "errors" => path.errors += value()?,
+                "bytes_in" => path.bytes_in += value()?,
+                "bytes_out" => path.bytes_out += value()?,
+                "failed_over" => path.failed_over += value()?,
+                _ => {}
+            }
         }
+    }
+    if !found {
+        bail!("the program printed no counters at its end:\n{output}");
     }
     Ok(counters)
 }
