@@ -8,8 +8,11 @@ use tokio::time::Instant;
 
 use super::{FailureKind, TransportError};
 
-/// Failures in a row that open the circuit; a path that is down opens it at once.
-const FAILURES: u32 = 3;
+/// The circuit opens when the score reaches this: three failures in a row, or a good fifth of all requests for a while. A path that
+/// is down opens it at once.
+const OPENS_AT: u32 = 12;
+/// What a failure adds to the score; a success takes one off.
+const FAILURE: u32 = 4;
 /// First and longest pause between probes.
 const PROBE_BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 /// A circuit that stayed closed this long was well: the next trouble begins with short pauses again.
@@ -32,7 +35,7 @@ pub(crate) struct Breaker {
 
 #[derive(Debug)]
 struct Inner {
-    failures: u32,
+    score: u32,
     closed_at: Option<Instant>,
     /// The circuit was closed at some time.
     was_usable: bool,
@@ -44,7 +47,7 @@ impl Breaker {
     pub(crate) fn new(reason: &str) -> Self {
         Self {
             inner: Mutex::new(Inner {
-                failures: 0,
+                score: 0,
                 closed_at: None,
                 was_usable: false,
                 backoff: PROBE_BACKOFF.0,
@@ -74,20 +77,24 @@ impl Breaker {
 
     /// A request was answered.
     pub(crate) fn succeeded(&self) {
-        self.lock().failures = 0;
+        let mut inner = self.lock();
+        inner.score = inner.score.saturating_sub(1);
     }
 
     /// A request was not answered.
     pub(crate) fn failed(&self, error: &TransportError) {
-        let failures = {
+        let score = {
             let mut inner = self.lock();
-            inner.failures = inner.failures.saturating_add(1);
-            inner.failures
+            inner.score = inner.score.saturating_add(FAILURE);
+            inner.score
         };
         if error.kind == FailureKind::PathDown {
             self.open(&error.message);
-        } else if failures >= FAILURES {
-            self.open(&format!("{failures} requests in a row failed, the last with: {}", error.message));
+        } else if score >= OPENS_AT {
+            self.open(&format!(
+                "too many requests failed, the last with: {}",
+                error.message
+            ));
         }
     }
 
@@ -98,11 +105,7 @@ impl Breaker {
             if state.unusable.is_some() {
                 return false;
             }
-            if inner
-                .closed_at
-                .take()
-                .is_some_and(|at| at.elapsed() >= STEADY)
-            {
+            if inner.closed_at.take().is_some_and(|at| at.elapsed() >= STEADY) {
                 inner.backoff = PROBE_BACKOFF.0;
             }
             tracing::warn!(reason, "requests leave the accelerated channel for HTTPS");
@@ -127,7 +130,7 @@ impl Breaker {
     /// The prober found the channel well.
     pub(crate) fn close(&self) {
         let mut inner = self.lock();
-        inner.failures = 0;
+        inner.score = 0;
         inner.closed_at = Some(Instant::now());
         inner.was_usable = true;
         self.state.send_if_modified(|state| {

@@ -19,8 +19,8 @@ use tokio::time::Instant;
 use vsc_driver::buffer::Arena;
 use vsc_driver::channel::ChannelConfig;
 
-pub use super::breaker::ChannelState;
 use super::breaker::Breaker;
+pub use super::breaker::ChannelState;
 use super::counters::Counters;
 use super::https::{HTTPS, Https};
 use super::vsc::{CHANNEL, Vsc};
@@ -168,9 +168,7 @@ impl Paths {
     pub async fn settled(&self) -> Option<String> {
         if let Some(mut state) = self.watch_channel() {
             // The sender lives in self.
-            let _ = state
-                .wait_for(|s| s.unusable.as_deref() != Some(OPENING))
-                .await;
+            let _ = state.wait_for(|s| s.unusable.as_deref() != Some(OPENING)).await;
         }
         self.channel_unusable()
     }
@@ -195,10 +193,7 @@ const SWITCHED_OFF: &str = "the channel is switched off on this node";
 
 impl ChannelPath {
     fn current(&self) -> Option<Arc<dyn Probed>> {
-        self.open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// One try to get the channel going.

@@ -101,9 +101,7 @@ impl Vsc {
             let (host, _) = self.rest(&body, id, request.timeout, data).await?;
             return answer(host, Bytes::new(), None);
         };
-        let (host, data) = self
-            .rest(&body, id, request.timeout, Data::In(dest))
-            .await?;
+        let (host, data) = self.rest(&body, id, request.timeout, Data::In(dest)).await?;
         let Data::In(mut dest) = data else {
             return Err(malformed("the channel lost the read's destination".into(), true));
         };
@@ -179,7 +177,10 @@ impl Vsc {
                 retryable: true,
             })),
             other => Err(Refused::Other(malformed(
-                format!("the host answered store status {other}: {}", host.error_description),
+                format!(
+                    "the host answered store status {other}: {}",
+                    host.error_description
+                ),
                 true,
             ))),
         }
@@ -437,7 +438,12 @@ fn payload_len(host: &HostResponse, room: usize) -> Result<usize, TransportError
     let len = usize::try_from(claimed)
         .ok()
         .filter(|len| *len <= room)
-        .ok_or_else(|| malformed(format!("the host claims {claimed} bytes in a buffer of {room}"), true))?;
+        .ok_or_else(|| {
+            malformed(
+                format!("the host claims {claimed} bytes in a buffer of {room}"),
+                true,
+            )
+        })?;
     let stated = host
         .headers
         .iter()

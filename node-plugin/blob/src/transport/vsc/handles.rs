@@ -17,7 +17,8 @@ use vsc_driver::framing::request::{Authorization, Close, Open, Read, SCHEMA_VERS
 use vsc_driver::framing::response::{Response as HostResponse, STORE_SUCCESS};
 
 use super::{
-    CallError, NO_REST, PROBE_TIMEOUT, STATUS_NOT_SUPPORTED, Vsc, exchange_id, host_status, malformed, unsuitable,
+    CallError, NO_REST, PROBE_TIMEOUT, STATUS_NOT_SUPPORTED, Vsc, exchange_id, host_status, malformed,
+    unsuitable,
 };
 use crate::request::Request;
 use crate::response::Response;
@@ -93,10 +94,7 @@ impl Vsc {
     pub(super) async fn read_by_handle(&self, request: Request) -> Result<Response, TransportError> {
         self.close_oldest().await;
         let wanted = wanted(&request).ok_or_else(|| unsuitable(NO_REST.to_owned()))?;
-        let Request {
-            dest: Some(dest), ..
-        } = request
-        else {
+        let Request { dest: Some(dest), .. } = request else {
             return Err(unsuitable(NO_REST.to_owned()));
         };
         let version = self
@@ -106,7 +104,9 @@ impl Vsc {
             .get(&wanted.key)
             .cloned()
             .filter(|v| wanted.range.start < v.total)
-            .ok_or_else(|| unsuitable("the host reads known versions only, and this one is new".to_owned()))?;
+            .ok_or_else(|| {
+                unsuitable("the host reads known versions only, and this one is new".to_owned())
+            })?;
         let id = exchange_id(&request.headers);
         let client_request_id = uuid::Uuid::from_bytes(id).to_string();
         let handle_key = match version.handle {
@@ -190,10 +190,7 @@ impl Vsc {
                 let Some(oldest) = known.age.pop_front() else {
                     return;
                 };
-                known
-                    .versions
-                    .remove(&oldest)
-                    .and_then(|version| version.handle)
+                known.versions.remove(&oldest).and_then(|version| version.handle)
             };
             let Some(handle_key) = handle else { continue };
             let id = uuid::Uuid::new_v4();
@@ -212,7 +209,10 @@ impl Vsc {
                 )
                 .await;
             if let Err(error) = closed {
-                tracing::debug!(?error, "a handle could not be closed; the host drops it with the device");
+                tracing::debug!(
+                    ?error,
+                    "a handle could not be closed; the host drops it with the device"
+                );
             }
         }
     }
@@ -230,9 +230,7 @@ fn wanted(request: &Request) -> Option<Wanted> {
         return None;
     }
     let text = |name| request.headers.get(name).and_then(|v| v.to_str().ok());
-    let (first, last) = text("x-ms-range")?
-        .strip_prefix("bytes=")?
-        .split_once('-')?;
+    let (first, last) = text("x-ms-range")?.strip_prefix("bytes=")?.split_once('-')?;
     let range = first.parse().ok()?..last.parse::<u64>().ok()?.checked_add(1)?;
     // Signed requests cannot be carried over to a handle: a SAS in the URL, a token or nothing can.
     let authorization = match text(header::AUTHORIZATION.as_str()) {
@@ -243,7 +241,10 @@ fn wanted(request: &Request) -> Option<Wanted> {
         }),
     };
     Some(Wanted {
-        key: (without_query(&request.url), text(header::IF_MATCH.as_str())?.to_owned()),
+        key: (
+            without_query(&request.url),
+            text(header::IF_MATCH.as_str())?.to_owned(),
+        ),
         range,
         authorization,
     })
@@ -265,7 +266,9 @@ fn refused(what: &str, host: &HostResponse) -> TransportError {
 fn published_call(error: CallError) -> TransportError {
     match error {
         CallError::Transport(error) => error,
-        CallError::Status(STATUS_NOT_SUPPORTED) => unsuitable("the host takes no reads on the channel".to_owned()),
+        CallError::Status(STATUS_NOT_SUPPORTED) => {
+            unsuitable("the host takes no reads on the channel".to_owned())
+        }
         CallError::Status(status) => host_status(status),
     }
 }
