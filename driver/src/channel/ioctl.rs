@@ -112,7 +112,8 @@ impl Door {
                 response_len: call.answer_len,
             }),
             Err(Errno::EAGAIN) => Err(Refusal::Full),
-            Err(Errno::ENODEV) => Err(Refusal::Gone),
+            // ENOTCONN: the mock's process has died and left its mount behind.
+            Err(Errno::ENODEV | Errno::ENXIO | Errno::ENOTCONN) => Err(Refusal::Gone),
             Err(errno) => Err(Refusal::Io(errno.into())),
         }
     }

@@ -10,4 +10,6 @@
 mod faults;
 mod fixture;
 mod payload;
+mod program;
+mod store;
 mod transfer;
