@@ -38,12 +38,25 @@ pub(crate) trait Evict: Send + Sync + std::fmt::Debug {
     fn evict(&self) -> bool;
 }
 
+/// What a holder of dirty data could do about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Relief {
+    /// It holds nothing that it could give back; it is forgotten until it registers again.
+    Nothing,
+    /// Memory was freed.
+    Freed,
+    /// Data is being sent; memory can be freed later.
+    Working,
+}
+
 /// A holder of dirty data that can make room. Called with no lock of the budget held; must not block.
 pub(crate) trait Relieve: Send + Sync + std::fmt::Debug {
-    /// Drops what is in the service already, and starts to send what is not. False when there is nothing left to do
-    /// (the holder is then forgotten until it registers again).
-    fn relieve(self: Arc<Self>) -> bool;
+    /// Drops what is in the service already, and starts to send what is not.
+    fn relieve(self: Arc<Self>) -> Relief;
 }
+
+/// Holders that are made to send at the same time.
+const RELIEF_PARALLEL: usize = 4;
 
 /// Bytes that all mounts together may hold. Readers shrink, writers wait; nothing fails for want of budget.
 #[derive(Debug)]
@@ -121,7 +134,7 @@ impl Budget {
             if let Some(permit) = self.take(kind, bytes) {
                 return Some(permit);
             }
-            if self.over_dirty_limit(kind, bytes) || !self.evict_one() {
+            if self.dirty_full(&self.lock(), kind, bytes) || !self.evict_one() {
                 return None;
             }
         }
@@ -139,7 +152,7 @@ impl Budget {
             if let Some(permit) = self.try_acquire(Kind::Dirty, bytes) {
                 return Some(permit);
             }
-            self.relieve();
+            self.relieve(bytes);
             if let Some(permit) = self.try_acquire(Kind::Dirty, bytes) {
                 return Some(permit);
             }
@@ -212,13 +225,24 @@ impl Budget {
         self.total
     }
 
-    /// Asks the oldest holders of dirty data to make room.
-    pub(crate) fn relieve(&self) {
-        let holders = std::mem::take(&mut self.lock().dirty);
-        let keep: VecDeque<_> = holders
-            .into_iter()
-            .filter(|weak| weak.upgrade().is_some_and(Relieve::relieve))
-            .collect();
+    /// Asks holders of dirty data to make room for `bytes`, the oldest first.
+    pub(crate) fn relieve(self: &Arc<Self>, bytes: usize) {
+        let mut holders = std::mem::take(&mut self.lock().dirty);
+        let mut keep = VecDeque::with_capacity(holders.len());
+        let mut working = 0;
+        while let Some(weak) = holders.pop_front() {
+            let Some(holder) = weak.upgrade() else { continue };
+            let relief = holder.relieve();
+            if relief != Relief::Nothing {
+                keep.push_back(weak);
+            }
+            working += usize::from(relief == Relief::Working);
+            let enough = relief == Relief::Freed && !self.is_full(Kind::Dirty, bytes);
+            if enough || working == RELIEF_PARALLEL {
+                break;
+            }
+        }
+        keep.extend(holders);
         let mut inner = self.lock();
         // Those that registered meanwhile are younger.
         let younger = std::mem::replace(&mut inner.dirty, keep);
@@ -227,7 +251,7 @@ impl Budget {
 
     fn take(self: &Arc<Self>, kind: Kind, bytes: usize) -> Option<Permit> {
         let mut inner = self.lock();
-        if inner.sum() + bytes > self.total || Self::dirty_full(&inner, kind, bytes, self.dirty_limit) {
+        if self.no_room(&inner, kind, bytes) {
             return None;
         }
         inner.used[kind as usize] += bytes;
@@ -236,12 +260,16 @@ impl Budget {
         Some(self.permit(kind, bytes))
     }
 
-    fn dirty_full(inner: &Inner, kind: Kind, bytes: usize, limit: usize) -> bool {
-        kind == Kind::Dirty && inner.used[Kind::Dirty as usize] + bytes > limit
+    fn no_room(&self, inner: &Inner, kind: Kind, bytes: usize) -> bool {
+        inner.sum() + bytes > self.total || self.dirty_full(inner, kind, bytes)
     }
 
-    fn over_dirty_limit(&self, kind: Kind, bytes: usize) -> bool {
-        Self::dirty_full(&self.lock(), kind, bytes, self.dirty_limit)
+    fn dirty_full(&self, inner: &Inner, kind: Kind, bytes: usize) -> bool {
+        kind == Kind::Dirty && inner.used[Kind::Dirty as usize] + bytes > self.dirty_limit
+    }
+
+    fn is_full(&self, kind: Kind, bytes: usize) -> bool {
+        self.no_room(&self.lock(), kind, bytes)
     }
 
     fn permit(self: &Arc<Self>, kind: Kind, bytes: usize) -> Permit {
@@ -258,7 +286,7 @@ impl Budget {
     }
 
     /// Drops one cached entry; false when there is none.
-    fn evict_one(&self) -> bool {
+    pub(crate) fn evict_one(&self) -> bool {
         // Twice around: the first time only takes second chances away.
         let mut tries = self.lock().clean.len() * 2 + 1;
         while tries > 0 {
@@ -427,9 +455,9 @@ mod tests {
     struct Holder(Mutex<Option<Permit>>);
 
     impl Relieve for Holder {
-        fn relieve(self: Arc<Self>) -> bool {
+        fn relieve(self: Arc<Self>) -> Relief {
             self.0.lock().unwrap().take();
-            false
+            Relief::Nothing
         }
     }
 

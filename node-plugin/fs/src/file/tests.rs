@@ -1,0 +1,79 @@
+//! Files over a store in memory: what is asked of it, and what happens when it fails.
+
+mod model;
+
+use std::sync::Arc;
+
+use blob_client::Metadata;
+use vsc_driver::buffer::Arena;
+
+use super::*;
+use crate::store::fake::FakeStore;
+
+/// A store, and files over it.
+struct World {
+    store: Arc<FakeStore>,
+    env: Env,
+}
+
+impl World {
+    fn new(budget: usize, tuning: Tuning) -> Self {
+        let store = Arc::new(FakeStore::new());
+        let as_store: Arc<dyn Store> = store.clone();
+        let arena = Arena::new(budget.max(64 << 20) * 4).unwrap();
+        let runtime = tokio::runtime::Handle::current();
+        let env = Env {
+            tuning,
+            ..Env::new(as_store, Budget::new(budget), arena, runtime)
+        };
+        Self { store, env }
+    }
+
+    fn usual() -> Self {
+        Self::new(512 << 20, Tuning::default())
+    }
+
+    fn create(&self) -> Arc<File> {
+        File::create(self.env.clone(), "file".into(), false)
+    }
+
+    fn open(&self) -> Arc<File> {
+        let now = self.store.properties("file").unwrap();
+        let base = Base {
+            etag: now.etag,
+            size: now.content_length,
+            writable: true,
+        };
+        File::open(self.env.clone(), "file".into(), base)
+    }
+
+    fn content(&self) -> Vec<u8> {
+        self.store.content("file").unwrap().to_vec()
+    }
+}
+
+/// Sizes so small that a few hundred bytes have all the edges of a few hundred GiB.
+fn tiny() -> Tuning {
+    Tuning {
+        block: 64,
+        granule: 16,
+        small_file: 16,
+        round: 8,
+        part_min: 16,
+        part_max: 64,
+        window_max: 128,
+        max_blocks: 400,
+        copy_min: 8,
+        copy_max: 96,
+        zero_max: 64,
+        page: 4,
+        stage_parallel: 3,
+    }
+}
+
+/// Bytes that tell where they belong.
+fn pattern(offset: u64, len: usize) -> Vec<u8> {
+    (offset..offset + len as u64)
+        .map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8)
+        .collect()
+}

@@ -1,0 +1,381 @@
+//! Fetching ranges of the base: each byte at most once at a time, whoever waits for it.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use blob_client::{Condition, Error};
+use tokio::sync::watch;
+use vsc_driver::buffer::Slice;
+
+use super::streams::Advice;
+use crate::budget::{Kind, Permit};
+use crate::file::{Assembled, Core, FileError, ReadData, Reader, State};
+
+/// How a fetch ended.
+#[derive(Debug, Clone)]
+pub(crate) enum Landed {
+    /// The bytes, from the flight's start on.
+    Here(Slice),
+    /// The service has another version.
+    Changed,
+    /// Anything else.
+    Failed(FileError),
+}
+
+/// A GET on its way.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    pub(crate) range: Range<u64>,
+    /// The version of the base it was started for.
+    pub(crate) version: u64,
+    landed: watch::Sender<Option<Landed>>,
+}
+
+impl Flight {
+    pub(crate) async fn wait(&self) -> Landed {
+        let mut landed = self.landed.subscribe();
+        match landed.wait_for(Option::is_some).await.map(|l| l.clone()) {
+            Ok(Some(landed)) => landed,
+            _ => Landed::Failed(shutting_down()),
+        }
+    }
+}
+
+/// The runtime ended and took a task with it.
+pub(crate) fn shutting_down() -> FileError {
+    FileError::from(Error::Io {
+        call: "background work",
+        source: std::io::Error::other("the file system is shutting down"),
+    })
+}
+
+/// Ends the flight even when its task is dropped.
+struct Landing {
+    core: Arc<Core>,
+    flight: Arc<Flight>,
+    done: bool,
+}
+
+impl Landing {
+    fn land(mut self, landed: Landed, charge: Option<Permit>) {
+        self.done = true;
+        let mut state = self.core.lock();
+        state.flights.retain(|f| !Arc::ptr_eq(f, &self.flight));
+        if let (Landed::Here(slice), Some(charge)) = (&landed, charge)
+            && state.version == self.flight.version
+        {
+            let start = self.flight.range.start;
+            // The file may have been cut meanwhile.
+            let valid = state.base_valid.saturating_sub(start).min(slice.len() as u64);
+            let budget = &self.core.env.budget;
+            let slice = slice.slice(0..valid as usize);
+            state.cache.insert(start, slice, Arc::new(charge), budget);
+        }
+        drop(state);
+        self.flight.landed.send_replace(Some(landed));
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        if !self.done {
+            self.core.lock().flights.retain(|f| !Arc::ptr_eq(f, &self.flight));
+            let landed = Landed::Failed(shutting_down());
+            self.flight.landed.send_replace(Some(landed));
+        }
+    }
+}
+
+impl Core {
+    pub(crate) fn try_read(self: &Arc<Self>, reader: &Reader, offset: u64, len: usize) -> Option<ReadData> {
+        let mut state = self.lock();
+        let end = state.size.min(offset.saturating_add(len as u64));
+        if offset >= end {
+            return Some(ReadData::Owned(Vec::new()));
+        }
+        let Assembled::Ready(data) = state.assemble(offset, end, &[]) else {
+            return None;
+        };
+        self.look_ahead(&mut state, reader, offset, end, false);
+        Some(data)
+    }
+
+    pub(crate) async fn read(
+        self: &Arc<Self>,
+        reader: &Reader,
+        offset: u64,
+        len: usize,
+    ) -> Result<ReadData, FileError> {
+        let mut noted = false;
+        let mut pinned: Vec<(u64, Slice)> = Vec::new();
+        let mut pinned_version = 0;
+        loop {
+            let flights = {
+                let mut state = self.lock();
+                let end = state.size.min(offset.saturating_add(len as u64));
+                if offset >= end {
+                    return Ok(ReadData::Owned(Vec::new()));
+                }
+                if pinned_version != state.version {
+                    pinned.clear();
+                    pinned_version = state.version;
+                }
+                match state.assemble(offset, end, &pinned) {
+                    Assembled::Ready(data) => {
+                        if !noted {
+                            self.look_ahead(&mut state, reader, offset, end, false);
+                        }
+                        return Ok(data);
+                    }
+                    Assembled::Missing(missing) => {
+                        if !std::mem::replace(&mut noted, true) {
+                            self.look_ahead(&mut state, reader, offset, end, true);
+                        }
+                        Some(self.demand(&mut state, &missing))
+                    }
+                    Assembled::Remote => None,
+                }
+            };
+            let Some(flights) = flights else {
+                self.commit(None).await?;
+                continue;
+            };
+            self.land_all(flights, &mut pinned, pinned_version).await?;
+        }
+    }
+
+    /// Waits for `flights`; what they bring is added to `pinned`.
+    async fn land_all(
+        self: &Arc<Self>,
+        flights: Vec<Arc<Flight>>,
+        pinned: &mut Vec<(u64, Slice)>,
+        version: u64,
+    ) -> Result<(), FileError> {
+        for flight in flights {
+            match flight.wait().await {
+                Landed::Here(slice) if flight.version == version => pinned.push((flight.range.start, slice)),
+                Landed::Here(_) => {}
+                Landed::Failed(error) => return Err(error),
+                Landed::Changed => {
+                    // Perhaps it was this process: a commit or a change by the tree that is not over yet, or a commit
+                    // whose answer was lost.
+                    if self.lock().version == flight.version {
+                        let _still = self.commits.lock().await;
+                        self.settle_doubt(None).await?;
+                        let mut state = self.lock();
+                        if state.version == flight.version {
+                            state.stale = true;
+                            return Err(FileError::Stale);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of the base for a commit, which keeps the version still itself.
+    pub(crate) async fn read_base(self: &Arc<Self>, range: Range<u64>) -> Result<Vec<Slice>, FileError> {
+        let mut pinned: Vec<(u64, Slice)> = Vec::new();
+        loop {
+            let flights = {
+                let mut state = self.lock();
+                let mut slices = Vec::new();
+                let mut missing = Vec::new();
+                let mut at = range.start;
+                while at < range.end {
+                    let here = state.cache.get(at, range.end);
+                    let here = here.or_else(|| {
+                        let (start, slice) = pinned
+                            .iter()
+                            .find(|(start, slice)| *start <= at && at < start + slice.len() as u64)?;
+                        let end = (range.end - start).min(slice.len() as u64);
+                        Some(slice.slice((at - start) as usize..end as usize))
+                    });
+                    match here {
+                        Some(slice) => {
+                            at += slice.len() as u64;
+                            slices.push(slice);
+                        }
+                        None => {
+                            let gap = state
+                                .cache
+                                .missing(at..range.end)
+                                .first()
+                                .map_or(range.end, |m| m.end);
+                            let starts = pinned.iter().map(|(o, _)| *o).filter(|o| *o > at);
+                            let gap = starts.fold(gap, u64::min);
+                            missing.push(at..gap);
+                            at = gap;
+                        }
+                    }
+                }
+                if missing.is_empty() {
+                    return Ok(slices);
+                }
+                let mut flights = Vec::new();
+                for gap in missing {
+                    let under_way = state.flights.iter().find(|f| {
+                        f.version == state.version && f.range.start <= gap.start && gap.start < f.range.end
+                    });
+                    match under_way {
+                        Some(flight) => flights.push(Arc::clone(flight)),
+                        None => {
+                            let end = gap.end.min(gap.start + self.env.tuning.part_max);
+                            let starts = state.flights.iter().filter(|f| f.version == state.version);
+                            let starts = starts.map(|f| f.range.start).filter(|s| *s > gap.start);
+                            let end = starts.fold(end, u64::min);
+                            flights.push(self.start(&mut state, gap.start..end, None));
+                        }
+                    }
+                }
+                flights
+            };
+            for flight in flights {
+                match flight.wait().await {
+                    Landed::Here(slice) => pinned.push((flight.range.start, slice)),
+                    Landed::Failed(error) => return Err(error),
+                    Landed::Changed => return Err(FileError::Stale),
+                }
+            }
+        }
+    }
+
+    /// Flights that will bring `missing`: those under way, and new ones for the rest.
+    fn demand(self: &Arc<Self>, state: &mut State, missing: &[Range<u64>]) -> Vec<Arc<Flight>> {
+        let tuning = &self.env.tuning;
+        let size = state.base.as_ref().map_or(0, |b| b.size);
+        for gap in missing {
+            let rounded = if size <= tuning.small_file {
+                0..size
+            } else {
+                gap.start / tuning.round * tuning.round..gap.end.div_ceil(tuning.round) * tuning.round
+            };
+            let wanted = state.wanted(rounded.start..rounded.end.min(size));
+            // One request with a little too much is quicker than two.
+            let bytes: u64 = wanted.iter().map(|r| r.end - r.start).sum();
+            let hull = match (wanted.first(), wanted.last()) {
+                (Some(first), Some(last)) => first.start..last.end,
+                _ => continue,
+            };
+            let ranges = if (hull.end - hull.start) <= bytes * 2 {
+                vec![hull]
+            } else {
+                wanted
+            };
+            for range in ranges {
+                for piece in pieces(range, tuning.part_max) {
+                    self.start(state, piece, None);
+                }
+            }
+        }
+        let version = state.version;
+        let touches = |f: &Flight, gap: &Range<u64>| f.range.start < gap.end && gap.start < f.range.end;
+        let flights = state.flights.iter();
+        flights
+            .filter(|f| f.version == version && missing.iter().any(|gap| touches(f, gap)))
+            .cloned()
+            .collect()
+    }
+
+    /// Tells the handle's streams about a read and starts what they want to have ahead.
+    fn look_ahead(self: &Arc<Self>, state: &mut State, reader: &Reader, offset: u64, end: u64, waited: bool) {
+        if state.base_valid == 0 || state.stale {
+            return;
+        }
+        let tuning = &self.env.tuning;
+        let mut streams = reader
+            .streams
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let advice = streams.note(offset, end, waited, &self.pace, &self.env.budget, tuning);
+        let Advice::Ahead { from, to, part } = advice else {
+            return;
+        };
+        state.cache.consumed(offset.saturating_sub(1));
+        let to = to.min(state.base_valid);
+        let mut at = from;
+        let mut issued = from;
+        while at < to {
+            let next = ((at / part + 1) * part).min(state.base_valid);
+            for range in state.wanted(at..next) {
+                let class = size_class(range.end - range.start);
+                let Some(permit) = self.env.budget.try_acquire(Kind::Cached, class) else {
+                    streams.issued(offset, issued);
+                    return;
+                };
+                self.start(state, range, Some(permit));
+            }
+            at = next;
+            issued = next;
+        }
+        streams.issued(offset, issued);
+    }
+
+    /// Starts a GET; its result goes to the cache even when nobody waits any more.
+    fn start(self: &Arc<Self>, state: &mut State, range: Range<u64>, permit: Option<Permit>) -> Arc<Flight> {
+        let flight = Arc::new(Flight {
+            range: range.clone(),
+            version: state.version,
+            landed: watch::Sender::new(None),
+        });
+        state.flights.push(Arc::clone(&flight));
+        let blob = state.blob.clone();
+        let condition = match &state.base {
+            Some(base) => Condition::matches(&base.etag),
+            None => Condition::none(),
+        };
+        let core = Arc::clone(self);
+        let landing = Landing {
+            core: Arc::clone(self),
+            flight: Arc::clone(&flight),
+            done: false,
+        };
+        self.env.runtime.spawn(async move {
+            let (landed, charge) = core.get(&blob, range, &condition, permit).await;
+            landing.land(landed, charge);
+        });
+        flight
+    }
+
+    async fn get(
+        &self,
+        blob: &str,
+        range: Range<u64>,
+        condition: &Condition,
+        permit: Option<Permit>,
+    ) -> (Landed, Option<Permit>) {
+        let len = range.end - range.start;
+        let (permit, _progress) = match permit {
+            Some(permit) => (permit, None),
+            None => self.env.budget.acquire_read(size_class(len)).await,
+        };
+        let buffer = match self.buffer(len as usize) {
+            Ok(buffer) => buffer,
+            Err(error) => return (Landed::Failed(error), None),
+        };
+        let begun = std::time::Instant::now();
+        match self.env.store.get(blob, range, condition, buffer).await {
+            Ok(got) if got.buffer.len() as u64 == len => {
+                self.pace.arrived(len, begun.elapsed());
+                (Landed::Here(got.buffer.freeze()), Some(permit))
+            }
+            // Shorter than the version asked for: it cannot be that version.
+            Ok(_) => (Landed::Changed, None),
+            Err(Error::ConditionNotMet { .. } | Error::BlobNotFound { .. }) => (Landed::Changed, None),
+            Err(error) => (Landed::Failed(error.into()), None),
+        }
+    }
+}
+
+/// What the arena takes for so many bytes.
+pub(crate) fn size_class(len: u64) -> usize {
+    (len.max(1) as usize)
+        .next_power_of_two()
+        .max(vsc_driver::buffer::PAGE)
+}
+
+fn pieces(range: Range<u64>, most: u64) -> impl Iterator<Item = Range<u64>> {
+    let starts = (range.start..range.end).step_by(most.max(1) as usize);
+    starts.map(move |start| start..range.end.min(start + most))
+}

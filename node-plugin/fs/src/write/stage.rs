@@ -1,0 +1,221 @@
+//! Staging in the background: full blocks of sequential writers as they fill, and the oldest dirty data when memory is
+//! short.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use blob_client::{BlockId, Body, Error, Piece};
+use vsc_driver::buffer::Slice;
+
+use super::overlay::Content;
+use crate::budget::{Relief, Relieve};
+use crate::file::StagedBlock;
+use crate::file::{Core, FileError, State};
+
+impl Core {
+    /// After a write of `range`: blocks before the one it ends in are full, if everything in them is there.
+    pub(crate) fn stage_behind(self: &Arc<Self>, state: &mut State, range: Range<u64>) {
+        if state.stale || state.detached {
+            return;
+        }
+        let current = self.layout.block_of(range.end - 1);
+        let mut block = self.layout.block_of(range.start.saturating_sub(1));
+        while block.end <= current.start {
+            let after = self.layout.block_of(block.end);
+            self.queue(state, block);
+            block = after;
+        }
+        self.pump(state);
+    }
+
+    /// Queues the dirty memory at the end of `block`, if it is worth a block of its own and not staged yet.
+    fn queue(&self, state: &mut State, block: Range<u64>) {
+        let staged_until = state
+            .staged
+            .range(..block.end)
+            .next_back()
+            .map_or(0, |(start, s)| start + s.len);
+        let from = block.start.max(staged_until);
+        let last = state.overlay.memory(from..block.end).pop();
+        if let Some(range) = last
+            && range.end == block.end
+            && range.end - range.start >= self.env.tuning.granule
+            && !state
+                .to_stage
+                .iter()
+                .any(|r| r.start < range.end && range.start < r.end)
+        {
+            state.to_stage.push_back(range);
+        }
+    }
+
+    /// Starts as many of the queued ranges as may be on their way at once.
+    ///
+    /// Not while the outcome of a commit is unknown: if it is executed late, it discards what was staged meanwhile.
+    pub(crate) fn pump(self: &Arc<Self>, state: &mut State) {
+        if state.doubt.is_some() {
+            state.to_stage.clear();
+        }
+        while state.staging < self.env.tuning.stage_parallel && !state.committing {
+            let Some(range) = state.to_stage.pop_front() else {
+                return;
+            };
+            // Changed since it was queued? Then the commit deals with it.
+            let staged = state.staged.range(..range.end).next_back();
+            if staged.is_some_and(|(start, s)| start + s.len > range.start) {
+                continue;
+            }
+            state.overlay.seal_within(range.clone());
+            let Some(slices) = state.overlay.slices(range.clone()) else {
+                continue;
+            };
+            let Ok(id) = state.ids.fresh() else {
+                continue;
+            };
+            let len = range.end - range.start;
+            self.env.log.block(&id, range.start, len);
+            let done = false;
+            state.staged.insert(
+                range.start,
+                StagedBlock {
+                    id: id.clone(),
+                    len,
+                    done,
+                },
+            );
+            state.staging += 1;
+            let core = Arc::clone(self);
+            let blob = state.blob.clone();
+            let on_its_way = OnItsWay(Arc::clone(self));
+            self.env.runtime.spawn(async move {
+                let sent = core.send_block(&blob, id.clone(), body(slices)).await;
+                core.block_sent(range.start, &id, sent);
+                drop(on_its_way);
+            });
+        }
+    }
+
+    fn block_sent(&self, start: u64, id: &BlockId, sent: Result<BlockId, FileError>) {
+        let mut state = self.lock();
+        let Some(block) = state.staged.get_mut(&start).filter(|b| b.id == *id) else {
+            // Overwritten meanwhile.
+            return;
+        };
+        match sent {
+            Ok(id) => {
+                block.id = id;
+                block.done = true;
+            }
+            Err(error) => {
+                // Still dirty: the next commit stages it again and reports if that fails, too.
+                tracing::debug!(blob = state.blob, start, %error, "a block could not be staged in the background");
+                state.staged.remove(&start);
+            }
+        }
+    }
+
+    /// Put Block, under an id of the length the blob's other blocks have (found out when the service insists).
+    pub(crate) async fn send_block(&self, blob: &str, id: BlockId, body: Body) -> Result<BlockId, FileError> {
+        match self.env.store.stage(blob, &id, body.clone()).await {
+            Ok(()) => Ok(id),
+            Err(error) if wrong_id_length(&error) => {
+                let list = self.env.store.block_list(blob).await?;
+                let id = {
+                    let mut state = self.lock();
+                    state.ids.adopt(&list);
+                    state.ids.fresh()?
+                };
+                self.env.store.stage(blob, &id, body).await?;
+                Ok(id)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Drops the memory of staged blocks; bytes freed.
+    fn drop_staged(&self, state: &mut State) -> u64 {
+        let done: Vec<Range<u64>> = state
+            .staged
+            .iter()
+            .filter(|(_, block)| block.done)
+            .map(|(start, block)| *start..start + block.len)
+            .collect();
+        let mut freed = 0;
+        for block in done {
+            let segments: Vec<_> = state
+                .overlay
+                .segments(block)
+                .filter(|(_, _, s)| matches!(s.content, Content::Mem(..)))
+                .map(|(range, _, s)| (range, s.epoch))
+                .collect();
+            for (range, epoch) in segments {
+                freed += range.end - range.start;
+                state.overlay.put(range, Content::Remote, epoch);
+            }
+        }
+        freed
+    }
+}
+
+/// Counts a block as on its way until its task ends, however that is.
+struct OnItsWay(Arc<Core>);
+
+impl Drop for OnItsWay {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.staging -= 1;
+        self.0.pump(&mut state);
+        drop(state);
+        self.0.staged.notify_waiters();
+    }
+}
+
+impl Relieve for Core {
+    fn relieve(self: Arc<Self>) -> Relief {
+        let mut state = self.lock();
+        if !state.is_dirty() || state.stale {
+            state.registered = false;
+            return Relief::Nothing;
+        }
+        if self.drop_staged(&mut state) > 0 {
+            return Relief::Freed;
+        }
+        if state.committing || state.relieving || state.staging > 0 {
+            return Relief::Working;
+        }
+        let mut large: Vec<Range<u64>> = state.overlay.memory(0..u64::MAX);
+        large.retain(|r| r.end - r.start >= self.env.tuning.granule);
+        for range in large {
+            let mut at = range.start;
+            while at < range.end {
+                let end = self.layout.block_of(at).end.min(range.end);
+                state.to_stage.push_back(at..end);
+                at = end;
+            }
+        }
+        self.pump(&mut state);
+        if state.staging > 0 {
+            return Relief::Working;
+        }
+        // Only small pieces: staged one by one they would fragment the blob, a commit folds them into their granules.
+        state.relieving = true;
+        let core = Arc::clone(&self);
+        self.env.runtime.spawn(async move {
+            if let Err(error) = core.commit(None).await {
+                let blob = core.lock().blob.clone();
+                tracing::warn!(blob, %error, "memory is short and dirty data cannot be sent");
+            }
+            core.lock().relieving = false;
+        });
+        Relief::Working
+    }
+}
+
+pub(crate) fn body(slices: Vec<Slice>) -> Body {
+    Body(slices.into_iter().map(Piece::Slice).collect())
+}
+
+/// REST, Put Block: the length of the id differs from that of the blob's other blocks.
+fn wrong_id_length(error: &Error) -> bool {
+    matches!(error, Error::Service { code, .. } if code == "InvalidBlobOrBlock" || code == "InvalidBlockId")
+}
