@@ -21,12 +21,22 @@
 
 static void azb_dev_free(struct kref *ref)
 {
-	kfree(container_of(ref, struct azb_dev, ref));
+	struct azb_dev *dev = container_of(ref, struct azb_dev, ref);
+
+	xa_destroy(&dev->ids);
+	kfree(dev);
 }
 
 void azb_dev_put(struct azb_dev *dev)
 {
 	kref_put(&dev->ref, azb_dev_free);
+}
+
+/* the channel outlives an unbind, and may get another driver */
+static void azb_drop_callbacks(struct vmbus_channel *channel)
+{
+	channel->next_request_id_callback = NULL;
+	channel->request_addr_callback = NULL;
 }
 
 static int azb_probe(struct hv_device *hdev,
@@ -50,13 +60,13 @@ static int azb_probe(struct hv_device *hdev,
 	INIT_LIST_HEAD(&dev->pending);
 	INIT_LIST_HEAD(&dev->revoked);
 	init_waitqueue_head(&dev->drained);
+	xa_init_flags(&dev->ids, XA_FLAGS_ALLOC1 | XA_FLAGS_LOCK_IRQ);
 	dev->pin_limit = max_t(long, AZB_MAX_PAGES, totalram_pages() / 4);
 	hv_set_drvdata(hdev, dev);
 
-	/* the host sees small numbers, never an address of ours */
-	channel->rqstor_size = AZB_QUEUE_DEPTH;
-	channel->next_request_id_callback = vmbus_next_request_id;
-	channel->request_addr_callback = vmbus_request_addr;
+	/* the host sees numbers, never an address of ours */
+	channel->next_request_id_callback = azb_id_get;
+	channel->request_addr_callback = azb_id_put;
 	ret = vmbus_open(channel, AZB_RING_BYTES, AZB_RING_BYTES, NULL, 0,
 			 azb_channel_callback, dev);
 	if (ret) {
@@ -82,6 +92,7 @@ static int azb_probe(struct hv_device *hdev,
 err_close:
 	vmbus_close(channel);
 err_put:
+	azb_drop_callbacks(channel);
 	hv_set_drvdata(hdev, NULL);
 	azb_dev_put(dev);
 	return ret;
@@ -92,7 +103,8 @@ static bool azb_is_drained(struct azb_dev *dev)
 	bool drained;
 
 	spin_lock_bh(&dev->lock);
-	drained = list_empty(&dev->pending);
+	/* nothing can answer a revoked request: they cost the full wait */
+	drained = list_empty(&dev->pending) && list_empty(&dev->revoked);
 	spin_unlock_bh(&dev->lock);
 	return drained;
 }
@@ -146,6 +158,7 @@ static void azb_do_remove(struct hv_device *hdev)
 	 * more, as it has none to the ring that is freed here.
 	 */
 	vmbus_close(channel);
+	azb_drop_callbacks(channel);
 	azb_fail_all(dev);
 
 	hv_set_drvdata(hdev, NULL);

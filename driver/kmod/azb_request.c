@@ -279,7 +279,7 @@ int azb_request_send(struct azb_request *req)
 		return -ENOMEM;
 
 	down_read(&dev->gate);
-	if (dev->removing)
+	if (dev->removing || READ_ONCE(dev->hdev->channel->rescind))
 		goto out;
 
 	/* listed first: the answer can be here before the call returns */
@@ -340,6 +340,60 @@ void azb_request_finish(struct azb_request *req, int error,
 	kref_put(&req->ref, azb_release_later);
 }
 
+/**
+ * azb_id_get - a request id for the host; called by the bus with the ring locked
+ * @channel: channel
+ * @addr: the request
+ *
+ * Ids go round: one is used again after four thousand million requests, so a
+ * second answer, or one that comes too late, meets no other request.  The bus
+ * driver's own table hands the last id out first.
+ *
+ * Return: the id, or VMBUS_RQST_ERROR, which the sender sees as -EAGAIN.
+ */
+u64 azb_id_get(struct vmbus_channel *channel, u64 addr)
+{
+	struct azb_request *req = (struct azb_request *)(unsigned long)addr;
+	struct azb_dev *dev = req->dev;
+	unsigned long flags;
+	int ret = -EBUSY;
+	u32 id;
+
+	xa_lock_irqsave(&dev->ids, flags);
+	if (dev->nr_ids < AZB_QUEUE_DEPTH)
+		ret = __xa_alloc_cyclic(&dev->ids, &id, req,
+					XA_LIMIT(1, U32_MAX),
+					&dev->next_id, GFP_ATOMIC);
+	if (ret >= 0)
+		dev->nr_ids++;
+	xa_unlock_irqrestore(&dev->ids, flags);
+	return ret < 0 ? VMBUS_RQST_ERROR : id;
+}
+
+/**
+ * azb_id_put - give an id back
+ * @channel: channel
+ * @id: what the host says, any value
+ *
+ * Return: the request, or VMBUS_RQST_ERROR if the host does not hold such an id.
+ */
+u64 azb_id_put(struct vmbus_channel *channel, u64 id)
+{
+	struct azb_dev *dev = hv_get_drvdata(channel->device_obj);
+	struct azb_request *req;
+	unsigned long flags;
+
+	if (id > U32_MAX)
+		return VMBUS_RQST_ERROR;
+
+	xa_lock_irqsave(&dev->ids, flags);
+	req = __xa_erase(&dev->ids, id);
+	if (req)
+		dev->nr_ids--;
+	xa_unlock_irqrestore(&dev->ids, flags);
+	return req ? (unsigned long)req : VMBUS_RQST_ERROR;
+}
+
 static void azb_on_completion(struct azb_dev *dev,
 			      struct vmbus_channel *channel,
 			      const struct vmpacket_descriptor *desc)
@@ -350,8 +404,8 @@ static void azb_on_completion(struct azb_dev *dev,
 	struct azb_request *req;
 	u64 addr;
 
-	addr = channel->request_addr_callback(channel, desc->trans_id);
-	if (addr == VMBUS_RQST_ERROR || addr == VMBUS_NO_RQSTOR) {
+	addr = azb_id_put(channel, desc->trans_id);
+	if (addr == VMBUS_RQST_ERROR) {
 		dev_warn_ratelimited(log, "answer to unknown request %llu\n",
 				     desc->trans_id);
 		return;

@@ -26,6 +26,7 @@
 #include <linux/uuid.h>
 #include <linux/wait.h>
 #include <linux/workqueue.h>
+#include <linux/xarray.h>
 
 #include "include/uapi/misc/azure_blob.h"
 
@@ -78,6 +79,9 @@ static_assert(offsetof(struct azb_request_sync, response) == 64);
  * @revoked: requests that met the rescind while being sent: the host may have
  *	seen them, no answer can be matched, so they wait for the channel's end
  * @drained: woken when @pending becomes empty
+ * @ids: request ids that the host holds
+ * @next_id: where the search for a free id goes on
+ * @nr_ids: how many are in use, under the lock of @ids
  * @pinned: pages now pinned
  * @pin_limit: pages that may be pinned; beyond it submission says EAGAIN
  */
@@ -94,6 +98,10 @@ struct azb_dev {
 	struct list_head pending;
 	struct list_head revoked;
 	wait_queue_head_t drained;
+
+	struct xarray ids;
+	u32 next_id;
+	u32 nr_ids;
 
 	atomic_long_t pinned;
 	long pin_limit;
@@ -185,6 +193,8 @@ void azb_request_finish(struct azb_request *req, int error,
 void azb_channel_drain(struct azb_dev *dev, struct vmbus_channel *channel);
 void azb_channel_callback(void *context);
 void azb_fail_all(struct azb_dev *dev);
+u64 azb_id_get(struct vmbus_channel *channel, u64 addr);
+u64 azb_id_put(struct vmbus_channel *channel, u64 id);
 
 /* azb_chrdev.c */
 extern const struct file_operations azb_fops;

@@ -1,0 +1,204 @@
+//! The host takes the device away, and gives it back.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::errno::Errno;
+use vsc_driver::channel::ChannelError;
+
+use crate::client::{Control, Device, Line, fill};
+use crate::memory::{Memory, PAGE};
+use crate::runner::Bench;
+use crate::service::{Mode, Task, pattern};
+use crate::system::{BUS, SOON, wait_node, wait_until};
+
+const SIZE: usize = 3 * PAGE;
+
+/// What the ioctl returned, and the caller's memory afterwards.
+type Seen = (nix::Result<(u32, u32)>, Vec<u8>);
+type Waiting = JoinHandle<Result<Seen>>;
+
+/// A thread waiting in the ioctl for a fill of its own memory.
+fn wait_in_ioctl(seed: u64) -> Waiting {
+    std::thread::spawn(move || {
+        let device = Device::open()?;
+        let memory = Memory::written(SIZE)?;
+        let control = Control::new(Task::Fill(seed))?;
+        let outcome = device.submit(&control.frame((memory.address(0), SIZE as u32), 0));
+        Ok((outcome, memory.read(0, SIZE)))
+    })
+}
+
+fn join(waiting: Waiting) -> Result<Seen> {
+    waiting.join().map_err(|_| anyhow!("a caller panicked"))?
+}
+
+fn offer_again(bench: &Bench) -> Result<()> {
+    bench.service.host().offer()?;
+    wait_node(true)
+}
+
+/// An open file of a device that is gone answers ENODEV, for ever; a new node works beside it.
+fn is_inert(device: &Device) -> Result<()> {
+    let memory = Memory::written(PAGE)?;
+    let control = Control::new(Task::Sum)?;
+    let outcome = device.submit(&control.frame((memory.address(0), 8), 8));
+    ensure!(outcome == Err(Errno::ENODEV), "old file: {outcome:?}");
+    Ok(())
+}
+
+/// Rescind with requests pending, which the host returns late: they succeed, into pinned pages.
+pub(crate) fn drained(bench: &Bench) -> Result<()> {
+    let old = Device::open()?;
+    bench.service.set(Mode::Hold);
+    let callers: Vec<_> = (0..4).map(wait_in_ioctl).collect();
+    let held = bench.service.take(4)?;
+    bench.service.host().rescind()?;
+    wait_node(false)?;
+    is_inert(&old)?;
+    for packet in &held {
+        bench.service.serve(packet)?;
+    }
+    for (seed, caller) in (0..).zip(callers) {
+        let (outcome, seen) = join(caller)?;
+        ensure!(outcome == Ok((0, 8)), "caller {seed}: {outcome:?}");
+        ensure!(seen == pattern(seed, SIZE), "caller {seed} got other bytes");
+    }
+    offer_again(bench)?;
+    is_inert(&old)?;
+    bench.service.set(Mode::Serve);
+    let memory = Memory::written(SIZE)?;
+    fill(&Device::open()?, &memory, 0, SIZE, 77)
+}
+
+/// Rescind with requests that the host never returns: ENODEV, in bounded time.
+pub(crate) fn unanswered(bench: &Bench) -> Result<()> {
+    bench.service.set(Mode::Hold);
+    let callers: Vec<_> = (0..3).map(wait_in_ioctl).collect();
+    bench.service.take(3)?;
+    bench.service.host().rescind()?;
+    for caller in callers {
+        let (outcome, _) = join(caller)?;
+        ensure!(outcome == Err(Errno::ENODEV), "{outcome:?}");
+    }
+    offer_again(bench)?;
+    bench.service.set(Mode::Serve);
+    let memory = Memory::written(SIZE)?;
+    fill(&Device::open()?, &memory, 0, SIZE, 78)
+}
+
+/// vsc-driver's channel sees the device go, says so, and finds the new one.
+pub(crate) fn channel_reopens(bench: &Bench) -> Result<()> {
+    let line = Line::open(4)?;
+    line.read(SIZE, 1)?;
+    bench.service.host().rescind()?;
+    wait_node(false)?;
+    let error = match line.submit(line.fill_exchange(SIZE, 2)?) {
+        Ok(done) => bail!("status {:#x} from a device that is gone", done.status),
+        Err(error) => error,
+    };
+    ensure!(
+        matches!(error.downcast_ref(), Some(ChannelError::Gone { .. })),
+        "{error:#}"
+    );
+    offer_again(bench)?;
+    wait_until("the channel to reopen", SOON, || {
+        line.runtime.block_on(line.channel.check()).is_ok()
+    })?;
+    line.read(SIZE, 3)?;
+    let reopened = line.channel.stats().reopened;
+    ensure!(reopened == 1, "reopened {reopened} times");
+    Ok(())
+}
+
+/// Many callers while the device comes and goes: every call succeeds or says why not, with one of three errors.
+pub(crate) fn under_load(bench: &Bench) -> Result<()> {
+    const CALLERS: usize = 8;
+    const ROUNDS: usize = 8;
+    let stop = AtomicBool::new(false);
+    let (good, gone) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..CALLERS as u64)
+            .map(|seed| {
+                let (stop, good, gone) = (&stop, &good, &gone);
+                scope.spawn(move || -> Result<()> {
+                    let memory = Memory::written(SIZE)?;
+                    let control = Control::new(Task::Fill(seed))?;
+                    while !stop.load(Ordering::Relaxed) {
+                        let Ok(device) = Device::open() else {
+                            gone.fetch_add(1, Ordering::Relaxed);
+                            std::thread::yield_now();
+                            continue;
+                        };
+                        loop {
+                            memory.fill(0);
+                            match device.submit(&control.frame((memory.address(0), SIZE as u32), 0)) {
+                                Ok(answer) => {
+                                    ensure!(answer == (0, 8), "answer {answer:?}");
+                                    ensure!(memory.read(0, SIZE) == pattern(seed, SIZE), "other bytes");
+                                    good.fetch_add(1, Ordering::Relaxed);
+                                }
+                                Err(Errno::ENODEV) => break,
+                                Err(Errno::EAGAIN) => {}
+                                Err(other) => bail!("{other}"),
+                            }
+                            if stop.load(Ordering::Relaxed) {
+                                break;
+                            }
+                        }
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        let rounds = (0..ROUNDS).try_for_each(|_| {
+            let before = good.load(Ordering::Relaxed);
+            wait_until("some transfers", SOON, || {
+                good.load(Ordering::Relaxed) >= before + 50 || callers.iter().all(|c| c.is_finished())
+            })?;
+            bench.service.host().rescind()?;
+            offer_again(bench)
+        });
+        stop.store(true, Ordering::Relaxed);
+        for caller in callers {
+            caller.join().map_err(|_| anyhow!("a caller panicked"))??;
+        }
+        rounds
+    })?;
+    ensure!(
+        good.load(Ordering::Relaxed) >= 50 * ROUNDS,
+        "only {} transfers",
+        good.load(Ordering::Relaxed)
+    );
+    Ok(())
+}
+
+/// The administrator unbinds the driver with the node open and a request pending: it waits for the host.
+pub(crate) fn unbind(bench: &Bench) -> Result<()> {
+    let device = std::fs::read_dir(format!("{BUS}/devices"))?
+        .next()
+        .context("no device on the bus")??
+        .file_name()
+        .into_string()
+        .map_err(|_| anyhow!("odd device name"))?;
+    let old = Device::open()?;
+    bench.service.set(Mode::Hold);
+    let caller = wait_in_ioctl(5);
+    let packet = bench.service.take_one()?;
+    let name = device.clone();
+    let unbind = std::thread::spawn(move || std::fs::write(format!("{BUS}/drivers/azb_vsc/unbind"), name));
+    wait_node(false)?;
+    ensure!(!unbind.is_finished(), "the driver did not wait");
+    is_inert(&old)?;
+    bench.service.serve(&packet)?;
+    let (outcome, seen) = join(caller)?;
+    ensure!(outcome == Ok((0, 8)), "{outcome:?}");
+    ensure!(seen == pattern(5, SIZE), "other bytes");
+    unbind.join().map_err(|_| anyhow!("unbind panicked"))??;
+    std::fs::write(format!("{BUS}/drivers/azb_vsc/bind"), device)?;
+    wait_node(true)?;
+    bench.service.set(Mode::Serve);
+    let memory = Memory::written(SIZE)?;
+    fill(&Device::open()?, &memory, 0, SIZE, 79)
+}

@@ -1,0 +1,116 @@
+//! Runs the cases one after another, each under a time limit, and prints a line for each.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, ensure};
+
+use crate::host::Host;
+use crate::service::{Mode, Service};
+use crate::system::wait_unpinned;
+
+/// Longest a case may take. The slowest waits several seconds for the driver, on a machine in software emulation.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// What a case works with.
+#[derive(Debug, Clone)]
+pub(crate) struct Bench {
+    /// The host's side.
+    pub(crate) service: Service,
+}
+
+impl Bench {
+    /// Opens the host and starts the service.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self {
+            service: Service::start(Host::open()?),
+        })
+    }
+}
+
+/// A named case.
+#[derive(Clone, Copy)]
+pub(crate) struct Case {
+    /// Printed.
+    pub(crate) name: &'static str,
+    /// Does it.
+    pub(crate) run: fn(&Bench) -> Result<()>,
+}
+
+/// Runs all cases; returns how many passed and failed.
+pub(crate) fn run(bench: &Bench, cases: &[Case]) -> (usize, usize) {
+    let (mut passed, mut failed) = (0, 0);
+    for (index, case) in cases.iter().enumerate() {
+        let began = Instant::now();
+        match run_one(bench, *case) {
+            Outcome::Passed => {
+                passed += 1;
+                println!("case ok {} ({} ms)", case.name, began.elapsed().as_millis());
+            }
+            Outcome::Failed(error) => {
+                failed += 1;
+                bench.service.let_go();
+                bench.service.trouble();
+                println!("case FAIL {}: {error:#}", case.name);
+            }
+            Outcome::Hanging => {
+                // Its threads may hold the device: nothing that follows could be believed.
+                failed += cases.len() - index;
+                println!(
+                    "case FAIL {}: still running after {LIMIT:?}; the rest was not run",
+                    case.name
+                );
+                break;
+            }
+        }
+    }
+    (passed, failed)
+}
+
+enum Outcome {
+    Passed,
+    Failed(anyhow::Error),
+    Hanging,
+}
+
+fn run_one(bench: &Bench, case: Case) -> Outcome {
+    let (tell, told) = mpsc::channel();
+    let bench = Arc::new(bench.clone());
+    std::thread::spawn(move || {
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            bench.service.set(Mode::Serve);
+            let result = (case.run)(&bench);
+            bench.service.set(Mode::Serve);
+            result.and_then(|()| settle(&bench))
+        }))
+        .unwrap_or_else(|panic| {
+            Err(anyhow!(
+                "panic: {}",
+                panic
+                    .downcast_ref::<String>()
+                    .map_or("of unknown kind", String::as_str)
+            ))
+        });
+        // Nobody listens any more when the case was given up.
+        let _ = tell.send(result);
+    });
+    match told.recv_timeout(LIMIT) {
+        Ok(Ok(())) => Outcome::Passed,
+        Ok(Err(error)) => Outcome::Failed(error),
+        Err(_) => Outcome::Hanging,
+    }
+}
+
+/// After each case: nothing held, nothing pinned, no complaint of the host.
+fn settle(bench: &Bench) -> Result<()> {
+    ensure!(
+        bench.service.is_idle(),
+        "the case has left requests with the host"
+    );
+    wait_unpinned()?;
+    let trouble = bench.service.trouble();
+    ensure!(trouble.is_empty(), "the host complained: {}", trouble.join("; "));
+    Ok(())
+}
