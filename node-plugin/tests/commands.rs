@@ -1,0 +1,156 @@
+//! The program as a stranger meets it: help for every command, and a clear error for what is wrong.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a failed unwrap is a failed test"
+)]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn program() -> Command {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_vsc-blob-csi"));
+    for name in [
+        "AZURE_STORAGE_KEY",
+        "AZURE_STORAGE_ACCOUNT",
+        "AZURE_STORAGE_SAS_TOKEN",
+        "NODE_ID",
+        "RUST_LOG",
+    ] {
+        program.env_remove(name);
+    }
+    program
+}
+
+fn run(arguments: &[&str]) -> Output {
+    program().args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Fails with a message that has all these words, and without the look of a crash.
+fn refused(arguments: &[&str], words: &[&str]) {
+    let output = run(arguments);
+    let message = text(&output.stderr);
+    assert!(!output.status.success(), "{arguments:?} succeeded");
+    for word in words {
+        assert!(message.contains(word), "{arguments:?}: no {word:?} in\n{message}");
+    }
+    assert!(
+        !message.contains("panicked") && !message.contains("RUST_BACKTRACE"),
+        "{message}"
+    );
+}
+
+#[test]
+fn every_command_has_help() {
+    let all = run(&["--help"]);
+    assert!(all.status.success());
+    let all = text(&all.stdout);
+    for command in ["node", "controller", "mount", "doctor"] {
+        assert!(all.contains(command), "--help does not name {command}");
+        let help = run(&[command, "--help"]);
+        assert!(help.status.success(), "{command} --help");
+        let help = text(&help.stdout);
+        assert!(
+            help.contains("Usage:") && help.contains("Options:"),
+            "{command} --help:\n{help}"
+        );
+    }
+    for command in ["node", "controller"] {
+        let help = text(&run(&[command, "--help"]).stdout);
+        for option in ["--endpoint", "--node-id", "--device"] {
+            assert!(help.contains(option), "{command} --help does not name {option}");
+        }
+    }
+}
+
+#[test]
+fn the_version_is_told() {
+    let version = run(&["--version"]);
+    assert_eq!(
+        text(&version.stdout).trim(),
+        format!("vsc-blob-csi {}", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+#[test]
+fn wrong_arguments_are_named() {
+    refused(&[], &["Usage:"]);
+    refused(&["mount"], &["URL", "DIR"]);
+    refused(&["mount", "not a url", "/tmp"], &["not a url"]);
+    refused(
+        &["mount", "https://acct.blob.core.windows.net", "/tmp"],
+        &["container"],
+    );
+    refused(
+        &["mount", "--transport", "pigeon", "https://a/c", "/tmp"],
+        &["pigeon", "prefer"],
+    );
+    refused(
+        &["mount", "--budget", "much", "https://a/c", "/tmp"],
+        &["much", "512MiB"],
+    );
+    refused(
+        &["mount", "--file-mode", "999", "https://a/c", "/tmp"],
+        &["999", "octal"],
+    );
+    refused(&["node"], &["--node-id"]);
+    refused(
+        &[
+            "node",
+            "--node-id",
+            "n",
+            "--endpoint",
+            "tcp://127.0.0.1:1",
+            "--state-dir",
+            "/tmp",
+        ],
+        &["--endpoint", "unix"],
+    );
+    refused(
+        &["controller", "--endpoint", "relative.sock"],
+        &["--endpoint", "unix"],
+    );
+}
+
+#[test]
+fn wrong_credentials_are_named_and_not_shown() {
+    let output = program()
+        .args(["mount", "https://acct.blob.core.windows.net/photos", "/tmp"])
+        .env("AZURE_STORAGE_KEY", "canary, no base64!")
+        .output()
+        .unwrap();
+    let message = text(&output.stderr);
+    assert!(!output.status.success());
+    assert!(
+        message.contains("AZURE_STORAGE_KEY") && !message.contains("canary"),
+        "{message}"
+    );
+}
+
+/// The socket's place is taken by a file of somebody else: not removed.
+#[test]
+fn a_file_at_the_socket_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("csi.sock");
+    std::fs::write(&path, "precious").unwrap();
+    refused(
+        &["controller", "--endpoint", &format!("unix://{}", path.display())],
+        &["csi.sock", "no socket"],
+    );
+    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+}
+
+#[test]
+fn the_doctor_says_why_https_is_used() {
+    let nowhere = Path::new("/nonexistent/azure_blob");
+    let report = run(&["doctor", "--device", nowhere.to_str().unwrap()]);
+    let report = text(&report.stdout);
+    assert!(report.contains("HTTPS, because"), "{report}");
+    assert!(report.contains("FUSE: "), "{report}");
+    assert!(report.contains("/nonexistent/azure_blob"), "{report}");
+}
