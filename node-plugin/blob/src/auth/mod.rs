@@ -1,7 +1,9 @@
 //! Who we are to the service: account key, SAS, anonymous, or a token.
 
+pub mod entra;
 mod sas;
 mod shared_key;
+mod token_cache;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -151,6 +151,11 @@ impl Paths {
         })
     }
 
+    /// HTTPS alone, without counting for a volume: for token requests.
+    pub fn https(&self) -> Arc<dyn Transport> {
+        Arc::clone(&self.https)
+    }
+
     /// Why the channel is not in use, in one sentence; `None` while it is.
     pub fn channel_unusable(&self) -> Option<String> {
         match &self.channel {

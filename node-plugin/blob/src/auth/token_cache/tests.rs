@@ -1,0 +1,89 @@
+//! The cache against a source that counts, in virtual time.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use super::*;
+use crate::error::Error;
+
+#[derive(Debug, Default)]
+struct Counting {
+    fetched: AtomicU32,
+    broken: AtomicBool,
+}
+
+#[async_trait]
+impl Fetch for Arc<Counting> {
+    async fn fetch(&self) -> Result<Fetched> {
+        // Long enough for callers to meet.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(Error::Token { message: "no".into() });
+        }
+        let n = self.fetched.fetch_add(1, Ordering::Relaxed) + 1;
+        Ok(Fetched {
+            token: Secret::new(format!("t{n}")),
+            lifetime: Duration::from_secs(3600),
+        })
+    }
+}
+
+async fn token(cache: &CachedToken) -> String {
+    cache.token().await.unwrap().expose().clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_callers_one_fetch() {
+    let source = Arc::new(Counting::default());
+    let cache = CachedToken::new(Arc::clone(&source));
+    let all = futures::future::join_all((0..50).map(|_| token(&cache))).await;
+    assert!(all.iter().all(|t| t == "t1"));
+    assert_eq!(source.fetched.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn refreshed_in_the_background_before_it_expires() {
+    let source = Arc::new(Counting::default());
+    let cache = CachedToken::new(Arc::clone(&source));
+    assert_eq!(token(&cache).await, "t1");
+    tokio::time::advance(Duration::from_secs(2699)).await;
+    assert_eq!(token(&cache).await, "t1");
+    tokio::time::advance(Duration::from_secs(2)).await;
+    // Nobody waits for the refresh.
+    let before = Instant::now();
+    assert_eq!(token(&cache).await, "t1");
+    assert_eq!(token(&cache).await, "t1");
+    assert_eq!(Instant::now(), before);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(token(&cache).await, "t2");
+    assert_eq!(source.fetched.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_the_identity_service_is_survived_while_the_token_lives() {
+    let source = Arc::new(Counting::default());
+    let cache = CachedToken::new(Arc::clone(&source));
+    token(&cache).await;
+    source.broken.store(true, Ordering::Relaxed);
+    for _ in 0..8 {
+        tokio::time::advance(Duration::from_secs(440)).await;
+        assert_eq!(token(&cache).await, "t1");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    // 3,521.6 s: less than a minute and a half left; soon too little to give out.
+    tokio::time::advance(Duration::from_secs(30)).await;
+    assert!(matches!(cache.token().await, Err(Error::Token { .. })));
+    source.broken.store(false, Ordering::Relaxed);
+    assert_eq!(token(&cache).await, "t2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejected_token_is_replaced_but_not_a_fresh_one() {
+    let source = Arc::new(Counting::default());
+    let cache = CachedToken::new(Arc::clone(&source));
+    token(&cache).await;
+    cache.reject();
+    assert_eq!(token(&cache).await, "t1");
+    tokio::time::advance(Duration::from_secs(60)).await;
+    cache.reject();
+    assert_eq!(token(&cache).await, "t2");
+}
