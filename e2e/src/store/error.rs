@@ -124,6 +124,7 @@ answers! {
     lease_not_present_container = 412 "LeaseNotPresentWithContainerOperation" "There is currently no lease on the container.";
     lease_not_present_lease = 409 "LeaseNotPresentWithLeaseOperation" "There is currently no lease on the blob/container.";
     md5_mismatch = 400 "Md5Mismatch" "The MD5 value specified in the request did not match with the MD5 value calculated by the server.";
+    missing_content_length = 411 "MissingContentLengthHeader" "The Content-Length header was not specified.";
     metadata_too_large = 400 "MetadataTooLarge" "The metadata specified exceeds the maximum permissible limit (8KB).";
     empty_metadata_key = 400 "EmptyMetadataKey" "The key for one of the metadata key-value pairs is empty.";
     invalid_metadata = 400 "InvalidMetadata" "The specified metadata is invalid. It includes characters that are not permitted.";

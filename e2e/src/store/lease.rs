@@ -114,20 +114,30 @@ impl Lease {
                 ServiceError::lease_id_mismatch_container as fn() -> _,
             ),
         };
-        match (self.now(now), given) {
-            (State::Available, None) | (State::Broken { .. }, None) => Ok(()),
+        let state = self.now(now);
+        match (&*state, given) {
             (State::Leased { .. } | State::Breaking { .. }, None) if write && !expired => {
                 Err(ServiceError::lease_id_missing())
             }
-            (State::Leased { .. } | State::Breaking { .. }, None) => Ok(()),
-            (State::Available, Some(_)) => Err(not_present()),
-            (State::Leased { id, .. }, Some(given)) if same(id, given) && expired => {
-                Err(ServiceError::lease_lost())
+            (State::Leased { .. } | State::Broken { .. }, None) if write => {
+                // A write ends a lease that is over: it can no longer be renewed.
+                *state = State::Available;
+                Ok(())
             }
-            (State::Broken { id }, Some(given)) if same(id, given) => Err(ServiceError::lease_lost()),
-            (State::Broken { .. }, Some(_)) => Err(not_present()),
-            (State::Leased { id, .. } | State::Breaking { id, .. }, Some(given)) if same(id, given) => Ok(()),
-            (State::Leased { .. } | State::Breaking { .. }, Some(_)) => Err(mismatch()),
+            (_, None) => Ok(()),
+            (State::Available | State::Broken { .. }, Some(_)) => Err(not_present()),
+            (State::Leased { id, .. }, Some(given)) if expired => Err(if same(id, given) {
+                ServiceError::lease_lost()
+            } else {
+                not_present()
+            }),
+            (State::Leased { id, .. } | State::Breaking { id, .. }, Some(given)) => {
+                if same(id, given) {
+                    Ok(())
+                } else {
+                    Err(mismatch())
+                }
+            }
         }
     }
 
@@ -200,7 +210,6 @@ impl Lease {
             State::Breaking { id, .. } | State::Broken { id } if same(id, given) => {
                 Err(ServiceError::lease_is_broken_renew())
             }
-            State::Available => Err(ServiceError::lease_not_present_lease()),
             _ => Err(ServiceError::lease_id_mismatch_lease()),
         }
     }
@@ -237,7 +246,6 @@ impl Lease {
                     time: None,
                 })
             }
-            State::Available => Err(ServiceError::lease_not_present_lease()),
             _ => Err(ServiceError::lease_id_mismatch_lease()),
         }
     }
@@ -363,8 +371,15 @@ mod tests {
         assert_eq!(check(&mut lease, Some(A), later(1)), Ok(()));
         assert_eq!(lease.shown(later(14)).state, "leased");
         assert_eq!(lease.shown(later(15)).state, "expired");
-        assert_eq!(check(&mut lease, None, later(15)), Ok(()));
         assert_eq!(check(&mut lease, Some(A), later(15)), Err("LeaseLost".into()));
+        assert_eq!(
+            check(&mut lease, Some(B), later(15)),
+            Err("LeaseNotPresentWithBlobOperation".into())
+        );
+        // A write by somebody else ends it for good.
+        let mut written = lease.clone();
+        assert_eq!(check(&mut written, None, later(15)), Ok(()));
+        assert_eq!(written.shown(later(15)).state, "available");
         let renew = [("x-ms-lease-action", "renew"), ("x-ms-lease-id", A)];
         assert_eq!(act(&mut lease, &renew, later(20)), Ok(200));
         assert_eq!(lease.shown(later(34)).state, "leased");
@@ -410,7 +425,7 @@ mod tests {
             Err("LeaseIsBreakingAndCannotBeChanged".into())
         );
         assert_eq!(lease.shown(later(15)).state, "broken");
-        assert_eq!(check(&mut lease, None, later(15)), Ok(()));
+        assert_eq!(check(&mut lease.clone(), None, later(15)), Ok(()));
         assert_eq!(
             act(
                 &mut lease,

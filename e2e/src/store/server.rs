@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 
 use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -18,6 +19,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::content::{Content, Piece};
+use super::error::ServiceError;
 use super::{BlobStore, Ending};
 
 /// Bodies up to this size are joined into memory of exactly their size; larger ones stay as they were received.
@@ -159,7 +161,12 @@ async fn handle(
     request: http::Request<Incoming>,
 ) -> Result<http::Response<Pieces>, Dropped> {
     let (parts, body) = request.into_parts();
-    let job = store.plan(&parts);
+    let mut job = store.plan(&parts);
+    let has_length =
+        parts.headers.contains_key(CONTENT_LENGTH) || parts.headers.contains_key(TRANSFER_ENCODING);
+    if parts.method == http::Method::PUT && !has_length {
+        job.target = Err(ServiceError::missing_content_length());
+    }
     let body = match receive(body).await? {
         Some(body) => body,
         None => {

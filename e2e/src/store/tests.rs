@@ -239,7 +239,7 @@ fn blocks_of_other_types_and_lengths_are_refused() {
     assert_eq!(c.stage("b", b"aa", b"x").status, 201);
     assert_eq!(c.stage("b", b"aaa", b"x").code(), "InvalidBlobOrBlock");
     assert_eq!(c.stage("b", b"", b"x").code(), "MissingRequiredQueryParameter");
-    assert_eq!(c.stage("b", &[0; 65], b"x").code(), "InvalidQueryParameterValue");
+    assert_eq!(c.stage("b", &[0; 65], b"x").code(), "OutOfRangeInput");
     assert_eq!(c.stage("b", b"bb", b"").code(), "InvalidHeaderValue");
     let head = c.call("HEAD", "/box/b", &[], b"");
     assert_eq!(head.code(), "BlobNotFound");

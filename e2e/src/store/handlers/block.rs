@@ -30,9 +30,11 @@ fn block_id(call: &Call<'_>) -> Result<Vec<u8>, ServiceError> {
         )
         .detail("QueryParameterName", "blockid"));
     }
-    unbase64(text)
-        .filter(|id| !id.is_empty() && id.len() <= 64)
-        .ok_or_else(|| ServiceError::invalid_query("blockid", text))
+    let id = unbase64(text).ok_or_else(|| ServiceError::invalid_query("blockid", text))?;
+    if id.len() > 64 {
+        return Err(ServiceError::out_of_range_input().detail("QueryParameterName", "blockid"));
+    }
+    Ok(id)
 }
 
 /// Stages a block.
