@@ -207,6 +207,34 @@ fn allocation_waits_for_a_trim_that_holds_the_blocks() {
     });
 }
 
+#[test]
+fn threads_share_an_arena_and_never_a_page() {
+    let arena = Arena::new(64 * MIB).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 1..=6u8 {
+            let arena = &arena;
+            scope.spawn(move || {
+                let mut held = Vec::new();
+                for round in 0..400usize {
+                    let len = (round * 7919 * usize::from(thread)) % (256 * 1024) + 1;
+                    let mut buffer = arena.alloc(len).unwrap();
+                    buffer.fill(thread);
+                    held.push(buffer.freeze());
+                    if held.len() > 8 {
+                        let slice = held.swap_remove(round % 8);
+                        assert!(slice.iter().all(|&b| b == thread), "another thread wrote here");
+                    }
+                    if round % 50 == 0 {
+                        arena.trim(round * 1000);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(arena.usage().allocated, 0);
+    assert_eq!(arena.usage().idle, backed(&arena));
+}
+
 #[derive(Debug, Clone)]
 enum Op {
     Alloc(usize),

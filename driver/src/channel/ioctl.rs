@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::{Abi, ChannelError, Data, Exchange};
+use crate::framing::HEADER_LEN;
 use crate::uapi::{CMD_LIST, CMD_UBUNTU, RequestSync, STATUS_POISON, transact};
 
 /// The open device. Requests of several threads may be in it at once.
@@ -77,6 +78,9 @@ impl Door {
             Data::In(buffer) => (buffer.as_mut_ptr().expose_provenance(), buffer.len(), 0),
         };
         let (request, response) = (&mut exchange.request, &mut exchange.response);
+        // Buffers are used again: what an earlier host answer left must not pass for this one's when nothing is written.
+        let stale = response.len().min(HEADER_LEN);
+        response[..stale].fill(0);
         let mut call = RequestSync {
             guid: exchange.id,
             // Never 0, which would wait for ever.

@@ -1,7 +1,9 @@
 //! The FUSE side: a directory with the device node and a control file.
 
 use std::ffi::OsStr;
+use std::future::Future;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -14,7 +16,7 @@ use tokio::runtime::Handle;
 use vsc_driver::uapi::{ANSWER_OFFSET, RequestSync};
 
 use super::faults::{FaultControl, Tally};
-use super::host::Host;
+use super::host::{Answer, Host};
 use super::{CONTROL_NAME, DEVICE_NAME};
 
 const ROOT: INodeNo = INodeNo::ROOT;
@@ -23,6 +25,10 @@ const CONTROL: INodeNo = INodeNo(3);
 
 /// Nothing is cached: the device comes and goes.
 const NO_CACHE: Duration = Duration::ZERO;
+
+/// Requests with a data buffer up to this size are tried in the thread that took them, so that large copies do not hold
+/// up the others.
+const INLINE_DATA: u32 = 64 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Device {
@@ -231,17 +237,28 @@ impl Filesystem for Device {
         };
         let request = RequestSync::from_bytes(bytes);
         let (host, tid) = (Arc::clone(&self.host), req.pid());
-        self.runtime.spawn(async move {
-            match host.call(tid, request).await {
-                Ok(answer) => {
-                    // Only the last 8 bytes change, as on the real device.
-                    let mut out = request.to_bytes();
-                    out[ANSWER_OFFSET..ANSWER_OFFSET + 4].copy_from_slice(&answer.status.to_le_bytes());
-                    out[ANSWER_OFFSET + 4..].copy_from_slice(&answer.len.to_le_bytes());
-                    reply.ioctl(0, &out);
-                }
-                Err(errno) => reply.error(Errno::from_i32(errno as i32)),
+        let mut work = Box::pin(async move { host.call(tid, request).await });
+        if request.data_len <= INLINE_DATA {
+            // A store in process answers at once: handing a small request to another thread would cost more than it takes.
+            let _runtime = self.runtime.enter();
+            if let Poll::Ready(result) = work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                return finish(reply, &request, result);
             }
-        });
+        }
+        self.runtime
+            .spawn(async move { finish(reply, &request, work.await) });
+    }
+}
+
+fn finish(reply: ReplyIoctl, request: &RequestSync, result: Result<Answer, nix::errno::Errno>) {
+    match result {
+        Ok(answer) => {
+            // Only the last 8 bytes change, as on the real device.
+            let mut out = request.to_bytes();
+            out[ANSWER_OFFSET..ANSWER_OFFSET + 4].copy_from_slice(&answer.status.to_le_bytes());
+            out[ANSWER_OFFSET + 4..].copy_from_slice(&answer.len.to_le_bytes());
+            reply.ioctl(0, &out);
+        }
+        Err(errno) => reply.error(Errno::from_i32(errno as i32)),
     }
 }

@@ -93,6 +93,8 @@ pub enum Spoil {
     Empty,
     /// A length beyond the response buffer.
     Overlong,
+    /// The right length, with nothing written there.
+    Unwritten,
     /// One bit of the checksum flipped.
     Crc,
     /// One bit of the body flipped.

@@ -177,7 +177,9 @@ impl Host {
                     response.truncate(len);
                     let len = spoil.map_or(len, |spoil| spoil_response(spoil, &mut response, request));
                     answer.len = len as u32;
-                    guest.write(request.response_buffer, &[Bytes::from(response)])?;
+                    if spoil != Some(Spoil::Unwritten) {
+                        guest.write(request.response_buffer, &[Bytes::from(response)])?;
+                    }
                 }
                 Err(error) => {
                     tracing::debug!(%error, "response does not fit the guest's buffer");
@@ -546,6 +548,6 @@ fn spoil_response(spoil: Spoil, response: &mut [u8], request: &RequestSync) -> u
             }
             len
         }
-        Spoil::Json | Spoil::Data => len,
+        Spoil::Json | Spoil::Data | Spoil::Unwritten => len,
     }
 }

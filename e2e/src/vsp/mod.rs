@@ -70,6 +70,8 @@ impl MockVsp {
         };
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("mock-vsp".into())];
+        // While one thread executes a small request the other takes the next.
+        config.n_threads = Some(2);
         let session = Session::new(device, &dir, &config)?.spawn()?;
         Ok(Self {
             dir,

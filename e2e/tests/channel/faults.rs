@@ -288,6 +288,12 @@ async fn spoiled_responses_are_errors_of_the_frame() {
         frame(spoil(Spoil::Json).await.unwrap()),
         FrameError::Json(_)
     ));
+    // The response buffer is the one of the request before, with that one's answer in it.
+    works(&fixture, &channel).await.unwrap();
+    assert!(matches!(
+        frame(spoil(Spoil::Unwritten).await.unwrap()),
+        FrameError::Magic
+    ));
     let error = spoil(Spoil::Overlong).await.unwrap_err();
     assert!(matches!(error, ChannelError::Io { call: "ioctl", .. }), "{error}");
     let half = answer(&spoil(Spoil::Data).await.unwrap()).unwrap();
