@@ -1,6 +1,9 @@
 //! Files over a store in memory: what is asked of it, and what happens when it fails.
 
+mod faults;
 mod model;
+mod pressure;
+mod requests;
 
 use std::sync::Arc;
 
@@ -69,6 +72,14 @@ fn tiny() -> Tuning {
         page: 4,
         stage_parallel: 3,
     }
+}
+
+async fn read(file: &File, offset: u64, len: usize) -> Vec<u8> {
+    file.read(&Reader::default(), offset, len).await.unwrap().to_vec()
+}
+
+async fn commit(file: &File) -> Option<Written> {
+    file.commit(Metadata::new()).await.unwrap()
 }
 
 /// Bytes that tell where they belong.

@@ -208,7 +208,7 @@ impl Streams {
             _guard: budget.stream(),
         });
         stream.waited |= waited;
-        stream.measure(front, now, pace, budget, tuning);
+        stream.measure(front, front - start, now, pace, budget, tuning);
         if front > stream.issued {
             // The reader jumped over what was asked for.
             stream.issued = stream
@@ -231,7 +231,15 @@ impl Streams {
 }
 
 impl Stream {
-    fn measure(&mut self, front: u64, now: Instant, pace: &Pace, budget: &Arc<Budget>, tuning: &Tuning) {
+    fn measure(
+        &mut self,
+        front: u64,
+        consumed: u64,
+        now: Instant,
+        pace: &Pace,
+        budget: &Arc<Budget>,
+        tuning: &Tuning,
+    ) {
         let (from, since) = self.measured;
         let bytes = front.saturating_sub(from);
         if bytes < self.window / 2 {
@@ -245,8 +253,10 @@ impl Stream {
         } else {
             target.max(self.window / 2).min(self.window)
         };
+        // A scan that goes on and on is worth large parts, however quickly the service answers.
+        let least = (consumed / 2).clamp(tuning.part_min, tuning.part_max * 4);
         let most = tuning.window_max.min(budget.stream_share() as u64);
-        self.window = self.window.clamp(tuning.part_min, most.max(tuning.part_min));
+        self.window = self.window.max(least).min(most.max(tuning.part_min));
         self.measured = (front, now);
         self.waited = false;
     }

@@ -130,7 +130,7 @@ impl Core {
         Ok(None)
     }
 
-    async fn no_block_on_its_way(&self) {
+    pub(crate) async fn no_block_on_its_way(&self) {
         loop {
             let staged = self.staged.notified();
             tokio::pin!(staged);

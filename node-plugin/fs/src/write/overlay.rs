@@ -388,7 +388,11 @@ impl Overlay {
 
     /// Takes out everything that a commit of `epoch` contains.
     pub(crate) fn take_committed(&mut self, epoch: u64) -> Vec<(u64, Segment)> {
-        self.map.extract_if(.., |_, seg| seg.epoch <= epoch).collect()
+        let (taken, kept) = std::mem::take(&mut self.map)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(_, seg)| seg.epoch <= epoch);
+        self.map = kept.into_iter().collect();
+        taken
     }
 
     /// A copy of everything, all of it immutable from now on.

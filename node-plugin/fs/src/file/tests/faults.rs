@@ -1,0 +1,365 @@
+//! What happens when the service fails, is slow, or has been changed by somebody else.
+
+use blob_client::{BlockId, Condition};
+
+use super::*;
+use crate::store::fake::{Fault, Op};
+
+const MIB: u64 = 1 << 20;
+
+#[tokio::test]
+async fn a_lost_race_is_stale_for_ever_and_cached_data_stays_readable() {
+    let world = World::usual();
+    world.store.foreign_put("file", pattern(0, 1000), Metadata::new());
+    let file = world.open();
+    assert_eq!(read(&file, 0, 10).await, pattern(0, 10));
+    file.write(0, b"mine").await.unwrap();
+    world.store.foreign_put("file", &b"theirs"[..], Metadata::new());
+    for _ in 0..2 {
+        let error = file.commit(Metadata::new()).await.unwrap_err();
+        assert!(matches!(error, FileError::Stale), "{error}");
+    }
+    assert!(file.is_stale() && file.is_dirty());
+    assert_eq!(world.content(), b"theirs");
+    assert_eq!(read(&file, 0, 4).await, b"mine");
+    assert_eq!(read(&file, 4, 10).await, pattern(4, 10));
+}
+
+#[tokio::test]
+async fn a_read_of_a_changed_blob_is_stale() {
+    let world = World::usual();
+    world
+        .store
+        .foreign_put("file", pattern(0, 5 << 20), Metadata::new());
+    let file = world.open();
+    assert_eq!(read(&file, 0, 10).await, pattern(0, 10));
+    world.store.foreign_put("file", &b"theirs"[..], Metadata::new());
+    let error = file.read(&Reader::default(), 3 << 20, 10).await.unwrap_err();
+    assert!(matches!(error, FileError::Stale));
+    assert_eq!(read(&file, 5, 10).await, pattern(5, 10));
+    world.store.foreign_delete("file");
+    let error = file.read(&Reader::default(), 4 << 20, 10).await.unwrap_err();
+    assert!(matches!(error, FileError::Stale));
+}
+
+#[tokio::test]
+async fn a_new_file_never_replaces_one_that_came_meanwhile() {
+    for size in [5usize, 20 << 20] {
+        let world = World::usual();
+        let file = world.create();
+        file.write(0, &pattern(0, size)).await.unwrap();
+        world.store.foreign_put("file", &b"theirs"[..], Metadata::new());
+        let error = file.commit(Metadata::new()).await.unwrap_err();
+        assert!(matches!(error, FileError::Stale), "{error}");
+        assert_eq!(world.content(), b"theirs");
+    }
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_no_error_and_no_lost_race() {
+    for size in [5usize, 20 << 20] {
+        let world = World::usual();
+        let file = world.create();
+        file.write(0, &pattern(0, size)).await.unwrap();
+        world.store.fail(Op::Put, Fault::AnswerLost, 1);
+        world.store.fail(Op::Commit, Fault::AnswerLost, 1);
+        commit(&file).await.unwrap();
+        assert_eq!(world.content(), pattern(0, size));
+        assert_eq!(file.etag(), world.store.properties("file").map(|p| p.etag));
+        file.write(1, b"again").await.unwrap();
+        commit(&file).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_commit_of_unknown_outcome_is_cleared_up_by_the_next() {
+    for size in [5usize, 20 << 20] {
+        let world = World::usual();
+        let file = world.create();
+        file.write(0, &pattern(0, size)).await.unwrap();
+        world.store.fail(Op::Put, Fault::AnswerLost, 1);
+        world.store.fail(Op::Commit, Fault::AnswerLost, 1);
+        world.store.fail(Op::Head, Fault::Lost, 1);
+        assert!(file.commit(Metadata::new()).await.is_err());
+        assert!(file.is_dirty());
+        file.write(2, b"more").await.unwrap();
+        commit(&file).await.unwrap();
+        let mut expected = pattern(0, size);
+        expected.resize(size.max(6), 0);
+        expected[2..6].copy_from_slice(b"more");
+        assert_eq!(world.content(), expected);
+    }
+}
+
+#[tokio::test]
+async fn what_could_not_be_staged_in_the_background_is_staged_by_the_commit() {
+    let world = World::usual();
+    let file = world.create();
+    world.store.fail(Op::Stage, Fault::Lost, 2);
+    for n in 0..25 {
+        file.write(n * MIB, &pattern(n * MIB, MIB as usize))
+            .await
+            .unwrap();
+    }
+    file.core.no_block_on_its_way().await;
+    commit(&file).await.unwrap();
+    assert_eq!(world.content(), pattern(0, 25 << 20));
+}
+
+#[tokio::test]
+async fn an_error_is_reported_and_the_next_commit_tries_everything_again() {
+    let world = World::usual();
+    let file = world.create();
+    for n in 0..25 {
+        file.write(n * MIB, &pattern(n * MIB, MIB as usize))
+            .await
+            .unwrap();
+    }
+    file.core.no_block_on_its_way().await;
+    for (op, fault) in [
+        (Op::Stage, Fault::Lost),
+        (Op::Commit, Fault::Status(503, "ServerBusy")),
+        (Op::Commit, Fault::Status(403, "AuthorizationFailure")),
+        (Op::Commit, Fault::Lost),
+    ] {
+        world.store.fail(op, fault, 1);
+        let error = file.commit(Metadata::new()).await.unwrap_err();
+        assert!(matches!(error, FileError::Client(_)), "{error}");
+        assert!(file.is_dirty());
+    }
+    commit(&file).await.unwrap();
+    assert_eq!(world.content(), pattern(0, 25 << 20));
+}
+
+#[tokio::test]
+async fn writes_during_a_commit_stay_dirty() {
+    let world = World::usual();
+    let file = world.create();
+    file.write(0, &[1; 100]).await.unwrap();
+    world.store.close();
+    let first = tokio::spawn({
+        let file = Arc::clone(&file);
+        async move { file.commit(Metadata::new()).await }
+    });
+    world.store.wait_for(1).await;
+    file.write(50, &[2; 100]).await.unwrap();
+    file.truncate(140).await.unwrap();
+    world.store.open();
+    first.await.unwrap().unwrap().unwrap();
+    assert_eq!(world.content(), [1; 100]);
+    assert!(file.is_dirty());
+    let expected = [vec![1; 50], vec![2; 90]].concat();
+    assert_eq!(read(&file, 0, 1000).await, expected);
+    commit(&file).await.unwrap();
+    assert_eq!(world.content(), expected);
+}
+
+#[tokio::test]
+async fn a_cut_during_a_commit_is_not_undone_by_it() {
+    let world = World::usual();
+    let file = world.create();
+    file.write(0, &[1; 100]).await.unwrap();
+    world.store.close();
+    let first = tokio::spawn({
+        let file = Arc::clone(&file);
+        async move { file.commit(Metadata::new()).await }
+    });
+    world.store.wait_for(1).await;
+    file.truncate(10).await.unwrap();
+    file.truncate(100).await.unwrap();
+    world.store.open();
+    first.await.unwrap().unwrap().unwrap();
+    assert_eq!(world.content(), [1; 100]);
+    assert!(file.is_dirty());
+    let expected = [vec![1; 10], vec![0; 90]].concat();
+    assert_eq!(read(&file, 0, 1000).await, expected);
+    commit(&file).await.unwrap();
+    assert_eq!(world.content(), expected);
+}
+
+#[tokio::test]
+async fn a_commit_whose_caller_went_away_is_carried_out() {
+    let world = World::usual();
+    let file = world.create();
+    file.write(0, b"data").await.unwrap();
+    world.store.close();
+    let mut abandoned = Box::pin(file.commit(Metadata::new()));
+    assert!(futures::poll!(abandoned.as_mut()).is_pending());
+    world.store.wait_for(1).await;
+    drop(abandoned);
+    world.store.open();
+    assert_eq!(commit(&file).await, None);
+    assert_eq!(world.content(), b"data");
+    assert!(!file.is_dirty());
+    file.write(0, b"DATA").await.unwrap();
+    commit(&file).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_read_whose_caller_went_away_still_fills_the_cache() {
+    let world = World::usual();
+    world
+        .store
+        .foreign_put("file", pattern(0, 5 << 20), Metadata::new());
+    let file = world.open();
+    world.store.close();
+    let reader = Reader::default();
+    let mut abandoned = Box::pin(file.read(&reader, 0, 100));
+    assert!(futures::poll!(abandoned.as_mut()).is_pending());
+    world.store.wait_for(1).await;
+    drop(abandoned);
+    world.store.open();
+    assert_eq!(read(&file, 0, 100).await, pattern(0, 100));
+    assert_eq!(world.store.counters().total(), 1);
+}
+
+#[tokio::test]
+async fn a_failed_read_is_an_error_for_all_who_waited_and_tried_again_later() {
+    let world = World::usual();
+    world
+        .store
+        .foreign_put("file", pattern(0, 5 << 20), Metadata::new());
+    let file = world.open();
+    world.store.fail(Op::Get, Fault::Status(500, "InternalError"), 1);
+    let (one, other) = (Reader::default(), Reader::default());
+    let both = tokio::join!(file.read(&one, 0, 100), file.read(&other, 10, 100));
+    assert!(both.0.is_err() && both.1.is_err());
+    assert_eq!(world.store.counters().total(), 1);
+    assert_eq!(read(&file, 0, 100).await, pattern(0, 100));
+}
+
+#[tokio::test]
+async fn blocks_left_behind_by_somebody_else_do_not_matter() {
+    let world = World::usual();
+    world
+        .store
+        .foreign_stage("file", BlockId(b"abc".to_vec()), &b"left"[..]);
+    let file = world.create();
+    file.write(0, &pattern(0, 20 << 20)).await.unwrap();
+    commit(&file).await.unwrap();
+    assert_eq!(world.content(), pattern(0, 20 << 20));
+}
+
+#[tokio::test]
+async fn a_rewritten_blob_of_short_ids_gets_ids_of_that_length() {
+    let world = World::usual();
+    let blocks = (0..3u8).map(|n| (BlockId(vec![n, 0]), pattern(0, 1 << 20).into()));
+    world.store.foreign_blocks("file", blocks.collect());
+    let file = world.open();
+    file.truncate(0).await.unwrap();
+    for n in 0..20 {
+        file.write(n * MIB, &pattern(n * MIB, MIB as usize))
+            .await
+            .unwrap();
+    }
+    commit(&file).await.unwrap();
+    assert_eq!(world.content(), pattern(0, 20 << 20));
+}
+
+#[tokio::test]
+async fn staged_blocks_that_vanished_are_sent_again() {
+    let world = World::usual();
+    let file = world.create();
+    for n in 0..20 {
+        file.write(n * MIB, &pattern(n * MIB, MIB as usize))
+            .await
+            .unwrap();
+    }
+    file.core.no_block_on_its_way().await;
+    world.store.foreign_delete("file");
+    commit(&file).await.unwrap();
+    assert_eq!(world.content(), pattern(0, 20 << 20));
+}
+
+#[tokio::test]
+async fn a_read_while_the_tree_changes_metadata_waits_instead_of_failing() {
+    let world = World::usual();
+    world
+        .store
+        .foreign_put("file", pattern(0, 5 << 20), Metadata::new());
+    let file = world.open();
+    let hold = file.hold().await.unwrap();
+    let condition = Condition::matches(&file.etag().unwrap());
+    let metadata = Metadata::from([("mode".into(), "0600".into())]);
+    let written = world
+        .store
+        .set_metadata("file", &metadata, &condition)
+        .await
+        .unwrap();
+    let mut reading = Box::pin(read(&file, 3 << 20, 10));
+    for _ in 0..20 {
+        assert!(futures::poll!(reading.as_mut()).is_pending());
+        tokio::task::yield_now().await;
+    }
+    file.rebase(&written);
+    drop(hold);
+    assert_eq!(reading.await, pattern(3 << 20, 10));
+    file.write(0, b"x").await.unwrap();
+    commit(&file).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_renamed_file_goes_on_under_its_new_name() {
+    let world = World::usual();
+    let file = world.create();
+    for n in 0..20 {
+        file.write(n * MIB, &pattern(n * MIB, MIB as usize))
+            .await
+            .unwrap();
+    }
+    let hold = file.hold().await.unwrap();
+    file.moved("other".into(), None);
+    drop(hold);
+    commit(&file).await.unwrap();
+    assert_eq!(world.store.names(), ["other"]);
+    assert_eq!(&world.store.content("other").unwrap()[..], pattern(0, 20 << 20));
+}
+
+#[tokio::test]
+async fn a_detached_file_lives_on_in_memory() {
+    let world = World::usual();
+    world
+        .store
+        .foreign_put("file", pattern(0, 3 << 20), Metadata::new());
+    let file = world.open();
+    file.write(5, b"dirty").await.unwrap();
+    assert!(!file.detach(1 << 20).await.unwrap());
+    assert!(file.detach(4 << 20).await.unwrap());
+    world.store.foreign_delete("file");
+    world.store.reset_counters();
+    file.write(3 << 20, b"more").await.unwrap();
+    let mut expected = pattern(0, 3 << 20);
+    expected[5..10].copy_from_slice(b"dirty");
+    expected.extend_from_slice(b"more");
+    while world.env.budget.evict_one() {}
+    assert_eq!(read(&file, 0, 4 << 20).await, expected);
+    assert!(!file.is_dirty());
+    assert_eq!(commit(&file).await, None);
+    assert_eq!(world.store.counters().total(), 0);
+}
+
+#[tokio::test]
+async fn what_cannot_be_written_says_so() {
+    let world = World::usual();
+    world.store.foreign_put("file", pattern(0, 10), Metadata::new());
+    let now = world.store.properties("file").unwrap();
+    let base = Base {
+        etag: now.etag,
+        size: 10,
+        writable: false,
+    };
+    let file = File::open(world.env.clone(), "file".into(), base);
+    assert!(matches!(file.try_write(0, b"x"), Err(FileError::Unwritable(_))));
+    assert!(matches!(file.truncate(3).await, Err(FileError::Unwritable(_))));
+    assert_eq!(read(&file, 0, 10).await, pattern(0, 10));
+    let file = world.open();
+    assert!(matches!(file.truncate(1 << 60).await, Err(FileError::TooLarge)));
+    assert!(matches!(
+        file.write(u64::MAX, b"x").await,
+        Err(FileError::TooLarge)
+    ));
+    assert!(matches!(
+        file.allocate(1 << 60, 1, false).await,
+        Err(FileError::TooLarge)
+    ));
+}

@@ -1,0 +1,225 @@
+//! More data than memory, and many tasks at once.
+
+use std::time::Duration;
+
+use super::*;
+use crate::budget::BudgetUsage;
+
+const MIB: u64 = 1 << 20;
+const SMALL: usize = 32 << 20;
+
+/// Under the limit, but for what reads may take so that they get on.
+fn check_usage(usage: BudgetUsage) {
+    assert!(usage.peak <= SMALL + (9 << 20), "{usage:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_of_more_than_memory_gets_on() {
+    let world = World::new(SMALL, Tuning::default());
+    let file = world.create();
+    for n in 0..200 {
+        file.write(n * MIB, &pattern(n * MIB, MIB as usize))
+            .await
+            .unwrap();
+    }
+    commit(&file).await.unwrap();
+    assert_eq!(world.content(), pattern(0, 200 << 20));
+    check_usage(world.env.budget.usage());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_service_holds_writers_back() {
+    let world = World::new(SMALL, Tuning::default());
+    world.store.set_delay(Duration::from_millis(5));
+    let files: Vec<_> = (0..6)
+        .map(|n| File::create(world.env.clone(), format!("file{n}"), false))
+        .collect();
+    let writers: Vec<_> = files
+        .iter()
+        .map(|file| {
+            let file = Arc::clone(file);
+            tokio::spawn(async move {
+                for n in 0..30 {
+                    file.write(n * MIB, &pattern(n * MIB, MIB as usize))
+                        .await
+                        .unwrap();
+                }
+                commit(&file).await.unwrap();
+            })
+        })
+        .collect();
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    for name in world.store.names() {
+        assert_eq!(&world.store.content(&name).unwrap()[..], pattern(0, 30 << 20));
+    }
+    check_usage(world.env.budget.usage());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_small_writes_over_more_than_memory_are_committed_meanwhile() {
+    let world = World::new(SMALL, Tuning::default());
+    let mut expected = pattern(0, 64 << 20);
+    world.store.foreign_put("file", expected.clone(), Metadata::new());
+    let file = world.open();
+    let mut at = 5u64;
+    for n in 0..20_000u32 {
+        at = at
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        let offset = (at >> 30) % (64 * MIB - 4096);
+        let data = [n as u8; 3000];
+        file.write(offset, &data).await.unwrap();
+        expected[offset as usize..][..3000].copy_from_slice(&data);
+    }
+    commit(&file).await.unwrap();
+    assert!(world.content() == expected);
+    check_usage(world.env.budget.usage());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_reads_back_what_is_only_staged() {
+    let world = World::new(SMALL, Tuning::default());
+    let file = world.create();
+    file.set_metadata(Metadata::from([("k".into(), "v".into())]));
+    for n in 0..100 {
+        file.write(n * MIB, &pattern(n * MIB, MIB as usize))
+            .await
+            .unwrap();
+    }
+    let reader = Reader::default();
+    for n in 0..100 {
+        let data = file.read(&reader, n * MIB, MIB as usize).await.unwrap();
+        assert!(data[..] == pattern(n * MIB, MIB as usize));
+    }
+    // And changes it.
+    file.write(MIB, b"again").await.unwrap();
+    file.truncate(50 * MIB + 5).await.unwrap();
+    commit(&file).await;
+    let mut expected = pattern(0, (50 << 20) + 5);
+    expected[1 << 20..][..5].copy_from_slice(b"again");
+    assert!(world.content() == expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_stay_within_the_budget() {
+    let world = World::new(SMALL, Tuning::default());
+    for n in 0..8 {
+        let name = format!("file{n}");
+        world
+            .store
+            .foreign_put(&name, pattern(0, 64 << 20), Metadata::new());
+    }
+    let arena = Arc::clone(&world.env.arena);
+    let readers: Vec<_> = (0..8)
+        .map(|n| {
+            let name = format!("file{n}");
+            let now = world.store.properties(&name).unwrap();
+            let base = Base {
+                etag: now.etag,
+                size: now.content_length,
+                writable: true,
+            };
+            let file = File::open(world.env.clone(), name, base);
+            let arena = Arc::clone(&arena);
+            tokio::spawn(async move {
+                let reader = Reader::default();
+                let mut peak = 0;
+                for n in 0..64 {
+                    let data = file.read(&reader, n * MIB, MIB as usize).await.unwrap();
+                    assert!(data[..] == pattern(n * MIB, MIB as usize));
+                    let usage = arena.usage();
+                    peak = peak.max(usage.allocated + usage.idle);
+                }
+                peak
+            })
+        })
+        .collect();
+    for reader in readers {
+        let peak = reader.await.unwrap();
+        assert!(peak <= SMALL + (32 << 20), "{peak}");
+    }
+    check_usage(world.env.budget.usage());
+    // Each byte once, or nearly: parts may be pushed out before they are read.
+    let fetched = world.store.counters().bytes_out;
+    assert!(fetched <= 8 * 64 * MIB * 5 / 4, "{fetched}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_tasks_on_one_file() {
+    let world = World::new(
+        SMALL,
+        Tuning {
+            stage_parallel: 3,
+            ..tiny()
+        },
+    );
+    world.store.foreign_put("file", vec![0; 4000], Metadata::new());
+    let file = world.open();
+    let mut tasks = Vec::new();
+    // Each task owns every eighth piece of 50 bytes and must always read there what it wrote last.
+    for task in 0..8u8 {
+        let file = Arc::clone(&file);
+        tasks.push(tokio::spawn(async move {
+            let reader = Reader::default();
+            for round in 0..60u8 {
+                for piece in 0..10u64 {
+                    let at = (piece * 8 + u64::from(task)) * 50;
+                    file.write(at, &[round; 50]).await.unwrap();
+                    let data = file.read(&reader, at, 50).await.unwrap();
+                    assert_eq!(&data[..], [round; 50]);
+                }
+                if round % 16 == u8::from(task % 2 == 0) {
+                    file.commit(Metadata::new()).await.unwrap();
+                }
+            }
+        }));
+    }
+    let pressure = tokio::spawn({
+        let budget = Arc::clone(&world.env.budget);
+        async move {
+            loop {
+                budget.relieve(1);
+                while budget.evict_one() {}
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    });
+    for task in tasks {
+        task.await.unwrap();
+    }
+    pressure.abort();
+    commit(&file).await;
+    assert_eq!(world.content(), [59; 4000]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn appends_at_offsets_of_their_own_are_all_there() {
+    let world = World::new(SMALL, tiny());
+    let file = world.create();
+    let next = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let tasks: Vec<_> = (0..8u8)
+        .map(|task| {
+            let (file, next) = (Arc::clone(&file), Arc::clone(&next));
+            tokio::spawn(async move {
+                for n in 0..100 {
+                    let at = next.fetch_add(10, std::sync::atomic::Ordering::Relaxed);
+                    file.write(at, &[task + 1; 10]).await.unwrap();
+                    if n % 40 == 0 {
+                        commit(&file).await;
+                    }
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    commit(&file).await;
+    let content = world.content();
+    assert_eq!(content.len(), 8000);
+    for task in 0..8u8 {
+        assert_eq!(content.iter().filter(|b| **b == task + 1).count(), 1000);
+    }
+}
