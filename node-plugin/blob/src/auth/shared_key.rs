@@ -76,7 +76,7 @@ impl SharedKey {
         format!("SharedKey {}:{signature}", self.account)
     }
 
-    fn string_to_sign(&self, r: &ToSign<'_>) -> String {
+    pub(super) fn string_to_sign(&self, r: &ToSign<'_>) -> String {
         let mut out = String::with_capacity(512);
         out.push_str(r.method.as_str());
         out.push('\n');

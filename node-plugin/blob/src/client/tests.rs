@@ -1,1 +1,489 @@
+//! Retries, lost answers and errors over a scripted transport, in virtual time.
 
+use std::sync::atomic::AtomicU32;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::*;
+use crate::auth::TokenSource;
+use crate::secret::Secret;
+use crate::transport::FailureKind;
+use crate::transport::fake::{Fake, VERSION, answer, failure, refusal, written};
+use crate::types::*;
+
+fn container_with(credentials: Credentials, fake: &Fake) -> Container {
+    let endpoint = "https://acct.blob.core.windows.net".parse().unwrap();
+    Client::new(
+        ClientConfig::new(endpoint, credentials),
+        Arc::new(fake.clone()),
+        Arena::new(64 << 20).unwrap(),
+    )
+    .unwrap()
+    .container("data")
+    .unwrap()
+}
+
+fn container(fake: &Fake) -> Container {
+    container_with(Credentials::Sas("sv=1&sig=topsecret".to_owned().into()), fake)
+}
+
+fn head(extra: &[(&'static str, &str)]) -> crate::transport::fake::Step {
+    let headers = [&VERSION[..], &[("content-length", "3")], extra].concat();
+    answer(200, &headers, b"")
+}
+
+async fn put(c: &Container, condition: Condition) -> Result<Written> {
+    let options = PutOptions {
+        condition,
+        ..PutOptions::default()
+    };
+    c.put("b", Bytes::from_static(b"abc").into(), &options).await
+}
+
+async fn get(c: &Container, range: std::ops::Range<u64>) -> Result<Got> {
+    let dest = c.account.arena.alloc(100).unwrap();
+    c.get("b", range, &Condition::none(), dest).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_retry_comes_within_200_ms() {
+    for _ in 0..50 {
+        let fake = Fake::default();
+        fake.will(refusal(503, "ServerBusy")).will(written());
+        put(&container(&fake), Condition::none()).await.unwrap();
+        let sent = fake.sent();
+        let pause = sent[1].at - sent[0].at;
+        assert!(pause <= Duration::from_millis(201), "{pause:?}");
+        assert!(pause >= Duration::from_millis(100), "{pause:?}");
+        assert!(!sent[1].avoid_channel, "a busy service is busy on every path");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pauses_grow_and_end_at_the_deadline() {
+    let fake = Fake::default();
+    fake.always(|| refusal(503, "ServerBusy"));
+    let began = Instant::now();
+    let error = put(&container(&fake), Condition::none()).await.unwrap_err();
+    assert!(matches!(error, Error::Service { status: 503, .. }), "{error}");
+    assert!(began.elapsed() <= Duration::from_secs(60));
+    let sent = fake.sent();
+    assert!((8..30).contains(&sent.len()), "{}", sent.len());
+    // No attempt is given more time than the call has left.
+    for s in &sent {
+        assert!(s.at + s.timeout <= began + Duration::from_secs(60));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn retry_after_is_honored_in_every_spelling() {
+    let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(8));
+    for (header, value, least, most) in [
+        ("retry-after", "3", 3000, 3001),
+        ("retry-after-ms", "1500", 1500, 1501),
+        ("x-ms-retry-after-ms", "700", 700, 701),
+        ("retry-after", date.as_str(), 5000, 9000),
+    ] {
+        let fake = Fake::default();
+        fake.will(answer(503, &[(header, value)], b"")).will(written());
+        put(&container(&fake), Condition::none()).await.unwrap();
+        let sent = fake.sent();
+        let pause = (sent[1].at - sent[0].at).as_millis();
+        assert!((least..=most).contains(&pause), "{header}: {value}: {pause}");
+    }
+    // Longer than the call has: answered at once.
+    let fake = Fake::default();
+    fake.will(answer(429, &[("retry-after", "300")], b""));
+    let began = Instant::now();
+    assert!(put(&container(&fake), Condition::none()).await.is_err());
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_retry_cannot_help_is_answered_at_once() {
+    let fake = Fake::default();
+    fake.will(failure(FailureKind::Unsuitable, false, false));
+    let error = put(&container(&fake), Condition::none()).await.unwrap_err();
+    let Error::Unreachable { endpoint, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(endpoint, "https://acct.blob.core.windows.net");
+    assert!(!error.to_string().contains("topsecret"));
+    for (status, code) in [
+        (400, "InvalidHeaderValue"),
+        (501, "NotImplemented"),
+        (403, "AuthenticationFailed"),
+    ] {
+        fake.will(refusal(status, code));
+        assert!(put(&container(&fake), Condition::none()).await.is_err());
+    }
+    assert_eq!(fake.sent().len(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_there_until_the_deadline() {
+    let fake = Fake::default();
+    fake.always(|| failure(FailureKind::Unreachable, false, true));
+    assert!(matches!(
+        put(&container(&fake), Condition::none()).await,
+        Err(Error::Unreachable { .. })
+    ));
+    let fake = Fake::default();
+    fake.always(|| failure(FailureKind::TimedOut, true, true));
+    let Err(Error::DeadlineExceeded { waited }) = get(&container(&fake), 0..10).await else {
+        panic!()
+    };
+    assert!(waited > Duration::from_secs(40), "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_gets_a_new_destination_when_the_old_one_was_lost() {
+    let fake = Fake::default();
+    let ok = [&VERSION[..], &[("content-range", "bytes 5-7/8")]].concat();
+    fake.will(failure(FailureKind::TimedOut, true, true))
+        .will(refusal(503, "ServerBusy"))
+        .will(answer(206, &ok, b"xyz"));
+    let got = get(&container(&fake), 5..20).await.unwrap();
+    assert_eq!(&got.buffer[..], b"xyz");
+    assert_eq!(got.properties.content_length, 8);
+    let sent = fake.sent();
+    assert_eq!(sent[0].header("x-ms-range"), "bytes=5-19");
+    assert!(!sent[0].avoid_channel && sent[1].avoid_channel);
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_that_were_not_asked_for_are_not_taken() {
+    for (range, body) in [
+        ("bytes 0-2/8", &b"xyz"[..]),
+        ("bytes 5-9/20", b"xyz"),
+        ("bytes 5-6/8", b"xy"),
+        ("bytes 7-5/8", b"xyz"),
+    ] {
+        let fake = Fake::default();
+        let wrong = [&VERSION[..], &[("content-range", range)]].concat();
+        let right = [&VERSION[..], &[("content-range", "bytes 5-7/8")]].concat();
+        fake.will(answer(206, &wrong, body))
+            .will(answer(206, &right, b"xyz"));
+        let got = get(&container(&fake), 5..20).await.unwrap();
+        assert_eq!(&got.buffer[..], b"xyz", "{range}");
+        assert!(fake.nothing_left());
+    }
+    // A whole blob instead of a range, as a proxy without ranges answers.
+    let fake = Fake::default();
+    fake.always(|| answer(200, &VERSION, b"01234567"));
+    assert!(matches!(
+        get(&container(&fake), 5..20).await,
+        Err(Error::Malformed { .. })
+    ));
+    assert_eq!(
+        &get(&container(&fake), 0..20).await.unwrap().buffer[..],
+        b"01234567"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn past_the_end_is_empty() {
+    let fake = Fake::default();
+    fake.will(refusal(416, "InvalidRange")).will(head(&[]));
+    let got = get(&container(&fake), 3..20).await.unwrap();
+    assert_eq!((got.buffer.len(), got.properties.content_length), (0, 3));
+    assert!(matches!(
+        get(&container(&fake), 0..101).await,
+        Err(Error::Argument { field: "range", .. })
+    ));
+}
+
+/// Refused after a lost attempt, then the read-back.
+#[tokio::test(start_paused = true)]
+async fn a_lost_conditional_put_is_looked_up() {
+    let condition = || Condition::matches(&ETag("\"0x0\"".into()));
+    let lost = |fake: &Fake| {
+        fake.will(failure(FailureKind::TimedOut, true, true))
+            .will(refusal(412, "ConditionNotMet"));
+    };
+    let stored = [("content-type", "application/octet-stream")];
+    let content = [&VERSION[..], &[("content-range", "bytes 0-2/3")]].concat();
+
+    let ours = Fake::default();
+    lost(&ours);
+    ours.will(head(&stored)).will(answer(206, &content, b"abc"));
+    let got = put(&container(&ours), condition()).await.unwrap();
+    assert_eq!(got.etag, ETag("\"0x1\"".into()));
+    assert_eq!(ours.sent()[3].header("if-match"), "\"0x1\"");
+
+    let other_bytes = Fake::default();
+    lost(&other_bytes);
+    other_bytes
+        .will(head(&stored))
+        .will(answer(206, &content, b"abd"));
+    assert!(matches!(
+        put(&container(&other_bytes), condition()).await,
+        Err(Error::ConditionNotMet { .. })
+    ));
+
+    let other_metadata = Fake::default();
+    lost(&other_metadata);
+    other_metadata.will(head(&[("x-ms-meta-k", "v")]));
+    assert!(matches!(
+        put(&container(&other_metadata), condition()).await,
+        Err(Error::ConditionNotMet { .. })
+    ));
+
+    let gone = Fake::default();
+    lost(&gone);
+    gone.will(refusal(404, "BlobNotFound"));
+    assert!(matches!(
+        put(&container(&gone), condition()).await,
+        Err(Error::ConditionNotMet { .. })
+    ));
+
+    // Nothing can be known: not a lost race, an outage.
+    let unknown = Fake::default();
+    lost(&unknown);
+    unknown.always(|| failure(FailureKind::Unreachable, false, true));
+    assert!(matches!(
+        put(&container(&unknown), condition()).await,
+        Err(Error::Unreachable { .. })
+    ));
+
+    // An attempt that was certainly not executed leaves no doubt, so nothing is read back.
+    let clear = Fake::default();
+    clear
+        .will(failure(FailureKind::Unreachable, false, true))
+        .will(refusal(412, "ConditionNotMet"));
+    assert!(matches!(
+        put(&container(&clear), condition()).await,
+        Err(Error::ConditionNotMet { .. })
+    ));
+    assert!(clear.nothing_left() && clear.sent().len() == 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_equal_blob_from_before_the_call_is_not_ours() {
+    let fake = Fake::default();
+    // The first call tells the service's clock: long after the stored version.
+    fake.will(answer(
+        200,
+        &[
+            &VERSION[..],
+            &[("content-length", "0"), ("date", "Sat, 21 Nov 2026 12:00:00 GMT")],
+        ]
+        .concat(),
+        b"",
+    ));
+    let c = container(&fake);
+    c.head("x", &Condition::none()).await.unwrap();
+    fake.will(failure(FailureKind::Unreachable, true, true))
+        .will(refusal(409, "BlobAlreadyExists"))
+        .will(head(&[]));
+    assert!(matches!(
+        put(&c, Condition::absent()).await,
+        Err(Error::AlreadyExists { .. })
+    ));
+    assert!(fake.nothing_left());
+}
+
+#[derive(Debug, Default)]
+struct Tokens {
+    rejected: AtomicU32,
+}
+
+#[async_trait]
+impl TokenSource for Tokens {
+    async fn token(&self) -> Result<Secret<String>> {
+        Ok(format!("t{}", self.rejected.load(Ordering::Relaxed)).into())
+    }
+    fn reject(&self) {
+        self.rejected.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_token_is_replaced_once() {
+    let fake = Fake::default();
+    let tokens = Arc::new(Tokens::default());
+    let c = container_with(Credentials::Token(tokens.clone()), &fake);
+    fake.will(refusal(401, "InvalidAuthenticationInfo"))
+        .will(written());
+    put(&c, Condition::none()).await.unwrap();
+    let sent = fake.sent();
+    assert_eq!(sent[0].header("authorization"), "Bearer t0");
+    assert_eq!(sent[1].header("authorization"), "Bearer t1");
+    fake.always(|| refusal(401, "InvalidAuthenticationInfo"));
+    assert!(matches!(
+        put(&c, Condition::none()).await,
+        Err(Error::Denied { .. })
+    ));
+    assert_eq!(tokens.rejected.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn requests_carry_what_the_service_needs_and_show_no_secret() {
+    let fake = Fake::default();
+    fake.will(written());
+    let c = container(&fake);
+    let options = PutOptions {
+        metadata: Metadata::from([("mode".to_owned(), "0644".to_owned())]),
+        content_type: Some("text/plain".into()),
+        condition: Condition {
+            lease: Some("lease-1".into()),
+            ..Condition::absent()
+        },
+    };
+    c.put("d/a b/..", Bytes::from_static(b"abc").into(), &options)
+        .await
+        .unwrap();
+    let sent = &fake.sent()[0];
+    assert_eq!(sent.method, http::Method::PUT);
+    assert_eq!(
+        sent.url.to_string(),
+        "https://acct.blob.core.windows.net/data/d/a%20b/%2E%2E?sv=1&sig=topsecret"
+    );
+    assert_eq!((sent.body_len, sent.idempotent), (3, false));
+    for (name, value) in [
+        ("content-length", "3"),
+        ("x-ms-version", API_VERSION),
+        ("x-ms-blob-type", "BlockBlob"),
+        ("x-ms-blob-content-type", "text/plain"),
+        ("x-ms-meta-mode", "0644"),
+        ("x-ms-lease-id", "lease-1"),
+        ("if-none-match", "*"),
+    ] {
+        assert_eq!(sent.header(name), value, "{name}");
+    }
+    fake.will(Box::new(|request| {
+        let shown = format!("{request:?}");
+        assert!(!shown.contains("topsecret"), "{shown}");
+        assert!(shown.contains("/data/b"), "{shown}");
+        Err(crate::transport::TransportError {
+            path: "fake",
+            kind: FailureKind::Unsuitable,
+            message: String::new(),
+            maybe_executed: false,
+            retryable: false,
+        })
+    }));
+    let _ = put(&c, Condition::none()).await;
+    assert!(!format!("{c:?}").contains("topsecret"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_become_the_right_errors() {
+    let fake = Fake::default();
+    let c = container(&fake);
+    let refused = async |status: u16, code: &str| {
+        fake.will(refusal(status, code));
+        put(&c, Condition::none()).await.unwrap_err()
+    };
+    assert!(matches!(refused(404, "BlobNotFound").await, Error::BlobNotFound { name } if name == "b"));
+    assert!(matches!(refused(404, "").await, Error::BlobNotFound { .. }));
+    assert!(
+        matches!(refused(404, "ContainerNotFound").await, Error::ContainerNotFound { name } if name == "data")
+    );
+    assert!(matches!(
+        refused(409, "ContainerBeingDeleted").await,
+        Error::ContainerNotFound { .. }
+    ));
+    assert!(matches!(
+        refused(409, "BlobAlreadyExists").await,
+        Error::AlreadyExists { .. }
+    ));
+    assert!(matches!(
+        refused(412, "ConditionNotMet").await,
+        Error::ConditionNotMet { .. }
+    ));
+    assert!(
+        matches!(refused(412, "LeaseIdMissing").await, Error::LeaseConflict { code, .. } if code == "LeaseIdMissing")
+    );
+    assert!(matches!(refused(304, "").await, Error::NotModified { .. }));
+    assert!(matches!(refused(403, "").await, Error::Denied { code, .. } if code == "403"));
+    fake.will(answer(
+        400,
+        &[("x-ms-request-id", "r-1")],
+        b"<Error><Code>OutOfRangeInput</Code><Message>Too long.\nmore</Message></Error>",
+    ));
+    let error = put(&c, Condition::none()).await.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "service answered 400 OutOfRangeInput: Too long. (request r-1)"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pending_copy_is_waited_for() {
+    let fake = Fake::default();
+    let c = container(&fake);
+    let state = |state: &'static str, progress: &'static str| {
+        head(&[
+            ("x-ms-copy-id", "c-1"),
+            ("x-ms-copy-status", state),
+            ("x-ms-copy-progress", progress),
+        ])
+    };
+    fake.will(state("pending", "0/9"))
+        .will(state("pending", "4/9"))
+        .will(state("success", "9/9"));
+    let copied = c.copy("s", None, "t", None, &Condition::none()).await.unwrap();
+    assert_eq!(copied.etag, ETag("\"0x1\"".into()));
+    let sent = fake.sent();
+    assert_eq!(
+        sent[0].header("x-ms-copy-source"),
+        "https://acct.blob.core.windows.net/data/s?sv=1&sig=topsecret"
+    );
+
+    fake.will(state("pending", "0/9")).will(state("failed", "0/9"));
+    let error = c
+        .copy("s", None, "t", None, &Condition::none())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, Error::Service { code, .. } if code == "Copy-failed"),
+        "{error}"
+    );
+
+    // No progress: given up and aborted.
+    let stuck = Fake::default();
+    stuck.always(|| {
+        head(&[
+            ("x-ms-copy-id", "c-1"),
+            ("x-ms-copy-status", "pending"),
+            ("x-ms-copy-progress", "1/9"),
+        ])
+    });
+    let error = container(&stuck)
+        .copy("s", None, "t", None, &Condition::none())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::DeadlineExceeded { .. }), "{error}");
+    let last = stuck.sent().pop().unwrap();
+    assert_eq!(last.header("x-ms-copy-action"), "abort");
+    assert!(last.url.query().unwrap().contains("copyid=c-1"));
+}
+
+#[test]
+fn endpoints_and_names_are_checked() {
+    let client = |endpoint: &str, credentials: Credentials| {
+        Client::new(
+            ClientConfig::new(endpoint.parse().unwrap(), credentials),
+            Arc::new(Fake::default()),
+            Arena::new(1 << 20).unwrap(),
+        )
+    };
+    for bad in [
+        "ftp://host/",
+        "https://host/?sv=1&sig=2",
+        "https://user:pw@host/",
+        "https://host/#x",
+    ] {
+        let error = client(bad, Credentials::Anonymous).unwrap_err().to_string();
+        assert!(error.starts_with("server:"), "{error}");
+        assert!(!error.contains("sig=2"));
+    }
+    let tokens = || Credentials::Token(Arc::new(Tokens::default()));
+    assert!(client("http://example.com", tokens()).is_err());
+    assert!(client("http://127.0.0.1:10000/devstoreaccount1", tokens()).is_ok());
+    let c = client("https://host", Credentials::Anonymous).unwrap();
+    assert!(c.container("Bad_Name").is_err());
+}

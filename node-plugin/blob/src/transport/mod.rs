@@ -3,6 +3,8 @@
 mod breaker;
 mod counters;
 pub mod failover;
+#[cfg(test)]
+pub(crate) mod fake;
 pub mod https;
 pub mod vsc;
 

@@ -1,0 +1,150 @@
+//! A transport whose answers are scripted, for tests of what stands above it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
+use tokio::time::Instant;
+
+use super::{FailureKind, PathStats, Transport, TransportError};
+use crate::request::Request;
+use crate::response::Response;
+
+/// What the fake was sent.
+#[derive(Debug, Clone)]
+pub(crate) struct Sent {
+    pub(crate) at: Instant,
+    pub(crate) method: Method,
+    pub(crate) url: Uri,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body_len: u64,
+    pub(crate) avoid_channel: bool,
+    pub(crate) idempotent: bool,
+    pub(crate) timeout: std::time::Duration,
+}
+
+impl Sent {
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |v| v.to_str().unwrap())
+    }
+}
+
+/// One scripted answer.
+pub(crate) type Step = Box<dyn FnOnce(Request) -> Result<Response, TransportError> + Send>;
+
+#[derive(Clone, Default)]
+pub(crate) struct Fake {
+    steps: Arc<Mutex<VecDeque<Step>>>,
+    /// When the script has run out.
+    otherwise: Arc<Mutex<Option<fn() -> Step>>>,
+    sent: Arc<Mutex<Vec<Sent>>>,
+}
+
+impl std::fmt::Debug for Fake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Fake")
+    }
+}
+
+impl Fake {
+    pub(crate) fn will(&self, step: Step) -> &Self {
+        self.steps.lock().unwrap().push_back(step);
+        self
+    }
+
+    pub(crate) fn always(&self, step: fn() -> Step) -> &Self {
+        *self.otherwise.lock().unwrap() = Some(step);
+        self
+    }
+
+    pub(crate) fn sent(&self) -> Vec<Sent> {
+        self.sent.lock().unwrap().clone()
+    }
+
+    pub(crate) fn nothing_left(&self) -> bool {
+        self.steps.lock().unwrap().is_empty()
+    }
+}
+
+#[async_trait]
+impl Transport for Fake {
+    async fn send(&self, request: Request) -> Result<Response, TransportError> {
+        self.sent.lock().unwrap().push(Sent {
+            at: Instant::now(),
+            method: request.method.clone(),
+            url: request.url.clone(),
+            headers: request.headers.clone(),
+            body_len: request.body.len(),
+            avoid_channel: request.avoid_channel,
+            idempotent: request.idempotent,
+            timeout: request.timeout,
+        });
+        let step = self.steps.lock().unwrap().pop_front();
+        let step = step.or_else(|| self.otherwise.lock().unwrap().map(|make| make()));
+        step.expect("the script has an answer for every request")(request)
+    }
+
+    fn stats(&self) -> Vec<PathStats> {
+        Vec::new()
+    }
+}
+
+/// An answer with headers and a body; a success fills the destination.
+pub(crate) fn answer(status: u16, headers: &[(&'static str, &str)], body: &[u8]) -> Step {
+    let headers: HeaderMap = headers
+        .iter()
+        .map(|(name, value)| {
+            (
+                HeaderName::from_static(name),
+                HeaderValue::from_str(value).unwrap(),
+            )
+        })
+        .collect();
+    let body = Bytes::copy_from_slice(body);
+    Box::new(move |request: Request| {
+        let status = StatusCode::from_u16(status).unwrap();
+        let mut dest = request.dest;
+        let in_dest = status.is_success() && dest.is_some();
+        if let (true, Some(dest)) = (in_dest, &mut dest) {
+            dest[..body.len()].copy_from_slice(&body);
+            dest.set_len(body.len());
+        }
+        Ok(Response {
+            status,
+            headers,
+            body: if in_dest { Bytes::new() } else { body },
+            dest,
+        })
+    })
+}
+
+/// ETag and Last-Modified of any version.
+pub(crate) const VERSION: [(&str, &str); 2] = [
+    ("etag", "\"0x1\""),
+    ("last-modified", "Sat, 21 Nov 2026 10:00:00 GMT"),
+];
+
+/// A success that tells a version.
+pub(crate) fn written() -> Step {
+    answer(201, &VERSION, b"")
+}
+
+/// A refusal with the service's code.
+pub(crate) fn refusal(status: u16, code: &str) -> Step {
+    answer(status, &[("x-ms-error-code", code)], b"")
+}
+
+/// No answer.
+pub(crate) fn failure(kind: FailureKind, maybe_executed: bool, retryable: bool) -> Step {
+    Box::new(move |_| {
+        Err(TransportError {
+            path: "fake",
+            kind,
+            message: format!("scripted {kind:?}"),
+            maybe_executed,
+            retryable,
+        })
+    })
+}
