@@ -11,5 +11,6 @@ mod faults;
 mod fixture;
 mod payload;
 mod program;
+mod raw;
 mod store;
 mod transfer;
