@@ -5,9 +5,9 @@
 //! always granted, it only pushes cached data out; readers always get one part, so that nobody waits for ever.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
@@ -20,6 +20,9 @@ const PROGRESS_READS: usize = 8;
 /// How long a writer waits for room before it asks for relief again. Relief may have failed (the service was away) and
 /// then nobody else would try again.
 const RELIEF_RETRY: Duration = Duration::from_millis(500);
+
+/// Seconds after which a stream that was not read no longer counts (up to twice that).
+const STREAM_STRETCH: u64 = 2;
 
 /// What held bytes are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +69,7 @@ pub struct Budget {
     inner: Mutex<Inner>,
     room: Notify,
     progress: Semaphore,
-    streams: AtomicUsize,
+    started: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -78,6 +81,27 @@ struct Inner {
     /// Length of `clean` at which dead entries are swept out.
     sweep_at: usize,
     dirty: VecDeque<Weak<dyn Relieve>>,
+    /// Likewise for `dirty`.
+    sweep_dirty_at: usize,
+    streams: Streams,
+}
+
+/// How many streams were read in the current stretch of time, and in the one before.
+#[derive(Debug, Default)]
+struct Streams {
+    stretch: u64,
+    now: usize,
+    before: usize,
+}
+
+impl Streams {
+    fn advance(&mut self, stretch: u64) {
+        if stretch > self.stretch {
+            self.before = if stretch == self.stretch + 1 { self.now } else { 0 };
+            self.now = 0;
+            self.stretch = stretch;
+        }
+    }
 }
 
 impl Inner {
@@ -112,7 +136,7 @@ impl Budget {
             inner: Mutex::default(),
             room: Notify::new(),
             progress: Semaphore::new(PROGRESS_READS),
-            streams: AtomicUsize::new(0),
+            started: Instant::now(),
         })
     }
 
@@ -206,18 +230,26 @@ impl Budget {
 
     /// Makes `holder` known as having dirty data, the youngest of all.
     pub(crate) fn offer_relief(&self, holder: Weak<dyn Relieve>) {
-        self.lock().dirty.push_back(holder);
+        let mut inner = self.lock();
+        inner.dirty.push_back(holder);
+        if inner.dirty.len() > inner.sweep_dirty_at.max(256) {
+            inner.dirty.retain(|h| h.strong_count() > 0);
+            inner.sweep_dirty_at = inner.dirty.len() * 2;
+        }
     }
 
-    /// Bytes one stream may keep in flight ahead of its reader.
-    pub(crate) fn stream_share(&self) -> usize {
-        self.total / 2 / self.streams.load(Ordering::Relaxed).max(1)
-    }
-
-    /// Counts a stream as active until the guard is dropped.
-    pub(crate) fn stream(self: &Arc<Self>) -> StreamGuard {
-        self.streams.fetch_add(1, Ordering::Relaxed);
-        StreamGuard(Arc::clone(self))
+    /// A stream is being read; `last` is what this said to it before (at first 0). Bytes that it may have in flight ahead of its reader.
+    pub(crate) fn stream_share(&self, last: &mut u64) -> usize {
+        let stretch = self.started.elapsed().as_secs() / STREAM_STRETCH + 1;
+        let mut inner = self.lock();
+        inner.streams.advance(stretch);
+        if *last != stretch {
+            *last = stretch;
+            inner.streams.now += 1;
+        }
+        let active = inner.streams.now.max(inner.streams.before);
+        drop(inner);
+        self.total / 2 / active.max(1)
     }
 
     /// Limit in bytes.
@@ -370,16 +402,6 @@ impl Drop for Permit {
     }
 }
 
-/// See [`Budget::stream`].
-#[derive(Debug)]
-pub(crate) struct StreamGuard(Arc<Budget>);
-
-impl Drop for StreamGuard {
-    fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -449,6 +471,24 @@ mod tests {
         assert!(budget.try_acquire(Kind::Cached, 8 * MIB).is_some());
         dirty.recharge(Kind::Cached);
         assert!(budget.try_acquire(Kind::Dirty, MIB).is_some());
+    }
+
+    #[test]
+    fn only_streams_that_are_read_share_the_budget() {
+        let budget = Budget::new(64 * MIB);
+        let (mut one, mut other) = (0, 0);
+        assert_eq!(budget.stream_share(&mut one), 32 * MIB);
+        assert_eq!(budget.stream_share(&mut other), 16 * MIB);
+        assert_eq!(budget.stream_share(&mut one), 16 * MIB);
+        let mut streams = Streams {
+            stretch: 5,
+            now: 3,
+            before: 1,
+        };
+        streams.advance(6);
+        assert_eq!((streams.now, streams.before), (0, 3));
+        streams.advance(8);
+        assert_eq!((streams.now, streams.before), (0, 0));
     }
 
     #[derive(Debug)]

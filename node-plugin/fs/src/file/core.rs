@@ -142,6 +142,10 @@ impl Core {
         if range.is_empty() {
             return Ok(Attempt::Done);
         }
+        if state.stale {
+            // It could never be committed, and would only take memory from others.
+            return Err(FileError::Stale);
+        }
         if state.loses(range.clone()) {
             return Ok(Attempt::CommitFirst);
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::budget::{Budget, StreamGuard};
+use crate::budget::Budget;
 use crate::file::Tuning;
 
 /// Scans that one handle can interleave.
@@ -89,7 +89,10 @@ struct Stream {
     /// Start of the current measurement: front and time then, and whether a read had to wait since.
     measured: (u64, Instant),
     waited: bool,
-    _guard: StreamGuard,
+    /// Bytes asked for since the front was where.
+    density: (u64, u64),
+    /// See [`Budget::stream_share`].
+    counted: u64,
 }
 
 /// Cursors of one handle.
@@ -121,6 +124,20 @@ impl Streams {
         let cursor = &mut self.cursors[index];
         if now - cursor.last > IDLE {
             cursor.stream = None;
+        }
+        if let Some(stream) = &mut cursor.stream {
+            let (from, asked) = &mut stream.density;
+            *asked += end - offset;
+            let advanced = end.saturating_sub(*from);
+            if advanced > tuning.part_max {
+                // It jumps ahead more than it reads: what is fetched in between is for nothing.
+                if *asked * 4 < advanced {
+                    self.cursors.remove(index);
+                    self.begin(offset, end, now);
+                    return Advice::Nothing;
+                }
+                stream.density = (end, 0);
+            }
         }
         cursor.last = now;
         cursor.asked += end - offset;
@@ -205,7 +222,8 @@ impl Streams {
             },
             measured: (front, now),
             waited: false,
-            _guard: budget.stream(),
+            density: (front, 0),
+            counted: 0,
         });
         stream.waited |= waited;
         stream.measure(front, front - start, now, pace, budget, tuning);
@@ -242,7 +260,7 @@ impl Stream {
     ) {
         let (from, since) = self.measured;
         let bytes = front.saturating_sub(from);
-        if bytes < self.window / 2 {
+        if bytes < (self.window / 2).min(tuning.part_max) {
             return;
         }
         let seconds = (now - since).as_secs_f64().max(1e-6);
@@ -254,8 +272,9 @@ impl Stream {
             target.max(self.window / 2).min(self.window)
         };
         // A scan that goes on and on is worth large parts, however quickly the service answers.
-        let least = (consumed / 2).clamp(tuning.part_min, tuning.part_max * 4);
-        let most = tuning.window_max.min(budget.stream_share() as u64);
+        let least = consumed.clamp(tuning.part_min, tuning.part_max * 4);
+        let share = budget.stream_share(&mut self.counted) as u64;
+        let most = tuning.window_max.min(share);
         self.window = self.window.max(least).min(most.max(tuning.part_min));
         self.measured = (front, now);
         self.waited = false;
@@ -348,6 +367,20 @@ mod tests {
         }
         assert_eq!(handle.streams.cursors.len(), 4);
         assert!(handle.streams.cursors.iter().all(|c| c.stream.is_some()));
+    }
+
+    #[test]
+    fn jumping_ahead_ends_a_stream() {
+        let mut handle = Handle::new();
+        for n in 0..400 {
+            handle.read(n * 128 * KIB, 128 * KIB, true);
+        }
+        assert!(handle.streams.cursors[0].stream.is_some());
+        handle.ahead = 0;
+        for n in 0..1000 {
+            handle.read(50 * MIB + n * 2 * MIB, 4 * KIB, true);
+        }
+        assert!(handle.ahead < 300 * MIB, "{}", handle.ahead / MIB);
     }
 
     #[test]
