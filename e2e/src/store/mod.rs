@@ -169,13 +169,44 @@ impl BlobStore {
         if !job.wait.is_zero() {
             std::thread::sleep(job.wait);
         }
+        self.execute_job(job, &parts, body).0
+    }
+
+    /// As [`BlobStore::execute`], for callers that serve many requests on few threads: injected latency blocks none, and
+    /// faults of the connection are an error (an answer that breaks off, or none) or a future that never ends.
+    pub async fn execute_async(
+        &self,
+        request: http::Request<Bytes>,
+    ) -> std::io::Result<http::Response<Vec<Bytes>>> {
+        let (parts, body) = request.into_parts();
+        let job = self.plan(&parts);
+        if !job.wait.is_zero() {
+            tokio::time::sleep(job.wait).await;
+        }
+        let (response, ending) = self.execute_job(job, &parts, body);
+        match ending {
+            Ending::Whole => Ok(response),
+            Ending::Hang => std::future::pending().await,
+            Ending::Cut(_) | Ending::NoAnswer => Err(std::io::Error::new(
+                std::io::ErrorKind::ConnectionReset,
+                "closed by a fault rule",
+            )),
+        }
+    }
+
+    fn execute_job(
+        &self,
+        job: Job,
+        parts: &http::request::Parts,
+        body: Bytes,
+    ) -> (http::Response<Vec<Bytes>>, Ending) {
         let fault = job.fault.clone();
-        let (response, _) = self.run(job, &parts, body.into(), None);
+        let (response, ending) = self.run(job, parts, body.into(), None);
         let (mut parts, body) = response.into_parts();
         if let Some(fault) = fault {
             parts.extensions.insert(fault);
         }
-        match body.into_bytes() {
+        let response = match body.into_bytes() {
             Ok(pieces) => http::Response::from_parts(parts, pieces),
             Err(error) => {
                 tracing::error!(%error, "cannot read blob data from the folder");
@@ -185,7 +216,8 @@ impl BlobStore {
                 *response.headers_mut() = reply.headers;
                 response
             }
-        }
+        };
+        (response, ending)
     }
 
     /// Serves HTTP/1.1 on `addr` (port 0 = any) until the server is dropped. It runs on threads of its own: a caller that

@@ -27,7 +27,7 @@ pub trait Backend: Send + Sync + Debug {
 #[async_trait]
 impl Backend for BlobStore {
     async fn execute(&self, request: Request<Bytes>) -> io::Result<Response<Vec<Bytes>>> {
-        Ok(BlobStore::execute(self, request))
+        self.execute_async(request).await
     }
 }
 

@@ -7,17 +7,19 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use blob_client::auth::Credentials;
 use blob_client::request::Request;
 use blob_client::secret::Secret;
 use blob_client::transport::Transport;
+use blob_client::transport::failover::{Paths, TransportMode};
 use blob_client::transport::https::Https;
 use blob_client::{Body, Client, ClientConfig, Container, Error, Metadata, PutOptions};
 use bytes::Bytes;
 use e2e::harness::backend::{Backend, Kind};
 use e2e::harness::runtime;
 use e2e::store::{AccountKey, DEV_ACCOUNT, DEV_KEY, SasOptions};
+use e2e::vsp::{HttpBackend, MockVsp};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use url::Url;
 use vsc_driver::buffer::{Arena, Buffer};
@@ -29,13 +31,22 @@ pub(crate) enum Target {
     Embedded,
     /// Azurite over HTTP.
     Azurite,
+    /// The embedded store over the accelerated channel.
+    EmbeddedChannel,
+    /// Azurite behind the accelerated channel.
+    AzuriteChannel,
 }
 
 impl Target {
-    pub(crate) const ALL: [Target; 2] = [Target::Embedded, Target::Azurite];
+    pub(crate) const ALL: [Target; 4] = [
+        Target::Embedded,
+        Target::Azurite,
+        Target::EmbeddedChannel,
+        Target::AzuriteChannel,
+    ];
 
     pub(crate) fn is_azurite(self) -> bool {
-        self == Target::Azurite
+        matches!(self, Target::Azurite | Target::AzuriteChannel)
     }
 }
 
@@ -44,6 +55,8 @@ impl fmt::Display for Target {
         f.write_str(match self {
             Target::Embedded => "embedded",
             Target::Azurite => "azurite",
+            Target::EmbeddedChannel => "embedded over the channel",
+            Target::AzuriteChannel => "azurite over the channel",
         })
     }
 }
@@ -59,34 +72,75 @@ pub(crate) struct Case {
 /// Services, each started when the first case needs it.
 #[derive(Default)]
 pub(crate) struct Services {
-    embedded: OnceLock<Result<Service, String>>,
-    azurite: OnceLock<Result<Service, String>>,
+    // The paths first: a device goes away before the service behind it.
+    paths: [OnceLock<Result<Path, String>>; 4],
+    embedded: OnceLock<Result<Backend, String>>,
+    azurite: OnceLock<Result<Backend, String>>,
+}
+
+/// A service and a transport to it.
+struct Path {
+    endpoint: Url,
+    transport: Arc<dyn Transport>,
+    arena: Arc<Arena>,
+    device: Option<(MockVsp, tempfile::TempDir)>,
 }
 
 impl Services {
-    fn get(&self, target: Target) -> Result<&Service> {
-        let (cell, kind) = match target {
-            Target::Embedded => (&self.embedded, Kind::Embedded),
-            Target::Azurite => (&self.azurite, Kind::Azurite),
-        };
-        cell.get_or_init(|| Service::start(kind).map_err(|error| format!("{error:#}")))
+    fn get(&self, target: Target) -> Result<&Path> {
+        self.paths[target as usize]
+            .get_or_init(|| self.open(target).map_err(|error| format!("{error:#}")))
             .as_ref()
             .map_err(|error| anyhow!("{target} could not be started: {error}"))
     }
-}
 
-struct Service {
-    backend: Backend,
-    transport: Arc<dyn Transport>,
-    arena: Arc<Arena>,
-}
+    fn backend(&self, kind: Kind) -> Result<&Backend> {
+        let cell = match kind {
+            Kind::Embedded => &self.embedded,
+            Kind::Azurite => &self.azurite,
+        };
+        cell.get_or_init(|| Backend::start(kind).map_err(|error| format!("{error:#}")))
+            .as_ref()
+            .map_err(|error| anyhow!("{error}"))
+    }
 
-impl Service {
-    fn start(kind: Kind) -> Result<Self> {
-        Ok(Self {
-            backend: Backend::start(kind)?,
-            transport: Arc::new(Https::new()),
-            arena: Arena::new(256 << 20)?,
+    fn open(&self, target: Target) -> Result<Path> {
+        let kind = if target.is_azurite() {
+            Kind::Azurite
+        } else {
+            Kind::Embedded
+        };
+        let backend = self.backend(kind)?;
+        let arena = Arena::new(256 << 20)?;
+        let endpoint = backend.endpoint().clone();
+        if matches!(target, Target::Embedded | Target::Azurite) {
+            return Ok(Path {
+                endpoint,
+                transport: Arc::new(Https::new()),
+                arena,
+                device: None,
+            });
+        }
+        let behind: Arc<dyn e2e::vsp::Backend> = match backend.store() {
+            Some(store) => Arc::clone(store) as _,
+            None => Arc::new(HttpBackend::new(None)?),
+        };
+        let folder = tempfile::tempdir()?;
+        let device = MockVsp::mount(folder.path(), behind)?;
+        let paths = Paths::new(
+            Some(device.device()),
+            Arc::clone(&arena),
+            runtime().handle().clone(),
+        );
+        if let Some(reason) = runtime().block_on(paths.settled()) {
+            bail!("the channel is not usable: {reason}");
+        }
+        Ok(Path {
+            endpoint,
+            // Nothing may slip through over HTTPS.
+            transport: paths.transport(TransportMode::Require),
+            arena,
+            device: Some((device, folder)),
         })
     }
 }
@@ -121,7 +175,7 @@ fn run_once(services: &Services, target: Target, case: &Case) -> Result<Vec<Stri
     let service = services.get(target)?;
     let context = Context {
         target,
-        endpoint: service.backend.endpoint().clone(),
+        endpoint: service.endpoint.clone(),
         transport: Arc::clone(&service.transport),
         arena: Arc::clone(&service.arena),
         box_name: format!("box{}", NUMBER.fetch_add(1, Ordering::Relaxed)),
@@ -132,6 +186,17 @@ fn run_once(services: &Services, target: Target, case: &Case) -> Result<Vec<Stri
         context.container()?.create(&Metadata::new()).await?;
         (case.run)(&context).await
     })?;
+    if service.device.is_some() {
+        for path in service.transport.stats() {
+            let used = path.requests > 0;
+            ensure!(
+                used == (path.path == "channel"),
+                "went over {}: {}",
+                path.path,
+                path.requests
+            );
+        }
+    }
     Ok(context.notes.into_inner().unwrap())
 }
 
