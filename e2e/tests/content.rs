@@ -1,0 +1,158 @@
+//! Files of the file system (no mount) over the real client, both paths, and the embedded store: what the tests over a
+//! store in memory cannot show - block ids on the wire, copies by the service, buffers of the channel.
+//!
+//! Prints how fast it was; asserts nothing about that.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A failed unwrap is a failed test.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use blob_client::auth::Credentials;
+use blob_client::transport::failover::{Paths, TransportMode};
+use blob_client::{Client, ClientConfig, Condition, Container, Metadata};
+use blob_fs::file::{Base, Env, File, ReadData, Reader};
+use blob_fs::{Budget, Store};
+use e2e::store::{BlobStore, DEV_ACCOUNT, DEV_KEY, Server, StoreConfig};
+use e2e::vsp::MockVsp;
+use vsc_driver::buffer::Arena;
+
+const MIB: u64 = 1 << 20;
+
+struct World {
+    env: Env,
+    container: Container,
+    mode: TransportMode,
+    _server: Server,
+    _device: Option<(MockVsp, tempfile::TempDir)>,
+}
+
+impl World {
+    async fn new(mode: TransportMode) -> Self {
+        let arena = Arena::new(2 << 30).unwrap();
+        let store = BlobStore::new(StoreConfig::default()).unwrap();
+        let server = store.serve(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let endpoint = server.endpoint();
+        let device = (mode == TransportMode::Require).then(|| {
+            let dir = tempfile::tempdir().unwrap();
+            (MockVsp::mount(dir.path(), store).unwrap(), dir)
+        });
+        let runtime = tokio::runtime::Handle::current();
+        let device_path = device.as_ref().map(|(mock, _)| mock.device());
+        let paths = Paths::new(device_path, Arc::clone(&arena), runtime.clone());
+        if device.is_some() {
+            assert_eq!(paths.settled().await, None);
+        }
+        let credentials = Credentials::SharedKey {
+            account: DEV_ACCOUNT.into(),
+            key: DEV_KEY.to_owned().into(),
+        };
+        let config = ClientConfig::new(endpoint, credentials);
+        let client = Client::new(config, paths.transport(mode), Arc::clone(&arena)).unwrap();
+        let container = client.container("content").unwrap();
+        container.create(&Metadata::new()).await.unwrap();
+        let as_store: Arc<dyn Store> = Arc::new(container.clone());
+        Self {
+            env: Env::new(as_store, Budget::new(256 << 20), arena, runtime),
+            container,
+            mode,
+            _server: server,
+            _device: device,
+        }
+    }
+
+    async fn open(&self, blob: &str) -> Arc<File> {
+        let now = self.container.head(blob, &Condition::none()).await.unwrap();
+        let base = Base {
+            etag: now.etag,
+            size: now.content_length,
+            writable: true,
+        };
+        File::open(self.env.clone(), blob.into(), base)
+    }
+
+    fn report(&self, what: &str, bytes: u64, since: Instant) {
+        let rate = bytes as f64 / MIB as f64 / since.elapsed().as_secs_f64();
+        println!("{:?}: {what}: {rate:.0} MiB/s", self.mode);
+    }
+}
+
+fn pattern(offset: u64) -> Vec<u8> {
+    let words =
+        (offset / 8..(offset + MIB) / 8).flat_map(|n| n.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
+    words.collect()
+}
+
+async fn check(file: &File, expected: &[Vec<u8>]) {
+    let reader = Reader::default();
+    for (n, expected) in expected.iter().enumerate() {
+        let data: ReadData = file.read(&reader, n as u64 * MIB, MIB as usize).await.unwrap();
+        assert!(data[..] == expected[..], "MiB {n}");
+    }
+}
+
+async fn exercise(mode: TransportMode) {
+    let world = World::new(mode).await;
+    // More than the budget, so that staged blocks are dropped from memory before the commit.
+    let count = 400;
+    let mut expected: Vec<Vec<u8>> = (0..count).map(|n| pattern(n * MIB)).collect();
+    let bytes = count * MIB;
+
+    let begun = Instant::now();
+    let file = File::create(world.env.clone(), "big file + ü%20".into(), true);
+    for (n, data) in expected.iter().enumerate() {
+        file.write(n as u64 * MIB, data).await.unwrap();
+    }
+    let metadata = Metadata::from([("mode".into(), "0644".into())]);
+    file.commit(metadata).await.unwrap().unwrap();
+    world.report("sequential write and commit", bytes, begun);
+    drop(file);
+
+    let begun = Instant::now();
+    let file = world.open("big file + ü%20").await;
+    let reader = Reader::default();
+    for n in 0..count {
+        let data = file.read(&reader, n * MIB, MIB as usize).await.unwrap();
+        assert_eq!(data.len() as u64, MIB);
+    }
+    world.report("cold sequential read", bytes, begun);
+    check(&file, &expected).await;
+
+    // A change in the middle of a block: kept ranges are copied by the service.
+    file.write(100 * MIB + 4321, b"changed").await.unwrap();
+    expected[100][4321..4328].copy_from_slice(b"changed");
+    file.punch_hole(200 * MIB, 20 * MIB).await.unwrap();
+    expected[200..220].iter_mut().for_each(|m| m.fill(0));
+    file.commit(Metadata::new()).await.unwrap().unwrap();
+    check(&*world.open("big file + ü%20").await, &expected).await;
+
+    // A copy that only the service carries out.
+    let begun = Instant::now();
+    let copy = File::create(world.env.clone(), "copy".into(), true);
+    assert_eq!(copy.copy_from(&file, 0, 0, bytes).await.unwrap(), bytes);
+    copy.commit(Metadata::new()).await.unwrap().unwrap();
+    world.report("copy_file_range", bytes, begun);
+    check(&*world.open("copy").await, &expected).await;
+
+    // Many small files.
+    let begun = Instant::now();
+    for n in 0..200 {
+        let file = File::create(world.env.clone(), format!("small/{n}"), true);
+        assert!(file.try_write(0, &expected[1][..4096]).unwrap());
+        file.commit(Metadata::new()).await.unwrap().unwrap();
+    }
+    let rate = 200.0 / begun.elapsed().as_secs_f64();
+    println!("{mode:?}: create 4 KiB: {rate:.0} files/s");
+    let usage = world.env.budget.usage();
+    println!("{mode:?}: {usage:?} {:?}", world.env.arena.usage());
+    assert!(usage.peak <= usage.total + (9 << 20));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_over_https() {
+    exercise(TransportMode::Https).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_over_the_channel() {
+    exercise(TransportMode::Require).await;
+}
