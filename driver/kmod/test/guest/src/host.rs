@@ -230,15 +230,20 @@ impl Host {
             .context("rescind")
     }
 
+    /// Offers the device again; EBUSY while the former offer stands.
+    pub(crate) fn try_offer(&self) -> nix::Result<()> {
+        // SAFETY: no argument.
+        unsafe { raw::offer(self.node.as_raw_fd()) }.map(drop)
+    }
+
     /// Offers the device again, as soon as the guest has let go of the former offer.
     pub(crate) fn offer(&self) -> Result<()> {
-        let mut outcome = Ok(0);
+        let mut outcome = Ok(());
         wait_until("the guest to release the channel", SOON, || {
-            // SAFETY: no argument.
-            outcome = unsafe { raw::offer(self.node.as_raw_fd()) };
+            outcome = self.try_offer();
             outcome != Err(nix::errno::Errno::EBUSY)
         })?;
-        outcome.map(drop).context("offer")
+        outcome.context("offer")
     }
 }
 

@@ -1,6 +1,7 @@
 //! Runs the cases one after another, each under a time limit, and prints a line for each.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use anyhow::{Result, anyhow, ensure};
 
 use crate::host::Host;
 use crate::service::{Mode, Service};
-use crate::system::wait_unpinned;
+use crate::system::{MODULE, load_module, wait_node, wait_unpinned};
 
 /// Longest a case may take. The slowest waits several seconds for the driver, on a machine in software emulation.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -51,8 +52,7 @@ pub(crate) fn run(bench: &Bench, cases: &[Case]) -> (usize, usize) {
             }
             Outcome::Failed(error) => {
                 failed += 1;
-                bench.service.let_go();
-                bench.service.trouble();
+                recover(bench);
                 println!("case FAIL {}: {error:#}", case.name);
             }
             Outcome::Hanging => {
@@ -100,6 +100,22 @@ fn run_one(bench: &Bench, case: Case) -> Outcome {
         Ok(Ok(())) => Outcome::Passed,
         Ok(Err(error)) => Outcome::Failed(error),
         Err(_) => Outcome::Hanging,
+    }
+}
+
+/// After a failed case: what the next one expects to find, as far as it can be had again.
+fn recover(bench: &Bench) {
+    bench.service.let_go();
+    bench.service.trouble();
+    if !Path::new("/sys/module/azb_vsc").exists()
+        && let Err(error) = load_module(MODULE)
+    {
+        println!("recovering: {error:#}");
+    }
+    // Fails when the offer stands, which is well.
+    let _ = bench.service.host().try_offer();
+    if let Err(error) = wait_node(true) {
+        println!("recovering: {error:#}");
     }
 }
 

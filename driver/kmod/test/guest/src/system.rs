@@ -11,6 +11,8 @@ use nix::sys::reboot::{RebootMode, reboot};
 
 /// The node under test.
 pub(crate) const NODE: &str = "/dev/azure_blob";
+/// The module under test.
+pub(crate) const MODULE: &str = "/modules/azb_vsc.ko";
 /// The listing of requests that the host holds.
 pub(crate) const DEBUGFS: &str = "/sys/kernel/debug/azb_vsc";
 /// The device below the bus, as the software host names it.

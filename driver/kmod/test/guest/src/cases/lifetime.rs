@@ -13,7 +13,7 @@ use crate::memory::{Memory, PAGE};
 use crate::runner::Bench;
 use crate::service::{Mode, Task, pattern};
 use crate::signals::{install_handler, send_signal};
-use crate::system::{SOON, load_module, pending, pinned, unload_module, wait_node, wait_until};
+use crate::system::{MODULE, SOON, load_module, pending, pinned, unload_module, wait_node, wait_until};
 
 static SIGNALS: AtomicUsize = AtomicUsize::new(0);
 
@@ -102,7 +102,7 @@ pub(crate) fn unload_refused(_: &Bench) -> Result<()> {
     drop(device);
     unload_module().context("unloading an idle module")?;
     wait_node(false)?;
-    load_module("/modules/azb_vsc.ko")?;
+    load_module(MODULE)?;
     wait_node(true)
 }
 
@@ -119,6 +119,6 @@ pub(crate) fn unload_waits(bench: &Bench) -> Result<()> {
     ensure!(!unload.is_finished(), "the module did not wait");
     bench.service.serve(&packet)?;
     unload.join().map_err(|_| anyhow!("unloading panicked"))??;
-    load_module("/modules/azb_vsc.ko")?;
+    load_module(MODULE)?;
     wait_node(true)
 }

@@ -7,11 +7,11 @@ use vsc_driver::channel::Abi;
 
 use crate::client::Line;
 use crate::runner::Bench;
-use crate::system::{NODE, kernel_log, load_module, wait_node};
+use crate::system::{MODULE, NODE, kernel_log, load_module, wait_node};
 
 /// The module loads, finds the offer and makes the node, for root alone.
 pub(crate) fn load(_: &Bench) -> Result<()> {
-    load_module("/modules/azb_vsc.ko")?;
+    load_module(MODULE)?;
     wait_node(true)?;
     let meta = std::fs::metadata(NODE)?;
     ensure!(meta.file_type().is_char_device(), "the node is no device");
