@@ -5,4 +5,5 @@
 pub mod buffer;
 pub mod channel;
 pub mod framing;
+pub mod loader;
 pub mod uapi;

@@ -1,0 +1,802 @@
+//! Every rung on a fake machine: a folder with sysfs and procfs files, and calls that change it as a kernel would.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use tempfile::TempDir;
+
+use super::*;
+use crate::channel::ChannelError;
+
+const RELEASE: &str = "6.12.1-test-amd64";
+const DEVICE: &str = "sys/bus/vmbus/devices/11111111-0000-0000-0000-000000000001";
+const SECURE_BOOT: &str = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
+
+/// How the fake kernel behaves.
+#[derive(Debug, Clone, Copy)]
+struct Behavior {
+    load: Result<(), Errno>,
+    unload: Result<(), Errno>,
+    modprobe: bool,
+    /// A node appears when a module is loaded.
+    node: bool,
+    /// The node knows an ioctl number.
+    speaks: bool,
+}
+
+impl Default for Behavior {
+    fn default() -> Self {
+        Self {
+            load: Ok(()),
+            unload: Ok(()),
+            modprobe: true,
+            node: true,
+            speaks: true,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct FakeSystem {
+    root: PathBuf,
+    behavior: Behavior,
+    calls: Arc<Mutex<Vec<String>>>,
+}
+
+impl FakeSystem {
+    fn note(&self, call: String) {
+        self.calls.lock().unwrap().push(call);
+    }
+
+    fn loaded(&self, name: &str) {
+        write(&self.root, &format!("sys/module/{name}/refcnt"), "0\n");
+        if self.behavior.node {
+            write(&self.root, "dev/azure_blob", "");
+        }
+    }
+}
+
+impl System for FakeSystem {
+    fn load_module(&self, module: &File) -> Result<(), Errno> {
+        assert!(module.metadata().unwrap().len() > 0);
+        self.note("finit_module".to_owned());
+        self.behavior.load?;
+        self.loaded(OURS);
+        Ok(())
+    }
+
+    fn unload_module(&self, name: &str) -> Result<(), Errno> {
+        self.note(format!("delete_module {name}"));
+        self.behavior.unload?;
+        fs::remove_dir_all(self.root.join("sys/module").join(name)).unwrap();
+        Ok(())
+    }
+
+    fn run(&self, root: &Path, program: &str, arguments: &[&str]) -> io::Result<Ran> {
+        self.note(format!("{program} {}", arguments.join(" ")));
+        assert_eq!(root, self.root.join("host"));
+        if program == "modprobe" {
+            if self.behavior.modprobe {
+                self.loaded(arguments[0]);
+            }
+            return Ok(Ran {
+                success: self.behavior.modprobe,
+                output: "modprobe: ERROR: could not insert 'hv_azure_blob': No such device\n".to_owned(),
+            });
+        }
+        // A real make, in the folder where a changed root would find it.
+        assert_eq!((program, arguments[1]), ("make", "-C"));
+        let output = Command::new("make")
+            .arg("-s")
+            .arg("-C")
+            .arg(inside(root, Path::new(arguments[2])))
+            .args(&arguments[3..])
+            .output()?;
+        Ok(Ran {
+            success: output.status.success(),
+            output: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    fn probe(&self, node: &Path) -> Result<Abi, ChannelError> {
+        assert!(node.ends_with("dev/azure_blob"));
+        if self.behavior.speaks {
+            Ok(Abi::List)
+        } else {
+            Err(ChannelError::UnknownAbi {
+                device: node.display().to_string(),
+            })
+        }
+    }
+}
+
+/// A machine that is not offered the device.
+struct Machine {
+    folder: TempDir,
+    behavior: Behavior,
+    calls: Arc<Mutex<Vec<String>>>,
+    source: Option<PathBuf>,
+}
+
+fn write(root: &Path, path: &str, text: &str) {
+    let path = root.join(path);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+impl Machine {
+    fn new() -> Self {
+        let machine = Self {
+            folder: TempDir::new().unwrap(),
+            behavior: Behavior::default(),
+            calls: Arc::default(),
+            source: None,
+        };
+        machine.file("proc/sys/kernel/osrelease", &format!("{RELEASE}\n"));
+        machine.file("proc/sys/kernel/random/boot_id", "boot-1\n");
+        machine
+    }
+
+    /// A machine that is offered the device, without any driver for it.
+    fn offered() -> Self {
+        let machine = Self::new();
+        machine.file(
+            "sys/bus/vmbus/devices/other/class_id",
+            "{f8615163-df3e-46c5-913f-f2d2f965ed0e}\n",
+        );
+        machine.file(&format!("{DEVICE}/class_id"), &format!("{{{CLASS_ID}}}\n"));
+        machine
+    }
+
+    fn root(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn file(&self, path: &str, text: &str) -> &Self {
+        write(self.root(), path, text);
+        self
+    }
+
+    fn in_box(self) -> Self {
+        self.file(
+            &format!("host/lib/modules/{RELEASE}/modules.dep"),
+            "kernel/drivers/hv/hv_balloon.ko.zst: kernel/drivers/hv/hv_vmbus.ko.zst\n\
+             kernel/drivers/hv/hv_azure_blob.ko.zst: kernel/drivers/hv/hv_vmbus.ko.zst\n",
+        );
+        self
+    }
+
+    fn prebuilt(self, signer: &str) -> Self {
+        self.file(&format!("prebuilt/{RELEASE}/azb_vsc.ko"), "module");
+        let mut file = File::open(self.root().join(format!("prebuilt/{RELEASE}/azb_vsc.ko"))).unwrap();
+        let digest = manifest::digest(&mut file).unwrap();
+        self.manifest(RELEASE, RELEASE, &digest, signer)
+    }
+
+    fn manifest(self, release: &str, vermagic: &str, digest: &str, signer: &str) -> Self {
+        self.file(
+            &format!("prebuilt/{RELEASE}/azb_vsc.json"),
+            &format!(
+                r#"{{"release":"{release}","vermagic":"{vermagic} SMP","sha256":"{digest}","signer":{signer}}}"#
+            ),
+        );
+        self
+    }
+
+    fn config(&self) -> LoaderConfig {
+        LoaderConfig {
+            root: self.root().to_owned(),
+            host_root: self.root().join("host"),
+            prebuilt: self.root().join("prebuilt"),
+            source: self.source.clone(),
+            state: self.root().join("run"),
+            node_wait: Duration::from_millis(60),
+            lock_wait: Duration::from_millis(60),
+            ..LoaderConfig::default()
+        }
+    }
+
+    fn loader(&self) -> Loader<FakeSystem> {
+        let system = FakeSystem {
+            root: self.root().to_owned(),
+            behavior: self.behavior,
+            calls: Arc::clone(&self.calls),
+        };
+        Loader::with_system(self.config(), system)
+    }
+
+    fn load(&self) -> Report {
+        self.loader().load().unwrap()
+    }
+
+    fn calls(&self) -> Vec<String> {
+        std::mem::take(&mut *self.calls.lock().unwrap())
+    }
+
+    fn state(&self) -> Option<State> {
+        State::read(&self.config()).unwrap()
+    }
+}
+
+fn ready() -> Outcome {
+    Outcome::Ready { abi: Abi::List }
+}
+
+fn loaded(module: &str) -> ModuleStep {
+    ModuleStep::Loaded {
+        module: module.to_owned(),
+        abi: Abi::List,
+    }
+}
+
+/// The step of a rung that was tried.
+fn step(report: &Report, rung: modules::Rung) -> ModuleStep {
+    report
+        .steps
+        .iter()
+        .find_map(|step| match (rung, step) {
+            (modules::Rung::InBox, Step::InBox(step))
+            | (modules::Rung::Prebuilt, Step::Prebuilt(step))
+            | (modules::Rung::Build, Step::Build(step)) => Some(step.clone()),
+            _ => None,
+        })
+        .unwrap()
+}
+
+#[test]
+fn rung_0_a_machine_without_the_bus_is_left_alone() {
+    let machine = Machine::new().in_box().prebuilt("null");
+    let report = machine.load();
+    assert_eq!(report.outcome, Outcome::NotOffered { vmbus: false });
+    assert_eq!(report.code(), "NotOffered");
+    assert!(report.steps.is_empty());
+    assert!(machine.calls().is_empty());
+    assert!(!machine.config().state.exists());
+    let sentence = report.to_string();
+    assert!(
+        sentence.starts_with("not offered:") && !sentence.contains('\n'),
+        "{sentence}"
+    );
+}
+
+#[test]
+fn rung_0_other_devices_of_the_bus_are_not_ours() {
+    let machine = Machine::new().in_box().prebuilt("null");
+    machine.file(
+        "sys/bus/vmbus/devices/other/class_id",
+        "{f8615163-df3e-46c5-913f-f2d2f965ed0e}\n",
+    );
+    assert_eq!(machine.load().outcome, Outcome::NotOffered { vmbus: true });
+    assert!(machine.calls().is_empty());
+}
+
+#[test]
+fn rung_1_a_node_that_answers_is_used_as_it_is() {
+    let machine = Machine::offered().in_box().prebuilt("null");
+    machine.file("dev/azure_blob", "");
+    let report = machine.load();
+    assert_eq!(report.outcome, ready());
+    assert_eq!(report.code(), "NodePresent");
+    assert_eq!(report.steps, [Step::Node(NodeStep::Present { abi: Abi::List })]);
+    assert!(machine.calls().is_empty());
+    assert_eq!(machine.state(), None);
+}
+
+#[test]
+fn rung_1_a_node_that_nobody_understands_is_reported() {
+    let mut machine = Machine::offered();
+    machine.file("dev/azure_blob", "");
+    machine.behavior.speaks = false;
+    let report = machine.load();
+    assert_eq!(report.outcome, Outcome::Https);
+    let Some(Step::Node(NodeStep::Unusable { reason })) = report.steps.first() else {
+        panic!("{report:?}");
+    };
+    assert!(reason.contains("neither known ABI"), "{reason}");
+}
+
+#[test]
+fn rung_2_the_kernels_own_module_comes_first() {
+    let machine = Machine::offered().in_box().prebuilt("null");
+    let report = machine.load();
+    assert_eq!(report.outcome, ready());
+    assert_eq!(report.code(), "InBox");
+    assert_eq!(step(&report, modules::Rung::InBox), loaded(IN_BOX));
+    assert_eq!(machine.calls(), ["modprobe hv_azure_blob"]);
+    let state = machine.state().unwrap();
+    assert_eq!((state.module.as_str(), state.digest), (IN_BOX, None));
+}
+
+#[test]
+fn rung_2_a_similar_name_is_another_module() {
+    let machine = Machine::offered();
+    machine.file(
+        &format!("host/lib/modules/{RELEASE}/modules.dep"),
+        "kernel/hv_azure_blob_test.ko:\nkernel/xhv_azure_blob.ko:\nkernel/other.ko: kernel/hv_azure_blob.ko\n",
+    );
+    let report = machine.load();
+    assert_eq!(step(&report, modules::Rung::InBox), ModuleStep::None);
+    assert!(machine.calls().is_empty());
+}
+
+#[test]
+fn rung_2_what_modprobe_says_is_kept_and_the_next_rung_tried() {
+    let mut machine = Machine::offered().in_box().prebuilt("null");
+    machine.behavior.modprobe = false;
+    let report = machine.load();
+    assert_eq!(report.outcome, ready());
+    assert_eq!(
+        step(&report, modules::Rung::InBox),
+        ModuleStep::Refused {
+            reason: "modprobe: ERROR: could not insert 'hv_azure_blob': No such device".to_owned()
+        }
+    );
+    assert_eq!(step(&report, modules::Rung::Prebuilt), loaded(OURS));
+}
+
+#[test]
+fn rung_3_a_prebuilt_module_for_exactly_this_kernel_is_loaded() {
+    let machine = Machine::offered().prebuilt("null");
+    let report = machine.load();
+    assert_eq!(report.outcome, ready());
+    assert_eq!(report.code(), "Prebuilt");
+    assert_eq!(machine.calls(), ["finit_module"]);
+    let state = machine.state().unwrap();
+    assert_eq!((state.module.as_str(), state.release.as_str()), (OURS, RELEASE));
+    assert_eq!(state.digest.unwrap().len(), 64);
+
+    // Once more: the node is there, and nothing is done.
+    let report = machine.load();
+    assert_eq!(report.code(), "NodePresent");
+    assert!(machine.calls().is_empty());
+    assert!(machine.state().is_some());
+}
+
+#[test]
+fn rung_3_none_for_this_kernel() {
+    let machine = Machine::offered();
+    machine.file("prebuilt/6.12.1-other/azb_vsc.json", "{}");
+    assert_eq!(step(&machine.load(), modules::Rung::Prebuilt), ModuleStep::None);
+}
+
+#[test]
+fn rung_3_a_file_or_manifest_that_does_not_fit_is_not_loaded() {
+    for (machine, expected) in [
+        (
+            Machine::offered()
+                .prebuilt("null")
+                .manifest(RELEASE, RELEASE, &"0".repeat(64), "null"),
+            "its manifest says 000",
+        ),
+        (
+            Machine::offered()
+                .prebuilt("null")
+                .manifest("6.1.0-other", "6.1.0-other", "00", "null"),
+            "is for kernel 6.1.0-other",
+        ),
+        (
+            Machine::offered()
+                .prebuilt("null")
+                .manifest(RELEASE, "6.1.0-other", "00", "null"),
+            "is for kernel",
+        ),
+        (
+            Machine::offered()
+                .prebuilt("null")
+                .manifest(RELEASE, RELEASE, "00", "7"),
+            "azb_vsc.json",
+        ),
+        (
+            Machine::offered().manifest(RELEASE, RELEASE, "00", "null"),
+            "azb_vsc.ko",
+        ),
+    ] {
+        let report = machine.load();
+        let ModuleStep::Unfit { problem } = step(&report, modules::Rung::Prebuilt) else {
+            panic!("{report:?}");
+        };
+        assert!(problem.contains(expected), "{problem}");
+        assert!(machine.calls().is_empty());
+        assert_eq!(machine.state(), None);
+    }
+}
+
+/// A file that restricts the kernel, what it holds, and what it is then called.
+const RESTRICTIONS: [(&str, &str, Restriction); 5] = [
+    (
+        "sys/kernel/security/lockdown",
+        "none [integrity] confidentiality\n",
+        Restriction::Lockdown,
+    ),
+    (
+        "sys/kernel/security/lockdown",
+        "none integrity [confidentiality]\n",
+        Restriction::Lockdown,
+    ),
+    (
+        "sys/module/module/parameters/sig_enforce",
+        "Y\n",
+        Restriction::SigEnforce,
+    ),
+    (SECURE_BOOT, "\x06\0\0\0\x01", Restriction::SecureBoot),
+    (
+        "proc/sys/kernel/modules_disabled",
+        "1\n",
+        Restriction::ModulesDisabled,
+    ),
+];
+
+#[test]
+fn rung_3_an_unsigned_module_is_not_tried_where_the_kernel_would_refuse_it() {
+    for (path, text, by) in RESTRICTIONS {
+        let machine = Machine::offered().prebuilt("null");
+        machine.file(path, text);
+        let report = machine.load();
+        assert_eq!(
+            step(&report, modules::Rung::Prebuilt),
+            ModuleStep::Forbidden { by },
+            "{path}"
+        );
+        assert_eq!(report.outcome, Outcome::Https);
+        assert!(machine.calls().is_empty(), "{path}");
+        assert!(report.to_string().contains(&by.to_string()));
+    }
+}
+
+#[test]
+fn rung_3_a_signed_module_is_tried_unless_modules_are_off() {
+    for (path, text, by) in RESTRICTIONS {
+        let machine = Machine::offered().prebuilt(r#""Build key""#);
+        machine.file(path, text);
+        let step = step(&machine.load(), modules::Rung::Prebuilt);
+        if by == Restriction::ModulesDisabled {
+            assert_eq!(step, ModuleStep::Forbidden { by });
+        } else {
+            assert_eq!(step, loaded(OURS), "{path}");
+        }
+    }
+}
+
+#[test]
+fn rung_2_is_signed_by_the_distribution_and_stopped_only_when_modules_are_off() {
+    for (path, text, by) in RESTRICTIONS {
+        let machine = Machine::offered().in_box();
+        machine.file(path, text);
+        let step = step(&machine.load(), modules::Rung::InBox);
+        if by == Restriction::ModulesDisabled {
+            assert_eq!(step, ModuleStep::Forbidden { by });
+        } else {
+            assert_eq!(step, loaded(IN_BOX), "{path}");
+        }
+    }
+}
+
+#[test]
+fn restrictions_that_are_off_do_not_restrict() {
+    let machine = Machine::offered().prebuilt("null");
+    machine
+        .file(
+            "sys/kernel/security/lockdown",
+            "[none] integrity confidentiality\n",
+        )
+        .file("sys/module/module/parameters/sig_enforce", "N\n")
+        .file(SECURE_BOOT, "\x06\0\0\0\0")
+        .file("proc/sys/kernel/modules_disabled", "0\n");
+    assert_eq!(machine.load().outcome, ready());
+}
+
+#[test]
+fn rung_3_the_kernels_refusal_is_kept() {
+    for (errno, expected) in [
+        (Errno::ENOEXEC, "Exec format error"),
+        (Errno::EKEYREJECTED, "Key was rejected by service"),
+    ] {
+        let mut machine = Machine::offered().prebuilt("null");
+        machine.behavior.load = Err(errno);
+        let report = machine.load();
+        assert_eq!(
+            step(&report, modules::Rung::Prebuilt),
+            ModuleStep::Refused {
+                reason: expected.to_owned()
+            }
+        );
+        assert_eq!(report.code(), "NoModule");
+        assert_eq!(machine.state(), None);
+    }
+}
+
+#[test]
+fn a_module_without_a_node_is_reported_and_remembered() {
+    let mut machine = Machine::offered().prebuilt("null");
+    machine.behavior.node = false;
+    let report = machine.load();
+    assert_eq!(
+        step(&report, modules::Rung::Prebuilt),
+        ModuleStep::NoNode {
+            module: OURS.to_owned()
+        }
+    );
+    assert_eq!(machine.state().unwrap().module, OURS);
+    // It is not loaded twice.
+    machine.calls();
+    machine.load();
+    assert!(machine.calls().is_empty());
+}
+
+#[test]
+fn a_device_of_another_driver_is_left_to_it() {
+    let machine = Machine::offered().in_box().prebuilt("null");
+    fs::create_dir_all(machine.root().join("sys/bus/vmbus/drivers/uio_hv_generic")).unwrap();
+    symlink(
+        "../../drivers/uio_hv_generic",
+        machine.root().join(DEVICE).join("driver"),
+    )
+    .unwrap();
+    let report = machine.load();
+    let taken = ModuleStep::Taken {
+        driver: "uio_hv_generic".to_owned(),
+    };
+    assert_eq!(step(&report, modules::Rung::InBox), taken);
+    assert_eq!(step(&report, modules::Rung::Prebuilt), taken);
+    assert!(machine.calls().is_empty());
+}
+
+#[test]
+fn rung_4_is_off_by_default() {
+    let machine = Machine::offered();
+    assert_eq!(step(&machine.load(), modules::Rung::Build), ModuleStep::Off);
+}
+
+fn with_source(makefile: &str) -> Machine {
+    let mut machine = Machine::offered();
+    machine.file("source/Makefile", makefile);
+    machine.file("source/include/x.h", "");
+    machine.source = Some(machine.root().join("source"));
+    machine
+}
+
+#[test]
+fn rung_4_builds_against_the_headers_of_the_node() {
+    let machine = with_source("modules: include/x.h\n\techo $(KDIR) >azb_vsc.ko\n");
+    machine.file("host/usr/src/linux-headers/Makefile", "");
+    fs::create_dir_all(machine.root().join(format!("host/lib/modules/{RELEASE}"))).unwrap();
+    symlink(
+        "/usr/src/linux-headers",
+        machine.root().join(format!("host/lib/modules/{RELEASE}/build")),
+    )
+    .unwrap();
+    let report = machine.load();
+    assert_eq!(step(&report, modules::Rung::Build), loaded(OURS));
+    assert_eq!(report.code(), "Built");
+    let calls = machine.calls();
+    assert!(
+        calls[0].ends_with(&format!("KDIR=/lib/modules/{RELEASE}/build modules")),
+        "{calls:?}"
+    );
+    assert_eq!(calls[1], "finit_module");
+    assert!(machine.state().unwrap().digest.is_some());
+}
+
+#[test]
+fn rung_4_without_headers_there_is_nothing_to_build() {
+    let machine = with_source("modules:\n\techo >azb_vsc.ko\n");
+    assert_eq!(step(&machine.load(), modules::Rung::Build), ModuleStep::None);
+    assert!(machine.calls().is_empty());
+}
+
+#[test]
+fn rung_4_a_failed_build_tells_its_last_lines() {
+    let machine = with_source("modules:\n\t@echo 'azb_main.c:1: error: no such kernel' >&2; exit 1\n");
+    machine.file(&format!("host/lib/modules/{RELEASE}/build/Makefile"), "");
+    let report = machine.load();
+    let ModuleStep::BuildFailed { output } = step(&report, modules::Rung::Build) else {
+        panic!("{report:?}");
+    };
+    assert!(output.contains("no such kernel"), "{output}");
+}
+
+#[test]
+fn one_loader_at_a_time() {
+    let machine = Machine::offered().prebuilt("null");
+    let held = Lock::take(&machine.config()).unwrap();
+    let error = machine.loader().load().unwrap_err();
+    assert!(matches!(error, LoaderError::Locked { .. }), "{error}");
+    assert!(machine.calls().is_empty());
+    drop(held);
+    assert_eq!(machine.load().outcome, ready());
+}
+
+#[test]
+fn loaders_that_start_together_load_once() {
+    let machine = Machine::offered().prebuilt("null");
+    let mut config = machine.config();
+    config.lock_wait = Duration::from_secs(60);
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..8)
+            .map(|_| {
+                let system = machine.loader().system;
+                let config = config.clone();
+                scope.spawn(move || Loader::with_system(config, system).load().unwrap())
+            })
+            .collect();
+        for run in runs {
+            assert_eq!(run.join().unwrap().outcome, ready());
+        }
+    });
+    assert_eq!(machine.calls(), ["finit_module"]);
+}
+
+#[test]
+fn the_state_of_another_start_or_a_broken_one_counts_as_none() {
+    let machine = Machine::offered().prebuilt("null");
+    machine.load();
+    assert!(machine.state().is_some());
+    machine.file("proc/sys/kernel/random/boot_id", "boot-2\n");
+    assert_eq!(machine.state(), None);
+    machine.file("run/driver.json", "{");
+    assert_eq!(machine.state(), None);
+}
+
+#[test]
+fn unload_takes_away_only_what_load_has_brought() {
+    let machine = Machine::offered().prebuilt("null");
+    assert_eq!(machine.loader().unload().unwrap(), Unloaded::NotLoaded);
+
+    machine.file("sys/module/azb_vsc/refcnt", "0\n");
+    assert_eq!(
+        machine.loader().unload().unwrap(),
+        Unloaded::NotOurs {
+            module: OURS.to_owned()
+        }
+    );
+    assert!(machine.calls().is_empty());
+    fs::remove_dir_all(machine.root().join("sys/module/azb_vsc")).unwrap();
+
+    machine.load();
+    machine.calls();
+    assert_eq!(
+        machine.loader().unload().unwrap(),
+        Unloaded::Done {
+            module: OURS.to_owned()
+        }
+    );
+    assert_eq!(machine.calls(), ["delete_module azb_vsc"]);
+    assert_eq!(machine.state(), None);
+}
+
+#[test]
+fn a_module_in_use_is_never_unloaded() {
+    let mut machine = Machine::offered().prebuilt("null");
+    machine.load();
+    machine.calls();
+    machine.file("sys/module/azb_vsc/refcnt", "2\n");
+    let in_use = |users| Unloaded::InUse {
+        module: OURS.to_owned(),
+        users,
+    };
+    assert_eq!(machine.loader().unload().unwrap(), in_use(2));
+    assert!(machine.calls().is_empty(), "it was not even tried");
+
+    // Opened between our look and the call: the kernel refuses.
+    machine.file("sys/module/azb_vsc/refcnt", "0\n");
+    machine.behavior.unload = Err(Errno::EWOULDBLOCK);
+    assert_eq!(machine.loader().unload().unwrap(), in_use(0));
+    assert!(machine.state().is_some());
+
+    machine.behavior.unload = Err(Errno::EPERM);
+    assert!(matches!(
+        machine.loader().unload().unwrap(),
+        Unloaded::Refused { .. }
+    ));
+}
+
+const ORPHAN: &str = "sys/bus/vmbus/devices/d4573da2-2caa-4711-a8f9-bbabf4ee9685";
+
+#[test]
+fn the_companion_device_is_kept_from_drivers() {
+    let machine = Machine::offered();
+    machine
+        .file(
+            &format!("{ORPHAN}/device_id"),
+            "{d4573da2-2caa-4711-a8f9-bbabf4ee9685}\n",
+        )
+        .file(&format!("{ORPHAN}/driver_override"), "(null)\n");
+    assert_eq!(machine.loader().status().unwrap().orphan, Orphan::Free);
+    assert_eq!(machine.load().orphan, Orphan::Kept);
+    assert_eq!(machine.loader().status().unwrap().orphan, Orphan::Kept);
+
+    symlink("../../drivers/hv_pci", machine.root().join(ORPHAN).join("driver")).unwrap();
+    assert_eq!(
+        machine.load().orphan,
+        Orphan::Bound {
+            driver: "hv_pci".to_owned()
+        }
+    );
+}
+
+#[test]
+fn the_companion_device_is_not_touched_without_the_device() {
+    let machine = Machine::new();
+    machine
+        .file(
+            &format!("{ORPHAN}/device_id"),
+            "{d4573da2-2caa-4711-a8f9-bbabf4ee9685}\n",
+        )
+        .file(&format!("{ORPHAN}/driver_override"), "(null)\n");
+    machine.load();
+    let text = fs::read_to_string(machine.root().join(ORPHAN).join("driver_override")).unwrap();
+    assert_eq!(text, "(null)\n");
+    assert_eq!(Machine::offered().load().orphan, Orphan::Absent);
+}
+
+#[test]
+fn status_looks_and_does_not_touch() {
+    let machine = Machine::offered().in_box().prebuilt("null");
+    machine.file("sys/module/module/parameters/sig_enforce", "Y\n");
+    let status = machine.loader().status().unwrap();
+    assert!(machine.calls().is_empty());
+    assert!(!machine.config().state.exists());
+    assert_eq!(
+        serde_json::to_value(&status).unwrap(),
+        serde_json::json!({
+            "kernel": RELEASE,
+            "offered": true,
+            "bound_to": null,
+            "node": {"state": "absent"},
+            "modules": [],
+            "restrictions": ["sigEnforce"],
+            "prebuilt": true,
+            "loaded_by_us": null,
+            "orphan": {"state": "absent"},
+        })
+    );
+    machine.file("sys/module/azb_vsc/refcnt", "3\n");
+    let text = machine.loader().status().unwrap().to_string();
+    assert!(text.contains("module: azb_vsc with 3 users"), "{text}");
+    assert!(text.contains("sig_enforce"), "{text}");
+}
+
+#[test]
+fn reports_are_stable_json() {
+    let report = Machine::offered().load();
+    assert_eq!(
+        serde_json::to_value(&report).unwrap(),
+        serde_json::json!({
+            "kernel": RELEASE,
+            "outcome": {"result": "https"},
+            "steps": [
+                {"rung": "node", "state": "absent"},
+                {"rung": "inBox", "state": "none"},
+                {"rung": "prebuilt", "state": "none"},
+                {"rung": "build", "state": "off"},
+            ],
+            "orphan": {"state": "absent"},
+        })
+    );
+}
+
+#[test]
+fn the_digest_is_sha256() {
+    let folder = TempDir::new().unwrap();
+    write(folder.path(), "abc", "abc");
+    let digest = manifest::digest(&mut File::open(folder.path().join("abc")).unwrap()).unwrap();
+    assert_eq!(
+        digest,
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    );
+}
+
+#[test]
+fn the_real_system_runs_programs() {
+    let ran = Kernel
+        .run(Path::new("/"), "sh", &["-c", "echo out; echo err >&2; exit 3"])
+        .unwrap();
+    assert!(!ran.success);
+    assert_eq!(ran.output, "out\nerr\n");
+}
