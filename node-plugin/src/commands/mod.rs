@@ -2,6 +2,7 @@
 
 pub mod controller;
 pub mod doctor;
+pub mod driver;
 pub mod mount;
 pub mod node;
 pub mod size;
@@ -49,6 +50,8 @@ pub enum Command {
     Mount(mount::MountArgs),
     /// Say what works on this machine: the channel's device, FUSE, mounts, and why HTTPS is used.
     Doctor(doctor::DoctorArgs),
+    /// Load, inspect or unload the kernel module behind the channel.
+    Driver(driver::DriverArgs),
 }
 
 impl Cli {
@@ -61,6 +64,7 @@ impl Cli {
             }
             Command::Mount(args) => runtime()?.block_on(mount::run(args)),
             Command::Doctor(args) => runtime()?.block_on(doctor::run(args)),
+            Command::Driver(args) => driver::run(&args),
         }
     }
 }

@@ -16,7 +16,8 @@ mod system;
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use vsc_driver::loader::Outcome;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
@@ -42,6 +43,11 @@ fn main() -> ExitCode {
 /// Mounts, the software host, and a service behind it. The module itself is loaded by the first case.
 fn prepare() -> Result<runner::Bench> {
     system::mount_all()?;
+    let report = system::loader().load()?;
+    ensure!(
+        report.outcome == Outcome::NotOffered { vmbus: false },
+        "before there is a bus: {report}"
+    );
     system::load_module("/modules/swhost.ko").context("the software host")?;
     runner::Bench::new()
 }

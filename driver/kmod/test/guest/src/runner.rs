@@ -10,7 +10,7 @@ use anyhow::{Result, anyhow, ensure};
 
 use crate::host::Host;
 use crate::service::{Mode, Service};
-use crate::system::{MODULE, load_module, wait_node, wait_unpinned};
+use crate::system::{load, wait_node, wait_unpinned};
 
 /// Longest a case may take. The slowest waits several seconds for the driver, on a machine in software emulation.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -80,7 +80,7 @@ fn run_one(bench: &Bench, case: Case) -> Outcome {
     let bench = Arc::new(bench.clone());
     std::thread::spawn(move || {
         let result = catch_unwind(AssertUnwindSafe(|| {
-            bench.service.set(Mode::Serve);
+            bench.service.begin();
             let result = (case.run)(&bench);
             bench.service.set(Mode::Serve);
             result.and_then(|()| settle(&bench))
@@ -108,7 +108,7 @@ fn recover(bench: &Bench) {
     bench.service.let_go();
     bench.service.trouble();
     if !Path::new("/sys/module/azb_vsc").exists()
-        && let Err(error) = load_module(MODULE)
+        && let Err(error) = load()
     {
         println!("recovering: {error:#}");
     }

@@ -95,6 +95,8 @@ pub(crate) fn checksum(bytes: &[u8]) -> u64 {
 struct State {
     mode: Mode,
     held: Vec<Packet>,
+    /// Ids that a case has taken since the last [`Service::let_go`]; it may have answered them or not.
+    taken: Vec<u64>,
     /// One packet has been taken out and waits for the mode to change.
     stalled: bool,
     /// What went wrong on the host's side; fails the case.
@@ -122,6 +124,7 @@ impl Service {
             state: Mutex::new(State {
                 mode: Mode::Serve,
                 held: Vec::new(),
+                taken: Vec::new(),
                 stalled: false,
                 trouble: Vec::new(),
             }),
@@ -175,6 +178,10 @@ impl Service {
             drop(state);
             if let Err(error) = self.serve(&packet) {
                 self.complain(format!("{error:#}"));
+                // The caller must not wait for ever; its case fails by the complaint.
+                if let Err(error) = self.host().answer(packet.id, u32::MAX, 0) {
+                    self.complain(format!("{error:#}"));
+                }
             }
         }
     }
@@ -236,7 +243,9 @@ impl Service {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
-        Ok(state.held.drain(..n).collect())
+        let taken: Vec<Packet> = state.held.drain(..n).collect();
+        state.taken.extend(taken.iter().map(|packet| packet.id));
+        Ok(taken)
     }
 
     /// The one request that is held.
@@ -247,12 +256,25 @@ impl Service {
     /// Ends whatever a failed case has left with the host.
     pub(crate) fn let_go(&self) {
         self.set(Mode::Serve);
-        let left = std::mem::take(&mut self.state().held);
-        for packet in left {
-            if let Err(error) = self.host().answer(packet.id, u32::MAX, 0) {
+        let left = {
+            let mut state = self.state();
+            let mut left = std::mem::take(&mut state.taken);
+            left.extend(state.held.drain(..).map(|packet| packet.id));
+            left
+        };
+        for id in left {
+            // An id that was answered before is unknown by now, and a channel may be gone.
+            if let Err(error) = self.host().answer(id, u32::MAX, 0) {
                 println!("service: {error:#}");
+                break;
             }
         }
+    }
+
+    /// A new case: what the former one has taken, it has answered.
+    pub(crate) fn begin(&self) {
+        self.set(Mode::Serve);
+        self.state().taken.clear();
     }
 
     /// Whether nothing is held.

@@ -4,15 +4,14 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::kmod::{DeleteModuleFlags, ModuleInitFlags, delete_module, finit_module};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
+use vsc_driver::loader::{Loader, LoaderConfig, Outcome};
 
 /// The node under test.
 pub(crate) const NODE: &str = "/dev/azure_blob";
-/// The module under test.
-pub(crate) const MODULE: &str = "/modules/azb_vsc.ko";
 /// The listing of requests that the host holds.
 pub(crate) const DEBUGFS: &str = "/sys/kernel/debug/azb_vsc";
 /// The device below the bus, as the software host names it.
@@ -42,6 +41,21 @@ pub(crate) fn load_module(path: impl AsRef<Path>) -> Result<()> {
     let file = File::open(path).with_context(|| path.display().to_string())?;
     finit_module(&file, c"", ModuleInitFlags::empty())
         .with_context(|| format!("finit_module {}", path.display()))
+}
+
+/// The project's loader, on this machine.
+pub(crate) fn loader() -> Loader {
+    Loader::new(LoaderConfig {
+        prebuilt: "/modules".into(),
+        ..LoaderConfig::default()
+    })
+}
+
+/// Loads the module under test, and waits for its node.
+pub(crate) fn load() -> Result<()> {
+    let report = loader().load()?;
+    ensure!(matches!(report.outcome, Outcome::Ready { .. }), "{report}");
+    Ok(())
 }
 
 /// Unloads the module under test; fails at once while it is in use.

@@ -13,7 +13,7 @@ use crate::memory::{Memory, PAGE};
 use crate::runner::Bench;
 use crate::service::{Mode, Task, pattern};
 use crate::signals::{install_handler, send_signal};
-use crate::system::{MODULE, SOON, load_module, pending, pinned, unload_module, wait_node, wait_until};
+use crate::system::{SOON, load, pending, pinned, unload_module, wait_node, wait_unpinned, wait_until};
 
 static SIGNALS: AtomicUsize = AtomicUsize::new(0);
 
@@ -42,8 +42,9 @@ pub(crate) fn plain_signal(bench: &Bench) -> Result<()> {
 
 /// Kills a waiting task. It is gone before the host answers, its pages are not.
 fn killed(bench: &Bench, role: &str, file: Option<&std::fs::File>) -> Result<()> {
+    // The pages of a request before this one may still be on their way.
+    wait_unpinned()?;
     bench.service.set(Mode::Hold);
-    let before = pinned()?;
     let mut child = child::start(role, file)?;
     let packet = bench.service.take_one()?;
     ensure!(
@@ -60,7 +61,7 @@ fn killed(bench: &Bench, role: &str, file: Option<&std::fs::File>) -> Result<()>
         listing.len() == 1 && listing[0].ends_with(" abandoned"),
         "the listing is {listing:?}"
     );
-    let pinned_now = pinned()? - before;
+    let pinned_now = pinned()?;
     ensure!(
         pinned_now >= (CHILD_DATA / PAGE) as u64 + 2,
         "{pinned_now} pages are pinned"
@@ -102,8 +103,7 @@ pub(crate) fn unload_refused(_: &Bench) -> Result<()> {
     drop(device);
     unload_module().context("unloading an idle module")?;
     wait_node(false)?;
-    load_module(MODULE)?;
-    wait_node(true)
+    load()
 }
 
 /// Unloading with an abandoned request waits for the host's answer.
@@ -119,6 +119,5 @@ pub(crate) fn unload_waits(bench: &Bench) -> Result<()> {
     ensure!(!unload.is_finished(), "the module did not wait");
     bench.service.serve(&packet)?;
     unload.join().map_err(|_| anyhow!("unloading panicked"))??;
-    load_module(MODULE)?;
-    wait_node(true)
+    load()
 }

@@ -53,6 +53,7 @@ pub(crate) fn all() -> Vec<Case> {
         hostile::answered_twice,
         hostile::wrong_type,
         hostile::flood,
+        whole::loader_unloads,
         lifetime::plain_signal,
         lifetime::killed_private,
         lifetime::killed_shared,
@@ -63,6 +64,7 @@ pub(crate) fn all() -> Vec<Case> {
         removal::channel_reopens,
         removal::under_load,
         removal::unbind,
+        whole::loader_meets_modules_disabled,
         whole::clean_kernel,
     ]
 }

@@ -4,15 +4,21 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 
 use anyhow::{Result, ensure};
 use vsc_driver::channel::Abi;
+use vsc_driver::loader::{Module, ModuleStep, NodeStep, Outcome, Restriction, Step, Unloaded};
 
-use crate::client::Line;
+use crate::client::{Device, Line};
 use crate::runner::Bench;
-use crate::system::{MODULE, NODE, kernel_log, load_module, wait_node};
+use crate::system::{NODE, kernel_log, loader};
 
-/// The module loads, finds the offer and makes the node, for root alone.
+/// The loader finds the prebuilt module, the kernel takes it, and the node is there, for root alone.
 pub(crate) fn load(_: &Bench) -> Result<()> {
-    load_module(MODULE)?;
-    wait_node(true)?;
+    let report = loader().load()?;
+    ensure!(report.code() == "Prebuilt", "{report}");
+    ensure!(
+        report.outcome == Outcome::Ready { abi: Abi::List },
+        "{:?}",
+        report.outcome
+    );
     let meta = std::fs::metadata(NODE)?;
     ensure!(meta.file_type().is_char_device(), "the node is no device");
     ensure!(
@@ -20,9 +26,45 @@ pub(crate) fn load(_: &Bench) -> Result<()> {
         "mode {:o}",
         meta.permissions().mode()
     );
-    let line = Line::open(1)?;
-    ensure!(line.channel.abi() == Abi::List, "ABI {:?}", line.channel.abi());
-    line.read(4096, 1)
+    Line::open(1)?.read(4096, 1)?;
+    // Once more: in service already.
+    let report = loader().load()?;
+    ensure!(report.code() == "NodePresent", "{report}");
+    Ok(())
+}
+
+/// The loader leaves a module alone that somebody uses, and takes it away when nobody does.
+pub(crate) fn loader_unloads(_: &Bench) -> Result<()> {
+    let device = Device::open()?;
+    let in_use = loader().unload()?;
+    ensure!(
+        matches!(&in_use, Unloaded::InUse { users: 1, .. }),
+        "with an open node: {in_use:?}"
+    );
+    ensure!(
+        loader().status()?.modules
+            == [Module {
+                name: "azb_vsc".to_owned(),
+                users: 1
+            }],
+        "{}",
+        loader().status()?
+    );
+    drop(device);
+    let done = loader().unload()?;
+    ensure!(matches!(&done, Unloaded::Done { .. }), "{done:?}");
+    ensure!(
+        !std::path::Path::new("/sys/module/azb_vsc").exists(),
+        "the module is still there"
+    );
+    let status = loader().status()?;
+    ensure!(
+        status.offered && status.bound_to.is_none() && status.node == NodeStep::Absent && status.prebuilt,
+        "{status}"
+    );
+    let report = loader().load()?;
+    ensure!(report.code() == "Prebuilt", "{report}");
+    Ok(())
 }
 
 /// All cases before this one are ordinary operation: the module has nothing to say about it.
@@ -44,6 +86,22 @@ fn is_loading_note(line: &str) -> bool {
     ]
     .iter()
     .any(|note| line.contains(note))
+}
+
+/// A kernel that takes no more modules is recognized. Cannot be undone, so it comes last.
+pub(crate) fn loader_meets_modules_disabled(_: &Bench) -> Result<()> {
+    let done = loader().unload()?;
+    ensure!(matches!(&done, Unloaded::Done { .. }), "{done:?}");
+    std::fs::write("/proc/sys/kernel/modules_disabled", "1")?;
+    let report = loader().load()?;
+    let forbidden = Step::Prebuilt(ModuleStep::Forbidden {
+        by: Restriction::ModulesDisabled,
+    });
+    ensure!(
+        report.outcome == Outcome::Https && report.steps.contains(&forbidden),
+        "{report}"
+    );
+    Ok(())
 }
 
 /// No warning, oops, lock or memory report of the kernel in the whole run.
