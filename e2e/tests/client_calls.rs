@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A failed unwrap is a failed test.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use blob_client::auth::Credentials;
+use blob_client::auth::{Credentials, TokenSource};
+use blob_client::secret::Secret;
 use blob_client::transport::Transport;
 use blob_client::transport::failover::{Paths, TransportMode};
 use blob_client::{
@@ -12,7 +15,7 @@ use blob_client::{
     Metadata, PutOptions,
 };
 use bytes::Bytes;
-use e2e::store::{BlobStore, DEV_ACCOUNT, DEV_KEY, Server, StoreConfig};
+use e2e::store::{AccountKey, BlobStore, DEV_ACCOUNT, DEV_KEY, SasOptions, Server, StoreConfig};
 use e2e::vsp::{Backend, HttpBackend, MockVsp};
 use vsc_driver::buffer::Arena;
 
@@ -139,6 +142,7 @@ over_both!(
     copies,
     leases,
     refused_credentials_say_what_to_look_at,
+    a_container_sas_is_enough,
 );
 
 async fn containers(service: &Service) {
@@ -570,4 +574,81 @@ async fn refused_credentials_say_what_to_look_at(service: &Service) {
         expired.contains("azurestorageaccountsastoken") && expired.contains("expired at 2020-01-01"),
         "{expired}"
     );
+}
+
+async fn a_container_sas_is_enough(service: &Service) {
+    let c = service.container().await;
+    let key = AccountKey::new(DEV_ACCOUNT, DEV_KEY).unwrap();
+    let sas = |permissions: &str| {
+        let options = SasOptions::new(permissions, Duration::from_secs(3600));
+        let sas = key.container_sas(c.name(), &options);
+        let client = service.client(Credentials::Sas(sas.into()));
+        client.container(c.name()).unwrap()
+    };
+    let all = sas("racwdl");
+    all.put("a/ä b", body("one"), &PutOptions::default())
+        .await
+        .unwrap();
+    assert_eq!(service.read(&all, "a/ä b").await, b"one");
+    all.copy("a/ä b", None, "b", None, &Condition::absent())
+        .await
+        .unwrap();
+    assert_eq!(all.list(&ListOptions::default()).await.unwrap().items.len(), 2);
+    let read_only = sas("rl");
+    assert_eq!(service.read(&read_only, "b").await, b"one");
+    let error = read_only
+        .put("c", body("x"), &PutOptions::default())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::Denied { .. }), "{error}");
+    assert!(error.to_string().contains("\"rl\""), "{error}");
+    all.delete("b", &Condition::none()).await.unwrap();
+}
+
+/// One token at a time, and the latest the service will take.
+#[derive(Debug)]
+struct Rotating {
+    current: std::sync::atomic::AtomicU32,
+}
+
+#[async_trait::async_trait]
+impl TokenSource for Rotating {
+    async fn token(&self) -> blob_client::Result<Secret<String>> {
+        Ok(format!("token-{}", self.current.load(Ordering::Relaxed)).into())
+    }
+    fn reject(&self) {
+        self.current.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Only the embedded store takes tokens over plain HTTP.
+#[tokio::test]
+async fn tokens_are_sent_and_a_revoked_one_is_replaced() {
+    let store = BlobStore::new(StoreConfig::default()).unwrap();
+    store.accept_token("token-0");
+    let server = store.serve(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let arena = Arena::new(64 << 20).unwrap();
+    let https = Paths::new(None, Arc::clone(&arena), tokio::runtime::Handle::current())
+        .transport(TransportMode::Prefer);
+    let tokens = Arc::new(Rotating { current: 0.into() });
+    let config = ClientConfig::new(server.endpoint(), Credentials::Token(tokens));
+    let c = Client::new(config, https, Arc::clone(&arena))
+        .unwrap()
+        .container("data")
+        .unwrap();
+    c.create(&Metadata::new()).await.unwrap();
+    c.put("s", body("source"), &PutOptions::default()).await.unwrap();
+    store.revoke_token("token-0");
+    store.accept_token("token-1");
+    let id = BlockId(vec![1; 4]);
+    c.stage_from("t", &id, "s", 1..4, None).await.unwrap();
+    c.commit("t", &[BlockRef::Latest(id)], &PutOptions::default())
+        .await
+        .unwrap();
+    let dest = arena.alloc(10).unwrap();
+    let got = c.get("t", 0..10, &Condition::none(), dest).await.unwrap();
+    assert_eq!(&got.buffer[..], b"our");
+    store.revoke_token("token-1");
+    let error = c.head("t", &Condition::none()).await.unwrap_err();
+    assert!(matches!(error, Error::Denied { .. }), "{error}");
 }

@@ -32,9 +32,9 @@ pub struct ClientConfig {
     pub endpoint: url::Url,
     /// Credentials.
     pub credentials: Credentials,
-    /// Whole time a call may take, retries included. Default 60 s.
+    /// Whole time a call may take, retries included. Default 60 s. (A body that keeps moving over a slow line may take longer.)
     pub deadline: Duration,
-    /// One attempt. Default 30 s.
+    /// One attempt without progress. Default 30 s.
     pub attempt_timeout: Duration,
 }
 

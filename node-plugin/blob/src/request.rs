@@ -28,7 +28,7 @@ pub struct Request {
     pub idempotent: bool,
     /// An earlier attempt of this call got no usable answer: failover takes HTTPS when it may.
     pub avoid_channel: bool,
-    /// For this attempt.
+    /// For this attempt: over the channel the whole time it may take, over HTTPS the time in which no byte moves.
     pub timeout: Duration,
 }
 

@@ -10,6 +10,7 @@ use super::lost::not_before;
 use super::retry::{Call, Failed};
 use super::writes::block_call;
 use super::{Container, answers};
+use crate::auth::SourceAccess;
 use crate::error::{Error, Result};
 use crate::types::{BlockId, Condition, ETag, Metadata, Written};
 
@@ -34,31 +35,47 @@ impl Container {
             });
         }
         crate::names::check_blob(source)?;
-        let access = self
-            .account
+        let mut access = self.source_access(source).await?;
+        loop {
+            let mut call = block_call(blob, id)?
+                .header(
+                    "x-ms-copy-source",
+                    &self.source_url(source, access.query.as_deref()),
+                )?
+                .header(
+                    "x-ms-source-range",
+                    &format!("bytes={}-{}", range.start, range.end - 1),
+                )?;
+            if let Some(value) = &access.authorization {
+                call.headers.insert(
+                    HeaderName::from_static("x-ms-copy-source-authorization"),
+                    value.clone(),
+                );
+            }
+            if let Some(etag) = source_etag {
+                call = call.header("x-ms-source-if-match", &etag.0)?;
+            }
+            let failed = match self.execute(call).await {
+                Ok(_) => return Ok(()),
+                Err(failed) => failed,
+            };
+            // The token for the source may be the one that was replaced for the request itself just now.
+            if failed.code == "CannotVerifyCopySource" && access.authorization.is_some() {
+                let renewed = self.source_access(source).await?;
+                if renewed.authorization != access.authorization {
+                    access = renewed;
+                    continue;
+                }
+            }
+            return Err(source_error(source, failed));
+        }
+    }
+
+    async fn source_access(&self, source: &str) -> Result<SourceAccess> {
+        self.account
             .signer
             .source_access(&self.name, source, SystemTime::now())
-            .await?;
-        let mut call = block_call(blob, id)?
-            .header(
-                "x-ms-copy-source",
-                &self.source_url(source, access.query.as_deref()),
-            )?
-            .header(
-                "x-ms-source-range",
-                &format!("bytes={}-{}", range.start, range.end - 1),
-            )?;
-        if let Some(value) = access.authorization {
-            call.headers
-                .insert(HeaderName::from_static("x-ms-copy-source-authorization"), value);
-        }
-        if let Some(etag) = source_etag {
-            call = call.header("x-ms-source-if-match", &etag.0)?;
-        }
-        self.execute(call)
             .await
-            .map_err(|failed| source_error(source, failed))?;
-        Ok(())
     }
 
     /// Copy Blob inside the container, waiting until the copy is complete. `metadata` None keeps the source's (as does an

@@ -17,6 +17,7 @@ use crate::response::Response;
 use crate::transport::{FailureKind, TransportError};
 use crate::types::{Body, Condition};
 
+const USER_AGENT: &str = concat!("vsc-blob-csi/", env!("CARGO_PKG_VERSION"));
 /// The first pause is at most this long, whatever the jitter.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -244,6 +245,7 @@ impl Container {
         let account = &*self.account;
         let mut headers = call.headers.clone();
         headers.insert("x-ms-version", HeaderValue::from_static(API_VERSION));
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
         headers.insert(
             "x-ms-client-request-id",
             header_value(&uuid::Uuid::new_v4().to_string())?,

@@ -34,11 +34,13 @@ impl Sent {
 /// One scripted answer.
 pub(crate) type Step = Box<dyn FnOnce(Request) -> Result<Response, TransportError> + Send>;
 
+type MakeStep = fn() -> Step;
+
 #[derive(Clone, Default)]
 pub(crate) struct Fake {
     steps: Arc<Mutex<VecDeque<Step>>>,
     /// When the script has run out.
-    otherwise: Arc<Mutex<Option<fn() -> Step>>>,
+    otherwise: Arc<Mutex<Option<MakeStep>>>,
     sent: Arc<Mutex<Vec<Sent>>>,
 }
 
@@ -54,7 +56,7 @@ impl Fake {
         self
     }
 
-    pub(crate) fn always(&self, step: fn() -> Step) -> &Self {
+    pub(crate) fn always(&self, step: MakeStep) -> &Self {
         *self.otherwise.lock().unwrap() = Some(step);
         self
     }

@@ -1,7 +1,9 @@
 //! HTTPS (and plain HTTP for emulators): pooled keep-alive connections, bodies sent piece by piece, answers copied once.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::time::Instant;
 use vsc_driver::buffer::Buffer;
 
 use super::counters::Counters;
@@ -31,6 +34,8 @@ const POOL_IDLE: Duration = Duration::from_secs(60);
 const POOL_IDLE_PER_HOST: usize = 64;
 /// One read of the socket at most; reads of this size keep the number of system calls per part low.
 const READ_BUFFER: usize = 512 * 1024;
+/// One frame of a request's body at most.
+const FRAME: usize = 256 * 1024;
 /// A blob may carry 8 KiB of metadata, one header each.
 const MAX_HEADERS: usize = 512;
 /// Bound of bodies that are collected in memory: error texts, block lists (50,000 entries) and listings (5,000 entries).
@@ -77,13 +82,17 @@ impl Https {
         }
     }
 
-    async fn exchange(&self, mut request: Request) -> Result<Response, TransportError> {
+    async fn exchange(
+        &self,
+        mut request: Request,
+        progress: &Arc<Progress>,
+    ) -> Result<Response, TransportError> {
         let pool = self
             .pool
             .as_ref()
             .map_err(|message| unsuitable(message.clone()))?;
         let mut dest = request.dest.take();
-        let body = Pieces::new(&request.body);
+        let body = Pieces::new(&request.body, Arc::clone(progress));
         let mut message = http::Request::new(body);
         *message.method_mut() = request.method;
         *message.uri_mut() = request.url;
@@ -93,15 +102,17 @@ impl Https {
             kind: FailureKind::Unreachable,
             message: chain(&error),
             maybe_executed: !error.is_connect(),
-            retryable: true,
+            // A certificate that is not trusted now will not be trusted in a second.
+            retryable: !is_untrusted(&error),
         })?;
+        progress.note();
         let (head, body) = answer.into_parts();
         let body = match &mut dest {
             Some(buffer) if head.status.is_success() => {
-                receive_into(body, buffer).await?;
+                receive_into(body, buffer, progress).await?;
                 Bytes::new()
             }
-            _ => collect(body).await?,
+            _ => collect(body, progress).await?,
         };
         Ok(Response {
             status: head.status,
@@ -118,19 +129,29 @@ impl Default for Https {
     }
 }
 
+/// A request's timeout is the time in which nothing may move: a large body on a slow line takes as long as it takes, while a
+/// connection that hangs is given up.
 #[async_trait]
 impl Transport for Https {
     async fn send(&self, request: Request) -> Result<Response, TransportError> {
         let (timeout, sent) = (request.timeout, request.body.len());
-        let outcome = match tokio::time::timeout(timeout, self.exchange(request)).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(TransportError {
-                path: HTTPS,
-                kind: FailureKind::TimedOut,
-                message: format!("no complete answer within {timeout:?}"),
-                maybe_executed: true,
-                retryable: true,
-            }),
+        let progress = Arc::new(Progress::new());
+        let mut exchange = std::pin::pin!(self.exchange(request, &progress));
+        let outcome = loop {
+            let stalls_at = progress.latest() + timeout;
+            match tokio::time::timeout_at(stalls_at, &mut exchange).await {
+                Ok(outcome) => break outcome,
+                Err(_) if progress.latest() + timeout > stalls_at => {}
+                Err(_) => {
+                    break Err(TransportError {
+                        path: HTTPS,
+                        kind: FailureKind::TimedOut,
+                        message: format!("no byte moved for {timeout:?}"),
+                        maybe_executed: true,
+                        retryable: true,
+                    });
+                }
+            }
         };
         match &outcome {
             Ok(response) => self.counters.answered(sent, response.payload_len()),
@@ -165,9 +186,13 @@ fn pool(tls: rustls::ClientConfig) -> Pool {
 }
 
 /// Copies a successful body to its destination as it arrives: the one copy of this path.
-async fn receive_into(mut body: Incoming, dest: &mut Buffer) -> Result<(), TransportError> {
+async fn receive_into(
+    mut body: Incoming,
+    dest: &mut Buffer,
+    progress: &Progress,
+) -> Result<(), TransportError> {
     let mut filled = 0;
-    while let Some(data) = next_data(&mut body).await? {
+    while let Some(data) = next_data(&mut body, progress).await? {
         let Some(room) = dest.get_mut(filled..filled + data.len()) else {
             return Err(TransportError {
                 path: HTTPS,
@@ -184,10 +209,10 @@ async fn receive_into(mut body: Incoming, dest: &mut Buffer) -> Result<(), Trans
     Ok(())
 }
 
-async fn collect(mut body: Incoming) -> Result<Bytes, TransportError> {
+async fn collect(mut body: Incoming, progress: &Progress) -> Result<Bytes, TransportError> {
     let mut first = Bytes::new();
     let mut rest: Option<BytesMut> = None;
-    while let Some(data) = next_data(&mut body).await? {
+    while let Some(data) = next_data(&mut body, progress).await? {
         if first.is_empty() && rest.is_none() {
             first = data;
             continue;
@@ -207,11 +232,12 @@ async fn collect(mut body: Incoming) -> Result<Bytes, TransportError> {
     Ok(rest.map_or(first, BytesMut::freeze))
 }
 
-async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, TransportError> {
+async fn next_data(body: &mut Incoming, progress: &Progress) -> Result<Option<Bytes>, TransportError> {
     loop {
         match body.frame().await {
             None => return Ok(None),
             Some(Ok(frame)) => {
+                progress.note();
                 // Trailers carry nothing of ours.
                 if let Ok(data) = frame.into_data() {
                     return Ok(Some(data));
@@ -255,16 +281,58 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
+/// Whether TLS refused the server's certificate.
+fn is_untrusted(error: &(dyn std::error::Error + 'static)) -> bool {
+    if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+        return matches!(tls, rustls::Error::InvalidCertificate(_));
+    }
+    // An io::Error is transparent: its source is the source of what it wraps.
+    let wrapped = error
+        .downcast_ref::<std::io::Error>()
+        .and_then(std::io::Error::get_ref);
+    match wrapped {
+        Some(inner) => is_untrusted(inner),
+        None => error.source().is_some_and(is_untrusted),
+    }
+}
+
+/// When a byte moved last.
+#[derive(Debug)]
+struct Progress {
+    began: Instant,
+    /// Milliseconds after `began`.
+    latest: AtomicU64,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            latest: AtomicU64::new(0),
+        }
+    }
+
+    fn note(&self) {
+        let millis = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.latest.store(millis, Ordering::Relaxed);
+    }
+
+    fn latest(&self) -> Instant {
+        self.began + Duration::from_millis(self.latest.load(Ordering::Relaxed))
+    }
+}
+
 /// A request body that hands hyper its pieces as they are, for a vectored write.
 #[derive(Debug)]
 struct Pieces {
-    rest: std::vec::IntoIter<Bytes>,
+    rest: VecDeque<Bytes>,
     left: u64,
+    progress: Arc<Progress>,
 }
 
 impl Pieces {
-    fn new(body: &Body) -> Self {
-        let pieces: Vec<Bytes> = body
+    fn new(body: &Body, progress: Arc<Progress>) -> Self {
+        let rest = body
             .0
             .iter()
             .map(|piece| match piece {
@@ -274,8 +342,9 @@ impl Pieces {
             .filter(|bytes| !bytes.is_empty())
             .collect();
         Self {
-            rest: pieces.into_iter(),
+            rest,
             left: body.len(),
+            progress,
         }
     }
 }
@@ -284,11 +353,22 @@ impl HttpBody for Pieces {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
+    /// A long piece in several frames, each a view of the same memory: hyper asks for the next one when it has written most
+    /// of the last, and that is the progress that shows.
     fn poll_frame(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Poll::Ready(self.rest.next().map(|bytes| {
+        self.progress.note();
+        let Some(first) = self.rest.front_mut() else {
+            return Poll::Ready(None);
+        };
+        let frame = if first.len() > FRAME {
+            Some(first.split_to(FRAME))
+        } else {
+            self.rest.pop_front()
+        };
+        Poll::Ready(frame.map(|bytes| {
             self.left -= bytes.len() as u64;
             Ok(Frame::data(bytes))
         }))

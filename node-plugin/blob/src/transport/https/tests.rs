@@ -1,1 +1,262 @@
+//! The transport against servers that behave, and servers that do not.
 
+use std::future::Future;
+
+use http::{HeaderMap, Method, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use vsc_driver::buffer::Arena;
+
+use super::*;
+
+/// A server whose connections are handled by `serve`, the how-manieth first; its URL.
+async fn server<F, S>(serve: S) -> String
+where
+    S: Fn(usize, TcpStream) -> F + Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/x", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        for n in 0.. {
+            let Ok((stream, _)) = listener.accept().await else {
+                return;
+            };
+            tokio::spawn(serve(n, stream));
+        }
+    });
+    url
+}
+
+/// Reads one request, up to the end of a body of its Content-Length.
+async fn read_request(stream: &mut TcpStream) -> Option<Vec<u8>> {
+    let mut all = Vec::new();
+    let mut chunk = vec![0; 64 * 1024];
+    loop {
+        if let Some(end) = all.windows(4).position(|w| w == b"\r\n\r\n") {
+            let head = String::from_utf8_lossy(&all[..end]).to_lowercase();
+            let length: usize = head
+                .lines()
+                .find_map(|l| l.strip_prefix("content-length: ")?.parse().ok())
+                .unwrap_or(0);
+            if all.len() >= end + 4 + length {
+                return Some(all);
+            }
+        }
+        match stream.read(&mut chunk).await {
+            Ok(n) if n > 0 => all.extend_from_slice(&chunk[..n]),
+            _ => return None,
+        }
+    }
+}
+
+fn arena() -> Arc<Arena> {
+    Arena::new(64 << 20).unwrap()
+}
+
+fn plain() -> Https {
+    Https::with_roots(rustls::RootCertStore::empty())
+}
+
+fn request(method: Method, url: &str, body: Body, dest: Option<Buffer>) -> Request {
+    let mut headers = HeaderMap::new();
+    if method == Method::PUT {
+        headers.insert(http::header::CONTENT_LENGTH, body.len().into());
+    }
+    Request {
+        method,
+        url: url.parse().unwrap(),
+        headers,
+        body,
+        dest,
+        idempotent: true,
+        avoid_channel: false,
+        timeout: Duration::from_secs(10),
+    }
+}
+
+fn get(url: &str, dest: Option<Buffer>) -> Request {
+    request(Method::GET, url, Body::default(), dest)
+}
+
+fn ok(body: &[u8]) -> Vec<u8> {
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+    [head.as_bytes(), body].concat()
+}
+
+#[tokio::test]
+async fn a_body_of_pieces_arrives_in_order_and_connections_are_kept() {
+    let url = server(|connection, mut stream| async move {
+        while let Some(request) = read_request(&mut stream).await {
+            let head = request.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+            // Which connection, then what was sent.
+            let echo = [&[connection as u8], &request[head..]].concat();
+            stream.write_all(&ok(&echo)).await.unwrap();
+        }
+    })
+    .await;
+    let https = plain();
+    let arena = arena();
+    let long: Vec<u8> = (0..700_000_u32).map(|i| (i / 7) as u8).collect();
+    let mut buffer = arena.alloc(long.len()).unwrap();
+    buffer.copy_from_slice(&long);
+    let body = Body(vec![
+        Piece::Bytes(Bytes::from_static(b"first")),
+        Piece::Bytes(Bytes::new()),
+        Piece::Slice(buffer.freeze()),
+        Piece::Bytes(Bytes::from_static(b"last")),
+    ]);
+    let expected = [b"\0first".as_slice(), &long, b"last"].concat();
+    for _ in 0..3 {
+        let answer = https
+            .send(request(Method::PUT, &url, body.clone(), None))
+            .await
+            .unwrap();
+        assert_eq!(answer.status, StatusCode::OK);
+        assert!(answer.body[..] == expected[..]);
+    }
+    let stats = &https.stats()[0];
+    assert_eq!((stats.requests, stats.errors), (3, 0));
+    assert_eq!(stats.bytes_out, 3 * 700_009);
+    assert_eq!(stats.bytes_in, 3 * 700_010);
+}
+
+#[tokio::test]
+async fn an_answer_goes_to_its_destination_unless_it_is_an_error() {
+    let url = server(|_, mut stream| async move {
+        for answer in [
+            ok(b"0123456789"),
+            ok(b""),
+            b"HTTP/1.1 404 Not Found\r\ncontent-length: 3\r\n\r\nwhy".to_vec(),
+            ok(b"0123456789a"),
+        ] {
+            read_request(&mut stream).await.unwrap();
+            stream.write_all(&answer).await.unwrap();
+        }
+    })
+    .await;
+    let https = plain();
+    let arena = arena();
+    let dest = || {
+        let mut dest = arena.alloc(10).unwrap();
+        dest.fill(b'-');
+        Some(dest)
+    };
+    let answer = https.send(get(&url, dest())).await.unwrap();
+    assert_eq!(&answer.dest.unwrap()[..], b"0123456789");
+    assert!(answer.body.is_empty());
+    assert_eq!(
+        https.send(get(&url, dest())).await.unwrap().dest.unwrap().len(),
+        0
+    );
+    let answer = https.send(get(&url, dest())).await.unwrap();
+    assert_eq!(
+        (answer.status, &answer.body[..]),
+        (StatusCode::NOT_FOUND, &b"why"[..])
+    );
+    assert_eq!(&answer.dest.unwrap()[..], b"----------");
+    let error = https.send(get(&url, dest())).await.unwrap_err();
+    assert_eq!((error.kind, error.retryable), (FailureKind::Malformed, false));
+}
+
+#[tokio::test]
+async fn nobody_listens() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/x", listener.local_addr().unwrap());
+    drop(listener);
+    let error = plain().send(get(&url, None)).await.unwrap_err();
+    assert_eq!(error.kind, FailureKind::Unreachable);
+    assert!(!error.maybe_executed && error.retryable);
+    assert!(error.message.contains("refused"), "{error}");
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off() {
+    let url = server(|_, mut stream| async move {
+        read_request(&mut stream).await.unwrap();
+        let half = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nonly this";
+        stream.write_all(half).await.unwrap();
+    })
+    .await;
+    let arena = arena();
+    for dest in [None, Some(arena.alloc(100).unwrap())] {
+        let error = plain().send(get(&url, dest)).await.unwrap_err();
+        assert_eq!(error.kind, FailureKind::Unreachable);
+        assert!(error.maybe_executed && error.retryable, "{error}");
+    }
+    let url = server(|_, mut stream| async move {
+        read_request(&mut stream).await.unwrap();
+    })
+    .await;
+    let error = plain().send(get(&url, None)).await.unwrap_err();
+    assert!(error.maybe_executed && error.retryable, "{error}");
+}
+
+#[tokio::test]
+async fn slow_is_not_stalled() {
+    // Twelve bytes at a third of the timeout each: longer than the timeout in all.
+    let url = server(|_, mut stream| async move {
+        read_request(&mut stream).await.unwrap();
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\n")
+            .await
+            .unwrap();
+        for _ in 0..12 {
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            stream.write_all(b"x").await.unwrap();
+        }
+    })
+    .await;
+    let mut slow = get(&url, Some(arena().alloc(12).unwrap()));
+    slow.timeout = Duration::from_millis(1000);
+    assert_eq!(plain().send(slow).await.unwrap().dest.unwrap().len(), 12);
+
+    let url = server(|_, mut stream| async move {
+        read_request(&mut stream).await.unwrap();
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let mut stalled = get(&url, None);
+    stalled.timeout = Duration::from_millis(50);
+    let error = plain().send(stalled).await.unwrap_err();
+    assert_eq!(error.kind, FailureKind::TimedOut);
+    assert!(error.maybe_executed && error.retryable);
+}
+
+#[tokio::test]
+async fn tls_with_a_certificate_that_is_trusted_and_one_that_is_not() {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let certificate = made.cert.der().clone();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let config =
+        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.clone()], key)
+            .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let url = server(move |_, stream| {
+        let acceptor = acceptor.clone();
+        async move {
+            let Ok(mut tls) = acceptor.accept(stream).await else {
+                return;
+            };
+            let mut request = [0; 4096];
+            if tls.read(&mut request).await.is_ok_and(|n| n > 0) {
+                tls.write_all(&ok(b"over TLS")).await.unwrap();
+                let _ = tls.shutdown().await;
+            }
+        }
+    })
+    .await
+    .replace("http://127.0.0.1", "https://localhost");
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate).unwrap();
+    let answer = Https::with_roots(roots).send(get(&url, None)).await.unwrap();
+    assert_eq!(&answer.body[..], b"over TLS");
+
+    let error = plain().send(get(&url, None)).await.unwrap_err();
+    assert!(!error.retryable && !error.maybe_executed, "{error}");
+    assert!(error.message.contains("certificate"), "{error}");
+}
