@@ -1,1 +1,121 @@
 //! The single table from error to errno.
+//!
+//! | what happened | errno | why |
+//! |---|---|---|
+//! | the blob was changed or deleted by somebody else since it was opened | `ESTALE` | the handle's version is gone; opening again gives the new one |
+//! | a metadata change kept losing the race for the blob's version | `ESTALE` | it was repeated after a refresh several times before giving up |
+//! | no such blob | `ENOENT` | |
+//! | the container is gone | `ENXIO` | the device behind the mount does not exist any more |
+//! | wrong key, expired SAS, missing permission, no token | `EACCES` | the answer is about rights, and asking again gives the same |
+//! | a lease of somebody else protects the blob | `EBUSY` | |
+//! | unreachable, no answer in time, channel required but gone, malformed answer | `EIO` | nothing a program could do about it; the log has the reason |
+//! | page and append blobs opened for writing | `EPERM` | like an immutable file: readable, never writable here |
+//! | larger than a block blob can be | `EFBIG` | |
+//! | 507 or an account over its limits | `ENOSPC` | |
+//! | the service refuses as busy, after all retries | `EIO` | |
+
+use std::fmt;
+
+use crate::file::FileError;
+
+/// An error number, as the kernel takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Errno(pub i32);
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&std::io::Error::from_raw_os_error(self.0), f)
+    }
+}
+
+impl std::error::Error for Errno {}
+
+impl From<Errno> for std::io::Error {
+    fn from(errno: Errno) -> Self {
+        Self::from_raw_os_error(errno.0)
+    }
+}
+
+/// Result of a file system operation.
+pub type Result<T, E = Errno> = std::result::Result<T, E>;
+
+/// An `Err` with an error number of libc.
+pub(crate) fn fail<T>(errno: i32) -> Result<T> {
+    Err(Errno(errno))
+}
+
+impl From<&blob_client::Error> for Errno {
+    fn from(error: &blob_client::Error) -> Self {
+        use blob_client::Error as E;
+        Self(match error {
+            E::BlobNotFound { .. } => libc::ENOENT,
+            E::ContainerNotFound { .. } => libc::ENXIO,
+            E::AlreadyExists { .. } => libc::EEXIST,
+            E::ConditionNotMet { .. } => libc::ESTALE,
+            E::LeaseConflict { .. } => libc::EBUSY,
+            E::Denied { .. } | E::Token { .. } => libc::EACCES,
+            E::Service { status: 507, .. } => libc::ENOSPC,
+            E::Service { status: 413, .. } => libc::EFBIG,
+            // Names the service does not take (a reserved character the mapping does not know of).
+            E::Service { status: 400, code, .. } if code == "InvalidUri" || code == "InvalidResourceName" => {
+                libc::EINVAL
+            }
+            // The account lacks a feature, or the blob's state forbids it (immutability policies, archived tier).
+            E::Service { status: 409, .. } => libc::EPERM,
+            E::Argument { .. } => libc::EINVAL,
+            E::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+            // NotModified is an answer, not a failure: reaching this table with it is a fault of the caller.
+            _ => libc::EIO,
+        })
+    }
+}
+
+impl From<blob_client::Error> for Errno {
+    fn from(error: blob_client::Error) -> Self {
+        let errno = Self::from(&error);
+        if errno.0 == libc::EIO || errno.0 == libc::EACCES || errno.0 == libc::ENXIO {
+            tracing::warn!(%error, errno = errno.0, "the blob service failed an operation");
+        } else {
+            tracing::debug!(%error, errno = errno.0, "the blob service refused an operation");
+        }
+        errno
+    }
+}
+
+impl From<FileError> for Errno {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Stale => Self(libc::ESTALE),
+            FileError::Unwritable(_) => Self(libc::EPERM),
+            FileError::TooLarge => Self(libc::EFBIG),
+            FileError::Client(error) => match Self::from(error) {
+                // An open file whose blob is gone is not a missing name.
+                Errno(libc::ENOENT) => Self(libc::ESTALE),
+                errno => errno,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_errors_have_their_own_numbers() {
+        assert_eq!(Errno::from(FileError::Stale).0, libc::ESTALE);
+        assert_eq!(Errno::from(FileError::Unwritable("append")).0, libc::EPERM);
+        assert_eq!(Errno::from(FileError::TooLarge).0, libc::EFBIG);
+        let gone = blob_client::Error::BlobNotFound { name: "a".into() };
+        assert_eq!(Errno::from(&gone).0, libc::ENOENT);
+        assert_eq!(Errno::from(FileError::Client(gone)).0, libc::ESTALE);
+    }
+
+    #[test]
+    fn rights_are_eacces_and_silence_is_eio() {
+        let denied = blob_client::Error::Denied { code: "AuthenticationFailed".into(), hint: String::new() };
+        assert_eq!(Errno::from(&denied).0, libc::EACCES);
+        let silent = blob_client::Error::DeadlineExceeded { waited: std::time::Duration::from_secs(1) };
+        assert_eq!(Errno::from(&silent).0, libc::EIO);
+    }
+}

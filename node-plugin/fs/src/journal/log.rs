@@ -1,0 +1,499 @@
+//! The append-only log in a memfd: who is which node, which handles are open, what was answered.
+//!
+//! Layout: the first page holds two header slots; the valid one with the higher generation names where the records start. A record is
+//! its length and CRC-32C (4 bytes each, little-endian), a tag byte and its fields. The end is where no valid record follows, so a record torn by
+//! `kill -9` in the middle of a write is the end, and nothing else is lost. Compaction writes the live state as a new run of records
+//! behind the old one, switches the header, and punches the old run out of the file: offsets only grow, memory does not.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crc::{CRC_32_ISCSI, Crc};
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
+const MAGIC: &[u8; 8] = b"vscblobj";
+const VERSION: u32 = 1;
+const PAGE: u64 = 4096;
+const SLOT: u64 = 64;
+/// Longest record: a name of 255 bytes and a reply of a few hundred fit many times over.
+const MAX_RECORD: usize = 64 * 1024;
+/// Replies kept: the kernel has at most `max_background` plus one per waiting thread in flight.
+const REPLIES: usize = 1024;
+/// The log is not compacted before it has this many bytes.
+const MIN_COMPACT: u64 = 1024 * 1024;
+
+/// One fact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// A node got its id, or moved; `parent` 0 = it has no name any more.
+    Node {
+        /// Node id.
+        id: u64,
+        /// Id of its directory.
+        parent: u64,
+        /// Name in the directory.
+        name: String,
+    },
+    /// The kernel and we have forgotten the node.
+    Forget {
+        /// Node id.
+        id: u64,
+    },
+    /// A handle was opened.
+    Handle {
+        /// Number the kernel knows it by.
+        fh: u64,
+        /// Its node.
+        node: u64,
+        /// Flags of open(2).
+        flags: i32,
+        /// Version it was opened on (ETag), empty for a file that has none yet.
+        generation: String,
+    },
+    /// A handle was released.
+    Release {
+        /// Handle.
+        fh: u64,
+    },
+    /// A non-idempotent operation was carried out; recorded before its reply is sent.
+    Reply {
+        /// The kernel's number of the request.
+        unique: u64,
+        /// 0, or the error number.
+        errno: i32,
+        /// The node that the operation made, 0 for none.
+        node: u64,
+        /// The handle that it opened, 0 for none.
+        fh: u64,
+    },
+}
+
+/// What a log says: the same whether it was compacted or not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct State {
+    /// Node id -> (parent, name).
+    pub nodes: BTreeMap<u64, (u64, String)>,
+    /// Handle -> (node, flags, generation).
+    pub handles: BTreeMap<u64, (u64, i32, String)>,
+    /// The last replies, oldest first: (unique, errno, node, fh).
+    pub replies: VecDeque<(u64, i32, u64, u64)>,
+    /// Node ids below this have been given out.
+    pub next_node: u64,
+    /// Handles below this have been given out.
+    pub next_handle: u64,
+}
+
+impl State {
+    fn apply(&mut self, record: Record) {
+        match record {
+            Record::Node { id, parent, name } => {
+                self.next_node = self.next_node.max(id + 1);
+                self.nodes.insert(id, (parent, name));
+            }
+            Record::Forget { id } => {
+                self.next_node = self.next_node.max(id + 1);
+                self.nodes.remove(&id);
+            }
+            Record::Handle { fh, node, flags, generation } => {
+                self.next_handle = self.next_handle.max(fh + 1);
+                self.handles.insert(fh, (node, flags, generation));
+            }
+            Record::Release { fh } => {
+                self.next_handle = self.next_handle.max(fh + 1);
+                self.handles.remove(&fh);
+            }
+            Record::Reply { unique, errno, node, fh } => {
+                self.replies.push_back((unique, errno, node, fh));
+                if self.replies.len() > REPLIES {
+                    self.replies.pop_front();
+                }
+            }
+        }
+    }
+
+    /// The shortest list of records that leads here.
+    fn records(&self) -> Vec<Record> {
+        let mut records = Vec::with_capacity(self.nodes.len() + self.handles.len() + self.replies.len() + 2);
+        // The counters never go back, even when their highest holder is gone.
+        if self.next_node > 0 {
+            records.push(Record::Forget { id: self.next_node - 1 });
+        }
+        if self.next_handle > 0 {
+            records.push(Record::Release { fh: self.next_handle - 1 });
+        }
+        records.extend(
+            self.nodes.iter().map(|(id, (parent, name))| Record::Node { id: *id, parent: *parent, name: name.clone() }),
+        );
+        records.extend(self.handles.iter().map(|(fh, (node, flags, generation))| Record::Handle {
+            fh: *fh,
+            node: *node,
+            flags: *flags,
+            generation: generation.clone(),
+        }));
+        records.extend(
+            self.replies
+                .iter()
+                .map(|(unique, errno, node, fh)| Record::Reply { unique: *unique, errno: *errno, node: *node, fh: *fh }),
+        );
+        records
+    }
+}
+
+#[derive(Debug)]
+struct Position {
+    /// Generation of the header in force.
+    generation: u64,
+    /// Where the records start.
+    start: u64,
+    /// Where the next record goes.
+    end: u64,
+    /// Compact when the run is longer than this.
+    compact_at: u64,
+}
+
+/// The log. Appending is one write to memory.
+#[derive(Debug)]
+pub struct Log {
+    file: File,
+    position: Mutex<Position>,
+}
+
+impl Log {
+    /// An empty log in a new memfd.
+    pub fn create() -> io::Result<Self> {
+        let file = File::from(memfd_create("vsc-blob-journal", MFdFlags::MFD_CLOEXEC)?);
+        let log = Self {
+            file,
+            position: Mutex::new(Position { generation: 0, start: PAGE, end: PAGE, compact_at: MIN_COMPACT }),
+        };
+        log.switch(&mut log.position(), PAGE)?;
+        Ok(log)
+    }
+
+    /// The log another process wrote, and what it says. Appending goes on at its end.
+    pub fn open(fd: OwnedFd) -> io::Result<(Self, State)> {
+        let file = File::from(fd);
+        let (generation, start) = (0..2)
+            .filter_map(|slot| read_slot(&file, slot))
+            .max()
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the journal has no valid header"))?;
+        let mut state = State::default();
+        let end = replay(&file, start, &mut state)?;
+        let position = Position { generation, start, end, compact_at: (2 * (end - start)).max(MIN_COMPACT) };
+        Ok((Self { file, position: Mutex::new(position) }, state))
+    }
+
+    /// The memfd (handed to the keeper).
+    pub fn memfd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Appends records in this order.
+    pub fn append(&self, records: &[Record]) -> io::Result<()> {
+        let mut bytes = Vec::with_capacity(records.len() * 64);
+        for record in records {
+            encode(record, &mut bytes);
+        }
+        let mut position = self.position();
+        self.file.write_all_at(&bytes, position.end)?;
+        position.end += bytes.len() as u64;
+        if position.end - position.start > position.compact_at {
+            self.compact(&mut position)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of the run in force.
+    pub fn len(&self) -> u64 {
+        let position = self.position();
+        position.end - position.start
+    }
+
+    /// True when nothing was recorded yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What the log says now.
+    pub fn state(&self) -> io::Result<State> {
+        let position = self.position();
+        let mut state = State::default();
+        replay(&self.file, position.start, &mut state)?;
+        Ok(state)
+    }
+
+    fn compact(&self, position: &mut Position) -> io::Result<()> {
+        // The live state is read back from the log itself: it is rare, and nobody has to keep a second copy for it.
+        let mut state = State::default();
+        replay(&self.file, position.start, &mut state)?;
+        let mut bytes = Vec::new();
+        for record in state.records() {
+            encode(&record, &mut bytes);
+        }
+        let start = (position.end + MAX_RECORD as u64).next_multiple_of(PAGE);
+        self.file.write_all_at(&bytes, start)?;
+        let old = position.start..position.end;
+        self.switch(position, start)?;
+        position.end = start + bytes.len() as u64;
+        position.compact_at = (2 * bytes.len() as u64).max(MIN_COMPACT);
+        let (offset, len) = (old.start as i64, (old.end - old.start) as i64);
+        fallocate(&self.file, FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, len)?;
+        Ok(())
+    }
+
+    /// Writes the header slot that is not in force, which puts it in force.
+    fn switch(&self, position: &mut Position, start: u64) -> io::Result<()> {
+        let generation = position.generation + 1;
+        let mut slot = Vec::with_capacity(SLOT as usize);
+        slot.extend_from_slice(MAGIC);
+        slot.extend_from_slice(&VERSION.to_le_bytes());
+        slot.extend_from_slice(&generation.to_le_bytes());
+        slot.extend_from_slice(&start.to_le_bytes());
+        slot.extend_from_slice(&CRC.checksum(&slot).to_le_bytes());
+        self.file.write_all_at(&slot, (generation % 2) * SLOT)?;
+        position.generation = generation;
+        position.start = start;
+        Ok(())
+    }
+
+    fn position(&self) -> MutexGuard<'_, Position> {
+        self.position.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn read_slot(file: &File, slot: u64) -> Option<(u64, u64)> {
+    let mut bytes = [0u8; 32];
+    file.read_exact_at(&mut bytes, slot * SLOT).ok()?;
+    let (body, crc) = bytes.split_at(28);
+    let mut fields = Fields(body);
+    let valid = fields.take(8)? == MAGIC
+        && fields.u32()? == VERSION
+        && CRC.checksum(body).to_le_bytes() == *crc;
+    valid.then_some((fields.u64()?, fields.u64()?))
+}
+
+/// Applies every record from `start` on; the offset behind the last valid one.
+fn replay(file: &File, start: u64, state: &mut State) -> io::Result<u64> {
+    let mut at = start;
+    let mut bytes = Vec::new();
+    loop {
+        // Refilled in large pieces; a record never needs more than MAX_RECORD + 8 bytes.
+        bytes.resize(4 * MAX_RECORD, 0);
+        let mut filled = 0;
+        while filled < bytes.len() {
+            match file.read_at(&mut bytes[filled..], at + filled as u64)? {
+                0 => break,
+                n => filled += n,
+            }
+        }
+        let mut rest = Fields(&bytes[..filled]);
+        let mut used = 0;
+        while rest.0.len() >= MAX_RECORD + 8 || filled < bytes.len() {
+            let before = rest.0.len();
+            match decode(&mut rest) {
+                Some(record) => state.apply(record),
+                None => return Ok(at + used as u64),
+            }
+            used += before - rest.0.len();
+        }
+        at += used as u64;
+    }
+}
+
+fn encode(record: &Record, out: &mut Vec<u8>) {
+    let head = out.len();
+    out.extend_from_slice(&[0; 8]);
+    match record {
+        Record::Node { id, parent, name } => {
+            out.push(1);
+            out.extend_from_slice(&id.to_le_bytes());
+            out.extend_from_slice(&parent.to_le_bytes());
+            out.extend_from_slice(name.as_bytes());
+        }
+        Record::Forget { id } => {
+            out.push(2);
+            out.extend_from_slice(&id.to_le_bytes());
+        }
+        Record::Handle { fh, node, flags, generation } => {
+            out.push(3);
+            out.extend_from_slice(&fh.to_le_bytes());
+            out.extend_from_slice(&node.to_le_bytes());
+            out.extend_from_slice(&flags.to_le_bytes());
+            out.extend_from_slice(generation.as_bytes());
+        }
+        Record::Release { fh } => {
+            out.push(4);
+            out.extend_from_slice(&fh.to_le_bytes());
+        }
+        Record::Reply { unique, errno, node, fh } => {
+            out.push(5);
+            out.extend_from_slice(&unique.to_le_bytes());
+            out.extend_from_slice(&errno.to_le_bytes());
+            out.extend_from_slice(&node.to_le_bytes());
+            out.extend_from_slice(&fh.to_le_bytes());
+        }
+    }
+    let body = &out[head + 8..];
+    let (len, crc) = (body.len() as u32, CRC.checksum(body));
+    out[head..head + 4].copy_from_slice(&len.to_le_bytes());
+    out[head + 4..head + 8].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Takes one record off the front; `None` where there is no valid one.
+fn decode(rest: &mut Fields<'_>) -> Option<Record> {
+    let len = rest.u32()? as usize;
+    let crc = rest.u32()?;
+    if len == 0 || len > MAX_RECORD {
+        return None;
+    }
+    let body = rest.take(len)?;
+    if CRC.checksum(body) != crc {
+        return None;
+    }
+    let (tag, body) = body.split_first()?;
+    let mut fields = Fields(body);
+    Some(match tag {
+        1 => Record::Node { id: fields.u64()?, parent: fields.u64()?, name: fields.text()? },
+        2 => Record::Forget { id: fields.u64()? },
+        3 => Record::Handle { fh: fields.u64()?, node: fields.u64()?, flags: fields.i32()?, generation: fields.text()? },
+        4 => Record::Release { fh: fields.u64()? },
+        5 => Record::Reply { unique: fields.u64()?, errno: fields.i32()?, node: fields.u64()?, fh: fields.u64()? },
+        _ => return None,
+    })
+}
+
+/// Reads fields off the front of a slice.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (head, tail) = self.0.split_at_checked(len)?;
+        self.0 = tail;
+        Some(head)
+    }
+    fn u32(&mut self) -> Option<u32> {
+        let (head, tail) = self.0.split_first_chunk()?;
+        self.0 = tail;
+        Some(u32::from_le_bytes(*head))
+    }
+    fn i32(&mut self) -> Option<i32> {
+        self.u32().map(u32::cast_signed)
+    }
+    fn u64(&mut self) -> Option<u64> {
+        let (head, tail) = self.0.split_first_chunk()?;
+        self.0 = tail;
+        Some(u64::from_le_bytes(*head))
+    }
+    fn text(&mut self) -> Option<String> {
+        String::from_utf8(std::mem::take(&mut self.0).to_vec()).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn record() -> impl Strategy<Value = Record> {
+        let id = 1u64..40;
+        prop_oneof![
+            (id.clone(), 0u64..40, "\\PC{0,12}").prop_map(|(id, parent, name)| Record::Node { id, parent, name }),
+            id.clone().prop_map(|id| Record::Forget { id }),
+            (id.clone(), 1u64..40, any::<i32>(), "[0-9a-fx\"]{0,12}")
+                .prop_map(|(fh, node, flags, generation)| Record::Handle { fh, node, flags, generation }),
+            id.prop_map(|fh| Record::Release { fh }),
+            (any::<u64>(), any::<i32>(), any::<u64>(), any::<u64>())
+                .prop_map(|(unique, errno, node, fh)| Record::Reply { unique, errno, node, fh }),
+        ]
+    }
+
+    fn expected(records: &[Record]) -> State {
+        let mut state = State::default();
+        records.iter().cloned().for_each(|r| state.apply(r));
+        state
+    }
+
+    proptest! {
+        #[test]
+        fn a_replayed_log_gives_the_same_state(records in prop::collection::vec(record(), 0..200), split in 1usize..20) {
+            let log = Log::create().unwrap();
+            records.chunks(split).for_each(|chunk| log.append(chunk).unwrap());
+            let (again, state) = Log::open(log.memfd().try_clone_to_owned().unwrap()).unwrap();
+            prop_assert_eq!(&state, &expected(&records));
+            // The next process goes on where the last one stopped.
+            let more = Record::Node { id: 99, parent: 1, name: "more".into() };
+            again.append(std::slice::from_ref(&more)).unwrap();
+            let all: Vec<_> = records.into_iter().chain([more]).collect();
+            prop_assert_eq!(again.state().unwrap(), expected(&all));
+        }
+
+        #[test]
+        fn compaction_changes_nothing(records in prop::collection::vec(record(), 0..200), times in 1usize..4) {
+            let log = Log::create().unwrap();
+            log.append(&records).unwrap();
+            for _ in 0..times {
+                log.compact(&mut log.position()).unwrap();
+            }
+            let (_, state) = Log::open(log.memfd().try_clone_to_owned().unwrap()).unwrap();
+            prop_assert_eq!(state, expected(&records));
+        }
+
+        #[test]
+        fn a_torn_tail_loses_only_the_torn_record(records in prop::collection::vec(record(), 1..50), cut in 1u64..8) {
+            let log = Log::create().unwrap();
+            let (last, first) = records.split_last().unwrap();
+            log.append(first).unwrap();
+            log.append(std::slice::from_ref(last)).unwrap();
+            let end = log.position().end;
+            log.file.set_len(end - cut).unwrap();
+            let (_, state) = Log::open(log.memfd().try_clone_to_owned().unwrap()).unwrap();
+            prop_assert_eq!(state, expected(first));
+        }
+    }
+
+    #[test]
+    fn the_log_is_bounded() {
+        let log = Log::create().unwrap();
+        for round in 0..200u64 {
+            let records: Vec<_> = (0..1000)
+                .map(|i| Record::Node { id: 2 + i, parent: 1, name: format!("name-{round}-{i}") })
+                .collect();
+            log.append(&records).unwrap();
+        }
+        assert!(log.len() < 3 * MIN_COMPACT, "{} bytes", log.len());
+        let blocks = std::os::unix::fs::MetadataExt::blocks(&log.file.metadata().unwrap());
+        assert!(blocks * 512 < 4 * MIN_COMPACT, "{blocks} blocks of memory");
+        let state = log.state().unwrap();
+        assert_eq!(state.nodes.len(), 1000);
+        assert_eq!(state.nodes[&2], (1, "name-199-0".to_owned()));
+    }
+
+    #[test]
+    fn counters_never_go_back() {
+        let log = Log::create().unwrap();
+        log.append(&[
+            Record::Node { id: 7, parent: 1, name: "a".into() },
+            Record::Forget { id: 7 },
+            Record::Handle { fh: 9, node: 7, flags: 0, generation: String::new() },
+            Record::Release { fh: 9 },
+        ])
+        .unwrap();
+        log.compact(&mut log.position()).unwrap();
+        let state = log.state().unwrap();
+        assert_eq!((state.next_node, state.next_handle), (8, 10));
+        assert!(state.nodes.is_empty() && state.handles.is_empty());
+    }
+
+    #[test]
+    fn what_is_no_log_is_refused() {
+        let fd = memfd_create("x", MFdFlags::MFD_CLOEXEC).unwrap();
+        assert_eq!(Log::open(fd).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+}
