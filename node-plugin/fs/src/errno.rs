@@ -57,9 +57,9 @@ impl From<&blob_client::Error> for Errno {
             E::Service { status: 507, .. } => libc::ENOSPC,
             E::Service { status: 413, .. } => libc::EFBIG,
             // Names the service does not take (a reserved character the mapping does not know of).
-            E::Service { status: 400, code, .. } if code == "InvalidUri" || code == "InvalidResourceName" => {
-                libc::EINVAL
-            }
+            E::Service {
+                status: 400, code, ..
+            } if code == "InvalidUri" || code == "InvalidResourceName" => libc::EINVAL,
             // The account lacks a feature, or the blob's state forbids it (immutability policies, archived tier).
             E::Service { status: 409, .. } => libc::EPERM,
             E::Argument { .. } => libc::EINVAL,
@@ -113,9 +113,14 @@ mod tests {
 
     #[test]
     fn rights_are_eacces_and_silence_is_eio() {
-        let denied = blob_client::Error::Denied { code: "AuthenticationFailed".into(), hint: String::new() };
+        let denied = blob_client::Error::Denied {
+            code: "AuthenticationFailed".into(),
+            hint: String::new(),
+        };
         assert_eq!(Errno::from(&denied).0, libc::EACCES);
-        let silent = blob_client::Error::DeadlineExceeded { waited: std::time::Duration::from_secs(1) };
+        let silent = blob_client::Error::DeadlineExceeded {
+            waited: std::time::Duration::from_secs(1),
+        };
         assert_eq!(Errno::from(&silent).0, libc::EIO);
     }
 }

@@ -1,14 +1,22 @@
 //! Volume: what a mount is - configuration, the serving session, its end.
 
+use std::future::Future;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tokio_util::task::TaskTracker;
 use vsc_driver::buffer::Arena;
 
 use crate::budget::Budget;
+use crate::file::Env;
+use crate::fuse;
+use crate::journal::log::Log;
 use crate::store::Store;
+use crate::tree::{Tree, names};
 
 /// What a volume is tuned for (volumes.md, `profile`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -88,34 +96,175 @@ pub struct Resources {
 }
 
 /// A mounted, serving volume.
+///
+/// Dropping it leaves the session running until it is unmounted; [`Volume::join`] is the orderly end.
 #[derive(Debug)]
-pub struct Volume {}
+pub struct Volume {
+    tree: Arc<Tree>,
+    tasks: TaskTracker,
+    runtime: tokio::runtime::Handle,
+    session: JoinHandle<io::Result<()>>,
+}
 
 impl Volume {
-    /// Serves `config` on an already mounted `/dev/fuse` descriptor (see [`crate::fuse::mount`]), and returns once the
-    /// kernel's INIT has been answered. `mountpoint` is only used to tune the mount (read-ahead) and for messages.
+    /// Serves `config` on an already mounted `/dev/fuse` descriptor (see [`crate::fuse::mount`]), and returns once the root was
+    /// reached in the service and the kernel's INIT has been answered. `mountpoint` is only used to tune the mount
+    /// (read-ahead) and for messages.
+    ///
+    /// On an error the descriptor is closed; the mount point is the caller's to unmount. Blocks on requests that run on
+    /// `resources.runtime`: not for use on a current-thread runtime's own thread.
+    ///
+    /// # Errors
+    /// `NotFound` for a missing container, `PermissionDenied` for a wrong key or expired SAS, and whatever else keeps the root
+    /// from being read; or an error of the FUSE handshake.
     pub fn serve(
         config: VolumeConfig,
         fd: OwnedFd,
         mountpoint: PathBuf,
         resources: &Resources,
-    ) -> std::io::Result<Self> {
-        let _ = (config, fd, mountpoint, resources);
-        todo!()
+    ) -> io::Result<Self> {
+        check(&config)?;
+        let env = Env {
+            store: Arc::clone(&config.store),
+            budget: Arc::clone(&resources.budget),
+            arena: Arc::clone(&resources.arena),
+            runtime: resources.runtime.clone(),
+        };
+        let profile = config.profile;
+        let tree = Tree::new(config, env, Arc::new(Log::create()?));
+        wait_for(&resources.runtime, {
+            let tree = Arc::clone(&tree);
+            async move { tree.check_root().await }
+        })?
+        .map_err(unreachable_root)?;
+        let tasks = TaskTracker::new();
+        let session = fuse::serve(Arc::clone(&tree), fd, resources.runtime.clone(), tasks.clone())?;
+        let session = std::thread::Builder::new()
+            .name("fuse-session".into())
+            .spawn(move || session.run())?;
+        let read_ahead = match profile {
+            Profile::General | Profile::Streaming | Profile::ReadonlyShared => 16 * 1024,
+            Profile::SmallFiles => 1024,
+        };
+        if let Err(error) = fuse::set_read_ahead(&mountpoint, read_ahead) {
+            // Slower reads are no reason to refuse a mount (a read-only /sys, no root).
+            tracing::debug!(%error, mountpoint = %mountpoint.display(), "cannot set the kernel's read-ahead");
+        }
+        Ok(Self {
+            tree,
+            tasks,
+            runtime: resources.runtime.clone(),
+            session,
+        })
     }
 
     /// False once the session has ended (unmounted, aborted, or failed).
     pub fn is_serving(&self) -> bool {
-        todo!()
+        !self.session.is_finished()
     }
 
-    /// Commits everything dirty; the first error, if any.
-    pub fn sync(&self) -> std::io::Result<()> {
-        todo!()
+    /// Commits everything dirty; the first error, if any. Blocks.
+    pub fn sync(&self) -> io::Result<()> {
+        let tree = Arc::clone(&self.tree);
+        wait_for(&self.runtime, async move { tree.commit_all().await })?.map_err(io::Error::from)
     }
 
-    /// Waits until the kernel has ended the session (after `umount`), and everything accepted is committed.
-    pub fn join(self) -> std::io::Result<()> {
-        todo!()
+    /// Waits until the kernel has ended the session (after `umount`), and everything accepted is committed. Blocks.
+    pub fn join(self) -> io::Result<()> {
+        let Self {
+            tree,
+            tasks,
+            runtime,
+            session,
+        } = self;
+        let ended = session
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the FUSE session panicked")));
+        tasks.close();
+        let finished = wait_for(&runtime, async move {
+            tasks.wait().await;
+            tree.finish().await
+        })?;
+        finished.map_err(io::Error::from).and(ended)
+    }
+
+    /// The journal of this mount: the state a replacement process goes on from.
+    pub fn journal(&self) -> Arc<Log> {
+        Arc::clone(self.tree.journal())
+    }
+}
+
+/// Refuses what would only fail later, and then less clearly.
+fn check(config: &VolumeConfig) -> io::Result<()> {
+    let prefix = &config.prefix;
+    let wrong = |message: String| Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    if !prefix.is_empty()
+        && prefix
+            .split('/')
+            .any(|component| names::shown(component, false).is_none())
+    {
+        return wrong(format!(
+            "prefix: {prefix:?} is no directory name; components must not be empty, `.`, `..`, or end with a dot"
+        ));
+    }
+    if names::check_blob(prefix).is_err() {
+        return wrong(format!(
+            "prefix: longer than the {} characters of a blob name",
+            names::MAX_BLOB_NAME
+        ));
+    }
+    Ok(())
+}
+
+/// Runs a future on the runtime and waits for it, wherever the caller itself runs.
+fn wait_for<T: Send + 'static>(
+    runtime: &tokio::runtime::Handle,
+    future: impl Future<Output = T> + Send + 'static,
+) -> io::Result<T> {
+    let (send, receive) = std::sync::mpsc::sync_channel(1);
+    runtime.spawn(async move {
+        let _ = send.send(future.await);
+    });
+    receive
+        .recv()
+        .map_err(|_| io::Error::other("the runtime was shut down"))
+}
+
+fn unreachable_root(error: blob_client::Error) -> io::Error {
+    use blob_client::Error as E;
+    let kind = match &error {
+        E::ContainerNotFound { .. } => io::ErrorKind::NotFound,
+        E::Denied { .. } | E::Token { .. } => io::ErrorKind::PermissionDenied,
+        E::DeadlineExceeded { .. } => io::ErrorKind::TimedOut,
+        E::Unreachable { .. } => io::ErrorKind::NotConnected,
+        _ => io::ErrorKind::Other,
+    };
+    // The client's own error is the source: callers may look for it.
+    io::Error::new(kind, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::fake::FakeStore;
+
+    #[test]
+    fn prefixes_are_checked() {
+        let with = |prefix: &str| {
+            let mut config = VolumeConfig::new("v", Arc::new(FakeStore::new()));
+            config.prefix = prefix.to_owned();
+            check(&config)
+        };
+        for good in ["", "a", "a/b c/ü"] {
+            with(good).unwrap();
+        }
+        for bad in ["/", "a/", "/a", "a//b", "a/../b", ".", "a.", "a\\b"] {
+            assert_eq!(
+                with(bad).unwrap_err().kind(),
+                io::ErrorKind::InvalidInput,
+                "{bad}"
+            );
+        }
+        assert!(with(&"a".repeat(1025)).is_err());
     }
 }

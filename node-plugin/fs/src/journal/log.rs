@@ -100,7 +100,12 @@ impl State {
                 self.next_node = self.next_node.max(id + 1);
                 self.nodes.remove(&id);
             }
-            Record::Handle { fh, node, flags, generation } => {
+            Record::Handle {
+                fh,
+                node,
+                flags,
+                generation,
+            } => {
                 self.next_handle = self.next_handle.max(fh + 1);
                 self.handles.insert(fh, (node, flags, generation));
             }
@@ -108,7 +113,12 @@ impl State {
                 self.next_handle = self.next_handle.max(fh + 1);
                 self.handles.remove(&fh);
             }
-            Record::Reply { unique, errno, node, fh } => {
+            Record::Reply {
+                unique,
+                errno,
+                node,
+                fh,
+            } => {
                 self.replies.push_back((unique, errno, node, fh));
                 if self.replies.len() > REPLIES {
                     self.replies.pop_front();
@@ -122,24 +132,39 @@ impl State {
         let mut records = Vec::with_capacity(self.nodes.len() + self.handles.len() + self.replies.len() + 2);
         // The counters never go back, even when their highest holder is gone.
         if self.next_node > 0 {
-            records.push(Record::Forget { id: self.next_node - 1 });
+            records.push(Record::Forget {
+                id: self.next_node - 1,
+            });
         }
         if self.next_handle > 0 {
-            records.push(Record::Release { fh: self.next_handle - 1 });
+            records.push(Record::Release {
+                fh: self.next_handle - 1,
+            });
         }
-        records.extend(
-            self.nodes.iter().map(|(id, (parent, name))| Record::Node { id: *id, parent: *parent, name: name.clone() }),
-        );
-        records.extend(self.handles.iter().map(|(fh, (node, flags, generation))| Record::Handle {
-            fh: *fh,
-            node: *node,
-            flags: *flags,
-            generation: generation.clone(),
+        records.extend(self.nodes.iter().map(|(id, (parent, name))| Record::Node {
+            id: *id,
+            parent: *parent,
+            name: name.clone(),
         }));
+        records.extend(
+            self.handles
+                .iter()
+                .map(|(fh, (node, flags, generation))| Record::Handle {
+                    fh: *fh,
+                    node: *node,
+                    flags: *flags,
+                    generation: generation.clone(),
+                }),
+        );
         records.extend(
             self.replies
                 .iter()
-                .map(|(unique, errno, node, fh)| Record::Reply { unique: *unique, errno: *errno, node: *node, fh: *fh }),
+                .map(|(unique, errno, node, fh)| Record::Reply {
+                    unique: *unique,
+                    errno: *errno,
+                    node: *node,
+                    fh: *fh,
+                }),
         );
         records
     }
@@ -170,7 +195,12 @@ impl Log {
         let file = File::from(memfd_create("vsc-blob-journal", MFdFlags::MFD_CLOEXEC)?);
         let log = Self {
             file,
-            position: Mutex::new(Position { generation: 0, start: PAGE, end: PAGE, compact_at: MIN_COMPACT }),
+            position: Mutex::new(Position {
+                generation: 0,
+                start: PAGE,
+                end: PAGE,
+                compact_at: MIN_COMPACT,
+            }),
         };
         log.switch(&mut log.position(), PAGE)?;
         Ok(log)
@@ -185,8 +215,19 @@ impl Log {
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the journal has no valid header"))?;
         let mut state = State::default();
         let end = replay(&file, start, &mut state)?;
-        let position = Position { generation, start, end, compact_at: (2 * (end - start)).max(MIN_COMPACT) };
-        Ok((Self { file, position: Mutex::new(position) }, state))
+        let position = Position {
+            generation,
+            start,
+            end,
+            compact_at: (2 * (end - start)).max(MIN_COMPACT),
+        };
+        Ok((
+            Self {
+                file,
+                position: Mutex::new(position),
+            },
+            state,
+        ))
     }
 
     /// The memfd (handed to the keeper).
@@ -243,7 +284,12 @@ impl Log {
         position.end = start + bytes.len() as u64;
         position.compact_at = (2 * bytes.len() as u64).max(MIN_COMPACT);
         let (offset, len) = (old.start as i64, (old.end - old.start) as i64);
-        fallocate(&self.file, FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, len)?;
+        fallocate(
+            &self.file,
+            FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
+            offset,
+            len,
+        )?;
         Ok(())
     }
 
@@ -272,9 +318,8 @@ fn read_slot(file: &File, slot: u64) -> Option<(u64, u64)> {
     file.read_exact_at(&mut bytes, slot * SLOT).ok()?;
     let (body, crc) = bytes.split_at(28);
     let mut fields = Fields(body);
-    let valid = fields.take(8)? == MAGIC
-        && fields.u32()? == VERSION
-        && CRC.checksum(body).to_le_bytes() == *crc;
+    let valid =
+        fields.take(8)? == MAGIC && fields.u32()? == VERSION && CRC.checksum(body).to_le_bytes() == *crc;
     valid.then_some((fields.u64()?, fields.u64()?))
 }
 
@@ -320,7 +365,12 @@ fn encode(record: &Record, out: &mut Vec<u8>) {
             out.push(2);
             out.extend_from_slice(&id.to_le_bytes());
         }
-        Record::Handle { fh, node, flags, generation } => {
+        Record::Handle {
+            fh,
+            node,
+            flags,
+            generation,
+        } => {
             out.push(3);
             out.extend_from_slice(&fh.to_le_bytes());
             out.extend_from_slice(&node.to_le_bytes());
@@ -331,7 +381,12 @@ fn encode(record: &Record, out: &mut Vec<u8>) {
             out.push(4);
             out.extend_from_slice(&fh.to_le_bytes());
         }
-        Record::Reply { unique, errno, node, fh } => {
+        Record::Reply {
+            unique,
+            errno,
+            node,
+            fh,
+        } => {
             out.push(5);
             out.extend_from_slice(&unique.to_le_bytes());
             out.extend_from_slice(&errno.to_le_bytes());
@@ -359,11 +414,25 @@ fn decode(rest: &mut Fields<'_>) -> Option<Record> {
     let (tag, body) = body.split_first()?;
     let mut fields = Fields(body);
     Some(match tag {
-        1 => Record::Node { id: fields.u64()?, parent: fields.u64()?, name: fields.text()? },
+        1 => Record::Node {
+            id: fields.u64()?,
+            parent: fields.u64()?,
+            name: fields.text()?,
+        },
         2 => Record::Forget { id: fields.u64()? },
-        3 => Record::Handle { fh: fields.u64()?, node: fields.u64()?, flags: fields.i32()?, generation: fields.text()? },
+        3 => Record::Handle {
+            fh: fields.u64()?,
+            node: fields.u64()?,
+            flags: fields.i32()?,
+            generation: fields.text()?,
+        },
         4 => Record::Release { fh: fields.u64()? },
-        5 => Record::Reply { unique: fields.u64()?, errno: fields.i32()?, node: fields.u64()?, fh: fields.u64()? },
+        5 => Record::Reply {
+            unique: fields.u64()?,
+            errno: fields.i32()?,
+            node: fields.u64()?,
+            fh: fields.u64()?,
+        },
         _ => return None,
     })
 }
@@ -404,13 +473,29 @@ mod tests {
     fn record() -> impl Strategy<Value = Record> {
         let id = 1u64..40;
         prop_oneof![
-            (id.clone(), 0u64..40, "\\PC{0,12}").prop_map(|(id, parent, name)| Record::Node { id, parent, name }),
+            (id.clone(), 0u64..40, "\\PC{0,12}").prop_map(|(id, parent, name)| Record::Node {
+                id,
+                parent,
+                name
+            }),
             id.clone().prop_map(|id| Record::Forget { id }),
-            (id.clone(), 1u64..40, any::<i32>(), "[0-9a-fx\"]{0,12}")
-                .prop_map(|(fh, node, flags, generation)| Record::Handle { fh, node, flags, generation }),
+            (id.clone(), 1u64..40, any::<i32>(), "[0-9a-fx\"]{0,12}").prop_map(
+                |(fh, node, flags, generation)| Record::Handle {
+                    fh,
+                    node,
+                    flags,
+                    generation
+                }
+            ),
             id.prop_map(|fh| Record::Release { fh }),
-            (any::<u64>(), any::<i32>(), any::<u64>(), any::<u64>())
-                .prop_map(|(unique, errno, node, fh)| Record::Reply { unique, errno, node, fh }),
+            (any::<u64>(), any::<i32>(), any::<u64>(), any::<u64>()).prop_map(|(unique, errno, node, fh)| {
+                Record::Reply {
+                    unique,
+                    errno,
+                    node,
+                    fh,
+                }
+            }),
         ]
     }
 
@@ -463,7 +548,11 @@ mod tests {
         let log = Log::create().unwrap();
         for round in 0..200u64 {
             let records: Vec<_> = (0..1000)
-                .map(|i| Record::Node { id: 2 + i, parent: 1, name: format!("name-{round}-{i}") })
+                .map(|i| Record::Node {
+                    id: 2 + i,
+                    parent: 1,
+                    name: format!("name-{round}-{i}"),
+                })
                 .collect();
             log.append(&records).unwrap();
         }
@@ -479,9 +568,18 @@ mod tests {
     fn counters_never_go_back() {
         let log = Log::create().unwrap();
         log.append(&[
-            Record::Node { id: 7, parent: 1, name: "a".into() },
+            Record::Node {
+                id: 7,
+                parent: 1,
+                name: "a".into(),
+            },
             Record::Forget { id: 7 },
-            Record::Handle { fh: 9, node: 7, flags: 0, generation: String::new() },
+            Record::Handle {
+                fh: 9,
+                node: 7,
+                flags: 0,
+                generation: String::new(),
+            },
             Record::Release { fh: 9 },
         ])
         .unwrap();

@@ -86,7 +86,9 @@ pub(crate) struct Attrs {
 
 /// True when this metadata makes its blob a directory marker.
 pub(crate) fn is_folder(metadata: &Metadata) -> bool {
-    metadata.get(IS_FOLDER).is_some_and(|v| v.eq_ignore_ascii_case("true"))
+    metadata
+        .get(IS_FOLDER)
+        .is_some_and(|v| v.eq_ignore_ascii_case("true"))
 }
 
 /// What a blob is, and its attributes.
@@ -182,7 +184,11 @@ pub(crate) fn encode(attrs: &Attrs, kind: Kind, defaults: &Defaults) -> Result<M
         put(XATTR, format_xattrs(&attrs.xattrs)?);
     }
     let size: usize = metadata.iter().map(|(k, v)| k.len() + v.len()).sum();
-    if size > MAX_METADATA { fail(libc::ENOSPC) } else { Ok(metadata) }
+    if size > MAX_METADATA {
+        fail(libc::ENOSPC)
+    } else {
+        Ok(metadata)
+    }
 }
 
 /// Seconds and nanoseconds since 1970; the seconds are rounded down, so that nanoseconds count forward.
@@ -203,7 +209,11 @@ pub(crate) fn seconds(time: SystemTime) -> (i64, u32) {
 /// The time of [`seconds`]; `None` where the clock cannot hold it.
 pub(crate) fn from_seconds(secs: i64, nanos: u32) -> Option<SystemTime> {
     let whole = Duration::from_secs(secs.unsigned_abs());
-    let base = if secs >= 0 { UNIX_EPOCH.checked_add(whole) } else { UNIX_EPOCH.checked_sub(whole) };
+    let base = if secs >= 0 {
+        UNIX_EPOCH.checked_add(whole)
+    } else {
+        UNIX_EPOCH.checked_sub(whole)
+    };
     base?.checked_add(Duration::from_nanos(u64::from(nanos)))
 }
 
@@ -256,38 +266,75 @@ mod tests {
 
     use super::*;
 
-    const DEFAULTS: Defaults = Defaults { uid: 10, gid: 20, file_mode: 0o644, dir_mode: 0o755 };
+    const DEFAULTS: Defaults = Defaults {
+        uid: 10,
+        gid: 20,
+        file_mode: 0o644,
+        dir_mode: 0o755,
+    };
 
     #[test]
     fn nothing_is_written_for_defaults() {
-        let attrs = Attrs { mode: Some(0o644), uid: Some(10), gid: Some(20), ..Attrs::default() };
+        let attrs = Attrs {
+            mode: Some(0o644),
+            uid: Some(10),
+            gid: Some(20),
+            ..Attrs::default()
+        };
         assert_eq!(encode(&attrs, Kind::File, &DEFAULTS).unwrap(), Metadata::new());
-        let attrs = Attrs { mode: Some(0o755), ..Attrs::default() };
+        let attrs = Attrs {
+            mode: Some(0o755),
+            ..Attrs::default()
+        };
         let marker = encode(&attrs, Kind::Directory, &DEFAULTS).unwrap();
-        assert_eq!(marker, Metadata::from([(IS_FOLDER.to_owned(), "true".to_owned())]));
+        assert_eq!(
+            marker,
+            Metadata::from([(IS_FOLDER.to_owned(), "true".to_owned())])
+        );
     }
 
     #[test]
     fn other_peoples_keys_and_broken_values_survive() {
         let metadata = Metadata::from(
-            [("owner", "alice"), ("vsc_mode", "rwx"), ("vsc_uid", "0"), ("is_symlink", "false"), ("vsc_mtime", "soon")]
-                .map(|(k, v)| (k.to_owned(), v.to_owned())),
+            [
+                ("owner", "alice"),
+                ("vsc_mode", "rwx"),
+                ("vsc_uid", "0"),
+                ("is_symlink", "false"),
+                ("vsc_mtime", "soon"),
+            ]
+            .map(|(k, v)| (k.to_owned(), v.to_owned())),
         );
         let (kind, mut attrs) = decode(&metadata);
         assert_eq!(kind, Kind::File);
         assert_eq!((attrs.mode, attrs.uid, attrs.mtime), (None, Some(0), None));
         assert_eq!(encode(&attrs, kind, &DEFAULTS).unwrap(), metadata);
         attrs.mode = Some(0o600);
-        assert_eq!(encode(&attrs, kind, &DEFAULTS).unwrap().get("vsc_mode").map(String::as_str), Some("600"));
+        assert_eq!(
+            encode(&attrs, kind, &DEFAULTS)
+                .unwrap()
+                .get("vsc_mode")
+                .map(String::as_str),
+            Some("600")
+        );
     }
 
     #[test]
     fn kinds_survive() {
-        for kind in [Kind::Directory, Kind::File, Kind::Symlink, Kind::Fifo, Kind::Socket] {
+        for kind in [
+            Kind::Directory,
+            Kind::File,
+            Kind::Symlink,
+            Kind::Fifo,
+            Kind::Socket,
+        ] {
             let metadata = encode(&Attrs::default(), kind, &DEFAULTS).unwrap();
             assert_eq!(decode(&metadata).0, kind);
         }
-        assert!(is_folder(&Metadata::from([(IS_FOLDER.to_owned(), "True".to_owned())])));
+        assert!(is_folder(&Metadata::from([(
+            IS_FOLDER.to_owned(),
+            "True".to_owned()
+        )])));
     }
 
     #[test]
@@ -309,7 +356,8 @@ mod tests {
     }
 
     fn time() -> impl Strategy<Value = SystemTime> {
-        (-5_000_000_000i64..50_000_000_000, 0u32..1_000_000_000).prop_map(|(s, n)| from_seconds(s, n).unwrap())
+        (-5_000_000_000i64..50_000_000_000, 0u32..1_000_000_000)
+            .prop_map(|(s, n)| from_seconds(s, n).unwrap())
     }
 
     prop_compose! {
@@ -333,9 +381,8 @@ mod tests {
         fn what_is_stored_is_what_is_read(attrs in attrs()) {
             for kind in [Kind::Directory, Kind::File, Kind::Symlink, Kind::Fifo, Kind::Socket] {
                 let metadata = encode(&attrs, kind, &DEFAULTS).unwrap();
-                prop_assert!(metadata.iter().all(|(k, v)| {
-                    k.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') && v.is_ascii()
-                }));
+                let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+                prop_assert!(metadata.iter().all(|(k, v)| k.bytes().all(plain) && v.is_ascii()));
                 let (read_kind, read) = decode(&metadata);
                 prop_assert_eq!(read_kind, kind);
                 prop_assert_eq!(read.mode.unwrap_or(DEFAULTS.mode(kind)), attrs.mode.unwrap_or(DEFAULTS.mode(kind)));

@@ -1,1 +1,225 @@
 //! Inodes, attributes, listings, negative knowledge, names <-> blob names.
+//!
+//! A [`Tree`] carries out file system operations on nodes. It owns names and attributes; bytes belong to [`crate::file::File`].
+//!
+//! # Locks, in the order in which they are taken
+//!
+//! 1. *Gates*, one per directory, from the root downwards (`gates.rs`). Whoever works on something by its blob name holds the gates of the
+//!    directories above it for reading; a directory that moves is held for writing. Nobody asks for a gate while holding one.
+//! 2. A directory's `listing` lock: one listing on behalf of lookups at a time.
+//! 3. A node's `change` lock, two at once only in the order of their ids: commits, metadata updates, moves and deletions of its blob.
+//! 4. The table (`table.rs`), never across an await.
+//! 5. A node's state (`node.rs`), never two at once, never across an await.
+//! 6. The journal's own lock.
+//!
+//! The kernel serializes changes of one directory by itself; gates and `change` locks are about commits of files that were closed, the
+//! other mount options of the same table, and directories that move.
+//!
+//! # What is believed for how long
+//!
+//! What the service said is used for the mount's timeouts, counted from when it was asked. What this mount changed is known at once, and an answer to a
+//! question asked before the change does not undo it (`Table::tick`, `Table::ask`). Nodes with data or attributes that the service
+//! does not have yet are this mount's to answer for.
+
+mod attrs;
+mod children;
+mod files;
+mod gates;
+mod handles;
+mod lookup;
+pub(crate) mod names;
+pub(crate) mod node;
+mod rename;
+mod setattr;
+mod table;
+mod unlink;
+mod xattr;
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+pub(crate) use attrs::{Kind, from_seconds};
+pub(crate) use children::Owner;
+pub(crate) use files::Opened;
+pub(crate) use lookup::{Entry, Listed};
+pub(crate) use node::{NodeId, Stat};
+pub(crate) use rename::Replace;
+pub(crate) use setattr::{SetAttr, SetTime};
+use table::{SharedTable, Table, Timeouts};
+
+use attrs::{Attrs, Defaults};
+use blob_client::Metadata;
+use handles::Handles;
+use node::{Marker, Node, State};
+
+use crate::errno::{Errno, Result, fail};
+use crate::file::Env;
+use crate::journal::log::{Log, Record};
+use crate::volume::VolumeConfig;
+
+/// Called with a node whose attributes the kernel should ask for again.
+type Invalidate = Box<dyn Fn(NodeId) + Send + Sync>;
+
+/// The tree of one volume.
+pub(crate) struct Tree {
+    env: Env,
+    defaults: Defaults,
+    timeouts: Timeouts,
+    config: VolumeConfig,
+    table: SharedTable,
+    handles: Handles,
+    journal: Arc<Log>,
+    invalidate: OnceLock<Invalidate>,
+}
+
+impl std::fmt::Debug for Tree {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tree")
+            .field("name", &self.config.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tree {
+    /// The tree of a volume. Nothing is asked of the service yet.
+    pub(crate) fn new(config: VolumeConfig, env: Env, journal: Arc<Log>) -> Arc<Self> {
+        let defaults = Defaults {
+            uid: config.uid,
+            gid: config.gid,
+            file_mode: config.file_mode,
+            dir_mode: config.dir_mode,
+        };
+        let timeouts = Timeouts {
+            attr: config.attr_timeout,
+            entry: config.entry_timeout,
+            negative: config.negative_timeout,
+        };
+        let mut root = State::fresh(Attrs::default(), SystemTime::now());
+        root.marker = if config.prefix.is_empty() {
+            Marker::Container
+        } else {
+            Marker::Implicit
+        };
+        let charge = env.budget.charge_metadata(0);
+        let table = Table::new(
+            root,
+            config.prefix.clone(),
+            timeouts,
+            Arc::clone(&journal),
+            charge,
+        );
+        Arc::new(Self {
+            env,
+            defaults,
+            timeouts,
+            config,
+            table: SharedTable::new(table),
+            handles: Handles::default(),
+            journal,
+            invalidate: OnceLock::new(),
+        })
+    }
+
+    /// How the kernel is told to ask for attributes again.
+    pub(crate) fn on_invalidate(&self, invalidate: Invalidate) {
+        let _ = self.invalidate.set(invalidate);
+    }
+
+    /// The volume's settings.
+    pub(crate) fn config(&self) -> &VolumeConfig {
+        &self.config
+    }
+
+    /// The journal.
+    pub(crate) fn journal(&self) -> &Arc<Log> {
+        &self.journal
+    }
+
+    /// Reads the root: fails when the container is not there or not accessible.
+    pub(crate) async fn check_root(&self) -> Result<(), blob_client::Error> {
+        let options = blob_client::ListOptions {
+            prefix: names::below(&self.config.prefix),
+            max_results: Some(1),
+            ..Default::default()
+        };
+        self.env.store.list(&options).await?;
+        self.read_root().await
+    }
+
+    /// Records the outcome of an operation that must not be carried out twice, before its reply is sent.
+    pub(crate) fn record_reply(&self, unique: u64, errno: i32, node: NodeId, fh: u64) {
+        if let Err(error) = self.journal.append(&[Record::Reply {
+            unique,
+            errno,
+            node,
+            fh,
+        }]) {
+            tracing::error!(%error, "the journal cannot be written");
+        }
+    }
+
+    fn node(&self, id: NodeId) -> Result<Arc<Node>> {
+        self.table.lock().node(id).ok_or(Errno(libc::ESTALE))
+    }
+
+    fn writable(&self) -> Result<()> {
+        if self.config.read_only {
+            fail(libc::EROFS)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Attributes of a node to show now, and for how long.
+    fn stat(&self, node: &Node) -> (Stat, Duration) {
+        let subdirectories = match node.kind {
+            Kind::Directory => self.table.lock().subdirectories(node.id),
+            _ => 0,
+        };
+        let mut state = node.state();
+        let left = if state.local() {
+            self.timeouts.attr
+        } else {
+            self.timeouts.attr.saturating_sub(state.validated.elapsed())
+        };
+        (Stat::of(node, &mut state, subdirectories, &self.defaults), left)
+    }
+
+    /// Entries of a directory came or went by this mount.
+    fn touch(&self, directory: NodeId) {
+        if let Ok(node) = self.node(directory) {
+            let now = SystemTime::now();
+            let mut state = node.state();
+            state.entries_changed = Some(now);
+            state.ctime = now;
+        }
+    }
+
+    /// Everything that the service does not have yet is committed; the first error, if any.
+    pub(crate) async fn commit_all(&self) -> Result<()> {
+        let nodes = self.table.lock().nodes();
+        let mut first = Ok(());
+        for node in nodes {
+            let pinned = node.state().pinned();
+            if pinned && let Err(errno) = self.commit(&node).await {
+                first = first.and(Err(errno));
+            }
+        }
+        first
+    }
+
+    /// The session is over: what the kernel did not release any more is released, and everything is committed.
+    pub(crate) async fn finish(&self) -> Result<()> {
+        let committed = self.commit_all().await;
+        for fh in self.handles.all_files() {
+            // Errors of the commit were collected above; this one is about reserved names of deleted files.
+            let _ = self.release(fh).await;
+        }
+        committed
+    }
+}
+
+/// Metadata of a blob of a kind nobody described yet.
+fn metadata_of(attrs: &Attrs, kind: Kind, defaults: &Defaults) -> Result<Metadata> {
+    attrs::encode(attrs, kind, defaults)
+}

@@ -1,0 +1,582 @@
+//! Open files: close-to-open consistency, commits, sizes.
+//!
+//! Every open of a file that this mount has nothing of its own for asks the service for the version (HEAD), so that what another mount closed is
+//! seen. Handles on a node with uncommitted data or open writers share its content. A reader keeps the version it opened.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use blob_client::{Condition, Error};
+
+use super::attrs::{Attrs, Kind};
+use super::children::Owner;
+use super::handles::Handle;
+use super::lookup::Entry;
+use super::node::{Node, NodeId, State};
+use super::table::Found;
+use super::{Tree, names};
+use crate::errno::{Errno, Result, fail};
+use crate::file::{Base, File, FileError, ReadData, Reader};
+use crate::journal::log::Record;
+use crate::volume::Profile;
+
+/// An opened handle, and what the kernel may do with it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Opened {
+    pub(crate) fh: u64,
+    /// Pages from before the open are still right.
+    pub(crate) keep_cache: bool,
+    /// No pages at all.
+    pub(crate) direct: bool,
+}
+
+/// Requests under way that change a node's version; answers from the service are not believed meanwhile.
+pub(super) struct Busy<'a>(&'a Node);
+
+impl<'a> Busy<'a> {
+    pub(super) fn new(node: &'a Node) -> Self {
+        node.state().busy += 1;
+        Self(node)
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.busy = state.busy.saturating_sub(1);
+    }
+}
+
+fn writes(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+impl Tree {
+    /// Opens a file.
+    pub(crate) async fn open(&self, id: NodeId, flags: i32, uid: u32) -> Result<Opened> {
+        let node = self.node(id)?;
+        match node.kind {
+            Kind::File => {}
+            Kind::Directory => return fail(libc::EISDIR),
+            Kind::Symlink => return fail(libc::ELOOP),
+            Kind::Fifo | Kind::Socket => return fail(libc::ENXIO),
+        }
+        let truncates = flags & libc::O_TRUNC != 0;
+        if writes(flags) || truncates {
+            self.writable()?;
+        }
+        let told = node.state().told_size;
+        let (file, shared) = match self.shared(&node) {
+            Some(file) => (file, true),
+            None => {
+                // Gone as a name since the kernel looked it up: ESTALE makes the kernel look again.
+                let _gates = self.gates(id).await.map_err(|_| Errno(libc::ESTALE))?;
+                let _change = node.change.lock().await;
+                match self.shared(&node) {
+                    Some(file) => (file, true),
+                    None => (self.current(&node).await?, false),
+                }
+            }
+        };
+        if (writes(flags) || truncates) && !node.state().writable {
+            return fail(libc::EPERM);
+        }
+        if truncates {
+            file.truncate(0).await?;
+            let mut state = node.state();
+            state.content_changed(SystemTime::now());
+            state.attrs_dirty = true;
+            if uid != 0 {
+                state.kill_privileges(node.kind, &self.defaults);
+            }
+        }
+        let stale_size = !shared && !truncates && told.is_some_and(|told| told != file.size());
+        if stale_size && let Some(invalidate) = self.invalidate.get() {
+            invalidate(id);
+        }
+        Ok(self.register(&node, file, flags, stale_size))
+    }
+
+    /// Content that a new handle shares without asking: this mount's own.
+    fn shared(&self, node: &Node) -> Option<Arc<File>> {
+        let state = node.state();
+        let own = state.unlinked || state.writers > 0 || state.pinned();
+        state.content.clone().filter(|_| own)
+    }
+
+    /// The content of the version that the service has now. Gates and `change` are held.
+    pub(super) async fn current(&self, node: &Arc<Node>) -> Result<Arc<File>> {
+        let (blob, parent, name, asked) = {
+            let table = self.table.lock();
+            let link = table.link(node.id).ok_or(Errno(libc::ESTALE))?;
+            (
+                table.blob(node.id).ok_or(Errno(libc::ESTALE))?,
+                link.parent,
+                Arc::clone(&link.name),
+                table.ask(),
+            )
+        };
+        let properties = match self.env.store.head(&blob, &Condition::none()).await {
+            Ok(properties) => properties,
+            Err(Error::BlobNotFound { .. }) => {
+                let nothing = Found {
+                    blob: None,
+                    prefix: false,
+                };
+                self.table.lock().learn(parent, &name, nothing, asked);
+                return fail(libc::ESTALE);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let found = Found {
+            blob: Some(&properties),
+            prefix: false,
+        };
+        if found.kind() != Some(Kind::File) {
+            self.table.lock().learn(parent, &name, found, asked);
+            return fail(libc::ESTALE);
+        }
+        let mut state = node.state();
+        state.adopt(&properties, asked.at);
+        if let Some(content) = &state.content
+            && content.etag().as_ref() == Some(&properties.etag)
+        {
+            return Ok(Arc::clone(content));
+        }
+        let base = Base {
+            etag: properties.etag.clone(),
+            size: properties.content_length,
+            writable: state.writable,
+        };
+        let file = File::open(self.env.clone(), blob, base);
+        state.older_handles = state.handles;
+        state.content = Some(Arc::clone(&file));
+        Ok(file)
+    }
+
+    fn register(&self, node: &Arc<Node>, file: Arc<File>, flags: i32, stale_size: bool) -> Opened {
+        let generation = file.etag().map(|e| e.0).unwrap_or_default();
+        let append_at_end = flags & libc::O_APPEND != 0 && stale_size;
+        let (direct, keep_cache) = {
+            let mut state = node.state();
+            state.handles += 1;
+            state.writers += u32::from(writes(flags));
+            let direct =
+                self.config.profile == Profile::Streaming || state.older_handles > 0 || append_at_end;
+            let keep_cache = self.config.kernel_cache && state.cached && !direct;
+            // Without keeping, the kernel drops its pages now and reads this version from here on.
+            state.cached = state.cached || !direct;
+            (direct, keep_cache)
+        };
+        let handle = Handle {
+            node: Arc::clone(node),
+            file,
+            reader: Reader::default(),
+            writes: writes(flags),
+            append_at_end,
+        };
+        let fh = self.handles.open_file(handle);
+        self.table.lock().record(Record::Handle {
+            fh,
+            node: node.id,
+            flags,
+            generation,
+        });
+        Opened {
+            fh,
+            keep_cache,
+            direct,
+        }
+    }
+
+    /// Makes a file and opens it. Nothing is sent: the first commit creates the blob, and only if there is none.
+    pub(crate) async fn create(
+        &self,
+        parent: NodeId,
+        name: &OsStr,
+        mode: u32,
+        flags: i32,
+        owner: Owner,
+    ) -> Result<(Entry, Opened)> {
+        self.writable()?;
+        let name = self.name_in(parent, name)?;
+        let directory = self.table.lock().blob(parent).ok_or(Errno(libc::ENOENT))?;
+        let blob = names::join(&directory, name);
+        names::check_blob(&blob)?;
+        let attrs = self.new_attrs(parent, Kind::File, mode, owner)?;
+        let file = File::create(self.env.clone(), blob, true);
+        let existing = {
+            let mut table = self.table.lock();
+            match table.child(parent, name) {
+                Some(existing) => Some(existing.id),
+                None => {
+                    // Moved or removed meanwhile: the name of the file would be another.
+                    if table.blob(parent).as_deref() != Some(&directory) {
+                        return fail(libc::ENOENT);
+                    }
+                    let mut state = State::fresh(attrs, SystemTime::now());
+                    state.attrs.mtime = Some(state.modified);
+                    state.uncommitted = true;
+                    state.attrs_dirty = true;
+                    state.content = Some(Arc::clone(&file));
+                    let node = table.create(parent, name, Kind::File, state);
+                    drop(table);
+                    let opened = self.register(&node, file, flags, false);
+                    self.touch(parent);
+                    let entry = self.entry(node.id).ok_or(Errno(libc::EIO))?;
+                    return Ok((entry, opened));
+                }
+            }
+        };
+        match existing {
+            Some(_) if flags & libc::O_EXCL != 0 => fail(libc::EEXIST),
+            Some(id) => {
+                let opened = self.open(id, flags, owner.uid).await?;
+                Ok((self.entry(id).ok_or(Errno(libc::ESTALE))?, opened))
+            }
+            None => fail(libc::EIO),
+        }
+    }
+
+    /// An open handle.
+    pub(crate) fn handle(&self, fh: u64) -> Result<Arc<Handle>> {
+        self.handles.file(fh)
+    }
+
+    /// The answer to a read that needs no waiting.
+    pub(crate) fn read_now(&self, handle: &Handle, offset: u64, len: usize) -> Option<ReadData> {
+        handle.file.try_read(&handle.reader, offset, len)
+    }
+
+    /// The answer to a read.
+    pub(crate) async fn read(&self, handle: &Handle, offset: u64, len: usize) -> Result<ReadData> {
+        handle
+            .file
+            .read(&handle.reader, offset, len)
+            .await
+            .map_err(|error| self.broken(handle, error))
+    }
+
+    /// Takes a write if there is room; `None`: call [`Tree::write`].
+    pub(crate) fn write_now(
+        &self,
+        handle: &Handle,
+        offset: u64,
+        data: &[u8],
+        kill: bool,
+    ) -> Option<Result<()>> {
+        if !handle.writes {
+            return Some(fail(libc::EBADF));
+        }
+        match handle.file.try_write(offset, data) {
+            Ok(true) => {
+                self.wrote(handle, kill);
+                Some(Ok(()))
+            }
+            Ok(false) => None,
+            Err(error) => Some(Err(self.broken(handle, error))),
+        }
+    }
+
+    /// Takes a write, waiting for room.
+    pub(crate) async fn write(&self, handle: &Handle, offset: u64, data: &[u8], kill: bool) -> Result<()> {
+        handle
+            .file
+            .write(offset, data)
+            .await
+            .map_err(|error| self.broken(handle, error))?;
+        self.wrote(handle, kill);
+        Ok(())
+    }
+
+    /// Where a write of this handle goes.
+    pub(crate) fn write_offset(&self, handle: &Handle, offset: u64) -> u64 {
+        if handle.append_at_end {
+            handle.file.size()
+        } else {
+            offset
+        }
+    }
+
+    fn wrote(&self, handle: &Handle, kill: bool) {
+        let size = handle.file.size();
+        let mut state = handle.node.state();
+        state.content_changed(SystemTime::now());
+        state.told_size = Some(size);
+        if kill {
+            state.kill_privileges(handle.node.kind, &self.defaults);
+        }
+    }
+
+    /// What a program gets to see of an error of a file's content.
+    fn broken(&self, handle: &Handle, error: FileError) -> Errno {
+        if matches!(error, FileError::Stale) {
+            tracing::warn!(
+                node = handle.node.id,
+                "a file was changed by somebody else while it was open here"
+            );
+        }
+        error.into()
+    }
+
+    /// Makes what was written to a file durable.
+    pub(crate) async fn commit(&self, node: &Arc<Node>) -> Result<()> {
+        {
+            let state = node.state();
+            if state.unlinked || !state.pinned() {
+                return Ok(());
+            }
+        }
+        let _gates = match self.gates(node.id).await {
+            Ok(gates) => gates,
+            // Unlinked meanwhile: there is nothing to make durable any more.
+            Err(Errno(libc::ENOENT)) => return Ok(()),
+            Err(errno) => return Err(errno),
+        };
+        let _change = node.change.lock().await;
+        self.commit_changing(node).await
+    }
+
+    /// Commits content and attributes. Gates and `change` are held.
+    pub(super) async fn commit_changing(&self, node: &Arc<Node>) -> Result<()> {
+        let (file, attrs_dirty) = {
+            let state = node.state();
+            if state.unlinked {
+                return Ok(());
+            }
+            (
+                state
+                    .content
+                    .clone()
+                    .filter(|f| f.is_dirty() || state.uncommitted),
+                state.attrs_dirty,
+            )
+        };
+        let Some(file) = file else {
+            return if attrs_dirty {
+                self.store_attrs(node, &|_: &mut Attrs| Ok(())).await
+            } else {
+                Ok(())
+            };
+        };
+        let (metadata, changes) = {
+            let state = node.state();
+            (state.metadata(node.kind, &self.defaults)?, state.changes)
+        };
+        let busy = Busy::new(node);
+        let written = file.commit(metadata).await?;
+        let stamp = self.table.lock().tick();
+        let attrs_left = {
+            let mut state = node.state();
+            if let Some(written) = &written {
+                state.written(written, stamp);
+                state.uncommitted = false;
+                state.size = file.size();
+                state.attrs_dirty &= state.changes != changes;
+            }
+            state.attrs_dirty && !file.is_dirty() && written.is_none()
+        };
+        drop(busy);
+        if attrs_left {
+            return self.store_attrs(node, &|_: &mut Attrs| Ok(())).await;
+        }
+        Ok(())
+    }
+
+    /// close(2) of one descriptor.
+    pub(crate) async fn flush(&self, fh: u64) -> Result<()> {
+        let handle = self.handle(fh)?;
+        if handle.writes {
+            self.commit(&handle.node).await
+        } else {
+            Ok(())
+        }
+    }
+
+    /// fsync(2): also of a handle that only reads, as the data may be another handle's.
+    pub(crate) async fn fsync(&self, fh: u64) -> Result<()> {
+        let handle = self.handle(fh)?;
+        self.commit(&handle.node).await
+    }
+
+    /// The last descriptor of a handle is gone. Commits what came after the last flush (writes through mappings).
+    pub(crate) async fn release(&self, fh: u64) -> Result<()> {
+        let handle = self.handle(fh)?;
+        let node = Arc::clone(&handle.node);
+        let committed = if handle.writes {
+            self.commit(&node).await
+        } else {
+            Ok(())
+        };
+        self.handles.close_file(fh);
+        let (last, hidden) = {
+            let mut state = node.state();
+            let old = state
+                .content
+                .as_ref()
+                .is_none_or(|c| !Arc::ptr_eq(c, &handle.file));
+            state.handles = state.handles.saturating_sub(1);
+            state.writers = state.writers.saturating_sub(u32::from(handle.writes));
+            state.older_handles = state
+                .older_handles
+                .saturating_sub(u32::from(old))
+                .min(state.handles);
+            let last = state.handles == 0;
+            if last {
+                self.rest(&node, &mut state, committed);
+            }
+            (last, state.hidden.take_if(|_| last))
+        };
+        {
+            let mut table = self.table.lock();
+            table.record(Record::Release { fh });
+            if last {
+                table.reap(node.id);
+            }
+        }
+        if let Some(hidden) = hidden {
+            match self.env.store.delete(&hidden, &Condition::none()).await {
+                Ok(()) | Err(Error::BlobNotFound { .. }) => {}
+                Err(error) => {
+                    tracing::warn!(%error, blob = hidden, "a file deleted while open is still stored")
+                }
+            }
+        }
+        committed
+    }
+
+    /// Nobody has the file open any more.
+    fn rest(&self, node: &Node, state: &mut State, committed: Result<()>) {
+        if state.unlinked {
+            state.content = None;
+            return;
+        }
+        match &state.content {
+            Some(content) if content.is_dirty() || state.uncommitted => {
+                // close or fsync said so to whoever listened; the data has no version to go on top of.
+                tracing::error!(node = node.id, error = ?committed.err(), "uncommitted data of a closed file is lost");
+                state.content = None;
+                state.attrs_dirty = false;
+                state.cached = false;
+                state.etag = None;
+                if state.uncommitted {
+                    state.uncommitted = false;
+                    state.size = 0;
+                }
+                if let Some(old) = state
+                    .validated
+                    .checked_sub(self.timeouts.attr.max(self.timeouts.entry))
+                {
+                    state.validated = old;
+                }
+            }
+            Some(content) => state.size = content.size(),
+            None => {}
+        }
+    }
+
+    /// Sets the size through a handle.
+    pub(crate) async fn truncate_handle(&self, fh: u64, size: u64, kill: bool) -> Result<()> {
+        let handle = self.handle(fh)?;
+        if !handle.writes {
+            return fail(libc::EINVAL);
+        }
+        handle
+            .file
+            .truncate(size)
+            .await
+            .map_err(|error| self.broken(&handle, error))?;
+        self.resized(&handle.node, kill);
+        Ok(())
+    }
+
+    fn resized(&self, node: &Node, kill: bool) {
+        let mut state = node.state();
+        state.content_changed(SystemTime::now());
+        state.attrs_dirty |= !state.unlinked;
+        if kill {
+            state.kill_privileges(node.kind, &self.defaults);
+        }
+    }
+
+    /// Sets the size of a file by its name; durable when it returns, unless somebody is writing anyway.
+    pub(crate) async fn truncate(&self, id: NodeId, size: u64, kill: bool) -> Result<()> {
+        self.writable()?;
+        let node = self.node(id)?;
+        match node.kind {
+            Kind::File => {}
+            Kind::Directory => return fail(libc::EISDIR),
+            _ => return fail(libc::EINVAL),
+        }
+        if let Some(file) = self.shared(&node) {
+            file.truncate(size).await?;
+            self.resized(&node, kill);
+            if node.state().writers > 0 {
+                return Ok(());
+            }
+            return self.commit(&node).await;
+        }
+        let _gates = self.gates(id).await?;
+        let _change = node.change.lock().await;
+        let file = self.current(&node).await?;
+        if !node.state().writable {
+            return fail(libc::EPERM);
+        }
+        file.truncate(size).await?;
+        self.resized(&node, kill);
+        self.commit_changing(&node).await
+    }
+
+    /// fallocate(2).
+    pub(crate) async fn fallocate(&self, fh: u64, offset: u64, len: u64, mode: i32) -> Result<()> {
+        let handle = self.handle(fh)?;
+        if !handle.writes {
+            return fail(libc::EBADF);
+        }
+        const KEEP: i32 = libc::FALLOC_FL_KEEP_SIZE;
+        const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | KEEP;
+        let done = match mode {
+            0 => handle.file.allocate(offset, len, false).await,
+            KEEP => handle.file.allocate(offset, len, true).await,
+            PUNCH => handle.file.punch_hole(offset, len).await,
+            _ => return fail(libc::EOPNOTSUPP),
+        };
+        done.map_err(|error| self.broken(&handle, error))?;
+        if mode != KEEP {
+            self.resized(&handle.node, false);
+        }
+        Ok(())
+    }
+
+    /// lseek(2) with SEEK_DATA or SEEK_HOLE.
+    pub(crate) async fn lseek(&self, fh: u64, offset: u64, hole: bool) -> Result<u64> {
+        let handle = self.handle(fh)?;
+        let found = if hole {
+            handle.file.seek_hole(offset).await
+        } else {
+            handle.file.seek_data(offset).await
+        };
+        found
+            .map_err(|error| self.broken(&handle, error))?
+            .ok_or(Errno(libc::ENXIO))
+    }
+
+    /// copy_file_range(2).
+    pub(crate) async fn copy_range(&self, from: u64, at: u64, to: u64, to_at: u64, len: u64) -> Result<u64> {
+        let (from, to) = (self.handle(from)?, self.handle(to)?);
+        if !to.writes {
+            return fail(libc::EBADF);
+        }
+        let to_at = self.write_offset(&to, to_at);
+        // Blocks are copied by the source's blob name.
+        let _gates = self.gates_for(&[from.node.id, to.node.id], &[]).await.ok();
+        let copied = to
+            .file
+            .copy_from(&from.file, at, to_at, len)
+            .await
+            .map_err(|error| self.broken(&to, error))?;
+        self.wrote(&to, false);
+        Ok(copied)
+    }
+}

@@ -1,0 +1,286 @@
+//! One node: what it is, its attributes, and its open content.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use blob_client::{BlobType, ETag, Metadata, Properties, Written};
+use tokio::sync::{Mutex as AsyncMutex, RwLock};
+
+use super::attrs::{self, Attrs, Defaults, Kind};
+use crate::errno::Result;
+use crate::file::File;
+
+/// Number of a node, shown as its inode number.
+pub(crate) type NodeId = u64;
+
+/// The root of a volume.
+pub(crate) const ROOT: NodeId = 1;
+
+/// Memory that a node costs, for the budget: the structures here and in the table, without names.
+pub(crate) const NODE_BYTES: usize = 900;
+
+/// A file, directory, link, FIFO or socket.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) kind: Kind,
+    /// Held while the blob's version changes: commits, metadata updates, moving, deleting. See the lock order in [`super`].
+    pub(crate) change: AsyncMutex<()>,
+    /// Directories only.
+    pub(crate) directory: Option<DirectoryLocks>,
+    state: Mutex<State>,
+}
+
+/// See the lock order in [`super`].
+#[derive(Debug, Default)]
+pub(crate) struct DirectoryLocks {
+    /// Read: something below is worked on by its blob name. Write: the directory itself moves.
+    pub(crate) gate: Arc<RwLock<()>>,
+    /// One listing on behalf of lookups at a time.
+    pub(crate) listing: AsyncMutex<()>,
+}
+
+/// Where a directory's own attributes are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Marker {
+    /// Nowhere: only blobs below it make it a directory.
+    Implicit,
+    /// In the blob named like it.
+    Blob,
+    /// In the metadata of the container (the root of a volume without a prefix).
+    Container,
+}
+
+/// What changes about a node.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) attrs: Attrs,
+    /// Length of the committed version.
+    pub(crate) size: u64,
+    /// Committed version; `None` for implicit directories and files that were never committed.
+    pub(crate) etag: Option<ETag>,
+    /// `Last-Modified` of the committed version, or when the node was made.
+    pub(crate) modified: SystemTime,
+    pub(crate) ctime: SystemTime,
+    /// Directories: when an entry last came or went by this mount.
+    pub(crate) entries_changed: Option<SystemTime>,
+    pub(crate) writable: bool,
+    /// When the service was asked for what is here.
+    pub(crate) validated: Instant,
+    /// Answers to requests that were sent before this moment of the tree's clock say nothing about the node.
+    pub(crate) stamp: u64,
+    /// No name leads here any more.
+    pub(crate) unlinked: bool,
+    pub(crate) marker: Marker,
+    /// Content that handles share; kept for a while after the last one is gone.
+    pub(crate) content: Option<Arc<File>>,
+    /// Open handles.
+    pub(crate) handles: u32,
+    /// Of these, handles on an older version than `content`.
+    pub(crate) older_handles: u32,
+    /// Open handles that may write.
+    pub(crate) writers: u32,
+    /// The first commit has not happened.
+    pub(crate) uncommitted: bool,
+    /// Attributes were changed and travel with the next commit.
+    pub(crate) attrs_dirty: bool,
+    /// Counts attribute changes, so that a commit knows whether it carried the last one.
+    pub(crate) changes: u64,
+    /// Requests of ours under way that change the blob's version.
+    pub(crate) busy: u32,
+    /// Pages that the kernel may hold are those of `content` (or of `etag`, while there is none).
+    pub(crate) cached: bool,
+    /// Size the kernel was last told.
+    pub(crate) told_size: Option<u64>,
+    /// Target of a symbolic link, once read.
+    pub(crate) target: Option<Arc<[u8]>>,
+    /// Reserved name that the blob was moved to when it was deleted while open.
+    pub(crate) hidden: Option<String>,
+}
+
+impl Node {
+    pub(crate) fn new(id: NodeId, kind: Kind, state: State) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            kind,
+            change: AsyncMutex::new(()),
+            directory: (kind == Kind::Directory).then(DirectoryLocks::default),
+            state: Mutex::new(state),
+        })
+    }
+
+    /// The state. Innermost lock but for the journal's: nothing else is locked while it is held, nothing awaited.
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// A node that this mount makes now.
+    pub(crate) fn fresh(attrs: Attrs, now: SystemTime) -> Self {
+        Self {
+            attrs,
+            size: 0,
+            etag: None,
+            modified: now,
+            ctime: now,
+            entries_changed: None,
+            writable: true,
+            validated: Instant::now(),
+            stamp: 0,
+            unlinked: false,
+            marker: Marker::Implicit,
+            content: None,
+            handles: 0,
+            older_handles: 0,
+            writers: 0,
+            uncommitted: false,
+            attrs_dirty: false,
+            changes: 0,
+            busy: 0,
+            cached: false,
+            told_size: None,
+            target: None,
+            hidden: None,
+        }
+    }
+
+    /// A node as the service describes it.
+    pub(crate) fn of(properties: &Properties, at: Instant) -> Self {
+        let mut state = Self::fresh(Attrs::default(), properties.last_modified);
+        state.adopt(properties, at);
+        state
+    }
+
+    /// Takes over what the service says. The same version changes nothing but the time of validation.
+    pub(crate) fn adopt(&mut self, properties: &Properties, at: Instant) {
+        self.validated = at;
+        if self.etag.as_ref() == Some(&properties.etag) {
+            return;
+        }
+        let (kind, attrs) = attrs::decode(&properties.metadata);
+        self.attrs = attrs;
+        self.size = properties.content_length;
+        self.etag = Some(properties.etag.clone());
+        self.modified = properties.last_modified;
+        self.ctime = properties.last_modified;
+        self.entries_changed = None;
+        self.writable = properties.blob_type == BlobType::Block;
+        self.target = None;
+        self.cached = false;
+        if kind == Kind::Directory || properties.is_directory {
+            self.marker = Marker::Blob;
+        }
+    }
+
+    /// A write of ours gave the blob a new version.
+    pub(crate) fn written(&mut self, written: &Written, stamp: u64) {
+        self.etag = Some(written.etag.clone());
+        self.modified = written.last_modified;
+        self.validated = Instant::now();
+        self.stamp = stamp;
+    }
+
+    /// True while this mount knows more about the node than the service.
+    pub(crate) fn pinned(&self) -> bool {
+        self.uncommitted
+            || self.attrs_dirty
+            || self.busy > 0
+            || self
+                .content
+                .as_ref()
+                .is_some_and(|c| c.is_dirty() && !self.unlinked)
+    }
+
+    /// True while attributes are this mount's to answer: pinned, open, or nameless.
+    pub(crate) fn local(&self) -> bool {
+        self.handles > 0 || self.unlinked || self.pinned()
+    }
+
+    /// Size to show.
+    pub(crate) fn shown_size(&self) -> u64 {
+        match &self.content {
+            Some(content) if self.handles > 0 || self.pinned() || self.unlinked => content.size(),
+            _ => self.size,
+        }
+    }
+
+    /// Modification time to show.
+    pub(crate) fn mtime(&self) -> SystemTime {
+        self.entries_changed.or(self.attrs.mtime).unwrap_or(self.modified)
+    }
+
+    /// Notes a change of attributes by this mount.
+    pub(crate) fn changed(&mut self, now: SystemTime) {
+        self.ctime = now;
+        self.changes += 1;
+    }
+
+    /// Notes a change of content by this mount.
+    pub(crate) fn content_changed(&mut self, now: SystemTime) {
+        self.attrs.mtime = Some(now);
+        self.changed(now);
+    }
+
+    /// Metadata to store with the blob.
+    pub(crate) fn metadata(&self, kind: Kind, defaults: &Defaults) -> Result<Metadata> {
+        attrs::encode(&self.attrs, kind, defaults)
+    }
+
+    /// Drops set-user-id, and set-group-id where it means execution, as a change of content or owner by others than root does.
+    pub(crate) fn kill_privileges(&mut self, kind: Kind, defaults: &Defaults) -> bool {
+        let mode = self.attrs.mode.unwrap_or(defaults.mode(kind));
+        let mut kept = mode & !libc::S_ISUID;
+        if mode & libc::S_IXGRP != 0 {
+            kept &= !libc::S_ISGID;
+        }
+        if kind == Kind::Directory || kept == mode {
+            return false;
+        }
+        self.attrs.mode = Some(kept);
+        true
+    }
+}
+
+/// Attributes as a file system shows them.
+#[derive(Debug, Clone)]
+pub(crate) struct Stat {
+    pub(crate) id: NodeId,
+    pub(crate) kind: Kind,
+    pub(crate) size: u64,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) nlink: u32,
+    pub(crate) atime: SystemTime,
+    pub(crate) mtime: SystemTime,
+    pub(crate) ctime: SystemTime,
+}
+
+impl Stat {
+    /// What to show of a node; `subdirectories` as far as they are known.
+    pub(crate) fn of(node: &Node, state: &mut State, subdirectories: u32, defaults: &Defaults) -> Self {
+        let mtime = state.mtime();
+        let size = match node.kind {
+            Kind::Directory | Kind::Fifo | Kind::Socket => 0,
+            Kind::File | Kind::Symlink => state.shown_size(),
+        };
+        state.told_size = Some(size);
+        Self {
+            id: node.id,
+            kind: node.kind,
+            size,
+            mode: state.attrs.mode.unwrap_or(defaults.mode(node.kind)),
+            uid: state.attrs.uid.unwrap_or(defaults.uid),
+            gid: state.attrs.gid.unwrap_or(defaults.gid),
+            nlink: match (state.unlinked, node.kind) {
+                (true, _) => 0,
+                (false, Kind::Directory) => 2 + subdirectories,
+                (false, _) => 1,
+            },
+            atime: state.attrs.atime.unwrap_or(mtime),
+            mtime,
+            ctime: state.ctime,
+        }
+    }
+}

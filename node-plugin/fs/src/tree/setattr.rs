@@ -1,0 +1,384 @@
+//! Attribute changes: with the next commit where there is going to be one, at once otherwise.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use blob_client::{Condition, Error, ListOptions, Properties};
+
+use super::attrs::{self, Attrs, Kind};
+use super::files::Busy;
+use super::node::{Marker, Node, NodeId, ROOT, Stat};
+use super::table::Found;
+use super::{Tree, metadata_of, names};
+use crate::errno::{Errno, Result, fail};
+
+/// How often a change is repeated on top of somebody else's before giving up.
+const ATTEMPTS: usize = 5;
+
+/// A time to set.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum SetTime {
+    Now,
+    To(SystemTime),
+}
+
+impl SetTime {
+    fn resolve(self, now: SystemTime) -> SystemTime {
+        match self {
+            Self::Now => now,
+            Self::To(time) => time,
+        }
+    }
+}
+
+/// What setattr is asked to change.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct SetAttr {
+    pub(crate) mode: Option<u32>,
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
+    pub(crate) size: Option<u64>,
+    pub(crate) atime: Option<SetTime>,
+    pub(crate) mtime: Option<SetTime>,
+    /// Handle it was asked through.
+    pub(crate) fh: Option<u64>,
+    /// The caller is not root: changes of content drop set-user-id.
+    pub(crate) kill: bool,
+}
+
+impl Tree {
+    /// Changes attributes and answers the new ones.
+    pub(crate) async fn setattr(&self, id: NodeId, set: SetAttr) -> Result<(Stat, Duration)> {
+        self.writable()?;
+        let node = self.node(id)?;
+        if let Some(size) = set.size {
+            match set.fh {
+                Some(fh) if self.handle(fh).is_ok_and(|h| h.writes) => {
+                    self.truncate_handle(fh, size, set.kill).await?
+                }
+                _ => self.truncate(id, size, set.kill).await?,
+            }
+        }
+        let now = SystemTime::now();
+        let owner = set.uid.is_some() || set.gid.is_some();
+        if set.mode.is_some() || owner || set.atime.is_some() || set.mtime.is_some() {
+            let (kind, defaults) = (node.kind, self.defaults);
+            self.change_attrs(&node, &move |attrs: &mut Attrs| {
+                if owner && kind != Kind::Directory {
+                    // As Linux does for every caller: whoever gets a file does not get the rights of who had it.
+                    let mode = attrs.mode.unwrap_or(defaults.mode(kind));
+                    let group = if mode & libc::S_IXGRP != 0 {
+                        libc::S_ISGID
+                    } else {
+                        0
+                    };
+                    if mode & (libc::S_ISUID | group) != 0 {
+                        attrs.mode = Some(mode & !(libc::S_ISUID | group));
+                    }
+                }
+                if let Some(mode) = set.mode {
+                    attrs.mode = Some(mode & 0o7777);
+                }
+                attrs.uid = set.uid.or(attrs.uid);
+                attrs.gid = set.gid.or(attrs.gid);
+                attrs.atime = set.atime.map(|t| t.resolve(now)).or(attrs.atime);
+                attrs.mtime = set.mtime.map(|t| t.resolve(now)).or(attrs.mtime);
+                Ok(())
+            })
+            .await?;
+            if set.mtime.is_some() {
+                node.state().entries_changed = None;
+            }
+        } else if set.size.is_none() {
+            // chown(-1, -1) and the like: only the change time.
+            node.state().ctime = now;
+        }
+        Ok(self.stat(&node))
+    }
+
+    /// Applies a change of attributes. The change may be applied more than once, on top of what the service has then.
+    pub(super) async fn change_attrs(
+        &self,
+        node: &Arc<Node>,
+        change: &(dyn Fn(&mut Attrs) -> Result<()> + Send + Sync),
+    ) -> Result<()> {
+        if self.change_locally(node, change)? {
+            return Ok(());
+        }
+        let _gates = self.gates(node.id).await?;
+        let _change = node.change.lock().await;
+        if self.change_locally(node, change)? {
+            return Ok(());
+        }
+        self.store_attrs(node, change).await
+    }
+
+    /// Marks the change where a commit will carry it, or nothing ever will.
+    fn change_locally(
+        &self,
+        node: &Node,
+        change: &(dyn Fn(&mut Attrs) -> Result<()> + Send + Sync),
+    ) -> Result<bool> {
+        let mut state = node.state();
+        let travels = state.uncommitted
+            || (state.writers > 0 && state.attrs_dirty)
+            || (state.handles > 0 && state.content.as_ref().is_some_and(|c| c.is_dirty()));
+        if !travels && !state.unlinked {
+            return Ok(false);
+        }
+        let mut attrs = state.attrs.clone();
+        change(&mut attrs)?;
+        metadata_of(&attrs, node.kind, &self.defaults)?;
+        state.attrs = attrs;
+        state.changed(SystemTime::now());
+        state.attrs_dirty = !state.unlinked;
+        Ok(true)
+    }
+
+    /// Stores changed attributes with the blob at once. Gates and `change` are held.
+    pub(super) async fn store_attrs(
+        &self,
+        node: &Arc<Node>,
+        change: &(dyn Fn(&mut Attrs) -> Result<()> + Send + Sync),
+    ) -> Result<()> {
+        if node.id == ROOT && self.config.prefix.is_empty() {
+            return self.store_root(node, change).await;
+        }
+        let blob = self.table.lock().blob(node.id).ok_or(Errno(libc::ENOENT))?;
+        for _ in 0..ATTEMPTS {
+            let (attrs, etag, changes, file) = {
+                let state = node.state();
+                let mut attrs = state.attrs.clone();
+                change(&mut attrs)?;
+                (attrs, state.etag.clone(), state.changes, state.content.clone())
+            };
+            let metadata = metadata_of(&attrs, node.kind, &self.defaults)?;
+            let Some(etag) = etag else {
+                if node.kind != Kind::Directory {
+                    // Lost its version (a failed commit): ask before writing anything.
+                    self.refresh_version(node, &blob).await?;
+                    continue;
+                }
+                if self.make_marker(node, &blob, attrs).await? {
+                    return Ok(());
+                }
+                continue;
+            };
+            let busy = Busy::new(node);
+            match self
+                .env
+                .store
+                .set_metadata(&blob, &metadata, &Condition::matches(&etag))
+                .await
+            {
+                Ok(written) => {
+                    if let Some(file) = &file {
+                        file.rebase(&written);
+                    }
+                    let stamp = self.table.lock().tick();
+                    let mut state = node.state();
+                    state.written(&written, stamp);
+                    if state.changes == changes {
+                        state.attrs = attrs;
+                        state.attrs_dirty = false;
+                    } else {
+                        // Changed again meanwhile (a write): what this call changed is kept on top.
+                        change(&mut state.attrs)?;
+                        state.attrs_dirty = true;
+                    }
+                    state.changed(SystemTime::now());
+                    return Ok(());
+                }
+                Err(Error::ConditionNotMet { .. }) => {
+                    drop(busy);
+                    self.refresh_version(node, &blob).await?;
+                }
+                Err(Error::BlobNotFound { .. }) => {
+                    drop(busy);
+                    self.refresh_version(node, &blob).await?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        fail(libc::ESTALE)
+    }
+
+    /// Somebody else changed the blob: takes over its attributes, unless a handle holds an older version.
+    async fn refresh_version(&self, node: &Arc<Node>, blob: &str) -> Result<()> {
+        let (asked, parent, name) = {
+            let table = self.table.lock();
+            let link = table.link(node.id).ok_or(Errno(libc::ENOENT))?;
+            (table.ask(), link.parent, Arc::clone(&link.name))
+        };
+        let found = match self.env.store.head(blob, &Condition::none()).await {
+            Ok(properties) => Some(properties),
+            Err(Error::BlobNotFound { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let mut state = node.state();
+        if state.handles > 0 && node.kind == Kind::File {
+            return fail(libc::ESTALE);
+        }
+        state.attrs_dirty = false;
+        match &found {
+            Some(properties) if kind_of(properties) == node.kind => {
+                state.adopt(properties, asked.at);
+                if state
+                    .content
+                    .as_ref()
+                    .is_some_and(|c| c.etag().as_ref() != Some(&properties.etag))
+                {
+                    state.content = None;
+                }
+                return Ok(());
+            }
+            // The marker is gone, or is no marker any more; the directory may live on by what is below it.
+            _ if node.kind == Kind::Directory => {
+                state.marker = Marker::Implicit;
+                state.etag = None;
+                return Ok(());
+            }
+            _ => {}
+        }
+        drop(state);
+        if parent != 0 {
+            let found = Found {
+                blob: found.as_ref(),
+                prefix: false,
+            };
+            self.table.lock().learn(parent, &name, found, asked);
+        }
+        fail(libc::ENOENT)
+    }
+
+    /// Writes the marker of a directory that has none. False: there is one already, and its attributes were taken over.
+    pub(super) async fn make_marker(&self, node: &Arc<Node>, blob: &str, attrs: Attrs) -> Result<bool> {
+        let metadata = metadata_of(&attrs, Kind::Directory, &self.defaults)?;
+        let options = blob_client::PutOptions {
+            metadata,
+            condition: Condition::absent(),
+            ..Default::default()
+        };
+        let busy = Busy::new(node);
+        match self
+            .env
+            .store
+            .put(blob, blob_client::Body::default(), &options)
+            .await
+        {
+            Ok(written) => {
+                let stamp = self.table.lock().tick();
+                let mut state = node.state();
+                state.marker = Marker::Blob;
+                state.attrs = attrs;
+                state.written(&written, stamp);
+                state.changed(SystemTime::now());
+                Ok(true)
+            }
+            Err(Error::AlreadyExists { .. } | Error::ConditionNotMet { .. }) => {
+                drop(busy);
+                let at = std::time::Instant::now();
+                let properties = self.env.store.head(blob, &Condition::none()).await?;
+                if kind_of(&properties) != Kind::Directory {
+                    // A file of somebody else has the marker's name: the directory's attributes have nowhere to be.
+                    return fail(libc::EPERM);
+                }
+                let mut state = node.state();
+                state.adopt(&properties, at);
+                state.marker = Marker::Blob;
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Attributes of the root of a whole container are the container's metadata.
+    async fn store_root(
+        &self,
+        node: &Arc<Node>,
+        change: &(dyn Fn(&mut Attrs) -> Result<()> + Send + Sync),
+    ) -> Result<()> {
+        let stored = self.env.store.container_metadata().await?;
+        let mut attrs = attrs::decode(&stored).1;
+        change(&mut attrs)?;
+        let mut metadata = metadata_of(&attrs, Kind::Directory, &self.defaults)?;
+        // A container is no marker; the key stays away unless somebody else has put it there.
+        if !stored.contains_key(attrs::IS_FOLDER) {
+            metadata.remove(attrs::IS_FOLDER);
+        }
+        self.env.store.set_container_metadata(&metadata).await?;
+        let stamp = self.table.lock().tick();
+        let mut state = node.state();
+        state.attrs = attrs;
+        state.stamp = stamp;
+        state.changed(SystemTime::now());
+        Ok(())
+    }
+
+    /// Before the last entry of an implicit directory goes away by this mount: writes its marker, so that the directory stays.
+    pub(super) async fn keep_directory(&self, parent: NodeId, leaving: &str) -> Result<()> {
+        let node = self.node(parent)?;
+        if parent == ROOT || node.state().marker != Marker::Implicit {
+            return Ok(());
+        }
+        let blob = {
+            let table = self.table.lock();
+            let others = table.dir(parent).is_some_and(|d| {
+                d.children.iter().any(|(name, child)| {
+                    // Files that were never committed do not hold a directory.
+                    &**name != leaving && table.link(child.id).is_some_and(|l| !l.node.state().uncommitted)
+                })
+            });
+            if others {
+                return Ok(());
+            }
+            table.blob(parent).ok_or(Errno(libc::ENOENT))?
+        };
+        let gone = names::join(&blob, leaving);
+        let mut options = ListOptions {
+            prefix: names::below(&blob),
+            delimiter: Some("/".into()),
+            ..ListOptions::default()
+        };
+        loop {
+            let page = self.env.store.list(&options).await?;
+            let others = page.items.iter().any(|item| match item {
+                blob_client::ListItem::Blob { name, .. } => *name != gone,
+                blob_client::ListItem::Prefix { name } => name.strip_suffix('/') != Some(&gone),
+            });
+            if others {
+                return Ok(());
+            }
+            options.marker = page.next_marker;
+            if options.marker.is_none() {
+                break;
+            }
+        }
+        let attrs = node.state().attrs.clone();
+        match self.make_marker(&node, &blob, attrs).await {
+            // A plain blob of that name: the marker goes into its other place.
+            Err(Errno(libc::EPERM)) => {
+                let metadata = metadata_of(&Attrs::default(), Kind::Directory, &self.defaults)?;
+                let options = blob_client::PutOptions {
+                    metadata,
+                    ..Default::default()
+                };
+                self.env
+                    .store
+                    .put(&names::below(&blob), blob_client::Body::default(), &options)
+                    .await?;
+                Ok(())
+            }
+            other => other.map(|_| ()),
+        }
+    }
+}
+
+/// What a blob is.
+pub(super) fn kind_of(properties: &Properties) -> Kind {
+    if properties.is_directory {
+        Kind::Directory
+    } else {
+        attrs::decode(&properties.metadata).0
+    }
+}
