@@ -11,7 +11,7 @@
 //! | unreachable, no answer in time, channel required but gone, malformed answer | `EIO` | nothing a program could do about it; the log has the reason |
 //! | page and append blobs opened for writing | `EPERM` | like an immutable file: readable, never writable here |
 //! | larger than a block blob can be | `EFBIG` | |
-//! | 507 or an account over its limits | `ENOSPC` | |
+//! | 507 or an account over its limits; no room for unsent data in time | `ENOSPC` | |
 //! | the service refuses as busy, after all retries | `EIO` | |
 
 use std::fmt;
@@ -72,14 +72,19 @@ impl From<&blob_client::Error> for Errno {
 
 impl From<blob_client::Error> for Errno {
     fn from(error: blob_client::Error) -> Self {
-        let errno = Self::from(&error);
-        if errno.0 == libc::EIO || errno.0 == libc::EACCES || errno.0 == libc::ENXIO {
-            tracing::warn!(%error, errno = errno.0, "the blob service failed an operation");
-        } else {
-            tracing::debug!(%error, errno = errno.0, "the blob service refused an operation");
-        }
-        errno
+        report(&error)
     }
+}
+
+/// The number for an error, which is logged: the number alone says too little.
+fn report(error: &blob_client::Error) -> Errno {
+    let errno = Errno::from(error);
+    if matches!(errno.0, libc::EIO | libc::EACCES | libc::ENXIO) {
+        tracing::warn!(%error, errno = errno.0, "the blob service failed an operation");
+    } else {
+        tracing::debug!(%error, errno = errno.0, "the blob service refused an operation");
+    }
+    errno
 }
 
 impl From<FileError> for Errno {
@@ -88,7 +93,11 @@ impl From<FileError> for Errno {
             FileError::Stale => Self(libc::ESTALE),
             FileError::Unwritable(_) => Self(libc::EPERM),
             FileError::TooLarge => Self(libc::EFBIG),
-            FileError::Client(error) => match Self::from(error) {
+            FileError::NoRoom => {
+                tracing::warn!("a write found no room for more unsent data in time");
+                Self(libc::ENOSPC)
+            }
+            FileError::Client(error) => match report(&error) {
                 // An open file whose blob is gone is not a missing name.
                 Errno(libc::ENOENT) => Self(libc::ESTALE),
                 errno => errno,
@@ -108,7 +117,7 @@ mod tests {
         assert_eq!(Errno::from(FileError::TooLarge).0, libc::EFBIG);
         let gone = blob_client::Error::BlobNotFound { name: "a".into() };
         assert_eq!(Errno::from(&gone).0, libc::ENOENT);
-        assert_eq!(Errno::from(FileError::Client(gone)).0, libc::ESTALE);
+        assert_eq!(Errno::from(FileError::from(gone)).0, libc::ESTALE);
     }
 
     #[test]

@@ -124,12 +124,12 @@ impl Volume {
         resources: &Resources,
     ) -> io::Result<Self> {
         check(&config)?;
-        let env = Env {
-            store: Arc::clone(&config.store),
-            budget: Arc::clone(&resources.budget),
-            arena: Arc::clone(&resources.arena),
-            runtime: resources.runtime.clone(),
-        };
+        let env = Env::new(
+            Arc::clone(&config.store),
+            Arc::clone(&resources.budget),
+            Arc::clone(&resources.arena),
+            resources.runtime.clone(),
+        );
         let profile = config.profile;
         let tree = Tree::new(config, env, Arc::new(Log::create()?));
         wait_for(&resources.runtime, {

@@ -156,6 +156,11 @@ impl Tree {
     }
 
     fn register(&self, node: &Arc<Node>, file: Arc<File>, flags: i32, stale_size: bool) -> Opened {
+        if writes(flags)
+            && let Ok(metadata) = node.state().metadata(node.kind, &self.defaults)
+        {
+            file.set_metadata(metadata);
+        }
         let generation = file.etag().map(|e| e.0).unwrap_or_default();
         let append_at_end = flags & libc::O_APPEND != 0 && stale_size;
         let (direct, keep_cache) = {
@@ -341,17 +346,16 @@ impl Tree {
     /// Commits content and attributes. Gates and `change` are held.
     pub(super) async fn commit_changing(&self, node: &Arc<Node>) -> Result<()> {
         let (file, attrs_dirty) = {
-            let state = node.state();
+            let mut state = node.state();
             if state.unlinked {
                 return Ok(());
             }
-            (
-                state
-                    .content
-                    .clone()
-                    .filter(|f| f.is_dirty() || state.uncommitted),
-                state.attrs_dirty,
-            )
+            state.catch_up();
+            let dirty = state
+                .content
+                .clone()
+                .filter(|f| f.is_dirty() || state.uncommitted);
+            (dirty, state.attrs_dirty)
         };
         let Some(file) = file else {
             return if attrs_dirty {

@@ -168,6 +168,13 @@ impl State {
         self.writable = properties.blob_type == BlobType::Block;
         self.target = None;
         self.cached = false;
+        if self
+            .content
+            .as_ref()
+            .is_some_and(|c| c.etag().as_ref() != Some(&properties.etag))
+        {
+            self.content = None;
+        }
         if kind == Kind::Directory || properties.is_directory {
             self.marker = Marker::Blob;
         }
@@ -181,11 +188,27 @@ impl State {
         self.stamp = stamp;
     }
 
+    /// The version that the content committed on its own, for want of memory, if that was not noted here yet.
+    pub(crate) fn own_commit(&self) -> Option<Written> {
+        let written = self.content.as_ref()?.written()?;
+        (self.etag.as_ref() != Some(&written.etag)).then_some(written)
+    }
+
+    /// Notes what the content committed on its own. Attributes of the last writes are still to be stored.
+    pub(crate) fn catch_up(&mut self) {
+        if let Some(written) = self.own_commit() {
+            self.written(&written, self.stamp);
+            self.uncommitted = false;
+            self.attrs_dirty = true;
+        }
+    }
+
     /// True while this mount knows more about the node than the service.
     pub(crate) fn pinned(&self) -> bool {
         self.uncommitted
             || self.attrs_dirty
             || self.busy > 0
+            || (!self.unlinked && self.own_commit().is_some())
             || self
                 .content
                 .as_ref()

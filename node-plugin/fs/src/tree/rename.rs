@@ -207,14 +207,22 @@ impl Tree {
             if let Some(target) = target {
                 self.set_aside(target, new_blob).await?;
             }
-            // Nothing is in the service: only the name of the first commit changes.
-            content.moved(new_blob.to_owned(), None);
-            return Ok(());
+            // Nothing is in the service: only the name of the first commit changes. (Unless memory was short, and it is.)
+            let _hold = content.hold().await?;
+            if content.etag().is_none() {
+                content.moved(new_blob.to_owned(), None);
+                return Ok(());
+            }
         }
         if content.as_ref().is_some_and(|c| c.is_dirty()) || uncommitted {
             self.commit_changing(node).await?;
         }
         for _ in 0..ATTEMPTS {
+            let _hold = match &content {
+                Some(content) => Some(content.hold().await?),
+                None => None,
+            };
+            node.state().catch_up();
             let properties = match self.env.store.head(blob, &Condition::none()).await {
                 Ok(properties) => properties,
                 Err(error) => return Err(error.into()),
@@ -307,6 +315,14 @@ impl Tree {
                 self.commit_changing(child).await?;
             }
         }
+        let mut holds = Vec::new();
+        for child in &below {
+            let content = child.state().content.clone();
+            if let Some(content) = content {
+                holds.push(content.hold().await?);
+                child.state().catch_up();
+            }
+        }
         let moving = self.blobs_below(node, blob, new_blob).await?;
         for moved in &moving {
             names::check_blob(&moved.to)?;
@@ -330,6 +346,7 @@ impl Tree {
             }
         };
         self.follow_all(node, &below, blob, &moving, &copied);
+        drop(holds);
         let deleted: Result<()> = stream::iter((0..all.len()).rev())
             .map(|i| self.delete_one(&all[i]))
             .buffer_unordered(PARALLEL)

@@ -132,6 +132,9 @@ impl Tree {
         state.attrs = attrs;
         state.changed(SystemTime::now());
         state.attrs_dirty = !state.unlinked;
+        if let Some(content) = &state.content {
+            content.set_metadata(state.metadata(node.kind, &self.defaults)?);
+        }
         Ok(true)
     }
 
@@ -146,16 +149,24 @@ impl Tree {
         }
         let blob = self.table.lock().blob(node.id).ok_or(Errno(libc::ENOENT))?;
         for _ in 0..ATTEMPTS {
+            // Own commits of the content wait; reads that meet the new version know that it is ours.
+            let content = node.state().content.clone();
+            let hold = match &content {
+                Some(content) => Some(content.hold().await?),
+                None => None,
+            };
             let (attrs, etag, changes, file) = {
-                let state = node.state();
+                let mut state = node.state();
+                state.catch_up();
                 let mut attrs = state.attrs.clone();
                 change(&mut attrs)?;
-                (attrs, state.etag.clone(), state.changes, state.content.clone())
+                (attrs, state.etag.clone(), state.changes, content)
             };
             let metadata = metadata_of(&attrs, node.kind, &self.defaults)?;
             let Some(etag) = etag else {
                 if node.kind != Kind::Directory {
                     // Lost its version (a failed commit): ask before writing anything.
+                    drop(hold);
                     self.refresh_version(node, &blob).await?;
                     continue;
                 }
@@ -175,6 +186,7 @@ impl Tree {
                     if let Some(file) = &file {
                         file.rebase(&written);
                     }
+                    drop(hold);
                     let stamp = self.table.lock().tick();
                     let mut state = node.state();
                     state.written(&written, stamp);
@@ -191,10 +203,12 @@ impl Tree {
                 }
                 Err(Error::ConditionNotMet { .. }) => {
                     drop(busy);
+                    drop(hold);
                     self.refresh_version(node, &blob).await?;
                 }
                 Err(Error::BlobNotFound { .. }) => {
                     drop(busy);
+                    drop(hold);
                     self.refresh_version(node, &blob).await?;
                 }
                 Err(error) => return Err(error.into()),

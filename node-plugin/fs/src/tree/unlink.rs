@@ -73,15 +73,9 @@ impl Tree {
 
     /// Makes open content independent of its blob, which is about to be deleted or replaced. True when there never was a blob.
     pub(super) async fn set_aside(&self, node: &Arc<Node>, blob: &str) -> Result<bool> {
-        let (content, open, uncommitted, size, etag) = {
+        let (content, open, uncommitted) = {
             let state = node.state();
-            (
-                state.content.clone(),
-                state.handles > 0,
-                state.uncommitted,
-                state.size,
-                state.etag.clone(),
-            )
+            (state.content.clone(), state.handles > 0, state.uncommitted)
         };
         let Some(content) = content.filter(|_| open || uncommitted) else {
             return Ok(uncommitted);
@@ -94,20 +88,24 @@ impl Tree {
             Err(error) => return Err(error.into()),
         }
         let hidden = names::join(&self.config.prefix, &names::hidden());
-        tracing::debug!(node = node.id, size, "a large open file is moved aside");
-        let written = if uncommitted {
-            None
-        } else {
-            match self
+        tracing::debug!(
+            node = node.id,
+            size = content.size(),
+            "a large open file is moved aside"
+        );
+        let _hold = content.hold().await?;
+        let written = match content.etag() {
+            None => None,
+            Some(etag) => match self
                 .env
                 .store
-                .copy(blob, etag.as_ref(), &hidden, None, &Condition::none())
+                .copy(blob, Some(&etag), &hidden, None, &Condition::none())
                 .await
             {
                 Ok(written) => Some(written),
                 Err(Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }) => return Ok(uncommitted),
                 Err(error) => return Err(error.into()),
-            }
+            },
         };
         content.moved(hidden.clone(), written.as_ref());
         node.state().hidden = Some(hidden);
