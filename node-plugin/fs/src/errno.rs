@@ -53,7 +53,11 @@ impl From<&blob_client::Error> for Errno {
             E::AlreadyExists { .. } => libc::EEXIST,
             E::ConditionNotMet { .. } => libc::ESTALE,
             E::LeaseConflict { .. } => libc::EBUSY,
-            E::Denied { .. } | E::Token { .. } => libc::EACCES,
+            E::Denied { .. }
+            | E::Token { .. }
+            | E::Service {
+                status: 401 | 403, ..
+            } => libc::EACCES,
             E::Service { status: 507, .. } => libc::ENOSPC,
             E::Service { status: 413, .. } => libc::EFBIG,
             // Names the service does not take (a reserved character the mapping does not know of).

@@ -284,12 +284,10 @@ impl Log {
         position.end = start + bytes.len() as u64;
         position.compact_at = (2 * bytes.len() as u64).max(MIN_COMPACT);
         let (offset, len) = (old.start as i64, (old.end - old.start) as i64);
-        fallocate(
-            &self.file,
-            FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
-            offset,
-            len,
-        )?;
+        if len > 0 {
+            let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            fallocate(&self.file, punch, offset, len)?;
+        }
         Ok(())
     }
 

@@ -101,7 +101,7 @@ impl Tree {
     /// Content that a new handle shares without asking: this mount's own.
     fn shared(&self, node: &Node) -> Option<Arc<File>> {
         let state = node.state();
-        let own = state.unlinked || state.writers > 0 || state.pinned();
+        let own = state.unlinked || (!state.stale() && (state.writers > 0 || state.pinned()));
         state.content.clone().filter(|_| own)
     }
 
@@ -138,6 +138,12 @@ impl Tree {
             return fail(libc::ESTALE);
         }
         let mut state = node.state();
+        if state.stale() {
+            // What was not committed never will be.
+            state.content = None;
+            state.uncommitted = false;
+            state.attrs_dirty = false;
+        }
         state.adopt(&properties, asked.at);
         if let Some(content) = &state.content
             && content.etag().as_ref() == Some(&properties.etag)
@@ -329,6 +335,9 @@ impl Tree {
     pub(crate) async fn commit(&self, node: &Arc<Node>) -> Result<()> {
         {
             let state = node.state();
+            if state.stale() && state.content.as_ref().is_some_and(|c| c.is_dirty()) {
+                return fail(libc::ESTALE);
+            }
             if state.unlinked || !state.pinned() {
                 return Ok(());
             }
@@ -392,7 +401,7 @@ impl Tree {
     pub(crate) async fn flush(&self, fh: u64) -> Result<()> {
         let handle = self.handle(fh)?;
         if handle.writes {
-            self.commit(&handle.node).await
+            self.commit_handle(&handle).await
         } else {
             Ok(())
         }
@@ -401,7 +410,17 @@ impl Tree {
     /// fsync(2): also of a handle that only reads, as the data may be another handle's.
     pub(crate) async fn fsync(&self, fh: u64) -> Result<()> {
         let handle = self.handle(fh)?;
-        self.commit(&handle.node).await
+        self.commit_handle(&handle).await
+    }
+
+    async fn commit_handle(&self, handle: &Handle) -> Result<()> {
+        // The node may have gone on to the version of whoever was faster.
+        let lost = handle.file.is_stale() && handle.file.is_dirty() && !handle.node.state().unlinked;
+        if lost {
+            fail(libc::ESTALE)
+        } else {
+            self.commit(&handle.node).await
+        }
     }
 
     /// The last descriptor of a handle is gone. Commits what came after the last flush (writes through mappings).
@@ -409,7 +428,7 @@ impl Tree {
         let handle = self.handle(fh)?;
         let node = Arc::clone(&handle.node);
         let committed = if handle.writes {
-            self.commit(&node).await
+            self.commit_handle(&handle).await
         } else {
             Ok(())
         };

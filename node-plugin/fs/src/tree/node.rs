@@ -190,7 +190,7 @@ impl State {
 
     /// The version that the content committed on its own, for want of memory, if that was not noted here yet.
     pub(crate) fn own_commit(&self) -> Option<Written> {
-        let written = self.content.as_ref()?.written()?;
+        let written = self.content.as_ref().filter(|c| !c.is_stale())?.written()?;
         (self.etag.as_ref() != Some(&written.etag)).then_some(written)
     }
 
@@ -203,8 +203,16 @@ impl State {
         }
     }
 
+    /// True when the content lost its version to somebody else: what is in the service counts, not what is here.
+    pub(crate) fn stale(&self) -> bool {
+        !self.unlinked && self.content.as_ref().is_some_and(|c| c.is_stale())
+    }
+
     /// True while this mount knows more about the node than the service.
     pub(crate) fn pinned(&self) -> bool {
+        if self.stale() {
+            return self.busy > 0;
+        }
         self.uncommitted
             || self.attrs_dirty
             || self.busy > 0
@@ -217,13 +225,15 @@ impl State {
 
     /// True while attributes are this mount's to answer: pinned, open, or nameless.
     pub(crate) fn local(&self) -> bool {
-        self.handles > 0 || self.unlinked || self.pinned()
+        (self.handles > 0 && !self.stale()) || self.unlinked || self.pinned()
     }
 
     /// Size to show.
     pub(crate) fn shown_size(&self) -> u64 {
         match &self.content {
-            Some(content) if self.handles > 0 || self.pinned() || self.unlinked => content.size(),
+            Some(content) if (self.handles > 0 && !self.stale()) || self.pinned() || self.unlinked => {
+                content.size()
+            }
             _ => self.size,
         }
     }
