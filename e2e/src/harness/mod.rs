@@ -6,12 +6,14 @@
 //! - [`process`]: child processes that end with the test;
 //! - [`backend`]: a blob service to mount, the embedded store or Azurite;
 //! - [`mount`]: `vsc-blob-csi mount` on a folder;
+//! - [`plugin`]: `vsc-blob-csi node` and `controller` on unix sockets;
 //! - [`setup`]: one test's world, made of the above;
 //! - [`tree`]: reproducible folders full of files.
 
 pub mod backend;
 pub mod csi;
 pub mod mount;
+pub mod plugin;
 pub mod process;
 pub mod setup;
 pub mod tools;

@@ -10,6 +10,7 @@ pub mod size;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use blob_client::transport::failover::Paths;
@@ -109,6 +110,21 @@ impl DeviceArgs {
             resources.arena.clone(),
             resources.runtime.clone(),
         )
+    }
+}
+
+/// How long the first look at the device may take before a command goes on without an answer.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
+
+/// Waits for the first look at the device, and tells where requests go.
+async fn announce(paths: &Paths) {
+    let reason = match tokio::time::timeout(FIRST_LOOK, paths.settled()).await {
+        Ok(reason) => reason,
+        Err(_) => paths.channel_unusable(),
+    };
+    match reason {
+        Some(reason) => tracing::info!(reason, "requests go over HTTPS"),
+        None => tracing::info!("requests go over the accelerated channel"),
     }
 }
 

@@ -14,7 +14,7 @@ use blob_fs::{Profile, Resources, VolumeConfig};
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{BudgetArgs, DeviceArgs};
+use super::{BudgetArgs, DeviceArgs, announce};
 use crate::csi::account::Account;
 use crate::csi::connect::{self, Connector};
 use crate::mounts::bounded::bounded;
@@ -124,7 +124,10 @@ impl From<TransportArg> for TransportMode {
 pub async fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     let resources = args.budget.resources()?;
-    let connector = Connector::new(args.device.paths(&resources), resources.arena.clone());
+    let paths = args.device.paths(&resources);
+    // The first request should know whether there is a channel.
+    announce(&paths).await;
+    let connector = Connector::new(paths, resources.arena.clone());
     let (config, client) = configure(&args, &connector).await?;
     let dir = args
         .dir

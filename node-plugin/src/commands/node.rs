@@ -12,7 +12,7 @@ use csi_proto::csi::node_server::NodeServer;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use super::{BudgetArgs, DeviceArgs};
+use super::{BudgetArgs, DeviceArgs, announce};
 use crate::csi::connect::Connector;
 use crate::csi::identity::{Check, IdentityService};
 use crate::csi::node::NodeService;
@@ -117,9 +117,8 @@ pub async fn run(
         }
     });
     tracing::info!(node = args.node_id, socket = %socket.display(), version = crate::VERSION, "serving the node");
-    if let Some(reason) = plugin.connector.paths().channel_unusable() {
-        tracing::info!(reason, "requests go over HTTPS");
-    }
+    let paths = plugin.connector.paths().clone();
+    tokio::spawn(async move { announce(&paths).await });
 
     let csi = server::serve(
         &socket,

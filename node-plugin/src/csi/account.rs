@@ -160,19 +160,29 @@ impl Account {
         Ok((Self { name, endpoint }, container, prefix))
     }
 
-    /// Credentials of the demanded kind out of the secrets.
-    pub fn credentials(&self, attributes: &Attributes, secrets: &Secrets) -> Result<Credentials> {
+    /// Credentials of the demanded kind; `entra` makes those that are tokens.
+    pub fn credentials(
+        &self,
+        attributes: &Attributes,
+        secrets: &Secrets,
+        entra: impl FnOnce(AuthType) -> Result<Credentials>,
+    ) -> Result<Credentials> {
         if secrets.is_empty() && attributes.secret_name.is_some() {
             return Err(Error::new(
                 Reason::NotSupportedYet,
-                "secretName: reading a Secret by name is not available yet; name it in nodeStageSecretRef (PersistentVolume), \
-                 nodePublishSecretRef (inline volume) or csi.storage.k8s.io/*-secret-name (StorageClass)",
+                "secretName: reading a Secret by name is not available yet; name it in nodeStageSecretRef \
+                 (PersistentVolume), nodePublishSecretRef (inline volume) or csi.storage.k8s.io/*-secret-name (StorageClass)",
             ));
         }
-        let only_sas = secrets.key.is_none() && secrets.sas.is_some();
-        let kind = attributes
-            .auth_type
-            .unwrap_or(if only_sas { AuthType::Sas } else { AuthType::Key });
+        let kind = attributes.auth_type.unwrap_or_else(|| {
+            if attributes.identity.with_pod_token {
+                AuthType::WorkloadIdentity
+            } else if secrets.key.is_none() && secrets.sas.is_some() {
+                AuthType::Sas
+            } else {
+                AuthType::Key
+            }
+        });
         match kind {
             AuthType::Key => match &secrets.key {
                 Some(key) => self.shared_key(key.clone()),
@@ -183,13 +193,7 @@ impl Account {
                 None => Err(secrets.missing("azurestorageaccountsastoken", kind.name())),
             },
             AuthType::Anonymous => Ok(Credentials::Anonymous),
-            AuthType::Msi | AuthType::Spn | AuthType::WorkloadIdentity => Err(Error::new(
-                Reason::NotSupportedYet,
-                format!(
-                    "AzureStorageAuthType: {} is not available yet; use Key, SAS or Anonymous",
-                    kind.name()
-                ),
-            )),
+            AuthType::Msi | AuthType::Spn | AuthType::WorkloadIdentity => entra(kind),
         }
     }
 
@@ -288,7 +292,9 @@ mod tests {
     fn credentials(attributes: &[(&str, &str)], secrets: &[(&str, &str)]) -> Result<Credentials> {
         let attributes = Attributes::parse(&map(attributes), Scope::Attributes)?;
         let account = Account::in_cloud("acct", PUBLIC_CLOUD)?;
-        account.credentials(&attributes, &Secrets::parse(&map(secrets))?)
+        account.credentials(&attributes, &Secrets::parse(&map(secrets))?, |kind| {
+            panic!("{} was not asked for", kind.name())
+        })
     }
 
     #[test]

@@ -4,13 +4,16 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use blob_client::auth::Credentials;
+use blob_client::auth::entra::GivenToken;
 use blob_client::transport::failover::{Paths, TransportMode};
 use blob_client::transport::{PathStats, Transport};
 use blob_client::{Client, ClientConfig, Container, ListOptions};
 use vsc_driver::buffer::Arena;
 
 use super::account::Account;
+use super::entra;
 use super::status::{Error, Reason, Result};
+use super::volume_context::{Attributes, Secrets};
 
 /// Whole time a call may take, retries included.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -53,6 +56,20 @@ impl Connector {
     /// The paths, for health and counters.
     pub fn paths(&self) -> &Arc<Paths> {
         &self.paths
+    }
+
+    /// Credentials of a volume. `pod_token`: of the pod's service account, where kubelet gave one.
+    pub fn credentials(
+        &self,
+        account: &Account,
+        attributes: &Attributes,
+        secrets: &Secrets,
+        pod_token: Option<&GivenToken>,
+    ) -> Result<Credentials> {
+        account.credentials(attributes, secrets, |kind| {
+            let env = |name: &str| std::env::var(name).ok();
+            entra::credentials(kind, attributes, secrets, pod_token, self.paths.https(), env)
+        })
     }
 
     /// A client of an account; nothing is sent yet.

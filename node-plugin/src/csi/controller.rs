@@ -63,7 +63,9 @@ impl ControllerService {
                 return Err(Error::new(Reason::VolumeNotFound, text));
             }
         };
-        let credentials = account.credentials(&attributes, &secrets)?;
+        let credentials = self
+            .connector
+            .credentials(&account, &attributes, &secrets, None)?;
         let client = self
             .connector
             .client(&account, credentials, attributes.transport)?;

@@ -4,6 +4,7 @@ pub mod account;
 pub mod capability;
 pub mod connect;
 pub mod controller;
+pub mod entra;
 pub mod guard;
 pub mod identity;
 pub mod node;

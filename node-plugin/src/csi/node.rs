@@ -6,8 +6,9 @@ mod stage;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use blob_client::auth::entra::GivenToken;
 use csi_proto::csi::node_server::Node;
 use csi_proto::csi::node_service_capability::{self, Rpc, rpc};
 use csi_proto::csi::*;
@@ -43,9 +44,16 @@ pub struct NodeService {
     guards: Guards,
     failures: health::Failures,
     device: Option<PathBuf>,
+    /// Tokens of pods in use, by target path: replaced as kubelet brings newer ones.
+    tokens: Arc<Mutex<BTreeMap<PathBuf, GivenToken>>>,
 }
 
 impl NodeService {
+    fn tokens(&self) -> MutexGuard<'_, BTreeMap<PathBuf, GivenToken>> {
+        // Whole after a panic elsewhere: every change is one insert or remove.
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A service of this node. `device` is the channel's device node, for NodeGetStorageHealth.
     pub fn new(node_id: &str, mounts: Arc<Mounts>, connector: Connector, device: Option<PathBuf>) -> Self {
         Self {
@@ -55,6 +63,7 @@ impl NodeService {
             guards: Guards::default(),
             failures: health::Failures::default(),
             device,
+            tokens: Arc::default(),
         }
     }
 }

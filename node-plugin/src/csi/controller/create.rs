@@ -34,11 +34,15 @@ impl ControllerService {
         let name = required("name", &request.name)?;
         check_request(request)?;
         let capacity = capacity(request.capacity_range.as_ref())?;
-        let attributes = Attributes::parse(&request.parameters, Scope::Class)?;
+        let mut attributes = Attributes::parse(&request.parameters, Scope::Class)?;
+        // The provisioner names the PersistentVolume as it names the volume here.
+        attributes.claim.volume.get_or_insert_with(|| name.to_owned());
         let secrets = Secrets::parse(&request.secrets)?;
         let account = Account::resolve(&attributes, &secrets)?;
         let place = Place::plan(name, &attributes)?;
-        let credentials = account.credentials(&attributes, &secrets)?;
+        let credentials = self
+            .connector
+            .credentials(&account, &attributes, &secrets, None)?;
         let client = self
             .connector
             .client(&account, credentials, attributes.transport)?;

@@ -12,7 +12,7 @@ use crate::csi::account::Account;
 use crate::csi::connect;
 use crate::csi::required;
 use crate::csi::status::{Error, Reason, Result};
-use crate::csi::volume_context::{Attributes, OnDelete, Scope, Secrets};
+use crate::csi::volume_context::{Attributes, AuthType, OnDelete, Scope, Secrets};
 use crate::csi::volume_id::VolumeId;
 
 /// Deletions under way at once.
@@ -40,13 +40,22 @@ impl ControllerService {
                 Reason::NotCreatedHere,
                 format!("volume_id: {volume_id:?} was not created by this driver; nothing was deleted"),
             )),
-            Err(error) => Err(connect::explain(&id.account, &id.container, error)),
+            Err(error) => {
+                let mut error = connect::explain(&id.account, &id.container, error);
+                if error.reason == Reason::TokenUnavailable && request.secrets.is_empty() {
+                    error.message.push_str(
+                        "; the call brought no key or SAS either (csi.storage.k8s.io/provisioner-secret-name in the class)",
+                    );
+                }
+                Err(error)
+            }
         }
     }
 
     /// The request has no parameters: account and endpoint come from the id, the credential from the secrets.
     fn container_of(&self, id: &VolumeId, secrets: &Secrets) -> Result<Container> {
-        let attributes = Attributes::parse(&HashMap::new(), Scope::Attributes)?;
+        let mut attributes = Attributes::parse(&HashMap::new(), Scope::Attributes)?;
+        attributes.auth_type = auth_type(secrets);
         if let Some(other) = secrets.account.as_ref().filter(|name| **name != id.account.name) {
             return Err(Error::new(
                 Reason::ConflictingFields,
@@ -57,13 +66,27 @@ impl ControllerService {
             ));
         }
         let account: &Account = &id.account;
-        let credentials = account.credentials(&attributes, secrets)?;
+        let credentials = self.connector.credentials(account, &attributes, secrets, None)?;
         connect::container(
             &self
                 .connector
                 .client(account, credentials, attributes.transport)?,
             &id.container,
         )
+    }
+}
+
+/// Without key and SAS the driver's own identity does it: a service principal from the Secret, the workload identity of the
+/// controller's service account, or the node's managed identity.
+fn auth_type(secrets: &Secrets) -> Option<AuthType> {
+    if secrets.key.is_some() || secrets.sas.is_some() {
+        None
+    } else if secrets.spn_client_secret.is_some() {
+        Some(AuthType::Spn)
+    } else if std::env::var_os("AZURE_FEDERATED_TOKEN_FILE").is_some() {
+        Some(AuthType::WorkloadIdentity)
+    } else {
+        Some(AuthType::Msi)
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
+use blob_client::auth::entra::GivenToken;
 use csi_proto::csi::{NodePublishVolumeRequest, NodeUnpublishVolumeRequest};
 
 use super::stage::context_difference;
 use super::{NodeService, resolved, stable_context};
 use crate::csi::capability::Access;
+use crate::csi::entra;
 use crate::csi::required;
 use crate::csi::status::{Error, Reason, Result};
 use crate::csi::volume_context::{Attributes, MountOptions, Scope, Secrets};
@@ -20,7 +22,7 @@ impl NodeService {
         let access = Access::parse(request.volume_capability.as_ref(), Reason::CapabilityExceeded)?;
         let attributes = Attributes::parse(&request.volume_context, Scope::Attributes)?;
         let _guard = self.guards.enter(volume_id)?;
-        if attributes.ephemeral {
+        if attributes.ephemeral || attributes.identity.with_pod_token {
             return self.publish_inline(request, &target, access, &attributes).await;
         }
         if request.staging_target_path.is_empty() {
@@ -71,13 +73,15 @@ impl NodeService {
         match self.mounts.records().get(&target) {
             Some(record) if record.inline && record.volume_id == volume_id => {
                 self.mounts.stop(&target).await?;
+                self.tokens().remove(&target);
                 self.mounts.remove_target(&target).await
             }
             _ => self.mounts.unbind(&target).await,
         }
     }
 
-    /// An inline volume: mounted at the target, there is no stage.
+    /// An inline volume, or one with the pod's own token: mounted at the target, there is no stage. Kubelet calls again
+    /// with a newer token before the old one ends.
     async fn publish_inline(
         &self,
         request: &NodePublishVolumeRequest,
@@ -87,6 +91,7 @@ impl NodeService {
     ) -> Result<()> {
         let options = MountOptions::parse(&access.mount_flags)?;
         let secrets = Secrets::parse(&request.secrets)?;
+        let token = entra::pod_token(&request.secrets, &request.volume_context)?;
         let mut record = Record::new(
             &request.volume_id,
             target,
@@ -102,6 +107,9 @@ impl NodeService {
         match self.mounts.condition(target).await? {
             Condition::Healthy => {
                 if self.mounts.records().get(target).as_ref() == Some(&record) {
+                    if let (Some(given), Some(token)) = (self.tokens().get(target), token) {
+                        given.replace(token);
+                    }
                     return Ok(());
                 }
                 return Err(Error::new(
@@ -116,11 +124,23 @@ impl NodeService {
             Condition::Foreign(fs_type) => return Err(foreign(target, &fs_type)),
             Condition::NotMounted => {}
         }
+        let token = token.map(GivenToken::new);
         let config = self
-            .configure(attributes, &options, &record.access, &secrets, request.readonly)
+            .configure(
+                attributes,
+                &options,
+                &record.access,
+                &secrets,
+                token.as_ref(),
+                request.readonly,
+            )
             .await?;
         self.mounts.prepare_target(target).await?;
-        self.mounts.start(record, config).await
+        self.mounts.start(record, config).await?;
+        if let Some(token) = token {
+            self.tokens().insert(target.to_owned(), token);
+        }
+        Ok(())
     }
 
     /// The arguments of a publish must be those of the stage, as far as the stage knew them.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use blob_client::auth::entra::GivenToken;
 use blob_fs::VolumeConfig;
 use csi_proto::csi::{NodeStageVolumeRequest, NodeUnstageVolumeRequest};
 
@@ -26,6 +27,10 @@ impl NodeService {
         let record = Record::new(volume_id, &path, access, stable_context(&request.volume_context));
 
         let _guard = self.guards.enter(volume_id)?;
+        if attributes.identity.with_pod_token {
+            // The token comes with the publish: each pod gets a mount of its own, with its own rights.
+            return Ok(());
+        }
         match self.mounts.condition(&path).await? {
             Condition::Healthy => return self.staged_alike(&record),
             Condition::Dead(why) => {
@@ -53,7 +58,7 @@ impl NodeService {
             ));
         }
         let config = self
-            .configure(&attributes, &options, &record.access, &secrets, false)
+            .configure(&attributes, &options, &record.access, &secrets, None, false)
             .await?;
         self.mounts.start(record, config).await
     }
@@ -118,6 +123,7 @@ impl NodeService {
         options: &MountOptions,
         access: &Access,
         secrets: &Secrets,
+        pod_token: Option<&GivenToken>,
         read_only: bool,
     ) -> Result<VolumeConfig> {
         let name = attributes.container.as_deref().ok_or_else(|| {
@@ -127,7 +133,9 @@ impl NodeService {
             )
         })?;
         let account = Account::resolve(attributes, secrets)?;
-        let credentials = account.credentials(attributes, secrets)?;
+        let credentials = self
+            .connector
+            .credentials(&account, attributes, secrets, pod_token)?;
         let client = self
             .connector
             .client(&account, credentials, attributes.transport)?;

@@ -173,12 +173,12 @@ impl Attributes {
             .transpose()
     }
 
-    /// `prefix` with its variables replaced.
+    /// `prefix` with its variables replaced; what they stand for must not make another path of it.
     pub fn expanded_prefix(&self) -> Result<Option<String>> {
-        self.prefix
-            .as_deref()
-            .map(|t| template::expand("prefix", t, &self.claim))
-            .transpose()
+        let Some(template) = self.prefix.as_deref() else {
+            return Ok(None);
+        };
+        directories(&template::expand("prefix", template, &self.claim)?)
     }
 }
 
@@ -240,23 +240,21 @@ fn check_not_yet(keys: &Keys) -> Result<()> {
     Ok(())
 }
 
-/// Directories, without the slashes at the ends; `.`, `..` and empty ones have no meaning in a mount.
 fn prefix(keys: &Keys) -> Result<Option<String>> {
-    let Some(written) = keys.get("prefix") else {
-        return Ok(None);
-    };
-    let prefix = written.trim_matches('/');
-    if prefix.is_empty() {
+    keys.get("prefix").map_or(Ok(None), directories)
+}
+
+/// Directories, without the slashes at the ends; `.`, `..` and empty ones have no meaning in a mount.
+fn directories(written: &str) -> Result<Option<String>> {
+    let path = written.trim_matches('/');
+    if path.is_empty() {
         return Ok(None);
     }
-    if prefix.split('/').any(|part| matches!(part, "" | "." | "..")) {
-        return Err(invalid(
-            "prefix",
-            written,
-            "a path of directories without empty parts, . or ..",
-        ));
+    if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        let wanted = "a path of directories without empty parts, . or ..";
+        return Err(invalid("prefix", written, wanted));
     }
-    Ok(Some(prefix.to_owned()))
+    Ok(Some(path.to_owned()))
 }
 
 #[cfg(test)]

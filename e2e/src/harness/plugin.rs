@@ -1,0 +1,163 @@
+//! The CSI plugin as two child processes, node and controller, on unix sockets - and clients of both.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+
+use super::backend::Backend;
+use super::csi::CsiClient;
+use super::process::Running;
+use super::{PATIENCE, runtime, tools, tree, wait_for};
+use crate::store::{DEV_ACCOUNT, DEV_KEY};
+
+/// Name of the node in all suites.
+pub const NODE_ID: &str = "node-1";
+
+/// A running node and controller. Dropping it ends both and frees their mounts.
+#[derive(Debug)]
+pub struct Plugin {
+    node: Running,
+    controller: Running,
+    folder: tempfile::TempDir,
+    device: PathBuf,
+}
+
+impl Plugin {
+    /// Starts both and waits until they answer. `device`: the channel's; `None` = no such device.
+    pub fn start(device: Option<&Path>) -> Result<Self> {
+        let folder = tree::scratch()?;
+        let device = device.map_or_else(|| "/nonexistent/azure_blob".into(), Path::to_path_buf);
+        let mut command = Command::new(tools::vsc_blob_csi()?);
+        command.args(["controller", "--node-id", NODE_ID, "--endpoint"]);
+        command
+            .arg(folder.path().join("controller.sock"))
+            .arg("--device")
+            .arg(&device);
+        let controller = Running::start("controller", &mut command)?;
+        std::fs::create_dir(folder.path().join("registry"))?;
+        let plugin = Self {
+            node: start_node(folder.path(), &device)?,
+            controller,
+            folder,
+            device,
+        };
+        plugin.controller()?;
+        plugin.node()?;
+        Ok(plugin)
+    }
+
+    /// Ends the node (`Signal::SIGKILL`: without a chance to clean up) and starts it anew on the same state.
+    pub fn restart_node(&mut self, signal: Signal) -> Result<()> {
+        self.node.signal(signal)?;
+        self.node.wait(PATIENCE)?;
+        self.node = start_node(self.folder.path(), &self.device)?;
+        self.node().map(drop)
+    }
+
+    /// Scratch folder of this plugin, for staging and target paths.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Socket of the node.
+    pub fn node_socket(&self) -> PathBuf {
+        self.folder.path().join("node.sock")
+    }
+
+    /// Socket of the controller.
+    pub fn controller_socket(&self) -> PathBuf {
+        self.folder.path().join("controller.sock")
+    }
+
+    /// Registration socket of the node.
+    pub fn registration_socket(&self) -> Result<PathBuf> {
+        let mut entries = std::fs::read_dir(self.folder.path().join("registry"))?;
+        Ok(entries.next().context("no registration socket")??.path())
+    }
+
+    /// The controller's process.
+    pub fn controller_process(&self) -> &Running {
+        &self.controller
+    }
+
+    /// The node's process.
+    pub fn node_process(&self) -> &Running {
+        &self.node
+    }
+
+    /// A client of the node, once it listens.
+    pub fn node(&self) -> Result<CsiClient> {
+        connect(&self.node_socket())
+    }
+
+    /// A client of the controller, once it listens.
+    pub fn controller(&self) -> Result<CsiClient> {
+        connect(&self.controller_socket())
+    }
+}
+
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        // A clean end first, so that mounts go the ordinary way; what is left is freed by hand, bottom last.
+        if self.node.signal(Signal::SIGTERM).is_ok() {
+            let _ = self.node.wait(PATIENCE);
+        }
+        let Ok(table) = std::fs::read_to_string("/proc/self/mountinfo") else {
+            return;
+        };
+        let under = format!("{}/", self.folder.path().display());
+        for line in table.lines().rev() {
+            let mut fields = line.split(' ').skip(2);
+            let (Some(device), Some(at)) = (fields.next(), fields.nth(1)) else {
+                continue;
+            };
+            if !at.starts_with(&under) {
+                continue;
+            }
+            let connection = device.rsplit(':').next().unwrap_or_default();
+            let _ = std::fs::write(format!("/sys/fs/fuse/connections/{connection}/abort"), "1");
+            let _ = Command::new("umount").arg("-l").arg(at).status();
+        }
+    }
+}
+
+fn start_node(folder: &Path, device: &Path) -> Result<Running> {
+    let mut command = Command::new(tools::vsc_blob_csi()?);
+    command.args(["node", "--node-id", NODE_ID, "--budget", "128MiB", "--endpoint"]);
+    command.arg(format!("unix://{}", folder.join("node.sock").display()));
+    command.arg("--device").arg(device);
+    command.arg("--state-dir").arg(folder.join("state"));
+    command.arg("--registration-dir").arg(folder.join("registry"));
+    // Everything the program can say, so that a secret in a log would be seen.
+    command.env("RUST_LOG", "trace,h2=info,hyper=info,tonic=info");
+    Running::start("node", &mut command)
+}
+
+fn connect(socket: &Path) -> Result<CsiClient> {
+    let what = format!("somebody to listen at {}", socket.display());
+    wait_for(&what, PATIENCE, || {
+        Ok(runtime().block_on(CsiClient::connect(socket)).ok())
+    })
+}
+
+/// Secrets of the emulators' account.
+pub fn secrets() -> HashMap<String, String> {
+    HashMap::from([
+        ("azurestorageaccountname".to_owned(), DEV_ACCOUNT.to_owned()),
+        ("azurestorageaccountkey".to_owned(), DEV_KEY.to_owned()),
+    ])
+}
+
+/// volumeAttributes (or class parameters) that lead to the backend.
+pub fn attributes(backend: &Backend, more: &[(&str, &str)]) -> HashMap<String, String> {
+    let server = backend.endpoint().as_str().trim_end_matches('/').to_owned();
+    let more = more
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    std::iter::once(("server".to_owned(), server))
+        .chain(more)
+        .collect()
+}

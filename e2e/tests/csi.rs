@@ -1,0 +1,183 @@
+//! The RPCs against the real node and controller: what goes well, and what each kind of bad input is told.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A failed unwrap is a failed test.
+
+#[path = "csi/bad_input.rs"]
+mod bad_input;
+#[path = "csi/controller.rs"]
+mod controller;
+#[path = "csi/restarts.rs"]
+mod restarts;
+#[path = "csi/volumes.rs"]
+mod volumes;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use blob_client::Metadata;
+use csi_proto::csi::volume_capability::access_mode::Mode;
+use csi_proto::csi::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
+use csi_proto::csi::*;
+use e2e::harness::backend::{Backend, Kind};
+use e2e::harness::csi::{CsiClient, Volume, mount_capability};
+use e2e::harness::plugin::{Plugin, attributes, secrets};
+use e2e::harness::{PATIENCE, runtime, wait_for};
+use e2e::store::{AccountKey, DEV_ACCOUNT, DEV_KEY, SasOptions};
+use nix::sys::signal::Signal;
+use tonic::{Code, Status};
+
+/// A plugin, a service with one container `photos`, and a client of both halves.
+struct World {
+    node: CsiClient,
+    controller: CsiClient,
+    // Dropped in this order: the mounts before what they stand on.
+    plugin: Plugin,
+    backend: Backend,
+}
+
+impl World {
+    fn new() -> Self {
+        let backend = Backend::start(Kind::Embedded).unwrap();
+        backend.create_container("photos").unwrap();
+        let plugin = Plugin::start(None).unwrap();
+        Self {
+            node: plugin.node().unwrap(),
+            controller: plugin.controller().unwrap(),
+            plugin,
+            backend,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.plugin.folder().join(name)
+    }
+
+    /// A static volume on `photos`, with a staging directory as kubelet makes it.
+    fn volume(&self, more: &[(&str, &str)]) -> Volume {
+        let mut context = attributes(&self.backend, &[("containerName", "photos")]);
+        context.extend(more.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
+        let staging = self.path("staging");
+        std::fs::create_dir_all(&staging).unwrap();
+        Volume {
+            id: "static-photos".into(),
+            context,
+            secrets: secrets(),
+            staging,
+            target: self.path("pods/1/mount"),
+        }
+    }
+
+    fn stage(&self, request: NodeStageVolumeRequest) -> Result<NodeStageVolumeResponse, Status> {
+        call(self.node.node.clone().node_stage_volume(request))
+    }
+    fn publish(&self, request: NodePublishVolumeRequest) -> Result<NodePublishVolumeResponse, Status> {
+        call(self.node.node.clone().node_publish_volume(request))
+    }
+    fn unpublish(&self, request: NodeUnpublishVolumeRequest) -> Result<NodeUnpublishVolumeResponse, Status> {
+        call(self.node.node.clone().node_unpublish_volume(request))
+    }
+    fn unstage(&self, request: NodeUnstageVolumeRequest) -> Result<NodeUnstageVolumeResponse, Status> {
+        call(self.node.node.clone().node_unstage_volume(request))
+    }
+    fn stats(&self, volume: &Volume, path: &Path) -> Result<NodeGetVolumeStatsResponse, Status> {
+        call(
+            self.node
+                .node
+                .clone()
+                .node_get_volume_stats(NodeGetVolumeStatsRequest {
+                    volume_id: volume.id.clone(),
+                    volume_path: path.display().to_string(),
+                    staging_target_path: String::new(),
+                }),
+        )
+    }
+    fn create(&self, request: CreateVolumeRequest) -> Result<csi_proto::csi::Volume, Status> {
+        call(self.controller.controller.clone().create_volume(request)).map(|r| r.volume.unwrap())
+    }
+    fn delete(&self, id: &str) -> Result<DeleteVolumeResponse, Status> {
+        call(
+            self.controller
+                .controller
+                .clone()
+                .delete_volume(DeleteVolumeRequest {
+                    volume_id: id.to_owned(),
+                    secrets: secrets(),
+                }),
+        )
+    }
+    /// CreateVolume of this name and class.
+    fn wanted(&self, name: &str, class: &[(&str, &str)]) -> CreateVolumeRequest {
+        CreateVolumeRequest {
+            name: name.to_owned(),
+            parameters: attributes(&self.backend, class),
+            secrets: secrets(),
+            volume_capabilities: vec![mount_capability(&[])],
+            capacity_range: Some(CapacityRange {
+                required_bytes: 1 << 30,
+                limit_bytes: 0,
+            }),
+            ..CreateVolumeRequest::default()
+        }
+    }
+    fn exists(&self, container: &str) -> bool {
+        let view = self.backend.container(container).unwrap();
+        runtime().block_on(view.client().properties()).is_ok()
+    }
+    fn put(&self, container: &str, blob: &str) {
+        let view = self.backend.container(container).unwrap();
+        view.write(blob, &b"hello"[..], &Metadata::new()).unwrap();
+    }
+    fn has(&self, container: &str, blob: &str) -> bool {
+        let view = self.backend.container(container).unwrap();
+        view.blobs().unwrap().contains_key(blob)
+    }
+}
+
+/// One call, with a limit: a call that hangs is a failure with a name.
+fn call<T>(rpc: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Status> {
+    let limited = async { tokio::time::timeout(PATIENCE, rpc).await };
+    runtime()
+        .block_on(limited)
+        .expect("the call did not return")
+        .map(tonic::Response::into_inner)
+}
+
+/// The refusal has this code, this reason, and names these things.
+#[track_caller]
+fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, reason: &str, names: &[&str]) {
+    let status = result.unwrap_err();
+    assert_eq!(status.code(), code, "{status:?}");
+    assert!(
+        status.message().ends_with(&format!("[{reason}]")),
+        "{}",
+        status.message()
+    );
+    assert!(status.details().is_empty(), "the specification wants no details");
+    for name in names {
+        assert!(
+            status.message().contains(name),
+            "{name:?} is not in: {}",
+            status.message()
+        );
+    }
+    assert!(
+        !status.message().contains(DEV_KEY),
+        "a secret in: {}",
+        status.message()
+    );
+}
+
+fn mounts(path: &Path) -> usize {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    table
+        .lines()
+        .filter(|l| l.split(' ').nth(4).is_some_and(|at| Path::new(at) == path))
+        .count()
+}
+
+fn capability(mode: Mode) -> Option<VolumeCapability> {
+    let mut capability = mount_capability(&[]);
+    capability.access_mode = Some(AccessMode { mode: mode.into() });
+    Some(capability)
+}

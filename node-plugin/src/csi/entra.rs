@@ -1,0 +1,259 @@
+//! Entra identities of a volume: managed identity, service principal, workload identity - from what the user wrote.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use blob_client::auth::Credentials;
+use blob_client::auth::entra::{Assertion, GivenToken, Identity, UserAssigned, token_source};
+use blob_client::secret::Secret;
+use blob_client::transport::Transport;
+use serde::Deserialize;
+use url::Url;
+
+use super::status::{Error, Reason, Result};
+use super::volume_context::{Attributes, AuthType, Secrets};
+
+/// Under this key kubelet hands over tokens of the pod's service account (CSIDriver `tokenRequests`): in the secrets
+/// with `serviceAccountTokenInSecrets`, in the volume context without.
+const POD_TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
+/// The audience Entra ID accepts for a token exchange.
+const AUDIENCE: &str = "api://AzureADTokenExchange";
+
+/// What Azure's workload identity webhook sets for the driver's own service account.
+const CLIENT_ID: &str = "AZURE_CLIENT_ID";
+const TENANT_ID: &str = "AZURE_TENANT_ID";
+const TOKEN_FILE: &str = "AZURE_FEDERATED_TOKEN_FILE";
+
+/// Credentials of one of the three kinds. `https` carries token requests, `env` reads the driver's environment.
+pub fn credentials(
+    kind: AuthType,
+    attributes: &Attributes,
+    secrets: &Secrets,
+    pod_token: Option<&GivenToken>,
+    https: Arc<dyn Transport>,
+    env: impl Fn(&str) -> Option<String>,
+) -> Result<Credentials> {
+    let identity = identity(kind, attributes, secrets, pod_token, env)?;
+    let authority = url(
+        "AzureStorageAADEndpoint",
+        attributes.identity.aad_endpoint.as_deref(),
+    )?;
+    Ok(Credentials::Token(token_source(identity, authority, https)?))
+}
+
+fn identity(
+    kind: AuthType,
+    attributes: &Attributes,
+    secrets: &Secrets,
+    pod_token: Option<&GivenToken>,
+    env: impl Fn(&str) -> Option<String>,
+) -> Result<Identity> {
+    let written = &attributes.identity;
+    match kind {
+        AuthType::Spn => Ok(Identity::ServicePrincipal {
+            tenant_id: needed("AzureStorageSPNTenantID", &[&written.spn_tenant_id, &secrets.spn_tenant_id])?,
+            client_id: needed("AzureStorageSPNClientID", &[&written.spn_client_id, &secrets.spn_client_id])?,
+            secret: secrets
+                .spn_client_secret
+                .clone()
+                .ok_or_else(|| secrets.missing("azurestoragespnclientsecret", kind.name()))?,
+        }),
+        AuthType::WorkloadIdentity => Ok(Identity::Workload {
+            tenant_id: needed("tenantID", &[&written.tenant_id, &env(TENANT_ID)])?,
+            client_id: needed("ClientID", &[&written.client_id, &env(CLIENT_ID)])?,
+            assertion: match (written.with_pod_token, pod_token) {
+                (true, Some(token)) => Assertion::Given(token.clone()),
+                (true, None) => {
+                    return Err(Error::new(
+                        Reason::MissingCredentials,
+                        "mountWithWorkloadIdentityToken: kubelet gave no token of the pod; the CSIDriver object needs \
+                         tokenRequests with audience api://AzureADTokenExchange",
+                    ));
+                }
+                (false, _) => Assertion::File(PathBuf::from(env(TOKEN_FILE).ok_or_else(|| {
+                    Error::new(
+                        Reason::MissingCredentials,
+                        format!(
+                            "AzureStorageAuthType: WorkloadIdentity needs mountWithWorkloadIdentityToken: \"true\", or a \
+                             federated token of the driver itself ({TOKEN_FILE} is not set)"
+                        ),
+                    )
+                })?)),
+            },
+        }),
+        AuthType::Key | AuthType::Sas | AuthType::Anonymous | AuthType::Msi => Ok(Identity::Managed {
+            user_assigned: match (&written.msi_client_id, &written.msi_resource_id) {
+                (Some(_), Some(_)) => {
+                    return Err(Error::new(
+                        Reason::ConflictingFields,
+                        "AzureStorageIdentityClientID: AzureStorageIdentityResourceID names the identity already",
+                    ));
+                }
+                (Some(id), None) => Some(UserAssigned::ClientId(id.clone())),
+                (None, Some(id)) => Some(UserAssigned::ResourceId(id.clone())),
+                (None, None) => None,
+            },
+            endpoint: url("MSIEndpoint", written.msi_endpoint.as_deref())?,
+            secret: secrets.msi_secret.clone(),
+        }),
+    }
+}
+
+/// The first value that is given.
+fn needed(field: &str, values: &[&Option<String>]) -> Result<String> {
+    let value = values.iter().find_map(|value| value.as_deref());
+    let value = value.ok_or_else(|| Error::new(Reason::MissingField, format!("{field}: it is not set")))?;
+    Ok(value.to_owned())
+}
+
+fn url(field: &str, text: Option<&str>) -> Result<Option<Url>> {
+    let parsed = text.map(|text| {
+        let full = if text.contains("://") {
+            text.to_owned()
+        } else {
+            format!("https://{text}")
+        };
+        Url::parse(&full).map_err(|e| Error::new(Reason::InvalidValue, format!("{field}: {text:?}: {e}")))
+    });
+    parsed.transpose()
+}
+
+/// The pod's token for an exchange, from secrets or volume context.
+pub fn pod_token(
+    secrets: &HashMap<String, String>,
+    context: &HashMap<String, String>,
+) -> Result<Option<Secret<String>>> {
+    #[derive(Deserialize)]
+    struct Given {
+        token: String,
+    }
+    let find = |map: &HashMap<String, String>| {
+        map.iter()
+            .find(|(key, _)| key.eq_ignore_ascii_case(POD_TOKENS))
+            .map(|(_, value)| value.clone())
+    };
+    let Some(text) = find(secrets)
+        .or_else(|| find(context))
+        .filter(|text| !text.is_empty())
+    else {
+        return Ok(None);
+    };
+    // The parser's own message could quote the token.
+    let unreadable = || {
+        Error::new(
+            Reason::InvalidValue,
+            format!("{POD_TOKENS}: not the JSON that kubelet writes"),
+        )
+    };
+    let mut tokens: HashMap<String, Given> = serde_json::from_str(&text).map_err(|_| unreadable())?;
+    let token = tokens.remove(AUDIENCE);
+    Ok(token.map(|given| Secret::new(given.token)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::csi::volume_context::Scope;
+
+    fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+        pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect()
+    }
+
+    fn found(kind: AuthType, attributes: &[(&str, &str)], secrets: &[(&str, &str)]) -> Result<Identity> {
+        let attributes = Attributes::parse(&map(attributes), Scope::Attributes)?;
+        let token = GivenToken::new(Secret::new("canary".into()));
+        let env = |name: &str| (name == TENANT_ID).then(|| "env-tenant".to_owned());
+        identity(
+            kind,
+            &attributes,
+            &Secrets::parse(&map(secrets))?,
+            Some(&token),
+            env,
+        )
+    }
+
+    #[test]
+    fn managed_identities() {
+        let Identity::Managed {
+            user_assigned,
+            endpoint,
+            secret,
+        } = found(
+            AuthType::Msi,
+            &[
+                ("AzureStorageIdentityClientID", "id"),
+                ("MSIEndpoint", "http://127.0.0.1:1/msi"),
+            ],
+            &[("msisecret", "canary")],
+        )
+        .unwrap()
+        else {
+            panic!("not a managed identity");
+        };
+        assert_eq!(user_assigned, Some(UserAssigned::ClientId("id".into())));
+        assert_eq!(endpoint.unwrap().as_str(), "http://127.0.0.1:1/msi");
+        assert!(secret.is_some());
+        let both = [
+            ("AzureStorageIdentityClientID", "a"),
+            ("AzureStorageIdentityResourceID", "b"),
+        ];
+        assert_eq!(
+            found(AuthType::Msi, &both, &[]).unwrap_err().reason,
+            Reason::ConflictingFields
+        );
+    }
+
+    #[test]
+    fn service_principals_come_from_attributes_and_secret() {
+        let secrets = [
+            ("azurestoragespnclientsecret", "canary"),
+            ("azurestoragespntenantid", "tenant"),
+        ];
+        let identity = found(AuthType::Spn, &[("AzureStorageSPNClientID", "app")], &secrets).unwrap();
+        assert!(!format!("{identity:?}").contains("canary"));
+        assert!(
+            matches!(identity, Identity::ServicePrincipal { tenant_id, client_id, .. }
+            if tenant_id == "tenant" && client_id == "app")
+        );
+        let error = found(AuthType::Spn, &[], &secrets).unwrap_err();
+        assert!(error.message.contains("AzureStorageSPNClientID"), "{error}");
+        let both = [
+            ("AzureStorageSPNClientID", "app"),
+            ("AzureStorageSPNTenantID", "t"),
+        ];
+        let error = found(AuthType::Spn, &both, &[]).unwrap_err();
+        assert!(error.message.contains("azurestoragespnclientsecret"), "{error}");
+    }
+
+    #[test]
+    fn workload_identities_take_the_pods_token_or_the_drivers() {
+        let pod = [("ClientID", "app"), ("mountWithWorkloadIdentityToken", "true")];
+        let identity = found(AuthType::WorkloadIdentity, &pod, &[]).unwrap();
+        assert!(!format!("{identity:?}").contains("canary"));
+        assert!(
+            matches!(identity, Identity::Workload { tenant_id, assertion: Assertion::Given(_), .. }
+            if tenant_id == "env-tenant")
+        );
+        let error = found(AuthType::WorkloadIdentity, &pod[..1], &[]).unwrap_err();
+        assert!(
+            error.message.contains("mountWithWorkloadIdentityToken"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn pod_tokens_are_read_from_either_place() {
+        let json = r#"{"api://AzureADTokenExchange":{"token":"t1","expirationTimestamp":"2026-01-01T00:00:00Z"},"x":{"token":"t2"}}"#;
+        let tokens = map(&[(POD_TOKENS, json)]);
+        for (secrets, context) in [(&tokens, &map(&[])), (&map(&[]), &tokens)] {
+            assert_eq!(pod_token(secrets, context).unwrap().unwrap().expose(), "t1");
+        }
+        assert!(pod_token(&map(&[]), &map(&[])).unwrap().is_none());
+        let error = pod_token(&map(&[(POD_TOKENS, "canary")]), &map(&[])).unwrap_err();
+        assert!(!error.to_string().contains("canary"), "{error}");
+    }
+}
