@@ -20,6 +20,8 @@ use crate::types::{Body, Condition};
 const USER_AGENT: &str = concat!("vsc-blob-csi/", env!("CARGO_PKG_VERSION"));
 /// The first pause is at most this long, whatever the jitter.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// Less than this is left: another attempt would only hide the reason of the last one.
+const SHORTEST_ATTEMPT: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// A call before it is signed.
@@ -213,7 +215,7 @@ impl Container {
                 .is_some_and(|s| matches!(s.as_u16(), 401 | 408 | 429 | 503));
             let pause = after.unwrap_or_else(|| pause(attempt));
             let now = Instant::now();
-            if now + pause >= deadline {
+            if now + pause + SHORTEST_ATTEMPT >= deadline {
                 if matches!(failed.error, Error::DeadlineExceeded { .. }) {
                     failed.error = Error::DeadlineExceeded {
                         waited: now.saturating_duration_since(began),

@@ -5,9 +5,9 @@
 //! Hosts that refuse the REST extension get reads only: see [`handles`].
 
 mod handles;
+mod support;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -24,6 +24,7 @@ use vsc_driver::framing::{self, FrameError, RESPONSE_CAPACITY};
 use vsc_driver::uapi::{MAX_PAGES, STATUS_TIMEOUT};
 
 use self::handles::Handles;
+use self::support::RestSupport;
 use super::counters::Counters;
 use super::failover::Probed;
 use super::{FailureKind, PathStats, Transport, TransportError};
@@ -45,17 +46,12 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Host status for a method it does not have (HRESULT of ERROR_NOT_SUPPORTED).
 const STATUS_NOT_SUPPORTED: u32 = 0x8007_0032;
 
-/// Whether the host takes the REST extension.
-const REST_UNKNOWN: u8 = 0;
-const REST_TAKEN: u8 = 1;
-const REST_REFUSED: u8 = 2;
-
 /// The channel of this machine. One per process is enough: it is shared by all volumes.
 #[derive(Debug)]
 pub struct Vsc {
     channel: Channel,
     arena: Arc<Arena>,
-    rest: AtomicU8,
+    rest: RestSupport,
     handles: Handles,
     counters: Counters,
 }
@@ -66,7 +62,7 @@ impl Vsc {
         Ok(Self {
             channel: Channel::open(config)?,
             arena,
-            rest: AtomicU8::new(REST_UNKNOWN),
+            rest: RestSupport::unknown(),
             handles: Handles::default(),
             counters: Counters::default(),
         })
@@ -77,9 +73,9 @@ impl Vsc {
         &self.channel
     }
 
-    /// False once the host has refused the REST extension.
+    /// False while the host counts as refusing the REST extension.
     pub fn takes_rest(&self) -> bool {
-        self.rest.load(Ordering::Relaxed) != REST_REFUSED
+        self.rest.worth_trying()
     }
 
     async fn exchange(&self, request: Request) -> Result<Response, TransportError> {
@@ -147,25 +143,17 @@ impl Vsc {
     ) -> Result<(HostResponse, Data), Refused> {
         let (host, data) = match self.call(framing::Method::Rest, body, id, timeout, data).await {
             Err(CallError::Status(status)) => {
-                // Before the first success any refusal may mean the method; later only the one that says so.
-                let refused = status == STATUS_NOT_SUPPORTED
-                    || (status != STATUS_TIMEOUT && self.rest.load(Ordering::Relaxed) == REST_UNKNOWN);
-                if refused && self.rest.swap(REST_REFUSED, Ordering::Relaxed) != REST_REFUSED {
-                    tracing::warn!(
-                        status = format!("{status:#010x}"),
-                        "the host refuses REST requests on the channel; it gets reads of known versions only"
-                    );
-                }
-                return Err(if refused {
-                    Refused::Other(unsuitable(NO_REST.to_owned()))
+                let refused = status != STATUS_TIMEOUT && self.rest.refused(status == STATUS_NOT_SUPPORTED);
+                return Err(Refused::Other(if refused {
+                    unsuitable(NO_REST.to_owned())
                 } else {
-                    Refused::Other(host_status(status))
-                });
+                    host_status(status)
+                }));
             }
             Err(CallError::Transport(error)) => return Err(Refused::Other(error)),
             Ok(done) => done,
         };
-        self.rest.store(REST_TAKEN, Ordering::Relaxed);
+        self.rest.taken();
         match host.status {
             STORE_SUCCESS => Ok((host, data)),
             STORE_PAYLOAD_TOO_LARGE => Err(Refused::TooLarge),
@@ -300,7 +288,10 @@ impl Probed for Vsc {
             )
             .await;
         match answered {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.rest.forget_refusal();
+                Ok(())
+            }
             Err(CallError::Status(status)) => Err(host_status(status).message),
             Err(CallError::Transport(error)) => Err(error.message),
         }
