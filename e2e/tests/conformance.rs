@@ -12,6 +12,8 @@
 
 #[path = "conformance/access.rs"]
 mod access;
+#[path = "conformance/account.rs"]
+mod account;
 #[path = "conformance/blobs.rs"]
 mod blobs;
 #[path = "conformance/blocks.rs"]
@@ -28,14 +30,17 @@ mod copies;
 mod leases;
 #[path = "conformance/listings.rs"]
 mod listings;
+#[path = "conformance/services.rs"]
+mod services;
 #[path = "conformance/wire.rs"]
 mod wire;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use context::{Case, Services, Target};
+use context::Case;
 use libtest_mimic::{Arguments, Failed, Trial};
+use services::{Services, Target};
 
 /// Makes a list of cases out of functions.
 macro_rules! cases {
@@ -58,9 +63,9 @@ fn cases() -> Vec<Case> {
         copies: keeps_or_replaces_metadata onto_itself conditions missing_source block_ids_survive;
         leases: guard_writes renew_release_break only_one;
         listings: folded paged with_metadata odd_names empty prefix_is_no_folder;
-        wire: versions_and_ids error_body range_headers checksums container_names content_headers dates
-            foreign_types container_lease list_containers lease_headers block_list_xml bad_requests list_shape
-            copy_headers unmodified_since account_information;
+        wire: versions_and_ids error_body range_headers checksums content_headers dates foreign_types
+            block_list_xml bad_requests copy_headers unmodified_since;
+        account: container_names container_lease lease_headers list_containers list_shape account_information;
     }
 }
 

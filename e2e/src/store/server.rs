@@ -18,9 +18,10 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+use super::BlobStore;
 use super::content::{Content, Piece};
 use super::error::ServiceError;
-use super::{BlobStore, Ending};
+use super::pipeline::Ending;
 
 /// Bodies up to this size are joined into memory of exactly their size; larger ones stay as they were received.
 const SMALL: u64 = 64 * 1024;

@@ -1,10 +1,12 @@
 //! Tests of the store as a whole, in process, with signed requests.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use http::{HeaderName, HeaderValue, Request, Response};
 use proptest::prelude::*;
 
+use super::address::Target;
 use super::auth::{Presented, string_to_sign};
 use super::content::base64;
 use super::*;

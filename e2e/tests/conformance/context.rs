@@ -1,65 +1,26 @@
-//! Where a case runs: services started once, a container per case, raw requests, and the notes that are compared.
+//! What a case works with: a container of its own, raw requests, and the notes that are compared.
 
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use blob_client::auth::Credentials;
 use blob_client::request::Request;
 use blob_client::secret::Secret;
 use blob_client::transport::Transport;
-use blob_client::transport::failover::{Paths, TransportMode};
-use blob_client::transport::https::Https;
 use blob_client::{Body, Client, ClientConfig, Container, Error, Metadata, PutOptions};
 use bytes::Bytes;
-use e2e::harness::backend::{Backend, Kind};
 use e2e::harness::runtime;
 use e2e::store::{AccountKey, DEV_ACCOUNT, DEV_KEY, SasOptions};
-use e2e::vsp::{HttpBackend, MockVsp};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use url::Url;
 use vsc_driver::buffer::{Arena, Buffer};
 
-/// A service and the path to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Target {
-    /// The embedded store over HTTP: what the others are compared with.
-    Embedded,
-    /// Azurite over HTTP.
-    Azurite,
-    /// The embedded store over the accelerated channel.
-    EmbeddedChannel,
-    /// Azurite behind the accelerated channel.
-    AzuriteChannel,
-}
-
-impl Target {
-    pub(crate) const ALL: [Target; 4] = [
-        Target::Embedded,
-        Target::Azurite,
-        Target::EmbeddedChannel,
-        Target::AzuriteChannel,
-    ];
-
-    pub(crate) fn is_azurite(self) -> bool {
-        matches!(self, Target::Azurite | Target::AzuriteChannel)
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Target::Embedded => "embedded",
-            Target::Azurite => "azurite",
-            Target::EmbeddedChannel => "embedded over the channel",
-            Target::AzuriteChannel => "azurite over the channel",
-        })
-    }
-}
+use crate::services::{Services, Target};
 
 type CaseFuture<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
 
@@ -67,82 +28,6 @@ type CaseFuture<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) run: for<'a> fn(&'a Context) -> CaseFuture<'a>,
-}
-
-/// Services, each started when the first case needs it.
-#[derive(Default)]
-pub(crate) struct Services {
-    // The paths first: a device goes away before the service behind it.
-    paths: [OnceLock<Result<Path, String>>; 4],
-    embedded: OnceLock<Result<Backend, String>>,
-    azurite: OnceLock<Result<Backend, String>>,
-}
-
-/// A service and a transport to it.
-struct Path {
-    endpoint: Url,
-    transport: Arc<dyn Transport>,
-    arena: Arc<Arena>,
-    device: Option<(MockVsp, tempfile::TempDir)>,
-}
-
-impl Services {
-    fn get(&self, target: Target) -> Result<&Path> {
-        self.paths[target as usize]
-            .get_or_init(|| self.open(target).map_err(|error| format!("{error:#}")))
-            .as_ref()
-            .map_err(|error| anyhow!("{target} could not be started: {error}"))
-    }
-
-    fn backend(&self, kind: Kind) -> Result<&Backend> {
-        let cell = match kind {
-            Kind::Embedded => &self.embedded,
-            Kind::Azurite => &self.azurite,
-        };
-        cell.get_or_init(|| Backend::start(kind).map_err(|error| format!("{error:#}")))
-            .as_ref()
-            .map_err(|error| anyhow!("{error}"))
-    }
-
-    fn open(&self, target: Target) -> Result<Path> {
-        let kind = if target.is_azurite() {
-            Kind::Azurite
-        } else {
-            Kind::Embedded
-        };
-        let backend = self.backend(kind)?;
-        let arena = Arena::new(256 << 20)?;
-        let endpoint = backend.endpoint().clone();
-        if matches!(target, Target::Embedded | Target::Azurite) {
-            return Ok(Path {
-                endpoint,
-                transport: Arc::new(Https::new()),
-                arena,
-                device: None,
-            });
-        }
-        let behind: Arc<dyn e2e::vsp::Backend> = match backend.store() {
-            Some(store) => Arc::clone(store) as _,
-            None => Arc::new(HttpBackend::new(None)?),
-        };
-        let folder = tempfile::tempdir()?;
-        let device = MockVsp::mount(folder.path(), behind)?;
-        let paths = Paths::new(
-            Some(device.device()),
-            Arc::clone(&arena),
-            runtime().handle().clone(),
-        );
-        if let Some(reason) = runtime().block_on(paths.settled()) {
-            bail!("the channel is not usable: {reason}");
-        }
-        Ok(Path {
-            endpoint,
-            // Nothing may slip through over HTTPS.
-            transport: paths.transport(TransportMode::Require),
-            arena,
-            device: Some((device, folder)),
-        })
-    }
 }
 
 /// Runs a case against a target; every target but the reference must leave the same notes as the reference does.
