@@ -2,7 +2,7 @@
 //!
 //! A read's destination is the exchange's data buffer, so the host writes the blob's bytes where the caller wants them and
 //! nobody copies them in user space. A body that is one arena slice is sent from where it lies; other bodies are gathered first.
-//! Hosts that refuse the REST extension get reads only: see [`handles`].
+//! Hosts that refuse the REST extension get reads only, by handle (`vsc/handles.rs`).
 
 mod handles;
 mod support;
