@@ -91,6 +91,9 @@ out:
 #include <linux/io_uring.h>
 #endif
 
+/* the flags that a submitter may set; the kernel's own are in the top byte */
+#define AZB_URING_USER_FLAGS	0x00ffffff
+
 static void azb_uring_done(struct io_uring_cmd *cmd, int ret, u64 extra,
 			   unsigned int flags)
 {
@@ -184,7 +187,8 @@ static int azb_uring_cmd(struct io_uring_cmd *cmd, unsigned int flags)
 	area = azb_uring_area(cmd);
 	addr = READ_ONCE(area->request);
 	reserved = READ_ONCE(area->reserved);
-	if (reserved)
+	/* no flag means anything here, above all not a registered buffer */
+	if (reserved || cmd->flags & AZB_URING_USER_FLAGS)
 		return -EINVAL;
 
 	user = u64_to_user_ptr(addr);

@@ -145,7 +145,7 @@ static void azb_do_remove(struct hv_device *hdev)
 	/* no new open, then no new request; what was sent is on the list */
 	misc_deregister(&dev->misc);
 	down_write(&dev->gate);
-	dev->removing = true;
+	WRITE_ONCE(dev->removing, true);
 	up_write(&dev->gate);
 
 	azb_drain(dev, channel);
