@@ -142,11 +142,11 @@ static void azb_do_remove(struct hv_device *hdev)
 	struct vmbus_channel *channel = hdev->channel;
 	struct azb_dev *dev = hv_get_drvdata(hdev);
 
-	/* no new open, then no new request; what was sent is on the list */
-	misc_deregister(&dev->misc);
+	/* when the node has gone, nothing is sent; what was sent is on the list */
 	down_write(&dev->gate);
 	WRITE_ONCE(dev->removing, true);
 	up_write(&dev->gate);
+	misc_deregister(&dev->misc);
 
 	azb_drain(dev, channel);
 	azb_debugfs_remove(dev);
