@@ -783,6 +783,25 @@ fn exclusive_creation() {
 }
 
 #[test]
+fn a_file_made_or_emptied_by_an_open_for_reading_is_stored() {
+    let store = store();
+    let m = Mount::new(&store);
+    let open = |flags| {
+        // SAFETY: a C string, and the descriptor is closed.
+        unsafe {
+            let fd = libc::open(c(&m.path("f")).as_ptr(), libc::O_RDONLY | flags, 0o644);
+            assert!(fd >= 0);
+            assert_eq!(libc::close(fd), 0);
+        }
+    };
+    open(libc::O_CREAT);
+    assert_eq!(store.content("f").unwrap(), "".as_bytes());
+    fs::write(m.path("f"), "x").unwrap();
+    open(libc::O_TRUNC);
+    assert_eq!(store.content("f").unwrap(), "".as_bytes());
+}
+
+#[test]
 fn unfinished_files_are_listed() {
     let store = store();
     store.foreign_put("d/a", "x", Metadata::new());

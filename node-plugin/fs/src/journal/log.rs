@@ -5,170 +5,23 @@
 //! `kill -9` in the middle of a write is the end, and nothing else is lost. Compaction writes the live state as a new run of records
 //! behind the old one, switches the header, and punches the old run out of the file: offsets only grow, memory does not.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crc::{CRC_32_ISCSI, Crc};
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
+use super::record::{CRC, Fields, MAX_RECORD, Record, State, decode, encode};
+
 const MAGIC: &[u8; 8] = b"vscblobj";
 const VERSION: u32 = 1;
 const PAGE: u64 = 4096;
 const SLOT: u64 = 64;
-/// Longest record: a name of 255 bytes and a reply of a few hundred fit many times over.
-const MAX_RECORD: usize = 64 * 1024;
-/// Replies kept: the kernel has at most `max_background` plus one per waiting thread in flight.
-const REPLIES: usize = 1024;
 /// The log is not compacted before it has this many bytes.
 const MIN_COMPACT: u64 = 1024 * 1024;
-
-/// One fact.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Record {
-    /// A node got its id, or moved; `parent` 0 = it has no name any more.
-    Node {
-        /// Node id.
-        id: u64,
-        /// Id of its directory.
-        parent: u64,
-        /// Name in the directory.
-        name: String,
-    },
-    /// The kernel and we have forgotten the node.
-    Forget {
-        /// Node id.
-        id: u64,
-    },
-    /// A handle was opened.
-    Handle {
-        /// Number the kernel knows it by.
-        fh: u64,
-        /// Its node.
-        node: u64,
-        /// Flags of open(2).
-        flags: i32,
-        /// Version it was opened on (ETag), empty for a file that has none yet.
-        generation: String,
-    },
-    /// A handle was released.
-    Release {
-        /// Handle.
-        fh: u64,
-    },
-    /// A non-idempotent operation was carried out; recorded before its reply is sent.
-    Reply {
-        /// The kernel's number of the request.
-        unique: u64,
-        /// 0, or the error number.
-        errno: i32,
-        /// The node that the operation made, 0 for none.
-        node: u64,
-        /// The handle that it opened, 0 for none.
-        fh: u64,
-    },
-}
-
-/// What a log says: the same whether it was compacted or not.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct State {
-    /// Node id -> (parent, name).
-    pub nodes: BTreeMap<u64, (u64, String)>,
-    /// Handle -> (node, flags, generation).
-    pub handles: BTreeMap<u64, (u64, i32, String)>,
-    /// The last replies, oldest first: (unique, errno, node, fh).
-    pub replies: VecDeque<(u64, i32, u64, u64)>,
-    /// Node ids below this have been given out.
-    pub next_node: u64,
-    /// Handles below this have been given out.
-    pub next_handle: u64,
-}
-
-impl State {
-    fn apply(&mut self, record: Record) {
-        match record {
-            Record::Node { id, parent, name } => {
-                self.next_node = self.next_node.max(id + 1);
-                self.nodes.insert(id, (parent, name));
-            }
-            Record::Forget { id } => {
-                self.next_node = self.next_node.max(id + 1);
-                self.nodes.remove(&id);
-            }
-            Record::Handle {
-                fh,
-                node,
-                flags,
-                generation,
-            } => {
-                self.next_handle = self.next_handle.max(fh + 1);
-                self.handles.insert(fh, (node, flags, generation));
-            }
-            Record::Release { fh } => {
-                self.next_handle = self.next_handle.max(fh + 1);
-                self.handles.remove(&fh);
-            }
-            Record::Reply {
-                unique,
-                errno,
-                node,
-                fh,
-            } => {
-                self.replies.push_back((unique, errno, node, fh));
-                if self.replies.len() > REPLIES {
-                    self.replies.pop_front();
-                }
-            }
-        }
-    }
-
-    /// The shortest list of records that leads here.
-    fn records(&self) -> Vec<Record> {
-        let mut records = Vec::with_capacity(self.nodes.len() + self.handles.len() + self.replies.len() + 2);
-        // The counters never go back, even when their highest holder is gone.
-        if self.next_node > 0 {
-            records.push(Record::Forget {
-                id: self.next_node - 1,
-            });
-        }
-        if self.next_handle > 0 {
-            records.push(Record::Release {
-                fh: self.next_handle - 1,
-            });
-        }
-        records.extend(self.nodes.iter().map(|(id, (parent, name))| Record::Node {
-            id: *id,
-            parent: *parent,
-            name: name.clone(),
-        }));
-        records.extend(
-            self.handles
-                .iter()
-                .map(|(fh, (node, flags, generation))| Record::Handle {
-                    fh: *fh,
-                    node: *node,
-                    flags: *flags,
-                    generation: generation.clone(),
-                }),
-        );
-        records.extend(
-            self.replies
-                .iter()
-                .map(|(unique, errno, node, fh)| Record::Reply {
-                    unique: *unique,
-                    errno: *errno,
-                    node: *node,
-                    fh: *fh,
-                }),
-        );
-        records
-    }
-}
 
 #[derive(Debug)]
 struct Position {
@@ -349,119 +202,6 @@ fn replay(file: &File, start: u64, state: &mut State) -> io::Result<u64> {
     }
 }
 
-fn encode(record: &Record, out: &mut Vec<u8>) {
-    let head = out.len();
-    out.extend_from_slice(&[0; 8]);
-    match record {
-        Record::Node { id, parent, name } => {
-            out.push(1);
-            out.extend_from_slice(&id.to_le_bytes());
-            out.extend_from_slice(&parent.to_le_bytes());
-            out.extend_from_slice(name.as_bytes());
-        }
-        Record::Forget { id } => {
-            out.push(2);
-            out.extend_from_slice(&id.to_le_bytes());
-        }
-        Record::Handle {
-            fh,
-            node,
-            flags,
-            generation,
-        } => {
-            out.push(3);
-            out.extend_from_slice(&fh.to_le_bytes());
-            out.extend_from_slice(&node.to_le_bytes());
-            out.extend_from_slice(&flags.to_le_bytes());
-            out.extend_from_slice(generation.as_bytes());
-        }
-        Record::Release { fh } => {
-            out.push(4);
-            out.extend_from_slice(&fh.to_le_bytes());
-        }
-        Record::Reply {
-            unique,
-            errno,
-            node,
-            fh,
-        } => {
-            out.push(5);
-            out.extend_from_slice(&unique.to_le_bytes());
-            out.extend_from_slice(&errno.to_le_bytes());
-            out.extend_from_slice(&node.to_le_bytes());
-            out.extend_from_slice(&fh.to_le_bytes());
-        }
-    }
-    let body = &out[head + 8..];
-    let (len, crc) = (body.len() as u32, CRC.checksum(body));
-    out[head..head + 4].copy_from_slice(&len.to_le_bytes());
-    out[head + 4..head + 8].copy_from_slice(&crc.to_le_bytes());
-}
-
-/// Takes one record off the front; `None` where there is no valid one.
-fn decode(rest: &mut Fields<'_>) -> Option<Record> {
-    let len = rest.u32()? as usize;
-    let crc = rest.u32()?;
-    if len == 0 || len > MAX_RECORD {
-        return None;
-    }
-    let body = rest.take(len)?;
-    if CRC.checksum(body) != crc {
-        return None;
-    }
-    let (tag, body) = body.split_first()?;
-    let mut fields = Fields(body);
-    Some(match tag {
-        1 => Record::Node {
-            id: fields.u64()?,
-            parent: fields.u64()?,
-            name: fields.text()?,
-        },
-        2 => Record::Forget { id: fields.u64()? },
-        3 => Record::Handle {
-            fh: fields.u64()?,
-            node: fields.u64()?,
-            flags: fields.i32()?,
-            generation: fields.text()?,
-        },
-        4 => Record::Release { fh: fields.u64()? },
-        5 => Record::Reply {
-            unique: fields.u64()?,
-            errno: fields.i32()?,
-            node: fields.u64()?,
-            fh: fields.u64()?,
-        },
-        _ => return None,
-    })
-}
-
-/// Reads fields off the front of a slice.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
-        let (head, tail) = self.0.split_at_checked(len)?;
-        self.0 = tail;
-        Some(head)
-    }
-    fn u32(&mut self) -> Option<u32> {
-        let (head, tail) = self.0.split_first_chunk()?;
-        self.0 = tail;
-        Some(u32::from_le_bytes(*head))
-    }
-    fn i32(&mut self) -> Option<i32> {
-        self.u32().map(u32::cast_signed)
-    }
-    fn u64(&mut self) -> Option<u64> {
-        let (head, tail) = self.0.split_first_chunk()?;
-        self.0 = tail;
-        Some(u64::from_le_bytes(*head))
-    }
-    fn text(&mut self) -> Option<String> {
-        String::from_utf8(std::mem::take(&mut self.0).to_vec()).ok()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -486,6 +226,7 @@ mod tests {
                 }
             ),
             id.prop_map(|fh| Record::Release { fh }),
+            dirty(),
             (any::<u64>(), any::<i32>(), any::<u64>(), any::<u64>()).prop_map(|(unique, errno, node, fh)| {
                 Record::Reply {
                     unique,
@@ -495,6 +236,33 @@ mod tests {
                 }
             }),
         ]
+    }
+
+    /// Changes of a few files at a few places, so that they meet.
+    fn dirty() -> impl Strategy<Value = Record> {
+        (1u64..4, 0u64..50, 1u64..20, 0u64..1000, 0u8..7).prop_map(|(node, offset, len, arena, what)| {
+            match what {
+                0 => Record::Hole { node, offset, len },
+                1 => Record::Size { node, size: offset },
+                2 => Record::Block {
+                    node,
+                    offset,
+                    len,
+                    id: vec![arena as u8],
+                },
+                3 => Record::BeginCommit { node },
+                4 => Record::Committed {
+                    node,
+                    etag: arena.to_string(),
+                },
+                _ => Record::Dirty {
+                    node,
+                    offset,
+                    len,
+                    arena,
+                },
+            }
+        })
     }
 
     fn expected(records: &[Record]) -> State {

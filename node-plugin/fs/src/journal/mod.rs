@@ -2,4 +2,8 @@
 //!
 //! Everything a replacement process needs to go on serving a mount is in one append-only [`log`] inside a memfd, written as it happens.
 
+mod dirty;
 pub mod log;
+pub mod record;
+
+pub(crate) use dirty::NodeLog;

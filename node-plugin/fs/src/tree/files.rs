@@ -18,7 +18,8 @@ use super::table::Found;
 use super::{Tree, names};
 use crate::errno::{Errno, Result, fail};
 use crate::file::{Base, File, FileError, ReadData, Reader};
-use crate::journal::log::Record;
+use crate::journal::NodeLog;
+use crate::journal::record::Record;
 use crate::volume::Profile;
 
 /// An opened handle, and what the kernel may do with it.
@@ -155,13 +156,16 @@ impl Tree {
             size: properties.content_length,
             writable: state.writable,
         };
-        let file = File::open(self.env.clone(), blob, base);
+        let log = NodeLog::new(Arc::clone(&self.journal), node.id);
+        let file = File::open(self.env.with_log(log), blob, base);
         state.older_handles = state.handles;
         state.content = Some(Arc::clone(&file));
         Ok(file)
     }
 
     fn register(&self, node: &Arc<Node>, file: Arc<File>, flags: i32, stale_size: bool) -> Opened {
+        // A file that is only read may still have been made or emptied by its open.
+        let commits = writes(flags) || flags & libc::O_TRUNC != 0 || node.state().uncommitted;
         if writes(flags)
             && let Ok(metadata) = node.state().metadata(node.kind, &self.defaults)
         {
@@ -185,6 +189,7 @@ impl Tree {
             file,
             reader: Reader::default(),
             writes: writes(flags),
+            commits,
             append_at_end,
         };
         let fh = self.handles.open_file(handle);
@@ -216,7 +221,8 @@ impl Tree {
         let blob = names::join(&directory, name);
         names::check_blob(&blob)?;
         let attrs = self.new_attrs(parent, Kind::File, mode, owner)?;
-        let file = File::create(self.env.clone(), blob, true);
+        let log = NodeLog::new(Arc::clone(&self.journal), 0);
+        let file = File::create(self.env.with_log(Arc::clone(&log) as _), blob, true);
         let existing = {
             let mut table = self.table.lock();
             match table.child(parent, name) {
@@ -232,6 +238,7 @@ impl Tree {
                     state.attrs_dirty = true;
                     state.content = Some(Arc::clone(&file));
                     let node = table.create(parent, name, Kind::File, state);
+                    log.belongs_to(node.id);
                     drop(table);
                     let opened = self.register(&node, file, flags, false);
                     self.touch(parent);
@@ -400,7 +407,7 @@ impl Tree {
     /// close(2) of one descriptor.
     pub(crate) async fn flush(&self, fh: u64) -> Result<()> {
         let handle = self.handle(fh)?;
-        if handle.writes {
+        if handle.commits {
             self.commit_handle(&handle).await
         } else {
             Ok(())
@@ -427,7 +434,7 @@ impl Tree {
     pub(crate) async fn release(&self, fh: u64) -> Result<()> {
         let handle = self.handle(fh)?;
         let node = Arc::clone(&handle.node);
-        let committed = if handle.writes {
+        let committed = if handle.commits {
             self.commit_handle(&handle).await
         } else {
             Ok(())

@@ -54,7 +54,8 @@ use node::{Marker, Node, State};
 
 use crate::errno::{Errno, Result, fail};
 use crate::file::Env;
-use crate::journal::log::{Log, Record};
+use crate::journal::log::Log;
+use crate::journal::record::Record;
 use crate::volume::VolumeConfig;
 
 /// Called with a node whose attributes the kernel should ask for again.

@@ -11,7 +11,8 @@ use super::attrs::{self, Attrs, Kind};
 use super::names;
 use super::node::{Marker, NODE_BYTES, Node, NodeId, ROOT, State};
 use crate::budget::Permit;
-use crate::journal::log::{Log, Record};
+use crate::journal::log::Log;
+use crate::journal::record::Record;
 
 /// How long a deleted name is remembered, so that the late answer of an older listing does not bring it back. Longer than any request lives.
 const GONE_FOR: Duration = Duration::from_secs(120);
