@@ -802,6 +802,24 @@ fn a_file_made_or_emptied_by_an_open_for_reading_is_stored() {
 }
 
 #[test]
+fn a_running_program_is_not_emptied() {
+    let store = store();
+    let m = Mount::new(&store);
+    fs::copy("/bin/sleep", m.path("program")).unwrap();
+    let mut running = std::process::Command::new(m.path("program"))
+        .arg("60")
+        .spawn()
+        .unwrap();
+    // SAFETY: a C string.
+    let fd = unsafe { libc::open(c(&m.path("program")).as_ptr(), libc::O_RDONLY | libc::O_TRUNC) };
+    let error = std::io::Error::last_os_error();
+    running.kill().unwrap();
+    running.wait().unwrap();
+    assert_eq!((fd, error.raw_os_error()), (-1, Some(libc::ETXTBSY)));
+    assert!(fs::metadata(m.path("program")).unwrap().len() > 0);
+}
+
+#[test]
 fn unfinished_files_are_listed() {
     let store = store();
     store.foreign_put("d/a", "x", Metadata::new());

@@ -341,11 +341,11 @@ impl Filesystem for Adapter {
         // Refused values are the kernel's limits: then the nearest it takes.
         let _ = config.set_max_write(MAX_REQUEST);
         let _ = config.set_max_background(MAX_BACKGROUND);
+        // Not ATOMIC_O_TRUNC: with it, the kernel has a file emptied before it notices that the file is being executed.
         let wanted = [
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
-            InitFlags::FUSE_ATOMIC_O_TRUNC,
             // Without it, the kernel asks for an attribute before every write.
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
             InitFlags::FUSE_ASYNC_DIO,

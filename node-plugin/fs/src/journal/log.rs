@@ -177,10 +177,9 @@ fn read_slot(file: &File, slot: u64) -> Option<(u64, u64)> {
 /// Applies every record from `start` on; the offset behind the last valid one.
 fn replay(file: &File, start: u64, state: &mut State) -> io::Result<u64> {
     let mut at = start;
-    let mut bytes = Vec::new();
+    let mut bytes = vec![0; 4 * MAX_RECORD];
     loop {
         // Refilled in large pieces; a record never needs more than MAX_RECORD + 8 bytes.
-        bytes.resize(4 * MAX_RECORD, 0);
         let mut filled = 0;
         while filled < bytes.len() {
             match file.read_at(&mut bytes[filled..], at + filled as u64)? {

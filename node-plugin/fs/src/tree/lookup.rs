@@ -243,7 +243,10 @@ impl Tree {
         if self.config.prefix.is_empty() {
             // Rights for the container itself are rarer than rights for its blobs: without them the root has the defaults.
             let metadata = match self.env.store.container_metadata().await {
-                Err(Error::Denied { .. }) => return Ok(node.state().validated = asked.at),
+                Err(Error::Denied { .. }) => {
+                    node.state().validated = asked.at;
+                    return Ok(());
+                }
                 other => other?,
             };
             let mut state = node.state();
