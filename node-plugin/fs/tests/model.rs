@@ -344,7 +344,7 @@ fn cases() -> u32 {
     std::env::var("BLOB_FS_MODEL_CASES")
         .ok()
         .and_then(|n| n.parse().ok())
-        .unwrap_or(150)
+        .unwrap_or(500)
 }
 
 #[test]

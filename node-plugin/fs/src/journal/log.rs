@@ -239,7 +239,7 @@ mod tests {
 
     /// Changes of a few files at a few places, so that they meet.
     fn dirty() -> impl Strategy<Value = Record> {
-        (1u64..4, 0u64..50, 1u64..20, 0u64..1000, 0u8..7).prop_map(|(node, offset, len, arena, what)| {
+        (1u64..4, 0u64..50, 1u64..20, 0u64..1000, 0u8..8).prop_map(|(node, offset, len, arena, what)| {
             match what {
                 0 => Record::Hole { node, offset, len },
                 1 => Record::Size { node, size: offset },
@@ -250,6 +250,7 @@ mod tests {
                     id: vec![arena as u8],
                 },
                 3 => Record::BeginCommit { node },
+                5 => Record::Discard { node },
                 4 => Record::Committed {
                     node,
                     etag: arena.to_string(),

@@ -97,6 +97,11 @@ pub enum Record {
         /// Node id.
         node: u64,
     },
+    /// Uncommitted data was given up: its file lost its version to somebody else, and nobody has it open.
+    Discard {
+        /// Node id.
+        node: u64,
+    },
     /// What was recorded before the snapshot is in the service.
     Committed {
         /// Node id.
@@ -173,6 +178,9 @@ impl State {
                         sealed: false,
                     },
                 );
+            }
+            Record::Discard { node } => {
+                self.dirty.remove(&node);
             }
             Record::BeginCommit { node } => {
                 if let Some(file) = self.dirty.get_mut(&node) {
@@ -452,6 +460,7 @@ pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
             out.extend_from_slice(id);
         }
         Record::BeginCommit { node } => numbers(out, 10, &[*node]),
+        Record::Discard { node } => numbers(out, 12, &[*node]),
         Record::Committed { node, etag } => {
             numbers(out, 11, &[*node]);
             out.extend_from_slice(etag.as_bytes());
@@ -521,6 +530,7 @@ pub(super) fn decode(rest: &mut Fields<'_>) -> Option<Record> {
             }
         }
         10 => Record::BeginCommit { node: fields.u64()? },
+        12 => Record::Discard { node: fields.u64()? },
         11 => Record::Committed {
             node: fields.u64()?,
             etag: fields.text()?,

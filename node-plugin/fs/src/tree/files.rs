@@ -440,7 +440,7 @@ impl Tree {
             Ok(())
         };
         self.handles.close_file(fh);
-        let (last, hidden) = {
+        let (last, lost, hidden) = {
             let mut state = node.state();
             let old = state
                 .content
@@ -453,14 +453,15 @@ impl Tree {
                 .saturating_sub(u32::from(old))
                 .min(state.handles);
             let last = state.handles == 0;
-            if last {
-                self.rest(&node, &mut state, committed);
-            }
-            (last, state.hidden.take_if(|_| last))
+            let lost = last && self.rest(&node, &mut state, committed);
+            (last, lost, state.hidden.take_if(|_| last))
         };
         {
             let mut table = self.table.lock();
             table.record(Record::Release { fh });
+            if lost {
+                table.record(Record::Discard { node: node.id });
+            }
             if last {
                 table.reap(node.id);
             }
@@ -476,11 +477,11 @@ impl Tree {
         committed
     }
 
-    /// Nobody has the file open any more.
-    fn rest(&self, node: &Node, state: &mut State, committed: Result<()>) {
+    /// Nobody has the file open any more. True when data was lost.
+    fn rest(&self, node: &Node, state: &mut State, committed: Result<()>) -> bool {
         if state.unlinked {
             state.content = None;
-            return;
+            return false;
         }
         match &state.content {
             Some(content) if content.is_dirty() || state.uncommitted => {
@@ -500,10 +501,12 @@ impl Tree {
                 {
                     state.validated = old;
                 }
+                return true;
             }
             Some(content) => state.size = content.size(),
             None => {}
         }
+        false
     }
 
     /// Sets the size through a handle.

@@ -20,8 +20,8 @@ use crate::errno::{Errno, Result, fail};
 const NAME_RESULTS: u32 = 16;
 /// What the service gives at most per page.
 const PAGE_RESULTS: u32 = 5000;
-/// Entries handed over at once; no reply buffer holds more.
-const BATCH: usize = 4096;
+/// Entries handed over at once: about what the kernel's largest reply buffers hold.
+const BATCH: usize = 512;
 
 /// Answer to a lookup.
 #[derive(Debug, Clone)]

@@ -18,6 +18,8 @@ use crate::journal::record::Record;
 const GONE_FOR: Duration = Duration::from_secs(120);
 /// Absent names of a directory beyond which expired ones are dropped.
 const MANY_ABSENT: usize = 1024;
+/// How long a node nobody refers to is kept at least.
+const SWEEP_AFTER: Duration = Duration::from_secs(30);
 /// Nodes below which nothing is swept.
 const FEW_NODES: usize = 16 * 1024;
 
@@ -663,6 +665,10 @@ impl Table {
         if let Some(dir) = self.dir_mut(parent) {
             dir.complete = Some(first.at);
         }
+        // Listings are what fills the table with nodes that nobody refers to; this one's are too young to be swept.
+        if self.links.len() > self.sweep_at {
+            self.sweep();
+        }
     }
 
     /// True while a whole listing of the directory may still be used for its entries.
@@ -734,7 +740,8 @@ impl Table {
 
     /// Frees nodes that neither the kernel nor a handle refers to and whose attributes have expired.
     pub(crate) fn sweep(&mut self) {
-        let expired = self.timeouts.longest();
+        // Long enough for whoever is just reading a listing.
+        let expired = self.timeouts.longest().max(SWEEP_AFTER);
         let idle: Vec<(NodeId, NodeId, Arc<str>)> = self
             .links
             .iter()
@@ -972,7 +979,7 @@ mod tests {
             .collect();
         t.end_listing(listing, ROOT, asked);
         t.refer(ids[0]);
-        let old = Instant::now().checked_sub(Duration::from_secs(5)).unwrap();
+        let old = Instant::now().checked_sub(2 * SWEEP_AFTER).unwrap();
         ids.iter()
             .for_each(|id| t.node(*id).unwrap().state().validated = old);
         t.sweep();
