@@ -176,6 +176,16 @@ fn mounts(path: &Path) -> usize {
         .count()
 }
 
+/// Options of the mount at a path, as mountinfo lists them.
+fn mount_options(path: &Path) -> String {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let fields = table
+        .lines()
+        .map(|l| l.split(' ').collect::<Vec<_>>())
+        .find(|f| Path::new(f[4]) == path);
+    fields.unwrap()[5].to_owned()
+}
+
 fn capability(mode: Mode) -> Option<VolumeCapability> {
     let mut capability = mount_capability(&[]);
     capability.access_mode = Some(AccessMode { mode: mode.into() });

@@ -90,6 +90,11 @@ fn read_only_is_read_only_in_each_way() {
     world.publish(volume.publish()).unwrap();
     world.publish(reader.clone()).unwrap();
     denied(&world.path("pods/2/mount"));
+    for target in [&volume.target, &world.path("pods/2/mount")] {
+        let options = mount_options(target);
+        let has = |option: &str| options.split(',').any(|o| o == option);
+        assert!(has("nosuid") && has("nodev"), "{}: {options}", target.display());
+    }
     std::fs::write(volume.target.join("new"), "x").unwrap();
     for target in [&reader.target_path, &volume.publish().target_path] {
         let mut request = volume.unpublish();

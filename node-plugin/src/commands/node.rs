@@ -106,6 +106,7 @@ pub async fn run(
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<ExitCode> {
     let plugin = NodePlugin::open(&args)?;
+    plugin.mounts.forget_gone().await?;
     let socket = server::socket_path(&args.endpoint)?;
     let listener = server::listen(&socket)?;
     let stopping = CancellationToken::new();

@@ -87,6 +87,22 @@ impl Mounts {
         &self.records
     }
 
+    /// Forgets volumes of which nothing is mounted any more (the machine was restarted). Dead mounts are remembered: the
+    /// next stage of their volume takes them down.
+    pub async fn forget_gone(&self) -> Result<()> {
+        let table = self.table().await?;
+        for record in self.records.all() {
+            let mut places = std::iter::once(&record.path).chain(record.targets.keys());
+            if !places.any(|path| mountinfo::at(&table, path).is_some_and(Mount::is_ours)) {
+                tracing::info!(volume_id = record.volume_id, path = %record.path.display(), "no longer mounted");
+                self.records
+                    .remove(&record.path)
+                    .map_err(|e| node_error(&record.path, &e))?;
+            }
+        }
+        Ok(())
+    }
+
     /// State of a path.
     pub async fn condition(&self, path: &Path) -> Result<Condition> {
         let table = self.table().await?;

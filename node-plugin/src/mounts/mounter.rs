@@ -115,8 +115,10 @@ impl Mounter for Kernel {
         const NONE: Option<&str> = None;
         mount(Some(source), target, NONE, MsFlags::MS_BIND, NONE)?;
         if read_only {
-            // A bind takes the source's flags; read-only needs a second call (mount(2), "Creating a bind mount").
-            let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+            // A bind takes the source's flags; read-only needs a second call (mount(2), "Creating a bind mount"), and that
+            // one sets all flags anew: those of our file systems are said again.
+            let kept = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+            let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | kept;
             if let Err(error) = mount(NONE, target, NONE, flags, NONE) {
                 let _ = umount2(target, MntFlags::MNT_DETACH);
                 return Err(error.into());

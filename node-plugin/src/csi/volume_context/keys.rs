@@ -24,7 +24,7 @@ impl Scope {
 }
 
 /// The keys of volumes.md, in their canonical spelling.
-const EVERYWHERE: &[&str] = &[
+pub(super) const EVERYWHERE: &[&str] = &[
     "storageAccount",
     "containerName",
     "prefix",
@@ -50,7 +50,7 @@ const EVERYWHERE: &[&str] = &[
     "cacheMedium",
 ];
 /// Keys that only a StorageClass may hold.
-const CLASS_ONLY: &[&str] = &["containerNamePrefix", "onDelete"];
+pub(super) const CLASS_ONLY: &[&str] = &["containerNamePrefix", "onDelete"];
 
 /// Keys that kubelet and the external provisioner add by themselves.
 const SYSTEM_PREFIXES: &[&str] = &["csi.storage.k8s.io/", "storage.kubernetes.io/"];

@@ -1,6 +1,6 @@
 //! What a user writes about a volume, as types: volumeAttributes, StorageClass parameters, secrets, mount options.
 //!
-//! The keys and their meaning are those of docs/volumes; they follow blob.csi.azure.com where the meaning is the
+//! The keys and their meaning are those of docs/volumes.md; they follow blob.csi.azure.com where the meaning is the
 //! same. Nothing is ignored in silence: an unknown key is refused with the nearest known one, and so is a setting that
 //! this release cannot honor.
 

@@ -6,7 +6,7 @@ use super::keys::nearest;
 use crate::csi::status::{Error, Reason, Result};
 
 /// Options in the spelling of volumes.md.
-const KNOWN: &[&str] = &[
+pub(super) const KNOWN: &[&str] = &[
     "ro",
     "uid",
     "gid",

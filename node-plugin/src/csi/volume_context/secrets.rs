@@ -14,7 +14,7 @@ const SPN_CLIENT: &str = "azurestoragespnclientid";
 const SPN_SECRET: &str = "azurestoragespnclientsecret";
 const SPN_TENANT: &str = "azurestoragespntenantid";
 const MSI: &str = "msisecret";
-const KNOWN: &[&str] = &[
+pub(super) const KNOWN: &[&str] = &[
     ACCOUNT,
     KEY,
     SAS,

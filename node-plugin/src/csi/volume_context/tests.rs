@@ -291,3 +291,32 @@ fn modes_follow_umask_and_group() {
         (0o755, 0o700)
     );
 }
+
+/// docs/volumes.md names every key, secret and option there is, and no other key.
+#[test]
+fn the_documentation_is_complete() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/volumes.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let known = || keys::EVERYWHERE.iter().chain(keys::CLASS_ONLY);
+    for name in known().chain(secrets::KNOWN) {
+        assert!(
+            page.contains(&format!("`{name}`")),
+            "docs/volumes.md does not name {name}"
+        );
+    }
+    for option in mount_options::KNOWN {
+        assert!(
+            page.contains(&format!("`{option}`")) || page.contains(&format!("`{option}=`")),
+            "docs/volumes.md does not name the mount option {option}"
+        );
+    }
+    let rows = page.lines().filter(|line| line.starts_with("| `"));
+    for cell in rows.filter_map(|row| row.split('|').nth(1)) {
+        for key in cell.split(',').map(|key| key.trim().trim_matches('`')) {
+            assert!(
+                known().any(|k| *k == key),
+                "docs/volumes.md names {key}, which is no key"
+            );
+        }
+    }
+}

@@ -242,6 +242,17 @@ async fn after_a_restart_the_dead_mount_is_known_and_can_be_cleaned() {
 }
 
 #[tokio::test]
+async fn after_a_reboot_nothing_is_left_to_remember() {
+    let house = House::new();
+    house.start().await.unwrap();
+    house.mounts.forget_gone().await.unwrap();
+    assert_eq!(house.mounts.records().all().len(), 1, "still mounted");
+    let rebooted = House::open(&FakeKernel::new(), &house.folder);
+    rebooted.forget_gone().await.unwrap();
+    assert!(rebooted.records().all().is_empty());
+}
+
+#[tokio::test]
 async fn shutting_down_leaves_what_pods_use() {
     let house = House::new();
     house.start().await.unwrap();

@@ -1,0 +1,100 @@
+//! Places, names, capacities and what the node is told.
+
+use super::*;
+
+fn plan(name: &str, pairs: &[(&str, &str)]) -> Result<Place> {
+    let map = pairs
+        .iter()
+        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+        .collect();
+    Place::plan(name, &Attributes::parse(&map, Scope::Class)?)
+}
+
+fn valid(name: &str) -> bool {
+    (3..=63).contains(&name.len())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+        && !name.contains("--")
+}
+
+#[test]
+fn places() {
+    let place = |c: &str, p: &str| Place {
+        container: c.into(),
+        prefix: p.into(),
+    };
+    assert_eq!(plan("pvc-1", &[]).unwrap(), place("pvc-1", ""));
+    assert_eq!(
+        plan("pvc-1", &[("containerNamePrefix", "team-")]).unwrap(),
+        place("team-pvc-1", "")
+    );
+    let pairs = [
+        ("containerName", "shared"),
+        ("prefix", "x/${pv.metadata.name}"),
+        ("csi.storage.k8s.io/pv/name", "p"),
+    ];
+    assert_eq!(plan("pvc-1", &pairs).unwrap(), place("shared", "x/p"));
+    assert_eq!(
+        plan("n", &[("prefix", "a")]).unwrap_err().reason,
+        Reason::MissingField
+    );
+    let both = [("containerName", "a"), ("containerNamePrefix", "b")];
+    assert_eq!(plan("n", &both).unwrap_err().reason, Reason::ConflictingFields);
+    assert!(
+        plan("n", &[("containerNamePrefix", "Team")])
+            .unwrap_err()
+            .message
+            .contains("containerNamePrefix")
+    );
+}
+
+proptest::proptest! {
+    #[test]
+    fn container_names_are_valid_and_differ(a in "\\PC{1,128}", b in "\\PC{1,128}", prefix in "([a-z0-9]{1,5}-?)?") {
+        let name_a = container_name(&prefix, &a).unwrap();
+        let name_b = container_name(&prefix, &b).unwrap();
+        proptest::prop_assert!(valid(&name_a), "{name_a}");
+        proptest::prop_assert_eq!(a == b, name_a == name_b);
+    }
+}
+
+#[test]
+fn capacities() {
+    let range = |required_bytes, limit_bytes| CapacityRange {
+        required_bytes,
+        limit_bytes,
+    };
+    assert_eq!(capacity(None).unwrap(), 0);
+    assert_eq!(capacity(Some(&range(5, 0))).unwrap(), 5);
+    for wrong in [range(-1, 0), range(0, -1), range(6, 5)] {
+        assert_eq!(
+            capacity(Some(&wrong)).unwrap_err().reason.code(),
+            tonic::Code::OutOfRange
+        );
+    }
+}
+
+#[test]
+fn the_node_gets_what_it_needs_and_no_more() {
+    let parameters: HashMap<String, String> = [
+        ("Transport", "https"),
+        ("onDelete", "retain"),
+        ("containerNamePrefix", "x"),
+        ("csi.storage.k8s.io/pvc/name", "claim"),
+    ]
+    .map(|(k, v)| (k.to_owned(), v.to_owned()))
+    .into();
+    let (account, container, prefix) = Account::split_url("http://127.0.0.1:1/acct/c/p").unwrap();
+    let context = volume_context(&parameters, &account, &Place { container, prefix });
+    let mut keys: Vec<_> = context.keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    assert_eq!(
+        keys,
+        ["Transport", "containerName", "prefix", "server", "storageAccount"]
+    );
+    assert_eq!(context["server"], "http://127.0.0.1:1/acct");
+    Attributes::parse(&context, Scope::Attributes).unwrap();
+}
