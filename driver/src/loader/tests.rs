@@ -800,3 +800,16 @@ fn the_real_system_runs_programs() {
     assert!(!ran.success);
     assert_eq!(ran.output, "out\nerr\n");
 }
+
+#[test]
+fn the_real_system_changes_its_root() {
+    // A folder without any program in it; a user who may not change the root is refused.
+    let empty = TempDir::new().unwrap();
+    let error = Kernel.run(empty.path(), "sh", &["-c", "true"]).unwrap_err();
+    let expected = if nix::unistd::geteuid().is_root() {
+        io::ErrorKind::NotFound
+    } else {
+        io::ErrorKind::PermissionDenied
+    };
+    assert_eq!(error.kind(), expected);
+}
