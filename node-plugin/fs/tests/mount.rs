@@ -740,6 +740,56 @@ fn a_reader_with_pages_keeps_its_version_beside_readers_of_the_new_one() {
 }
 
 #[test]
+fn writing_to_a_file_that_somebody_else_deleted_is_told() {
+    let store = store();
+    store.foreign_put("f", "x", Metadata::new());
+    let m = Mount::new(&store);
+    let mut f = OpenOptions::new().append(true).open(m.path("f")).unwrap();
+    store.foreign_delete("f");
+    outlive_timeouts();
+    assert!(names(m.root()).is_empty());
+    f.write_all(b"y").unwrap();
+    assert_eq!(errno(f.sync_all()), libc::ESTALE);
+    drop(f);
+    assert!(store.names().is_empty());
+    fs::write(m.path("f"), "anew").unwrap();
+    assert_eq!(store.content("f").unwrap(), "anew".as_bytes());
+}
+
+#[test]
+fn a_lookup_during_a_directory_rename_waits_for_it() {
+    let store = store();
+    let m = Mount::new(&store);
+    fs::create_dir(m.path("d")).unwrap();
+    for i in 0..50 {
+        fs::write(m.path(&format!("d/{i}")), "x").unwrap();
+    }
+    let open = OpenOptions::new().append(true).open(m.path("d/7")).unwrap();
+    let inode = open.metadata().unwrap().ino();
+    let inside = File::open(m.path("d")).unwrap();
+    outlive_timeouts();
+    store.set_delay(Duration::from_millis(20));
+    let (from, to) = (m.path("d"), m.path("e"));
+    let rename = std::thread::spawn(move || fs::rename(from, to).unwrap());
+    while !rename.is_finished() {
+        // By the open directory: the name on the way there is locked by the kernel.
+        let name = std::ffi::CString::new("7").unwrap();
+        // SAFETY: an open descriptor, a C string, and a structure to fill in.
+        let stat = unsafe {
+            let mut stat: libc::stat = std::mem::zeroed();
+            check(libc::fstatat(inside.as_raw_fd(), name.as_ptr(), &mut stat, 0)).map(|()| stat.st_ino)
+        };
+        assert_eq!(stat.unwrap(), inode);
+    }
+    rename.join().unwrap();
+    store.set_delay(Duration::ZERO);
+    let mut open = open;
+    open.write_all(b"y").unwrap();
+    drop((open, inside));
+    assert_eq!(store.content("e/7").unwrap(), "xy".as_bytes());
+}
+
+#[test]
 fn changes_of_others_show_after_the_timeouts() {
     let store = store();
     store.foreign_put("d/a", "x", Metadata::new());

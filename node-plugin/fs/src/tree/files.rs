@@ -342,7 +342,9 @@ impl Tree {
     pub(crate) async fn commit(&self, node: &Arc<Node>) -> Result<()> {
         {
             let state = node.state();
-            if state.stale() && state.content.as_ref().is_some_and(|c| c.is_dirty()) {
+            // Somebody else was faster, or has deleted the file. (What this mount deletes while it is open is detached, and clean.)
+            let lost = state.stale() || (state.unlinked && state.hidden.is_none());
+            if lost && state.content.as_ref().is_some_and(|c| c.is_dirty()) {
                 return fail(libc::ESTALE);
             }
             if state.unlinked || !state.pinned() {

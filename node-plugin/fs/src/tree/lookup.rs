@@ -132,6 +132,8 @@ impl Tree {
             return entry;
         }
         let name = self.name_in(parent, name)?;
+        // A directory that is being moved has half of its blobs somewhere else.
+        let _gates = self.gates(parent).await?;
         let asked = Instant::now();
         let found = self.find(parent, name).await?;
         let mut table = self.table.lock();
@@ -208,11 +210,13 @@ impl Tree {
             return known;
         }
         let node = self.node(id)?;
-        self.refresh(&node).await?;
+        if let Ok(_gates) = self.gates(id).await {
+            self.refresh(&node).await?;
+        }
         Ok(self.stat(&node))
     }
 
-    /// Asks the service for a node's attributes; `ENOENT` when it is gone.
+    /// Asks the service for a node's attributes; `ENOENT` when it is gone. Gates are held.
     pub(super) async fn refresh(&self, node: &Arc<Node>) -> Result<()> {
         if node.id == ROOT {
             return Ok(self.read_root().await?);
@@ -270,7 +274,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Asks the service about a name and takes over the answer.
+    /// Asks the service about a name and takes over the answer. Gates are held.
     pub(super) async fn find(&self, parent: NodeId, name: &str) -> Result<Option<NodeId>> {
         let (directory, whole, known_file) = {
             let mut table = self.table.lock();
@@ -488,8 +492,9 @@ impl Tree {
             if !batch.is_empty() || cursor.done {
                 return Ok(batch);
             }
+            let gates = self.gates(handle.node).await;
             let directory = self.table.lock().blob(handle.node);
-            let Some(directory) = directory else {
+            let (Ok(_gates), Some(directory)) = (gates, directory) else {
                 // Removed while open: an empty directory.
                 cursor.done = true;
                 continue;

@@ -66,8 +66,8 @@ impl Tree {
             parent: new_parent,
             name: self.name_in(new_parent, new_name)?,
         };
-        let node = self.resolve(from.parent, from.name).await?;
-        let target = match self.resolve(to.parent, to.name).await {
+        let node = self.resolve_ungated(from.parent, from.name).await?;
+        let target = match self.resolve_ungated(to.parent, to.name).await {
             Ok(target) => Some(target),
             Err(Errno(libc::ENOENT)) => None,
             Err(errno) => return Err(errno),

@@ -17,13 +17,19 @@ use crate::file::FileError;
 const PIN_LIMIT: u64 = 8 << 20;
 
 impl Tree {
-    /// The node of a name, asking the service if it is not known.
+    /// The node of a name, asking the service if it is not known. Gates are held.
     pub(super) async fn resolve(&self, parent: NodeId, name: &str) -> Result<Arc<Node>> {
         if let Some(node) = self.table.lock().child(parent, name) {
             return Ok(node);
         }
         let id = self.find(parent, name).await?.ok_or(Errno(libc::ENOENT))?;
         self.node(id).map_err(|_| Errno(libc::ENOENT))
+    }
+
+    /// [`Tree::resolve`] for who holds no gates yet.
+    pub(super) async fn resolve_ungated(&self, parent: NodeId, name: &str) -> Result<Arc<Node>> {
+        let _gates = self.gates(parent).await?;
+        self.resolve(parent, name).await
     }
 
     /// True when the name leads to the node (still).
@@ -116,7 +122,7 @@ impl Tree {
     pub(crate) async fn rmdir(&self, parent: NodeId, name: &OsStr) -> Result<()> {
         self.writable()?;
         let name = self.name_in(parent, name)?;
-        let id = self.resolve(parent, name).await?.id;
+        let id = self.resolve_ungated(parent, name).await?.id;
         // Nothing may be made below while it is looked at.
         let _gates = self.gates_for(&[parent], &[id]).await?;
         let node = self.resolve(parent, name).await?;
