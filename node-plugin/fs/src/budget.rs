@@ -17,6 +17,11 @@ pub const MIN_BUDGET: usize = 32 << 20;
 /// Reads that may go over the budget at the same time, one request's worth each.
 const PROGRESS_READS: usize = 8;
 
+/// One part in so many of the budget may be read by commits to be sent again.
+const RESEND_SHARE: usize = 16;
+/// What that is counted in, in bytes.
+const RESEND_UNIT: usize = 64 << 10;
+
 /// How long a writer waits for room before it asks for relief again. Relief may have failed (the service was away) and
 /// then nobody else would try again.
 const RELIEF_RETRY: Duration = Duration::from_millis(500);
@@ -69,6 +74,8 @@ pub struct Budget {
     inner: Mutex<Inner>,
     room: Notify,
     progress: Semaphore,
+    /// In units of [`RESEND_UNIT`].
+    resend: Semaphore,
     started: Instant,
 }
 
@@ -136,6 +143,7 @@ impl Budget {
             inner: Mutex::default(),
             room: Notify::new(),
             progress: Semaphore::new(PROGRESS_READS),
+            resend: Semaphore::new(total / RESEND_SHARE / RESEND_UNIT),
             started: Instant::now(),
         })
     }
@@ -200,6 +208,14 @@ impl Budget {
             Some(permit) => (permit, None),
             None => (self.force(Kind::Cached, bytes), progress),
         }
+    }
+
+    /// Waits for the right to hold `bytes` of a blob that a commit has read only to send them again; kept until they are sent.
+    /// Cached data that is dropped meanwhile stays in memory that long, so this is what all commits may be over the budget by.
+    pub(crate) async fn acquire_resend(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
+        let most = self.total / RESEND_SHARE / RESEND_UNIT;
+        let units = bytes.div_ceil(RESEND_UNIT as u64).min(most as u64) as u32;
+        self.resend.acquire_many(units).await.ok()
     }
 
     /// Charges metadata. Always granted; grow and shrink it with [`Permit::resize`].

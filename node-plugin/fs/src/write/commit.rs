@@ -228,6 +228,8 @@ impl Core {
         let whole = !snapshot.has_remote()
             && (snapshot.size <= tuning.small_file
                 || snapshot.size <= tuning.block && snapshot.kept_base() == 0);
+        let resent = if whole { snapshot.kept_base() } else { 0 };
+        let _right = self.env.budget.acquire_resend(resent).await;
         let form = if whole {
             Form::Whole(self.gather(snapshot, 0..snapshot.size).await?)
         } else {
@@ -457,6 +459,7 @@ impl Core {
             } else {
                 range.end
             };
+            let _right = self.env.budget.acquire_resend(snapshot.kept_of(at..end)).await;
             let body = self.gather(snapshot, at..end).await?;
             blocks.push(self.stage_body(snapshot, body).await?);
             at = end;
@@ -583,12 +586,24 @@ impl Snapshot {
 
     /// Bytes of the base that show through.
     fn kept_base(&self) -> u64 {
-        let covered: u64 = self
+        self.kept_of(0..self.base_valid)
+    }
+
+    /// Bytes of the base that show through in a range.
+    fn kept_of(&self, range: Range<u64>) -> u64 {
+        let end = range.end.min(self.base_valid);
+        if end <= range.start {
+            return 0;
+        }
+        let first = self
             .segments
+            .partition_point(|(s, seg)| s + seg.len <= range.start);
+        let covered: u64 = self.segments[first..]
             .iter()
-            .map(|(start, seg)| (start + seg.len).min(self.base_valid).saturating_sub(*start))
+            .take_while(|(start, _)| *start < end)
+            .map(|(start, seg)| (start + seg.len).min(end) - (*start).max(range.start))
             .sum();
-        self.base_valid - covered
+        end - range.start - covered
     }
 
     /// The overlay as the plan wants it.
