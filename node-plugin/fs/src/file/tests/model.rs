@@ -134,8 +134,8 @@ impl Run {
     }
 
     async fn commit(&mut self) {
-        // A fault on command may hit once; what is kept is never lost by that.
-        for _ in 0..8 {
+        // Each fault on command hits once; what is kept is never lost by that.
+        for _ in 0..500 {
             if self.file.commit(Metadata::new()).await.is_ok() {
                 break;
             }
@@ -178,7 +178,7 @@ impl Run {
     where
         F: AsyncFnMut() -> Result<T, FileError>,
     {
-        for _ in 0..8 {
+        for _ in 0..500 {
             match run().await {
                 Ok(done) => return done,
                 Err(FileError::Client(_)) => {}
