@@ -1127,6 +1127,51 @@ fn what_was_written_and_not_closed_is_committed_at_the_end() {
 }
 
 #[test]
+fn the_journal_knows_what_a_replacement_needs() {
+    let store = store();
+    let m = Mount::new(&store);
+    fs::create_dir(m.path("d")).unwrap();
+    let mut f = File::create(m.path("d/f")).unwrap();
+    f.write_all(b"not there yet").unwrap();
+    let journal = m.volume().journal();
+    let state = journal.state().unwrap();
+    let id = |name: &str| {
+        state
+            .nodes
+            .iter()
+            .find(|(_, (_, n))| n == name)
+            .map(|(id, _)| *id)
+            .unwrap()
+    };
+    assert_eq!(state.nodes[&id("f")].0, id("d"));
+    assert_eq!(state.nodes[&id("d")].0, 1);
+    assert_eq!(f.metadata().unwrap().ino(), id("f"));
+    assert_eq!(state.handles.values().filter(|h| h.0 == id("f")).count(), 1);
+    let dirty: Vec<_> = state.dirty[&id("f")]
+        .extents
+        .iter()
+        .map(|(at, e)| (*at, e.len, e.arena.is_some()))
+        .collect();
+    assert_eq!(dirty, [(0, 13, true)]);
+    // mkdir and create were answered.
+    assert_eq!(
+        state.replies.iter().map(|r| (r.1, r.2)).collect::<Vec<_>>(),
+        [(0, id("d")), (0, id("f"))]
+    );
+    f.sync_all().unwrap();
+    let id = id("f");
+    let state = journal.state().unwrap();
+    assert!(state.dirty.is_empty());
+    assert_eq!(state.versions[&id], store.properties("d/f").unwrap().etag.0);
+    drop(f);
+    fs::remove_file(m.path("d/f")).unwrap();
+    eventually("node and handle are forgotten", || {
+        let state = journal.state().unwrap();
+        state.handles.is_empty() && !state.nodes.contains_key(&id)
+    });
+}
+
+#[test]
 fn errors_of_the_service_have_numbers() {
     let store = store();
     let m = Mount::new(&store);

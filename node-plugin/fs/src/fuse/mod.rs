@@ -1,6 +1,7 @@
 //! The only place that knows fuser: adapter, mount, kernel tuning.
 
 mod adapter;
+mod replies;
 mod tuning;
 
 use std::os::fd::{AsRawFd, OwnedFd};

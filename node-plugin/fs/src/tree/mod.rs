@@ -1,6 +1,6 @@
 //! Inodes, attributes, listings, negative knowledge, names <-> blob names.
 //!
-//! A [`Tree`] carries out file system operations on nodes. It owns names and attributes; bytes belong to [`crate::file::File`].
+//! A `Tree` carries out file system operations on nodes. It owns names and attributes; bytes belong to [`crate::file::File`].
 //!
 //! # Locks, in the order in which they are taken
 //!

@@ -1,0 +1,219 @@
+//! What the table believes, and when it lets go.
+
+use blob_client::{BlobType, ETag, Metadata};
+
+use super::*;
+use crate::budget::Budget;
+
+fn table() -> Table {
+    let second = Duration::from_secs(1);
+    Table::new(
+        State::fresh(Attrs::default(), SystemTime::now()),
+        "p".into(),
+        Timeouts {
+            attr: second,
+            entry: second,
+            negative: second,
+        },
+        Arc::new(Log::create().unwrap()),
+        Budget::new(0).charge_metadata(0),
+    )
+}
+
+fn blob(etag: &str, metadata: &[(&str, &str)]) -> Properties {
+    Properties {
+        etag: ETag(etag.into()),
+        last_modified: SystemTime::now(),
+        content_length: 3,
+        blob_type: BlobType::Block,
+        metadata: metadata
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect::<Metadata>(),
+        content_type: None,
+        is_directory: false,
+    }
+}
+
+fn file(p: &Properties) -> Found<'_> {
+    Found {
+        blob: Some(p),
+        prefix: false,
+    }
+}
+
+const NOTHING: Found<'static> = Found {
+    blob: None,
+    prefix: false,
+};
+const PREFIX: Found<'static> = Found {
+    blob: None,
+    prefix: true,
+};
+
+#[test]
+fn paths_follow_names() {
+    let mut t = table();
+    let now = SystemTime::now();
+    let d = t.create(ROOT, "d.", Kind::Directory, State::fresh(Attrs::default(), now));
+    let f = t.create(d.id, "f", Kind::File, State::fresh(Attrs::default(), now));
+    assert_eq!(t.blob(f.id).unwrap(), "p/d\u{FF0E}/f");
+    t.rename(ROOT, "d.", ROOT, "e");
+    assert_eq!(t.blob(f.id).unwrap(), "p/e/f");
+    assert_eq!(t.below(ROOT).len(), 2);
+    assert!(t.is_below(f.id, d.id));
+    t.remove(d.id, "f");
+    assert_eq!(t.blob(f.id), None);
+    assert_eq!(t.blob(ROOT).unwrap(), "p");
+}
+
+#[test]
+fn late_answers_do_not_undo_local_changes() {
+    let mut t = table();
+    let p = blob("1", &[]);
+    let asked = t.ask();
+    let node = t.create(
+        ROOT,
+        "a",
+        Kind::File,
+        State::fresh(Attrs::default(), SystemTime::now()),
+    );
+    assert_eq!(t.learn(ROOT, "a", NOTHING, asked), Some(node.id));
+    let asked = t.ask();
+    t.remove(ROOT, "a");
+    assert_eq!(t.learn(ROOT, "a", file(&p), asked), None);
+    let asked = t.ask();
+    assert!(t.learn(ROOT, "a", file(&p), asked).is_some());
+}
+
+#[test]
+fn a_listing_removes_what_it_does_not_mention() {
+    let mut t = table();
+    let p = blob("1", &[]);
+    let asked = t.ask();
+    t.learn(ROOT, "old", file(&p), asked);
+    let first = t.ask();
+    let listing = t.begin_listing();
+    let new = t.create(
+        ROOT,
+        "new",
+        Kind::File,
+        State::fresh(Attrs::default(), SystemTime::now()),
+    );
+    t.list_entry(listing, ROOT, "listed", file(&p), first);
+    t.end_listing(listing, ROOT, first);
+    assert!(matches!(t.known(ROOT, "old"), Known::Absent(_)));
+    assert!(matches!(t.known(ROOT, "new"), Known::Node(id, _) if id == new.id));
+    assert!(matches!(t.known(ROOT, "listed"), Known::Node(..)));
+    assert!(t.listing_fresh(ROOT));
+}
+
+#[test]
+fn a_directory_wins_over_a_file_of_the_same_name() {
+    let mut t = table();
+    let (plain, marker) = (
+        blob("1", &[]),
+        blob("2", &[("hdi_isfolder", "true"), ("vsc_mode", "700")]),
+    );
+    let asked = t.ask();
+    let id = t
+        .learn(
+            ROOT,
+            "d",
+            Found {
+                blob: Some(&plain),
+                prefix: true,
+            },
+            asked,
+        )
+        .unwrap();
+    let node = t.node(id).unwrap();
+    assert_eq!(
+        (node.kind, node.state().marker),
+        (Kind::Directory, Marker::Implicit)
+    );
+    assert_eq!(
+        t.learn(
+            ROOT,
+            "d",
+            Found {
+                blob: Some(&marker),
+                prefix: true
+            },
+            asked
+        ),
+        Some(id)
+    );
+    assert_eq!(node.state().marker, Marker::Blob);
+    assert_eq!(node.state().attrs.mode, Some(0o700));
+    // A listing gives the marker and the prefix one after the other.
+    let listing = t.begin_listing();
+    t.list_entry(listing, ROOT, "d", file(&marker), asked);
+    t.list_entry(listing, ROOT, "d", PREFIX, asked);
+    assert_eq!(node.state().attrs.mode, Some(0o700));
+    // And a plain blob, then the prefix.
+    let listing = t.begin_listing();
+    let as_file = t.list_entry(listing, ROOT, "e", file(&plain), asked);
+    let as_dir = t.list_entry(listing, ROOT, "e", PREFIX, asked);
+    assert_ne!(as_file, as_dir);
+    assert_eq!(t.child(ROOT, "e").unwrap().kind, Kind::Directory);
+    assert_eq!(t.subdirectories(ROOT), 2);
+}
+
+#[test]
+fn the_same_version_changes_nothing() {
+    let mut t = table();
+    let p = blob("1", &[]);
+    let asked = t.ask();
+    let id = t.learn(ROOT, "a", file(&p), asked).unwrap();
+    let node = t.node(id).unwrap();
+    let ctime = SystemTime::UNIX_EPOCH;
+    node.state().ctime = ctime;
+    t.learn(ROOT, "a", file(&p), asked);
+    assert_eq!(node.state().ctime, ctime);
+    t.learn(ROOT, "a", file(&blob("2", &[])), asked);
+    assert_ne!(node.state().ctime, ctime);
+}
+
+#[test]
+fn nodes_live_as_long_as_somebody_refers_to_them() {
+    let mut t = table();
+    let p = blob("1", &[]);
+    let asked = t.ask();
+    let id = t.learn(ROOT, "a", file(&p), asked).unwrap();
+    t.refer(id);
+    t.refer(id);
+    t.remove(ROOT, "a");
+    t.forget(id, 1);
+    assert!(t.node(id).is_some());
+    t.forget(id, 5);
+    assert!(t.node(id).is_none());
+    t.forget(id, 5);
+    t.forget(ROOT, 100);
+    assert!(t.node(ROOT).is_some());
+    t.write_journal();
+    assert_eq!(t.journal.state().unwrap().nodes.len(), 1);
+}
+
+#[test]
+fn a_sweep_frees_what_expired_and_nobody_refers_to() {
+    let mut t = table();
+    let p = blob("1", &[]);
+    let asked = t.ask();
+    let listing = t.begin_listing();
+    let ids: Vec<_> = (0..10)
+        .map(|i| {
+            t.list_entry(listing, ROOT, &format!("f{i}"), file(&p), asked)
+                .unwrap()
+        })
+        .collect();
+    t.end_listing(listing, ROOT, asked);
+    t.refer(ids[0]);
+    let old = Instant::now().checked_sub(2 * SWEEP_AFTER).unwrap();
+    ids.iter()
+        .for_each(|id| t.node(*id).unwrap().state().validated = old);
+    t.sweep();
+    assert_eq!(t.nodes().len(), 2);
+    assert!(!t.listing_fresh(ROOT));
+    assert!(matches!(t.known(ROOT, "f5"), Known::Unknown));
+}
