@@ -116,16 +116,11 @@ impl DeviceArgs {
 /// How long the first look at the device may take before a command goes on without an answer.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 
-/// Waits for the first look at the device, and tells where requests go.
-async fn announce(paths: &Paths) {
-    let reason = match tokio::time::timeout(FIRST_LOOK, paths.settled()).await {
-        Ok(reason) => reason,
-        Err(_) => paths.channel_unusable(),
-    };
-    match reason {
-        Some(reason) => tracing::info!(reason, "requests go over HTTPS"),
-        None => tracing::info!("requests go over the accelerated channel"),
-    }
+/// Waits for the first look at the device, so that the first request knows whether there is a channel. The client tells
+/// in the log what it found.
+async fn first_look(paths: &Paths) {
+    // Late or not: requests go over HTTPS until the device has answered.
+    let _ = tokio::time::timeout(FIRST_LOOK, paths.settled()).await;
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -13,8 +13,9 @@ use blob_client::transport::failover::TransportMode;
 use blob_fs::{Profile, Resources, VolumeConfig};
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
-use super::{BudgetArgs, DeviceArgs, announce};
+use super::{BudgetArgs, DeviceArgs, first_look};
 use crate::csi::account::Account;
 use crate::csi::connect::{self, Connector};
 use crate::mounts::bounded::bounded;
@@ -22,6 +23,10 @@ use crate::mounts::mounter::{Kernel, Mounter, Serving};
 
 /// Options of `mount`.
 #[derive(Debug, Clone, Args)]
+#[allow(
+    rustdoc::bare_urls,
+    reason = "the text of --help, where angle brackets would be printed"
+)]
 #[command(after_help = "\
 Credentials come from the environment, where `ps` does not show them: AZURE_STORAGE_KEY (and AZURE_STORAGE_ACCOUNT, when the \
 URL does not name the account) or AZURE_STORAGE_SAS_TOKEN. Without either the container has to be public.
@@ -125,8 +130,7 @@ pub async fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     let resources = args.budget.resources()?;
     let paths = args.device.paths(&resources);
-    // The first request should know whether there is a channel.
-    announce(&paths).await;
+    first_look(&paths).await;
     let connector = Connector::new(paths, resources.arena.clone());
     let (config, client) = configure(&args, &connector).await?;
     let dir = args
@@ -137,7 +141,13 @@ pub async fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
         bail!("DIR: {} is no directory", dir.display());
     }
     let serving = start(config, &dir, &resources).await?;
-    let mut ended = tokio::task::spawn_blocking(move || serving.join());
+    // On a thread of its own: the runtime would wait for a blocking task at the end, and a third signal must not.
+    let (done, mut ended) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("serve".to_owned())
+        // Nobody waits for the result after a third signal.
+        .spawn(move || drop(done.send(serving.join())))
+        .context("starting the serving thread")?;
     println!("mounted {} at {}", args.url, dir.display());
 
     let result = tokio::select! {

@@ -12,7 +12,7 @@ use csi_proto::csi::node_server::NodeServer;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use super::{BudgetArgs, DeviceArgs, announce};
+use super::{BudgetArgs, DeviceArgs};
 use crate::csi::connect::Connector;
 use crate::csi::identity::{Check, IdentityService};
 use crate::csi::node::NodeService;
@@ -118,8 +118,6 @@ pub async fn run(
         }
     });
     tracing::info!(node = args.node_id, socket = %socket.display(), version = crate::VERSION, "serving the node");
-    let paths = plugin.connector.paths().clone();
-    tokio::spawn(async move { announce(&paths).await });
 
     let csi = server::serve(
         &socket,

@@ -91,10 +91,9 @@ impl Connector {
 /// The container by name; a wrong name is told as `containerName`.
 pub fn container(client: &Client, name: &str) -> Result<Container> {
     client.container(name).map_err(|error| match error {
-        blob_client::Error::Argument { message, .. } => Error::new(
-            Reason::InvalidValue,
-            format!("containerName: {name:?}: {message}"),
-        ),
+        blob_client::Error::Argument { message, .. } => {
+            Error::new(Reason::InvalidValue, format!("containerName: {message}"))
+        }
         other => other.into(),
     })
 }

@@ -1,0 +1,175 @@
+//! `vsc-blob-csi mount` and signals: what each does, and what the exit code says.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A failed unwrap is a failed test.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use e2e::harness::backend::{Backend, Kind};
+use e2e::harness::process::Running;
+use e2e::harness::{PATIENCE, tools, tree, wait_for};
+use e2e::store::DEV_KEY;
+use nix::sys::signal::Signal;
+
+const LIMIT: std::time::Duration = PATIENCE;
+
+/// A mounted container, freed whatever happens.
+struct Mounted {
+    process: Running,
+    at: PathBuf,
+    backend: Backend,
+    _scratch: tempfile::TempDir,
+}
+
+impl Mounted {
+    fn new() -> Self {
+        let backend = Backend::start(Kind::Embedded).unwrap();
+        backend.create_container("photos").unwrap();
+        let scratch = tree::scratch().unwrap();
+        let at = tree::folder(scratch.path().join("mnt")).unwrap();
+        let url = format!("{}/photos", backend.endpoint().as_str().trim_end_matches('/'));
+        let mut process = Running::start("mount", &mut command(&url, &at)).unwrap();
+        let line = process.wait_for_line("the mount", LIMIT, |l| {
+            l.starts_with("mounted ").then(|| l.to_owned())
+        });
+        assert_eq!(line.unwrap(), format!("mounted {url} at {}", at.display()));
+        Self {
+            process,
+            at,
+            backend,
+            _scratch: scratch,
+        }
+    }
+
+    fn stored(&self, blob: &str) -> Vec<u8> {
+        self.backend.container("photos").unwrap().read(blob).unwrap()
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if mounted(&self.at) {
+            let _ = self.process.signal(Signal::SIGKILL);
+            let _ = self.process.wait(LIMIT);
+            let _ = Command::new("umount").arg("-l").arg(&self.at).status();
+        }
+    }
+}
+
+fn command(url: &str, at: &Path) -> Command {
+    let mut command = Command::new(tools::vsc_blob_csi().unwrap());
+    command.arg("mount").arg(url).arg(at);
+    command.args(["--device", "/nonexistent/azure_blob"]);
+    command.env("AZURE_STORAGE_KEY", DEV_KEY);
+    command
+}
+
+fn mounted(at: &Path) -> bool {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    table
+        .lines()
+        .any(|l| l.split(' ').nth(4).is_some_and(|p| Path::new(p) == at))
+}
+
+#[test]
+fn a_signal_unmounts_and_everything_is_stored() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut mount = Mounted::new();
+        std::fs::write(mount.at.join("a"), "hello").unwrap();
+        mount.process.signal(signal).unwrap();
+        assert!(mount.process.wait(LIMIT).unwrap().success());
+        assert!(!mounted(&mount.at));
+        assert_eq!(mount.stored("a"), b"hello");
+    }
+}
+
+#[test]
+fn a_mount_in_use_is_waited_for() {
+    let mut mount = Mounted::new();
+    let mut file = std::fs::File::create(mount.at.join("a")).unwrap();
+    mount.process.signal(Signal::SIGTERM).unwrap();
+    mount
+        .process
+        .wait_for_line("the notice", LIMIT, |l| l.contains("is in use").then_some(()))
+        .unwrap();
+    file.write_all(b"still writing").unwrap();
+    drop(file);
+    assert!(mount.process.wait(LIMIT).unwrap().success());
+    assert_eq!(mount.stored("a"), b"still writing");
+}
+
+#[test]
+fn the_second_signal_detaches_and_the_third_gives_up() {
+    let mut mount = Mounted::new();
+    let mut file = std::fs::File::create(mount.at.join("a")).unwrap();
+    file.write_all(b"hello").unwrap();
+    mount.process.signal(Signal::SIGTERM).unwrap();
+    mount
+        .process
+        .wait_for_line("the notice", LIMIT, |l| l.contains("is in use").then_some(()))
+        .unwrap();
+    mount.process.signal(Signal::SIGTERM).unwrap();
+    wait_for("the mount to be detached", LIMIT, || {
+        Ok((!mounted(&mount.at)).then_some(()))
+    })
+    .unwrap();
+    assert!(
+        mount.process.try_wait().unwrap().is_none(),
+        "the open file is still served"
+    );
+    file.write_all(b" again").unwrap();
+    mount.process.signal(Signal::SIGTERM).unwrap();
+    let status = mount.process.wait(LIMIT).unwrap();
+    assert_eq!(status.code(), Some(1), "not everything was committed");
+    assert!(mount.process.output().contains("before everything was committed"));
+}
+
+#[test]
+fn unmounting_by_hand_ends_it_well() {
+    let mut mount = Mounted::new();
+    std::fs::write(mount.at.join("a"), "hello").unwrap();
+    tools::run(Command::new("umount").arg(&mount.at)).unwrap();
+    assert!(mount.process.wait(LIMIT).unwrap().success());
+    assert_eq!(mount.stored("a"), b"hello");
+}
+
+#[test]
+fn bad_input_is_named_and_nothing_stays_mounted() {
+    let backend = Backend::start(Kind::Embedded).unwrap();
+    backend.create_container("photos").unwrap();
+    let scratch = tree::scratch().unwrap();
+    let at = tree::folder(scratch.path().join("mnt")).unwrap();
+    let endpoint = backend.endpoint().as_str().trim_end_matches('/').to_owned();
+    let photos = format!("{endpoint}/photos");
+    let failed = |command: &mut Command, wanted: &str| {
+        let mut process = Running::start("mount", command).unwrap();
+        let status = process.wait(LIMIT).unwrap();
+        let output = process.output();
+        assert_eq!(status.code(), Some(1), "{output}");
+        assert!(output.contains(wanted), "{wanted:?} is not in: {output}");
+        assert!(!output.contains(DEV_KEY), "the key is in: {output}");
+        assert!(!mounted(&at));
+    };
+    failed(
+        &mut command(&format!("{endpoint}/nothere"), &at),
+        "container \"nothere\" does not exist",
+    );
+    failed(&mut command(&photos, &scratch.path().join("nowhere")), "DIR: ");
+    failed(
+        command(&photos, &at).env("AZURE_STORAGE_KEY", "d3Jvbmc="),
+        "[AuthenticationFailed]",
+    );
+    failed(
+        command(&photos, &at).env("AZURE_STORAGE_KEY", "not base64"),
+        "AZURE_STORAGE_KEY is not base64",
+    );
+    failed(
+        command(&photos, &at).env("AZURE_STORAGE_SAS_TOKEN", "sig=1"),
+        "both set",
+    );
+    failed(
+        command(&photos, &at).args(["--transport", "require"]),
+        "[ChannelRequired]",
+    );
+    failed(&mut command("photos", &at), "URL: ");
+}
