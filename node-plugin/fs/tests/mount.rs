@@ -1207,6 +1207,23 @@ fn a_missing_container_is_said_at_once() {
 }
 
 #[test]
+fn changes_of_attributes_leave_the_modification_time() {
+    let store = store();
+    store.foreign_put("f", "x", Metadata::new());
+    let m = Mount::new(&store);
+    let mtime = fs::metadata(m.path("f")).unwrap().modified().unwrap();
+    // `Last-Modified` has whole seconds.
+    outlive_timeouts();
+    fs::set_permissions(m.path("f"), Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(fs::metadata(m.path("f")).unwrap().modified().unwrap(), mtime);
+    xattr(&m.path("f"), "user.a", b"1").unwrap();
+    m.end().unwrap();
+    let m = Mount::new(&store);
+    assert_eq!(fs::metadata(m.path("f")).unwrap().modified().unwrap(), mtime);
+    assert!(store.properties("f").unwrap().last_modified > mtime);
+}
+
+#[test]
 fn times_can_be_set_and_count_on() {
     let store = store();
     let m = Mount::new(&store);

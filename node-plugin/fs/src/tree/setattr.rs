@@ -160,6 +160,10 @@ impl Tree {
                 state.catch_up();
                 let mut attrs = state.attrs.clone();
                 change(&mut attrs)?;
+                if state.etag.is_some() {
+                    // Storing attributes moves `Last-Modified`, and must not move the modification time.
+                    attrs.mtime.get_or_insert(state.modified);
+                }
                 (attrs, state.etag.clone(), state.changes, content)
             };
             let metadata = metadata_of(&attrs, node.kind, &self.defaults)?;
