@@ -1,0 +1,168 @@
+//! A volume from mount to unmount: settings, errors, its end, its journal.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::common::*;
+use crate::store;
+use blob_client::{BlobType, Metadata};
+use blob_fs::Profile;
+use blob_fs::store::fake::{Fault, Op};
+
+#[test]
+fn read_only_mounts_refuse_changes_and_other_blob_kinds_writing() {
+    let store = store();
+    store.foreign_put("f", "x", Metadata::new());
+    store.foreign_put("log", "x", Metadata::new());
+    store.set_blob_type("log", BlobType::Append);
+    let m = Mount::with(&store, |c| c.read_only = true);
+    assert_eq!(fs::read(m.path("f")).unwrap(), b"x");
+    assert_eq!(errno(fs::write(m.path("g"), "")), libc::EROFS);
+    assert_eq!(errno(fs::remove_file(m.path("f"))), libc::EROFS);
+    m.end().unwrap();
+    let m = Mount::new(&store);
+    assert_eq!(fs::read(m.path("log")).unwrap(), b"x");
+    assert_eq!(
+        errno(OpenOptions::new().append(true).open(m.path("log"))),
+        libc::EPERM
+    );
+    fs::remove_file(m.path("log")).unwrap();
+}
+
+#[test]
+fn the_streaming_profile_and_prefixes() {
+    let store = store();
+    store.foreign_put("outside", "x", Metadata::new());
+    store.foreign_put("vol/one/in", "x", Metadata::new());
+    let m = Mount::with(&store, |c| {
+        c.prefix = "vol/one".into();
+        c.profile = Profile::Streaming;
+    });
+    assert_eq!(names(m.root()), ["in"]);
+    let data = vec![3u8; 4 << 20];
+    fs::write(m.path("big"), &data).unwrap();
+    assert!(fs::read(m.path("big")).unwrap() == data);
+    fs::set_permissions(m.root(), Permissions::from_mode(0o711)).unwrap();
+    let big = File::open(m.path("big")).unwrap();
+    fs::remove_file(m.path("big")).unwrap();
+    drop(big);
+    m.end().unwrap();
+    let m = Mount::with(&store, |c| c.prefix = "vol/one".into());
+    assert_eq!(m.root().metadata().unwrap().mode() & 0o7777, 0o711);
+    assert_eq!(store.names(), ["outside", "vol/one", "vol/one/in"]);
+}
+
+#[test]
+fn statfs_says_what_programs_need() {
+    let m = Mount::new(&store());
+    let s = nix::sys::statvfs::statvfs(m.root()).unwrap();
+    assert_eq!(s.name_max(), 255);
+    assert!(s.blocks_available() > 0 && s.files_available() > 0);
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = mounts
+        .lines()
+        .find(|l| l.contains(m.root().to_str().unwrap()))
+        .unwrap();
+    assert!(line.contains("fuse.vsc-blob test-container"), "{line}");
+    let device = line.split(' ').nth(2).unwrap();
+    let kib = fs::read_to_string(format!("/sys/class/bdi/{device}/read_ahead_kb")).unwrap();
+    assert_eq!(kib.trim(), "16384");
+}
+
+#[test]
+fn what_was_written_and_not_closed_is_committed_at_the_end() {
+    let store = store();
+    let m = Mount::new(&store);
+    let mut f = File::create(m.path("f")).unwrap();
+    f.write_all(b"unclosed").unwrap();
+    m.volume().sync().unwrap();
+    assert_eq!(store.content("f").unwrap(), "unclosed".as_bytes());
+    assert!(m.volume().is_serving());
+    f.write_all(b"!").unwrap();
+    drop(f);
+    m.end().unwrap();
+    assert_eq!(store.content("f").unwrap(), "unclosed!".as_bytes());
+}
+
+#[test]
+fn the_journal_knows_what_a_replacement_needs() {
+    let store = store();
+    let m = Mount::new(&store);
+    fs::create_dir(m.path("d")).unwrap();
+    let mut f = File::create(m.path("d/f")).unwrap();
+    f.write_all(b"not there yet").unwrap();
+    let journal = m.volume().journal();
+    let state = journal.state().unwrap();
+    let id = |name: &str| {
+        state
+            .nodes
+            .iter()
+            .find(|(_, (_, n))| n == name)
+            .map(|(id, _)| *id)
+            .unwrap()
+    };
+    assert_eq!(state.nodes[&id("f")].0, id("d"));
+    assert_eq!(state.nodes[&id("d")].0, 1);
+    assert_eq!(f.metadata().unwrap().ino(), id("f"));
+    assert_eq!(state.handles.values().filter(|h| h.0 == id("f")).count(), 1);
+    let dirty: Vec<_> = state.dirty[&id("f")]
+        .extents
+        .iter()
+        .map(|(at, e)| (*at, e.len, e.arena.is_some()))
+        .collect();
+    assert_eq!(dirty, [(0, 13, true)]);
+    // mkdir and create were answered.
+    assert_eq!(
+        state.replies.iter().map(|r| (r.1, r.2)).collect::<Vec<_>>(),
+        [(0, id("d")), (0, id("f"))]
+    );
+    f.sync_all().unwrap();
+    let id = id("f");
+    let state = journal.state().unwrap();
+    assert!(state.dirty.is_empty());
+    assert_eq!(state.versions[&id], store.properties("d/f").unwrap().etag.0);
+    drop(f);
+    fs::remove_file(m.path("d/f")).unwrap();
+    eventually("node and handle are forgotten", || {
+        let state = journal.state().unwrap();
+        state.handles.is_empty() && !state.nodes.contains_key(&id)
+    });
+}
+
+#[test]
+fn errors_of_the_service_have_numbers() {
+    let store = store();
+    let m = Mount::new(&store);
+    store.fail(Op::Put, Fault::Status(403, "AuthorizationFailure"), 1);
+    let mut f = File::create(m.path("f")).unwrap();
+    f.write_all(b"x").unwrap();
+    assert_eq!(errno(f.sync_all()), libc::EACCES);
+    f.sync_all().unwrap();
+    store.fail(Op::List, Fault::Lost, 100);
+    assert_eq!(errno(fs::metadata(m.path("unknown/x"))), libc::EIO);
+    store.heal();
+    assert_eq!(errno(fs::metadata(m.path("unknown/x"))), libc::ENOENT);
+}
+
+#[test]
+fn a_missing_container_is_said_at_once() {
+    let store = store();
+    store.fail(Op::List, Fault::Status(404, "ContainerNotFound"), 1);
+    let dir = tempfile::tempdir().unwrap();
+    let config = blob_fs::VolumeConfig::new("gone", store as Arc<dyn blob_fs::Store>);
+    let fd = blob_fs::fuse::mount(dir.path(), "gone", false).unwrap();
+    let error = blob_fs::Volume::serve(config, fd, dir.path().to_owned(), resources()).unwrap_err();
+    nix::mount::umount(dir.path()).unwrap();
+    assert!(
+        matches!(
+            error.kind(),
+            std::io::ErrorKind::NotFound | std::io::ErrorKind::Other
+        ),
+        "{error}"
+    );
+    let error = blob_fs::fuse::mount(Path::new("/nonexistent"), "x", false).unwrap_err();
+    assert!(error.to_string().contains("/nonexistent"), "{error}");
+}
