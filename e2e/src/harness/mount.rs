@@ -13,6 +13,9 @@ use super::process::Running;
 use super::{PATIENCE, tools, wait_for};
 use crate::store::DEV_KEY;
 
+/// How long a mount may be in use by processes that are just starting.
+const BUSY: Duration = Duration::from_secs(5);
+
 /// How to mount.
 #[derive(Debug, Clone, Default)]
 pub struct MountOptions {
@@ -20,6 +23,8 @@ pub struct MountOptions {
     pub device: Option<PathBuf>,
     /// "Directory" inside the container that becomes the root.
     pub prefix: Option<String>,
+    /// A shared access signature instead of the account key.
+    pub sas: Option<String>,
     /// Further arguments of `vsc-blob-csi mount`.
     pub arguments: Vec<String>,
 }
@@ -91,7 +96,15 @@ impl Mount {
                     .unwrap_or_else(|| "/nonexistent/azure_blob".into()),
             )
             .args(&options.arguments)
-            .env("AZURE_STORAGE_KEY", DEV_KEY);
+            .env_remove("AZURE_STORAGE_ACCOUNT");
+        match &options.sas {
+            Some(sas) => command
+                .env_remove("AZURE_STORAGE_KEY")
+                .env("AZURE_STORAGE_SAS_TOKEN", sas),
+            None => command
+                .env_remove("AZURE_STORAGE_SAS_TOKEN")
+                .env("AZURE_STORAGE_KEY", DEV_KEY),
+        };
         let mut process = Running::start("mount", &mut command)?;
         let connection = wait_for("the mount to be listed", PATIENCE, || {
             if let Some(status) = process.try_wait()? {
@@ -129,7 +142,14 @@ impl Mount {
 
     /// Unmounts as a user would, waits until the process has ended well, and gives its last counters.
     pub fn unmount(mut self) -> Result<Counters> {
-        tools::run(Command::new("umount").arg(&self.path))?;
+        // Busy for a moment is no error: a process that another thread of the test is just starting holds a copy of every
+        // descriptor until it has become its program.
+        wait_for("the mount not to be in use", BUSY, || {
+            match tools::run(Command::new("umount").arg(&self.path)) {
+                Err(error) if format!("{error:#}").contains("busy") => Ok(None),
+                other => other.map(Some),
+            }
+        })?;
         self.mounted = false;
         let status = self.process.wait(PATIENCE)?;
         if !status.success() {
@@ -209,7 +229,7 @@ fn counters(output: &str) -> Result<Counters> {
 }
 
 /// The FUSE connection mounted at `path`, from mountinfo: stat would block on a mount that does not answer.
-fn connection_at(path: &Path) -> Result<Option<u32>> {
+pub fn connection_at(path: &Path) -> Result<Option<u32>> {
     let table = fs::read_to_string("/proc/self/mountinfo")?;
     let wanted = path.to_str().context("mount point is not UTF-8")?;
     Ok(table.lines().find_map(|line| {

@@ -97,7 +97,11 @@ pub fn fill(path: &Path, size: u64, random: &mut SmallRng) -> Result<()> {
 
 fn name(kind: &str, number: usize, random: &mut SmallRng) -> OsString {
     if number % 16 == 3 {
-        format!("{} {number}", AWKWARD[random.random_range(0..AWKWARD.len())]).into()
+        format!(
+            "{} {kind} {number}",
+            AWKWARD[random.random_range(0..AWKWARD.len())]
+        )
+        .into()
     } else {
         format!("{kind}-{number}").into()
     }

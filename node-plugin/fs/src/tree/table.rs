@@ -576,6 +576,11 @@ impl Table {
         if pinned || child.stamp > asked.stamp || stamp > asked.stamp {
             return Some(node.id);
         }
+        // Services differ in the order of a blob and the directory of the same name: the directory is shown either way.
+        let both = already_seen && node.kind == Kind::Directory;
+        if both && found.kind().is_some_and(|kind| kind != Kind::Directory) {
+            return Some(node.id);
+        }
         match found.kind() {
             Some(kind) if kind == node.kind => {
                 let mut state = node.state();
