@@ -147,7 +147,8 @@ impl Drop for Running {
         }
         // By group: a program under test may have started helpers.
         let _ = killpg(self.pid(), Signal::SIGKILL);
-        let _ = self.child.wait();
+        // Not for ever: a thread inside a device ends only with its request, and the device may be dropped after this.
+        let _ = self.wait(Duration::from_secs(5));
     }
 }
 
