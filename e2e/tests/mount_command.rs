@@ -4,21 +4,27 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
 
 use e2e::harness::backend::{Backend, Kind};
 use e2e::harness::process::Running;
-use e2e::harness::{PATIENCE, tools, tree, wait_for};
+use e2e::harness::{PATIENCE, runtime, tools, tree, wait_for};
 use e2e::store::DEV_KEY;
 use nix::sys::signal::Signal;
+use vsc_blob_csi::commands::BudgetArgs;
+use vsc_blob_csi::commands::size::ByteSize;
+use vsc_blob_csi::mounts::manager::Patience;
+use vsc_blob_csi::mounts::{Condition, Kernel, Mounts};
 
-const LIMIT: std::time::Duration = PATIENCE;
+const LIMIT: Duration = PATIENCE;
 
 /// A mounted container, freed whatever happens.
 struct Mounted {
     process: Running,
     at: PathBuf,
     backend: Backend,
-    _scratch: tempfile::TempDir,
+    scratch: tempfile::TempDir,
 }
 
 impl Mounted {
@@ -37,7 +43,7 @@ impl Mounted {
             process,
             at,
             backend,
-            _scratch: scratch,
+            scratch,
         }
     }
 
@@ -49,6 +55,7 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         if mounted(&self.at) {
+            // Also when it is stopped.
             let _ = self.process.signal(Signal::SIGKILL);
             let _ = self.process.wait(LIMIT);
             let _ = Command::new("umount").arg("-l").arg(&self.at).status();
@@ -131,6 +138,38 @@ fn unmounting_by_hand_ends_it_well() {
     tools::run(Command::new("umount").arg(&mount.at)).unwrap();
     assert!(mount.process.wait(LIMIT).unwrap().success());
     assert_eq!(mount.stored("a"), b"hello");
+}
+
+/// The node plugin's way with a mount that does not answer: a real one, its process stopped in the middle.
+#[test]
+fn a_hung_mount_is_taken_down_within_bounds() {
+    let mut mount = Mounted::new();
+    let patience = Patience {
+        answer: Duration::from_millis(500),
+        unmount: Duration::from_millis(500),
+        ..Patience::default()
+    };
+    mount.process.signal(Signal::SIGSTOP).unwrap();
+    let at = mount.at.clone();
+    let state = mount.scratch.path().join("state");
+    // Bounded steps only: the whole must be over long before somebody would call it hung.
+    let work = async {
+        let budget = BudgetArgs {
+            budget: ByteSize(32 << 20),
+        };
+        let mounts = Mounts::new(Arc::new(Kernel), budget.resources().unwrap(), &state, patience).unwrap();
+        let condition = mounts.condition(&at).await.unwrap();
+        assert!(matches!(condition, Condition::Dead(_)), "{condition:?}");
+        mounts.stop(&at).await.unwrap();
+        assert_eq!(mounts.condition(&at).await.unwrap(), Condition::NotMounted);
+    };
+    runtime()
+        .block_on(async { tokio::time::timeout(LIMIT, work).await })
+        .unwrap();
+    assert!(!mounted(&mount.at));
+    // Its connection was aborted: the process has nothing left to serve.
+    mount.process.signal(Signal::SIGCONT).unwrap();
+    mount.process.wait(LIMIT).unwrap();
 }
 
 #[test]

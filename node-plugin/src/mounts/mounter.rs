@@ -39,7 +39,7 @@ pub trait Mounter: Send + Sync + Debug + 'static {
     fn table(&self) -> io::Result<Vec<Mount>>;
     /// Mounts a file system at a directory and serves it; returns once the kernel has shaken hands.
     fn serve(&self, config: VolumeConfig, at: &Path, resources: &Resources) -> io::Result<Box<dyn Serving>>;
-    /// Asks the file system at a path for its root directory.
+    /// Asks the file system at a path, past the kernel's caches, and for its root directory.
     fn answers(&self, at: &Path) -> io::Result<()>;
     /// statvfs.
     fn usage(&self, at: &Path) -> io::Result<Usage>;
@@ -85,6 +85,8 @@ impl Mounter for Kernel {
     }
 
     fn answers(&self, at: &Path) -> io::Result<()> {
+        // The kernel may answer a stat out of its cache for as long as attr_timeout says; a statfs always asks the server.
+        nix::sys::statvfs::statvfs(at)?;
         let found = std::fs::metadata(at)?;
         if found.is_dir() {
             Ok(())
