@@ -55,7 +55,7 @@ fn stream(path: &Path) -> Result<u64> {
         if read == 0 {
             return Ok(offset);
         }
-        for at in (0..read).filter(|at| (offset + *at as u64) % 4096 == 0) {
+        for at in (0..read).filter(|at| (offset + *at as u64).is_multiple_of(4096)) {
             ensure!(
                 buffer.get(at..at + 8) == Some(&pattern(offset + at as u64)[..]),
                 "wrong bytes at {}",
