@@ -19,6 +19,7 @@ use std::time::SystemTime;
 
 use fuser::{BackgroundSession, Config, MountOption, Session};
 use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::{minor, stat};
 use tokio::runtime::Runtime;
 use vsc_driver::uapi::RequestSync;
 
@@ -33,10 +34,13 @@ pub const DEVICE_NAME: &str = "azure_blob";
 /// Name of the control file inside the mount.
 pub const CONTROL_NAME: &str = "control";
 
-/// A mounted mock. Dropping it lets held requests go and unmounts (lazily while the device is still open somewhere).
+/// A mounted mock. Dropping it lets held requests go and unmounts; while the device is still open
+/// somewhere lazily, and later calls on that descriptor get ENOTCONN.
 #[derive(Debug)]
 pub struct MockVsp {
     dir: PathBuf,
+    /// The kernel's number of this FUSE connection: the minor of the mount's device.
+    connection: u64,
     faults: FaultControl,
     session: Option<BackgroundSession>,
     runtime: Option<Runtime>,
@@ -73,8 +77,10 @@ impl MockVsp {
         // While one thread executes a small request the other takes the next.
         config.n_threads = Some(2);
         let session = Session::new(device, &dir, &config)?.spawn()?;
+        let connection = minor(stat(&dir)?.st_dev);
         Ok(Self {
             dir,
+            connection,
             faults,
             session: Some(session),
             runtime: Some(runtime),
@@ -112,6 +118,12 @@ impl Drop for MockVsp {
             // A descriptor is still open. The session's thread serves it until it closes.
             if let Err(error) = umount2(&self.dir, MntFlags::MNT_DETACH) {
                 tracing::warn!(%error, dir = %self.dir.display(), "could not unmount the mock device");
+            }
+            // Whoever still calls may be a thread of this process. Should the process end before the call is answered,
+            // the caller would wait for a server that died with it, and the process could never end: let it go now.
+            let abort = format!("/sys/fs/fuse/connections/{}/abort", self.connection);
+            if let Err(error) = std::fs::write(&abort, "1") {
+                tracing::debug!(%error, abort, "could not abort the mock device's connection");
             }
         }
         if let Some(runtime) = self.runtime.take() {

@@ -366,6 +366,22 @@ async fn the_mock_goes_away_under_an_open_channel() {
     until("nothing is out", || channel.stats().in_flight == 0).await;
 }
 
+/// A thread of a process that ends while it waits for a server of the same process would keep that process for ever.
+#[test]
+fn a_device_still_open_when_the_mock_goes_is_let_go() {
+    let fixture = Fixture::new();
+    let device = std::fs::File::open(fixture.mock.device()).unwrap();
+    drop(fixture);
+    assert_eq!(
+        device
+            .metadata()
+            .and_then(|_| device.sync_all())
+            .unwrap_err()
+            .raw_os_error(),
+        Some(libc::ENOTCONN)
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn faults_by_the_control_file() {
     let fixture = Fixture::new();
