@@ -150,6 +150,16 @@ fn a_hung_mount_is_taken_down_within_bounds() {
         ..Patience::default()
     };
     mount.process.signal(Signal::SIGSTOP).unwrap();
+    // A thread that still runs would answer once more.
+    wait_for("every thread to stop", LIMIT, || {
+        let mut stopped = true;
+        for task in std::fs::read_dir(format!("/proc/{}/task", mount.process.id()))? {
+            let stat = std::fs::read_to_string(task?.path().join("stat"))?;
+            stopped &= stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T"));
+        }
+        Ok(stopped.then_some(()))
+    })
+    .unwrap();
     let at = mount.at.clone();
     let state = mount.scratch.path().join("state");
     // Bounded steps only: the whole must be over long before somebody would call it hung.
