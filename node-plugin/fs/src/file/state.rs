@@ -79,6 +79,8 @@ pub(crate) struct State {
     pub(crate) flights: Vec<Arc<Flight>>,
     pub(crate) committing: bool,
     pub(crate) relieving: bool,
+    /// The last try to make room failed, and was reported.
+    pub(crate) relief_failed: bool,
     /// Known to the budget as a holder of dirty data.
     pub(crate) registered: bool,
     pub(crate) stale: bool,
@@ -127,6 +129,7 @@ impl State {
             flights: Vec::new(),
             committing: false,
             relieving: false,
+            relief_failed: false,
             registered: false,
             stale: false,
             detached: false,

@@ -20,6 +20,7 @@ use fuser::{
 };
 use futures::FutureExt;
 use tokio::runtime::Handle as Runtime;
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use super::MAX_REQUEST;
@@ -39,6 +40,8 @@ const LOOP_THREADS: usize = 2;
 const DEADLINE: Duration = Duration::from_secs(120);
 /// The same for operations that move an amount of data nobody knows beforehand.
 const LONG_DEADLINE: Duration = Duration::from_secs(900);
+/// Writes that may wait for memory at once, each with up to 1 MiB of its own.
+const WAITING_WRITES: usize = 24;
 
 /// Serves one tree through fuser.
 #[derive(Debug)]
@@ -46,6 +49,8 @@ pub(crate) struct Adapter {
     tree: Arc<Tree>,
     runtime: Runtime,
     tasks: TaskTracker,
+    /// One permit for each write that waits for memory with a copy of its bytes.
+    waiting_writes: Arc<Semaphore>,
 }
 
 /// Answers INIT on a mounted descriptor; the session is then ready to run.
@@ -59,6 +64,7 @@ pub(crate) fn serve(
         tree: Arc::clone(&tree),
         runtime: runtime.clone(),
         tasks,
+        waiting_writes: Arc::new(Semaphore::new(WAITING_WRITES)),
     };
     let mut config = Config::default();
     config.n_threads = Some(LOOP_THREADS);
@@ -483,11 +489,19 @@ impl Filesystem for Adapter {
             if let Some(done) = this.tree.write_now(&handle, offset, data, kill) {
                 return answer(done);
             }
+            let Ok(waiting) = Arc::clone(&this.waiting_writes).try_acquire_owned() else {
+                // Copies that wait are outside of the budget: with too many of them the loop waits itself, without one.
+                let written = this.tree.write(&handle, offset, data, kill);
+                return answer(this.runtime.block_on(written));
+            };
             let (tree, data) = (Arc::clone(&this.tree), data.to_vec());
             this.spawn(
                 "write",
                 LONG_DEADLINE,
-                async move { tree.write(&handle, offset, &data, kill).await },
+                async move {
+                    let _waiting = waiting;
+                    tree.write(&handle, offset, &data, kill).await
+                },
                 answer,
             );
         });

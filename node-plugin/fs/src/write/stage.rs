@@ -201,11 +201,14 @@ impl Relieve for Core {
         state.relieving = true;
         let core = Arc::clone(&self);
         self.env.runtime.spawn(async move {
-            if let Err(error) = core.commit(None).await {
-                let blob = core.lock().blob.clone();
-                tracing::warn!(blob, %error, "memory is short and dirty data cannot be sent");
+            let sent = core.commit(None).await;
+            let mut state = core.lock();
+            state.relieving = false;
+            let reported = std::mem::replace(&mut state.relief_failed, sent.is_err());
+            // It is tried again twice a second while a writer waits: once is enough to read.
+            if let (Err(error), false) = (sent, reported) {
+                tracing::warn!(blob = state.blob, %error, "memory is short and dirty data cannot be sent");
             }
-            core.lock().relieving = false;
         });
         Relief::Working
     }
