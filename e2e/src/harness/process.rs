@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -12,6 +13,13 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use super::wait_for;
+
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Collects what children print without showing it: for programs, where nobody holds it back as libtest does.
+pub fn keep_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
+}
 
 /// A running child in a process group of its own, its output collected. Dropping it kills the group.
 #[derive(Debug)]
@@ -158,8 +166,10 @@ fn collect(name: &str, pipe: impl Read + Send + 'static, into: Arc<Mutex<String>
         for line in BufReader::new(pipe).split(b'\n') {
             let Ok(line) = line else { break };
             let line = String::from_utf8_lossy(&line);
-            // libtest shows this only when the test fails.
-            eprintln!("[{name}] {line}");
+            if !QUIET.load(Ordering::Relaxed) {
+                // libtest shows this only when the test fails.
+                eprintln!("[{name}] {line}");
+            }
             let mut into = into.lock().unwrap_or_else(PoisonError::into_inner);
             into.push_str(&line);
             into.push('\n');

@@ -10,6 +10,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use e2e::harness::backend::Kind;
+use e2e::harness::process::keep_quiet;
 use e2e::harness::setup::{Setup, Way};
 
 use crate::mounts::{Served, System};
@@ -57,6 +58,8 @@ fn main() -> Result<()> {
             })
             .collect::<Result<_>>()?,
     };
+    // What the mounts say is part of the message when one of them fails.
+    keep_quiet();
     let scale = Scale(if arguments.quick { 10 } else { 1 });
 
     let mut systems = vec![System::Https, System::Channel];
