@@ -1,0 +1,115 @@
+{{/* Names, labels, images: what several templates share. */}}
+
+{{- define "vsc-blob.driver" -}}vsc-blob.csi.azure.com{{- end }}
+
+{{- define "vsc-blob.fullname" -}}
+{{- .Values.fullnameOverride | default "vsc-blob-csi" | trunc 50 | trimSuffix "-" }}
+{{- end }}
+
+{{/* Immutable part of the labels; call with (dict "root" $ "component" "node"). */}}
+{{- define "vsc-blob.selector" -}}
+app.kubernetes.io/name: {{ .root.Chart.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{/* All labels; "extra" are labels of the values. Ours win, so that no key stands there twice. */}}
+{{- define "vsc-blob.labels" -}}
+{{- $ours := fromYaml (include "vsc-blob.selector" .) }}
+{{- $_ := set $ours "app.kubernetes.io/version" (toString .root.Chart.AppVersion) }}
+{{- $_ := set $ours "app.kubernetes.io/managed-by" .root.Release.Service }}
+{{- toYaml (merge $ours (deepCopy (.extra | default dict)) (deepCopy .root.Values.commonLabels)) }}
+{{- end }}
+
+{{/* Labels of pods beside ours; call with (dict "root" $ "own" .Values.node.podLabels). */}}
+{{- define "vsc-blob.podLabels" -}}
+{{- $labels := deepCopy .own }}
+{{- if .root.Values.workloadIdentity.clientID }}{{ $_ := set $labels "azure.workload.identity/use" "true" }}{{ end }}
+{{- toYaml $labels }}
+{{- end }}
+
+{{- define "vsc-blob.image" -}}
+{{- $repository := required "image.repository: it is not set. There is no published image: build one with deploy/image, push it to your registry, and name it here." .Values.image.repository }}
+{{- if .Values.image.digest }}{{ $repository }}@{{ .Values.image.digest }}
+{{- else }}{{ $repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+{{- end }}
+
+{{- define "vsc-blob.provisionerImage" -}}
+{{- with .Values.csiProvisioner.image }}
+{{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ .tag }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{/* Environment of both programs; call with (dict "root" $ "env" .Values.node.env). */}}
+{{- define "vsc-blob.env" -}}
+- name: NODE_ID
+  valueFrom:
+    fieldRef:
+      fieldPath: spec.nodeName
+{{- with .root.Values.logLevel }}
+- name: RUST_LOG
+  value: {{ . | quote }}
+{{- end }}
+{{- if .root.Values.caBundle.configMap }}
+# Both are read; the first is the image's own.
+- name: SSL_CERT_DIR
+  value: /etc/ssl/certs:/etc/vsc-blob-csi/ca
+{{- end }}
+{{- with .env }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "vsc-blob.caVolume" -}}
+{{- with .Values.caBundle }}
+{{- if .configMap -}}
+- name: ca-bundle
+  configMap:
+    name: {{ .configMap }}
+    items:
+      - key: {{ .key }}
+        path: ca.crt
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "vsc-blob.caMount" -}}
+{{- if .Values.caBundle.configMap -}}
+- name: ca-bundle
+  mountPath: /etc/vsc-blob-csi/ca
+  readOnly: true
+{{- end }}
+{{- end }}
+
+{{/* Call with (dict "root" $ "own" .Values.node.serviceAccountAnnotations). */}}
+{{- define "vsc-blob.serviceAccountAnnotations" -}}
+{{- $annotations := dict }}
+{{- with .root.Values.workloadIdentity }}
+{{- if .clientID }}{{ $_ := set $annotations "azure.workload.identity/client-id" .clientID }}{{ end }}
+{{- if .tenantID }}{{ $_ := set $annotations "azure.workload.identity/tenant-id" .tenantID }}{{ end }}
+{{- end }}
+{{- $annotations = merge (deepCopy .own) $annotations }}
+{{- with $annotations -}}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* A size in MiB ("512MiB", "1Gi"); 0 for what has another unit. */}}
+{{- define "vsc-blob.mib" -}}
+{{- $size := toString . | trimSuffix "B" }}
+{{- if hasSuffix "Ki" $size }}{{ div (trimSuffix "Ki" $size | int) 1024 }}
+{{- else if hasSuffix "Mi" $size }}{{ trimSuffix "Mi" $size | int }}
+{{- else if hasSuffix "Gi" $size }}{{ mul (trimSuffix "Gi" $size | int) 1024 }}
+{{- else }}0{{ end }}
+{{- end }}
+
+{{/* The limit must leave room beside the budget, or the kernel kills the program and with it all mounts of the node. */}}
+{{- define "vsc-blob.checkMemory" -}}
+{{- $limit := include "vsc-blob.mib" ((.Values.node.resources.limits | default dict).memory | default "0") | int }}
+{{- $needed := add 256 (include "vsc-blob.mib" .Values.node.budget | int) | int }}
+{{- if and (gt $limit 0) (lt $limit $needed) }}
+{{- fail (printf "node.resources.limits.memory: %v is too little for node.budget %s; make it %dMi or more, or the budget smaller" .Values.node.resources.limits.memory .Values.node.budget $needed) }}
+{{- end }}
+{{- end }}
