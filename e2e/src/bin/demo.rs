@@ -31,6 +31,8 @@ use vsc_blob_csi::commands::node::{NodeArgs, NodePlugin};
 use vsc_blob_csi::commands::size::ByteSize;
 use vsc_blob_csi::commands::{BudgetArgs, DeviceArgs};
 use vsc_blob_csi::csi::server;
+use vsc_blob_csi::telemetry::health::HealthArgs;
+use vsc_blob_csi::telemetry::metrics::Metrics;
 
 /// Shows the whole way of a volume on this machine, as root: CSI calls, a mount, files over the channel.
 #[derive(Debug, Parser)]
@@ -163,16 +165,18 @@ impl Demo {
             budget: BudgetArgs {
                 budget: ByteSize(512 << 20),
             },
+            health: HealthArgs::default(),
         })?;
-        serve(&sockets[0], plugin.routes(), &stop)?;
+        serve(&sockets[0], plugin.routes(), &plugin.metrics, &stop)?;
         println!("node                 {}", endpoint(&sockets[0]));
-        let routes = controller::routes(&ControllerArgs {
+        let (routes, metrics) = controller::routes(&ControllerArgs {
             endpoint: endpoint(&sockets[1]),
             node_id: "demo-node".into(),
             driver_name: vsc_blob_csi::DRIVER_NAME.into(),
             device: device_args,
+            health: HealthArgs::default(),
         })?;
-        serve(&sockets[1], routes, &stop)?;
+        serve(&sockets[1], routes, &metrics, &stop)?;
         println!("controller           {}\n", endpoint(&sockets[1]));
 
         let map = |pairs: &[(&str, &str)]| -> HashMap<String, String> {
@@ -374,11 +378,12 @@ fn endpoint(socket: &Path) -> String {
 }
 
 /// Serves in the background until `stop`.
-fn serve(socket: &Path, routes: Routes, stop: &CancellationToken) -> Result<()> {
+fn serve(socket: &Path, routes: Routes, metrics: &Metrics, stop: &CancellationToken) -> Result<()> {
     let (socket, stop) = (socket.to_owned(), stop.clone().cancelled_owned());
+    let rpcs = metrics.rpcs().clone();
     let listener = server::listen(&socket)?;
     tokio::spawn(async move {
-        if let Err(error) = server::serve(&socket, listener, routes, stop).await {
+        if let Err(error) = server::serve(&socket, listener, routes, rpcs, stop).await {
             eprintln!("{error:#}");
         }
     });

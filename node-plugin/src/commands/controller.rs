@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use csi_proto::csi::controller_server::ControllerServer;
 use csi_proto::csi::identity_server::IdentityServer;
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use vsc_driver::buffer::Arena;
 
@@ -13,6 +14,8 @@ use crate::csi::connect::Connector;
 use crate::csi::controller::ControllerService;
 use crate::csi::identity::IdentityService;
 use crate::csi::server;
+use crate::telemetry::health::HealthArgs;
+use crate::telemetry::metrics::Metrics;
 
 /// Address space for the few small buffers of a controller.
 const ARENA: usize = 64 << 20;
@@ -36,10 +39,13 @@ pub struct ControllerArgs {
     /// See [`DeviceArgs`].
     #[command(flatten)]
     pub device: DeviceArgs,
+    /// See [`HealthArgs`].
+    #[command(flatten)]
+    pub health: HealthArgs,
 }
 
-/// The gRPC services of a controller. Call it inside the runtime.
-pub fn routes(args: &ControllerArgs) -> anyhow::Result<Routes> {
+/// The gRPC services of a controller, and what it counts. Call it inside the runtime.
+pub fn routes(args: &ControllerArgs) -> anyhow::Result<(Routes, Metrics)> {
     let arena = Arena::new(ARENA)?;
     let runtime = tokio::runtime::Handle::current();
     let paths = blob_client::transport::failover::Paths::new(
@@ -47,10 +53,12 @@ pub fn routes(args: &ControllerArgs) -> anyhow::Result<Routes> {
         arena.clone(),
         runtime,
     );
+    let metrics = Metrics::new(paths.clone(), None);
     let service = ControllerService::new(Connector::new(paths, arena));
     // Nothing of the machine is needed but the network, which every call needs anew: no checks.
     let identity = IdentityService::new(&args.driver_name, Vec::new());
-    Ok(Routes::new(IdentityServer::new(identity)).add_service(ControllerServer::new(service)))
+    let routes = Routes::new(IdentityServer::new(identity)).add_service(ControllerServer::new(service));
+    Ok((routes, metrics))
 }
 
 /// Serves until `stop` is done, finishing the calls at work.
@@ -58,6 +66,16 @@ pub async fn run(args: ControllerArgs, stop: impl Future<Output = ()>) -> anyhow
     let socket = server::socket_path(&args.endpoint)?;
     let listener = server::listen(&socket)?;
     tracing::info!(node = args.node_id, socket = %socket.display(), version = crate::VERSION, "serving the controller");
-    server::serve(&socket, listener, routes(&args)?, stop).await?;
+    let (routes, metrics) = routes(&args)?;
+    let stopping = CancellationToken::new();
+    let _health = args
+        .health
+        .start(socket.clone(), metrics.clone(), stopping.clone())
+        .await?;
+    let stop = async {
+        stop.await;
+        stopping.cancel();
+    };
+    server::serve(&socket, listener, routes, metrics.rpcs().clone(), stop).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -20,6 +20,9 @@ use crate::csi::registration::RegistrationService;
 use crate::csi::server;
 use crate::mounts::manager::Patience;
 use crate::mounts::{Kernel, Mounts};
+use crate::telemetry::health::HealthArgs;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::rpc::Rpcs;
 
 /// Options of `node`.
 #[derive(Debug, Clone, Args)]
@@ -60,6 +63,9 @@ pub struct NodeArgs {
     /// See [`BudgetArgs`].
     #[command(flatten)]
     pub budget: BudgetArgs,
+    /// See [`HealthArgs`].
+    #[command(flatten)]
+    pub health: HealthArgs,
 }
 
 /// The parts of a node plugin, for the command and for programs that run it in process.
@@ -69,6 +75,8 @@ pub struct NodePlugin {
     pub mounts: Arc<Mounts>,
     /// Its connections; [`Connector::stats`] counts per volume and path.
     pub connector: Connector,
+    /// What it counts.
+    pub metrics: Metrics,
     identity: IdentityService,
     service: NodeService,
 }
@@ -77,17 +85,20 @@ impl NodePlugin {
     /// Sets everything up; nothing is served yet. Call it inside the runtime.
     pub fn open(args: &NodeArgs) -> anyhow::Result<Self> {
         let resources = args.budget.resources()?;
+        let budget = Arc::clone(&resources.budget);
         let connector = Connector::new(args.device.paths(&resources), resources.arena.clone());
         let mounts = Mounts::new(Arc::new(Kernel), resources, &args.state_dir, Patience::default())
             .with_context(|| format!("--state-dir {}", args.state_dir.display()))?;
         let mounts = Arc::new(mounts);
         let identity =
             IdentityService::new(&args.driver_name, vec![fuse_check(), state_check(mounts.clone())]);
+        let metrics = Metrics::new(connector.paths().clone(), Some((mounts.clone(), budget)));
         let device = Some(args.device.device.clone());
         let service = NodeService::new(&args.node_id, mounts.clone(), connector.clone(), device);
         Ok(Self {
             mounts,
             connector,
+            metrics,
             identity,
             service,
         })
@@ -117,12 +128,17 @@ pub async fn run(
             stopping.cancel();
         }
     });
+    let _health = args
+        .health
+        .start(socket.clone(), plugin.metrics.clone(), stopping.clone())
+        .await?;
     tracing::info!(node = args.node_id, socket = %socket.display(), version = crate::VERSION, "serving the node");
 
     let csi = server::serve(
         &socket,
         listener,
         plugin.routes(),
+        plugin.metrics.rpcs().clone(),
         stopping.clone().cancelled_owned(),
     );
     let registration = async {
@@ -137,6 +153,8 @@ pub async fn run(
             &socket,
             listener,
             service.routes(),
+            // Not calls of CSI.
+            Rpcs::default(),
             stopping.clone().cancelled_owned(),
         )
         .await

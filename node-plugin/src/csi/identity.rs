@@ -1,23 +1,32 @@
 //! Identity service: who this is, and - in Probe - what is wrong.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use csi_proto::csi::identity_server::Identity;
 use csi_proto::csi::plugin_capability::{self, service};
 use csi_proto::csi::*;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
-use super::answer;
 use super::status::{Error, Reason, Result};
+use crate::mounts::bounded::bounded;
 
 /// A check that Probe runs; the sentence says what is missing.
 pub type Check = Arc<dyn Fn() -> std::result::Result<(), String> + Send + Sync>;
+
+/// How long all checks together may take: a disk that hangs makes the node not ready, and Probe answers all the same.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The service; `node` and `controller` give it their own checks.
 #[derive(Clone)]
 pub struct IdentityService {
     name: String,
-    checks: Vec<Check>,
+    checks: Arc<[Check]>,
+    /// One run of the checks at a time; one that hangs is not joined by others.
+    running: Arc<Semaphore>,
+    /// What was wrong at the last Probe, to log changes only.
+    latest: Arc<Mutex<Option<String>>>,
 }
 
 impl std::fmt::Debug for IdentityService {
@@ -34,16 +43,52 @@ impl IdentityService {
     pub fn new(name: &str, checks: Vec<Check>) -> Self {
         Self {
             name: name.to_owned(),
-            checks,
+            checks: checks.into(),
+            running: Arc::new(Semaphore::new(1)),
+            latest: Arc::default(),
         }
     }
 
-    fn probe(&self) -> Result<ProbeResponse> {
-        let wrong: Vec<String> = self.checks.iter().filter_map(|check| check().err()).collect();
-        if wrong.is_empty() {
-            return Ok(ProbeResponse { ready: Some(true) });
+    /// Runs the checks.
+    ///
+    /// # Errors
+    /// `NotReady`, with what is wrong.
+    pub async fn ready(&self) -> Result<()> {
+        let wrong = self.wrong().await;
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        if *latest != wrong {
+            match &wrong {
+                Some(why) => tracing::warn!(why, "not ready"),
+                None => tracing::info!("ready again"),
+            }
+            latest.clone_from(&wrong);
         }
-        Err(Error::new(Reason::NotReady, wrong.join("; ")))
+        drop(latest);
+        wrong.map_or(Ok(()), |why| Err(Error::new(Reason::NotReady, why)))
+    }
+
+    async fn wrong(&self) -> Option<String> {
+        let hangs = || {
+            Some(format!(
+                "the checks of this node did not return within {PATIENCE:?}"
+            ))
+        };
+        let running = tokio::time::timeout(PATIENCE, Arc::clone(&self.running).acquire_owned());
+        // The semaphore is never closed.
+        let Ok(Ok(permit)) = running.await else {
+            return hangs();
+        };
+        let checks = Arc::clone(&self.checks);
+        let ran = bounded("probe", PATIENCE, move || {
+            let wrong: Vec<String> = checks.iter().filter_map(|check| check().err()).collect();
+            drop(permit);
+            wrong
+        });
+        match ran.await {
+            Ok(wrong) if wrong.is_empty() => None,
+            Ok(wrong) => Some(wrong.join("; ")),
+            Err(error) => Some(error.to_string()),
+        }
     }
 }
 
@@ -76,7 +121,8 @@ impl Identity for IdentityService {
     }
 
     async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
-        answer("Probe", "", self.probe())
+        self.ready().await?;
+        Ok(Response::new(ProbeResponse { ready: Some(true) }))
     }
 }
 
@@ -84,19 +130,39 @@ impl Identity for IdentityService {
 mod tests {
     use super::*;
 
-    #[test]
-    fn probe_says_what_is_wrong() {
+    #[tokio::test]
+    async fn probe_says_what_is_wrong() {
         let good: Check = Arc::new(|| Ok(()));
         let bad: Check = Arc::new(|| Err("/dev/fuse: not there".into()));
-        assert_eq!(
-            IdentityService::new("n", vec![good.clone()])
-                .probe()
-                .unwrap()
-                .ready,
-            Some(true)
-        );
-        let error = IdentityService::new("n", vec![good, bad]).probe().unwrap_err();
+        IdentityService::new("n", vec![good.clone()])
+            .ready()
+            .await
+            .unwrap();
+        let error = IdentityService::new("n", vec![good, bad])
+            .ready()
+            .await
+            .unwrap_err();
         assert_eq!(error.reason.code(), tonic::Code::FailedPrecondition);
         assert!(error.message.contains("/dev/fuse"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_check_that_hangs_is_told_and_not_started_again() {
+        let (release, hung) = std::sync::mpsc::channel::<()>();
+        let hung = Mutex::new(hung);
+        let runs = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counted = Arc::clone(&runs);
+        let check: Check = Arc::new(move || {
+            counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            let _ = hung.lock().unwrap().recv();
+            Ok(())
+        });
+        let service = IdentityService::new("n", vec![check]);
+        for _ in 0..3 {
+            let error = service.ready().await.unwrap_err();
+            assert!(error.message.contains("did not return within 3s"), "{error}");
+        }
+        assert_eq!(runs.load(std::sync::atomic::Ordering::SeqCst), 1);
+        drop(release);
     }
 }

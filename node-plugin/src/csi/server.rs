@@ -6,10 +6,14 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use tokio::net::UnixListener;
+use hyper_util::rt::TokioIo;
+use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::service::Routes;
-use tonic::transport::Server;
+use tonic::transport::{Channel, Endpoint, Server};
+use tower::service_fn;
+
+use crate::telemetry::rpc::Rpcs;
 
 /// The path of `unix:///path`, `unix:/path` or `/path`, as other CSI drivers take it.
 pub fn socket_path(endpoint: &str) -> anyhow::Result<PathBuf> {
@@ -47,15 +51,30 @@ pub fn listen(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves until `stop` is done, finishing the calls at work; then removes the socket.
+/// Connects to a socket that is being listened on.
+pub async fn connect(path: &Path) -> anyhow::Result<Channel> {
+    let socket = path.to_owned();
+    // The address is not used: the connector decides.
+    Endpoint::from_static("http://localhost")
+        .connect_with_connector(service_fn(move |_| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        }))
+        .await
+        .with_context(|| format!("connecting to {}", path.display()))
+}
+
+/// Serves until `stop` is done, finishing the calls at work; then removes the socket. Calls are counted in `rpcs`.
 pub async fn serve(
     path: &Path,
     listener: UnixListener,
     routes: Routes,
+    rpcs: Rpcs,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let incoming = UnixListenerStream::new(listener);
     let served = Server::builder()
+        .layer(rpcs)
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop)
         .await;

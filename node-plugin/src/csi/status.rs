@@ -43,9 +43,17 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// Header that carries the reason from a service to the layer that counts calls, which takes it out again.
+pub(crate) const REASON: &str = "x-vsc-blob-reason";
+
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        Status::new(error.reason.code(), error.to_string())
+        let mut status = Status::new(error.reason.code(), error.to_string());
+        // Always CamelCase, so always a valid header.
+        if let Ok(reason) = error.reason.to_string().parse() {
+            status.metadata_mut().insert(REASON, reason);
+        }
+        status
     }
 }
 

@@ -87,6 +87,14 @@ impl Mounts {
         &self.records
     }
 
+    /// File systems that this process serves now.
+    pub fn served(&self) -> usize {
+        self.lock()
+            .values()
+            .filter(|serving| serving.is_serving())
+            .count()
+    }
+
     /// Forgets volumes of which nothing is mounted any more (the machine was restarted). Dead mounts are remembered: the
     /// next stage of their volume takes them down.
     pub async fn forget_gone(&self) -> Result<()> {

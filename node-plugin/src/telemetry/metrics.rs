@@ -1,0 +1,239 @@
+//! Metrics of the process (docs/metrics.md): calls are counted as they end, everything else is read when somebody asks.
+
+use std::fmt;
+use std::sync::Arc;
+
+use blob_client::transport::failover::Paths;
+use blob_fs::Budget;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::rpc::Rpcs;
+use crate::mounts::Mounts;
+
+/// What all names begin with.
+const PREFIX: &str = "vsc_blob";
+
+/// The metrics of one process. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    rpcs: Rpcs,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Build {
+    version: &'static str,
+}
+
+impl Metrics {
+    /// Metrics of a process that sends its requests over `paths`; a node has mounts and their budget besides.
+    pub fn new(paths: Arc<Paths>, node: Option<(Arc<Mounts>, Arc<Budget>)>) -> Self {
+        let mut registry = Registry::with_prefix(PREFIX);
+        let rpcs = Rpcs::default();
+        rpcs.register(&mut registry);
+        let build = Build {
+            version: crate::VERSION,
+        };
+        registry.register("build", "The program", Info::new(build));
+        registry.register_collector(Box::new(Requests(paths)));
+        if let Some((mounts, budget)) = node {
+            registry.register_collector(Box::new(Node { mounts, budget }));
+        }
+        Self {
+            registry: Arc::new(registry),
+            rpcs,
+        }
+    }
+
+    /// The counters of calls, for the server.
+    pub fn rpcs(&self) -> &Rpcs {
+        &self.rpcs
+    }
+
+    /// Everything, in the OpenMetrics text format.
+    ///
+    /// # Errors
+    /// None that could be mended; the encoder's interface has one.
+    pub fn text(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// A metric whose values are read when it is asked for.
+struct Family<'a> {
+    name: &'a str,
+    help: &'a str,
+    unit: Option<Unit>,
+    kind: MetricType,
+}
+
+impl Family<'_> {
+    fn encode<L: EncodeLabelSet>(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        values: impl IntoIterator<Item = (L, u64)>,
+    ) -> fmt::Result {
+        let mut metric = self.describe(encoder)?;
+        for (labels, value) in values {
+            self.value(&mut metric.encode_family(&labels)?, value)?;
+        }
+        Ok(())
+    }
+
+    /// Without a label.
+    fn encode_one(&self, encoder: &mut DescriptorEncoder<'_>, value: u64) -> fmt::Result {
+        self.value(&mut self.describe(encoder)?, value)
+    }
+
+    fn describe<'e>(
+        &'e self,
+        encoder: &'e mut DescriptorEncoder<'_>,
+    ) -> Result<MetricEncoder<'e>, fmt::Error> {
+        encoder.encode_descriptor(self.name, self.help, self.unit.as_ref(), self.kind)
+    }
+
+    fn value(&self, metric: &mut MetricEncoder<'_>, value: u64) -> fmt::Result {
+        match self.kind {
+            MetricType::Counter => metric.encode_counter::<NoLabelSet, _, u64>(&value, None),
+            _ => metric.encode_gauge(&value),
+        }
+    }
+}
+
+type Label = [(&'static str, &'static str); 1];
+type Labels = [(&'static str, &'static str); 2];
+
+/// Which way requests went.
+#[derive(Debug)]
+struct Requests(Arc<Paths>);
+
+impl Collector for Requests {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let counter = |name, help, unit| Family {
+            name,
+            help,
+            unit,
+            kind: MetricType::Counter,
+        };
+        let stats = self.0.stats();
+        let outcomes = stats.iter().flat_map(|path| {
+            let labels = |outcome| -> Labels { [("path", path.path), ("outcome", outcome)] };
+            [
+                (labels("answered"), path.requests),
+                (labels("failed"), path.errors),
+            ]
+        });
+        counter(
+            "requests",
+            "Requests to the Blob service; failed: without an answer",
+            None,
+        )
+        .encode(&mut encoder, outcomes)?;
+        let bytes = stats.iter().flat_map(|path| {
+            let labels = |direction| -> Labels { [("path", path.path), ("direction", direction)] };
+            [(labels("read"), path.bytes_in), (labels("write"), path.bytes_out)]
+        });
+        // The unit stands in the middle of the name, so it cannot be said apart.
+        counter(
+            "transferred_bytes",
+            "Payload of answered requests, without headers",
+            None,
+        )
+        .encode(&mut encoder, bytes)?;
+        let moved = stats.iter().map(|path| path.failed_over).sum();
+        counter(
+            "failovers",
+            "Requests that failed on the channel and went over HTTPS at once",
+            None,
+        )
+        .encode_one(&mut encoder, moved)?;
+
+        let (usable, changes) = match self.0.watch_channel() {
+            Some(state) => {
+                let state = state.borrow();
+                (state.unusable.is_none(), state.changes)
+            }
+            None => (false, 0),
+        };
+        Family {
+            kind: MetricType::Gauge,
+            ..counter("channel_usable", "1 while requests may take the channel", None)
+        }
+        .encode_one(&mut encoder, u64::from(usable))?;
+        // The channel is not usable at first, so every odd change is one to it.
+        let to: [(Label, u64); 2] = [
+            ([("to", "channel")], changes.div_ceil(2)),
+            ([("to", "https")], changes / 2),
+        ];
+        counter("transport_changes", "Changes of the path of new requests", None).encode(&mut encoder, to)
+    }
+}
+
+/// What a node holds.
+#[derive(Debug)]
+struct Node {
+    mounts: Arc<Mounts>,
+    budget: Arc<Budget>,
+}
+
+impl Collector for Node {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let gauge = |name, help, unit| Family {
+            name,
+            help,
+            unit,
+            kind: MetricType::Gauge,
+        };
+        gauge("mounts", "File systems served by this process", None)
+            .encode_one(&mut encoder, self.mounts.served() as u64)?;
+        let usage = self.budget.usage();
+        let kinds: [(Label, usize); 5] = [
+            ([("kind", "limit")], usage.total),
+            ([("kind", "cached")], usage.cached),
+            ([("kind", "dirty")], usage.dirty),
+            ([("kind", "metadata")], usage.metadata),
+            ([("kind", "peak")], usage.peak),
+        ];
+        gauge(
+            "budget",
+            "Memory for data and metadata of all mounts: the limit, and what is held",
+            Some(Unit::Bytes),
+        )
+        .encode(&mut encoder, kinds.map(|(label, bytes)| (label, bytes as u64)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vsc_driver::buffer::Arena;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_without_the_channel_tells_so() {
+        let arena = Arena::new(64 << 20).unwrap();
+        let paths = Paths::new(None, arena, tokio::runtime::Handle::current());
+        let text = Metrics::new(paths, None).text().unwrap();
+        for line in [
+            "vsc_blob_channel_usable 0",
+            r#"vsc_blob_transport_changes_total{to="channel"} 0"#,
+            r#"vsc_blob_requests_total{path="https",outcome="answered"} 0"#,
+            r#"vsc_blob_transferred_bytes_total{path="channel",direction="read"} 0"#,
+            "vsc_blob_failovers_total 0",
+        ] {
+            assert!(text.contains(line), "no {line} in\n{text}");
+        }
+        assert!(text.contains(&format!(
+            "vsc_blob_build_info{{version=\"{}\"}} 1",
+            crate::VERSION
+        )));
+        assert!(!text.contains("mounts"), "a controller has none:\n{text}");
+        assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+}
