@@ -23,7 +23,7 @@ use thiserror::Error;
 use tracing::info;
 
 use self::state::{Lock, State};
-use crate::channel::Abi;
+use crate::channel::{Abi, ChannelError};
 
 pub use self::manifest::Manifest;
 pub use self::orphan::Orphan;
@@ -146,6 +146,10 @@ impl<S: System> Loader<S> {
             report.outcome = Outcome::Ready { abi };
             return Ok(report);
         }
+        if node == NodeStep::Closed {
+            report.outcome = Outcome::Closed;
+            return Ok(report);
+        }
 
         for rung in [
             modules::Rung::InBox,
@@ -161,6 +165,11 @@ impl<S: System> Loader<S> {
                     "the channel's kernel module is in place"
                 );
                 report.outcome = Outcome::Ready { abi };
+                return Ok(report);
+            }
+            if let ModuleStep::Closed { module } = outcome {
+                info!(module, "the channel's kernel module is in place");
+                report.outcome = Outcome::Closed;
                 return Ok(report);
             }
         }
@@ -252,6 +261,12 @@ impl<S: System> Loader<S> {
         }
         match self.system.probe(&path) {
             Ok(abi) => NodeStep::Present { abi },
+            // A container that is not privileged may look at the node and not open it.
+            Err(ChannelError::Io { call: "open", source })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                NodeStep::Closed
+            }
             Err(error) => NodeStep::Unusable {
                 reason: error.to_string(),
             },

@@ -79,6 +79,7 @@ impl<S: System> Loader<S> {
         loop {
             match self.node() {
                 NodeStep::Present { abi } => return ModuleStep::Loaded { module, abi },
+                NodeStep::Closed => return ModuleStep::Closed { module },
                 NodeStep::Absent if began.elapsed() >= self.config.node_wait => {
                     return ModuleStep::NoNode { module };
                 }
@@ -115,10 +116,46 @@ impl<S: System> Loader<S> {
             Ok(ran) => Err(ModuleStep::Refused {
                 reason: tail(&ran.output),
             }),
+            // An image without programs, with the machine's modules mounted.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.insert_in_box(kernel),
             Err(error) => Err(ModuleStep::Refused {
                 reason: format!("modprobe: {error}"),
             }),
         }
+    }
+
+    /// What modprobe does: the modules that it needs, then the module itself.
+    fn insert_in_box(&self, kernel: &str) -> Result<Option<String>, ModuleStep> {
+        let folder = self.config.host_root.join("lib/modules").join(kernel);
+        let (file, needed) = in_box_entry(&folder).ok_or(ModuleStep::None)?;
+        // The index lists what needs nothing last.
+        for file in needed.iter().rev().chain([&file]) {
+            let name = module_name(file);
+            if self.loaded(&name).is_some() {
+                continue;
+            }
+            let path = folder.join(file);
+            let module = File::open(&path).map_err(|error| ModuleStep::Unfit {
+                problem: format!("{}: {error}", path.display()),
+            })?;
+            let compressed = !file.ends_with(".ko");
+            match self.system.load_module(&module, compressed) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(Errno::EINVAL | Errno::EOPNOTSUPP) if compressed => {
+                    return Err(ModuleStep::Refused {
+                        reason: format!(
+                            "{name}: its file is compressed, which this kernel does not unpack, and there is no modprobe here"
+                        ),
+                    });
+                }
+                Err(errno) => {
+                    return Err(ModuleStep::Refused {
+                        reason: format!("{name}: {}", errno.desc()),
+                    });
+                }
+            }
+        }
+        Ok(None)
     }
 
     fn load_prebuilt(&self, kernel: &str) -> Result<Option<String>, ModuleStep> {
@@ -186,7 +223,7 @@ impl<S: System> Loader<S> {
 
     /// `finit_module`. Somebody who was quicker has done as well.
     fn insert(&self, module: &File) -> Result<(), ModuleStep> {
-        match self.system.load_module(module) {
+        match self.system.load_module(module, false) {
             Ok(()) | Err(Errno::EEXIST) => Ok(()),
             Err(errno) => Err(ModuleStep::Refused {
                 reason: errno.desc().to_owned(),
@@ -197,16 +234,28 @@ impl<S: System> Loader<S> {
 
 /// Whether the node's kernel comes with the module, compressed or not.
 fn ships_in_box(host_root: &Path, kernel: &str) -> bool {
-    let index = host_root.join("lib/modules").join(kernel).join("modules.dep");
-    let Ok(text) = fs::read_to_string(index) else {
-        return false;
-    };
-    text.lines().any(|line| {
-        let file = line.split(':').next().unwrap_or_default();
-        let name = file.rsplit('/').next().unwrap_or_default();
-        name.strip_prefix(IN_BOX)
-            .is_some_and(|rest| rest == ".ko" || rest.starts_with(".ko."))
+    in_box_entry(&host_root.join("lib/modules").join(kernel)).is_some()
+}
+
+/// The module's file, and the files that it needs, as the index of a kernel's folder lists them.
+fn in_box_entry(folder: &Path) -> Option<(String, Vec<String>)> {
+    let text = fs::read_to_string(folder.join("modules.dep")).ok()?;
+    text.lines().find_map(|line| {
+        let (file, needed) = line.split_once(':')?;
+        (module_name(file) == IN_BOX).then(|| {
+            (
+                file.to_owned(),
+                needed.split_whitespace().map(str::to_owned).collect(),
+            )
+        })
     })
+}
+
+/// Name in the kernel of a module's file: without folder and endings, dashes as underscores.
+fn module_name(file: &str) -> String {
+    let name = file.rsplit('/').next().unwrap_or_default();
+    let name = name.split_once(".ko").map_or(name, |(name, _)| name);
+    name.replace('-', "_")
 }
 
 /// The last lines of a program's output, in one.

@@ -42,7 +42,7 @@ impl Report {
     pub fn code(&self) -> &'static str {
         match self.outcome {
             Outcome::NotOffered { .. } => "NotOffered",
-            Outcome::Ready { .. } => match self.steps.last() {
+            Outcome::Ready { .. } | Outcome::Closed => match self.steps.last() {
                 Some(Step::InBox(_)) => "InBox",
                 Some(Step::Prebuilt(_)) => "Prebuilt",
                 Some(Step::Build(_)) => "Built",
@@ -67,6 +67,8 @@ pub enum Outcome {
         /// How it is spoken to.
         abi: Abi,
     },
+    /// There is a node, which this process may not open: the node plugin finds out whether it answers.
+    Closed,
     /// The device is offered, but no rung led to a node: HTTPS.
     Https,
 }
@@ -96,6 +98,8 @@ pub enum NodeStep {
     },
     /// There is none.
     Absent,
+    /// There is one that this process may not open.
+    Closed,
     /// There is one that cannot be used.
     Unusable {
         /// Why.
@@ -113,6 +117,11 @@ pub enum ModuleStep {
         module: String,
         /// How the node is spoken to.
         abi: Abi,
+    },
+    /// It is loaded and there is a node, which this process may not open.
+    Closed {
+        /// Its name.
+        module: String,
     },
     /// There is none for this kernel.
     None,
@@ -247,6 +256,20 @@ impl fmt::Display for Report {
                 }
                 write!(f, " (ABI: {})", abi.name())
             }
+            Outcome::Closed => {
+                match self.steps.last() {
+                    Some(
+                        Step::InBox(ModuleStep::Closed { module })
+                        | Step::Prebuilt(ModuleStep::Closed { module })
+                        | Step::Build(ModuleStep::Closed { module }),
+                    ) => write!(f, "in place: {module} is loaded and made the device")?,
+                    _ => write!(f, "in place: the device was there before")?,
+                }
+                write!(
+                    f,
+                    "; this container may not open it, so the node plugin finds out whether it answers"
+                )
+            }
             Outcome::Https => {
                 write!(
                     f,
@@ -277,6 +300,7 @@ impl fmt::Display for NodeStep {
         match self {
             Self::Present { abi } => write!(f, "answers (ABI: {})", abi.name()),
             Self::Absent => write!(f, "absent"),
+            Self::Closed => write!(f, "present; this process may not open it"),
             Self::Unusable { reason } => write!(f, "cannot be used: {reason}"),
         }
     }
@@ -286,6 +310,7 @@ impl fmt::Display for ModuleStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Loaded { module, abi } => write!(f, "{module} is loaded (ABI: {})", abi.name()),
+            Self::Closed { module } => write!(f, "{module} is loaded; this process may not open its node"),
             Self::None => write!(f, "there is none for this kernel"),
             Self::Off => write!(f, "switched off"),
             Self::Forbidden { by } => write!(f, "not tried, {by}"),

@@ -17,6 +17,9 @@ use nix::kmod::{DeleteModuleFlags, ModuleInitFlags, delete_module, finit_module}
 
 use crate::channel::{Abi, Channel, ChannelConfig, ChannelError};
 
+/// MODULE_INIT_COMPRESSED_FILE of the kernel's linux/module.h.
+const COMPRESSED: ModuleInitFlags = ModuleInitFlags::from_bits_retain(4);
+
 /// How a program ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ran {
@@ -28,8 +31,8 @@ pub struct Ran {
 
 /// The calls of the loader.
 pub trait System: Debug {
-    /// `finit_module` without parameters.
-    fn load_module(&self, module: &File) -> Result<(), Errno>;
+    /// `finit_module` without parameters. A compressed file is unpacked by the kernel, where it can (5.17 and later).
+    fn load_module(&self, module: &File, compressed: bool) -> Result<(), Errno>;
 
     /// `delete_module` of an unused module; EWOULDBLOCK when it is in use. Never by force.
     fn unload_module(&self, name: &str) -> Result<(), Errno>;
@@ -46,8 +49,13 @@ pub trait System: Debug {
 pub struct Kernel;
 
 impl System for Kernel {
-    fn load_module(&self, module: &File) -> Result<(), Errno> {
-        finit_module(module, c"", ModuleInitFlags::empty())
+    fn load_module(&self, module: &File, compressed: bool) -> Result<(), Errno> {
+        let flags = if compressed {
+            COMPRESSED
+        } else {
+            ModuleInitFlags::empty()
+        };
+        finit_module(module, c"", flags)
     }
 
     fn unload_module(&self, name: &str) -> Result<(), Errno> {

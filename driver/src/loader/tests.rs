@@ -28,6 +28,10 @@ struct Behavior {
     node: bool,
     /// The node knows an ioctl number.
     speaks: bool,
+    /// The node may be opened.
+    open: bool,
+    /// There is a program modprobe.
+    programs: bool,
 }
 
 impl Default for Behavior {
@@ -38,6 +42,8 @@ impl Default for Behavior {
             modprobe: true,
             node: true,
             speaks: true,
+            open: true,
+            programs: true,
         }
     }
 }
@@ -63,11 +69,32 @@ impl FakeSystem {
 }
 
 impl System for FakeSystem {
-    fn load_module(&self, module: &File) -> Result<(), Errno> {
-        assert!(module.metadata().unwrap().len() > 0);
-        self.note("finit_module".to_owned());
+    fn load_module(&self, mut module: &File, compressed: bool) -> Result<(), Errno> {
+        // From its beginning, whatever was read before: as the kernel does.
+        io::Seek::rewind(&mut module).unwrap();
+        let mut text = Vec::new();
+        io::Read::read_to_end(&mut module, &mut text).unwrap();
+        assert!(!text.is_empty());
+        // The kernel's own modules hold their name here.
+        let call = if compressed {
+            "finit_module(compressed)"
+        } else {
+            "finit_module"
+        };
+        let in_box = [IN_BOX, "hv_vmbus", "hv_helper"]
+            .into_iter()
+            .find(|name| name.as_bytes() == text);
+        let (call, name) = match in_box {
+            Some(name) => (format!("{call} {name}"), name),
+            None => (call.to_owned(), OURS),
+        };
+        self.note(call);
         self.behavior.load?;
-        self.loaded(OURS);
+        if name == OURS || name == IN_BOX {
+            self.loaded(name);
+        } else {
+            write(&self.root, &format!("sys/module/{name}/refcnt"), "0\n");
+        }
         Ok(())
     }
 
@@ -82,6 +109,9 @@ impl System for FakeSystem {
         self.note(format!("{program} {}", arguments.join(" ")));
         assert_eq!(root, self.root.join("host"));
         if program == "modprobe" {
+            if !self.behavior.programs {
+                return Err(io::ErrorKind::NotFound.into());
+            }
             if self.behavior.modprobe {
                 self.loaded(arguments[0]);
             }
@@ -106,7 +136,12 @@ impl System for FakeSystem {
 
     fn probe(&self, node: &Path) -> Result<Abi, ChannelError> {
         assert!(node.ends_with("dev/azure_blob"));
-        if self.behavior.speaks {
+        if !self.behavior.open {
+            Err(ChannelError::Io {
+                call: "open",
+                source: Errno::EPERM.into(),
+            })
+        } else if self.behavior.speaks {
             Ok(Abi::List)
         } else {
             Err(ChannelError::UnknownAbi {
@@ -338,6 +373,89 @@ fn rung_2_what_modprobe_says_is_kept_and_the_next_rung_tried() {
         }
     );
     assert_eq!(step(&report, modules::Rung::Prebuilt), loaded(OURS));
+}
+
+/// An image that holds one program has no modprobe.
+#[test]
+fn rung_2_works_without_modprobe() {
+    let mut machine = Machine::offered();
+    machine.behavior.programs = false;
+    machine.file(
+        &format!("host/lib/modules/{RELEASE}/modules.dep"),
+        "hv/other.ko:\nhv/hv_azure_blob.ko: hv/hv-helper.ko hv/hv_vmbus.ko\n",
+    );
+    machine.file(&format!("host/lib/modules/{RELEASE}/hv/hv_azure_blob.ko"), IN_BOX);
+    machine.file(
+        &format!("host/lib/modules/{RELEASE}/hv/hv-helper.ko"),
+        "hv_helper",
+    );
+    machine.file(&format!("host/lib/modules/{RELEASE}/hv/hv_vmbus.ko"), "hv_vmbus");
+    // In the kernel already: not loaded once more.
+    machine.file("sys/module/hv_vmbus/refcnt", "3\n");
+    let report = machine.load();
+    assert_eq!(step(&report, modules::Rung::InBox), loaded(IN_BOX));
+    assert_eq!(report.code(), "InBox");
+    assert_eq!(
+        machine.calls(),
+        [
+            "modprobe hv_azure_blob",
+            "finit_module hv_helper",
+            "finit_module hv_azure_blob"
+        ]
+    );
+    assert_eq!(machine.state().unwrap().module, IN_BOX);
+}
+
+#[test]
+fn rung_2_a_compressed_module_is_unpacked_by_the_kernel_or_refused_with_the_reason() {
+    let mut machine = Machine::offered().in_box();
+    machine.behavior.programs = false;
+    for name in ["hv_vmbus", IN_BOX] {
+        machine.file(
+            &format!("host/lib/modules/{RELEASE}/kernel/drivers/hv/{name}.ko.zst"),
+            name,
+        );
+    }
+    machine.behavior.load = Err(Errno::EOPNOTSUPP);
+    let ModuleStep::Refused { reason } = step(&machine.load(), modules::Rung::InBox) else {
+        panic!("not refused");
+    };
+    assert!(reason.contains("hv_vmbus: its file is compressed"), "{reason}");
+    machine.calls();
+
+    machine.behavior.load = Ok(());
+    assert_eq!(step(&machine.load(), modules::Rung::InBox), loaded(IN_BOX));
+    assert_eq!(
+        machine.calls()[1..],
+        [
+            "finit_module(compressed) hv_vmbus",
+            "finit_module(compressed) hv_azure_blob"
+        ]
+    );
+}
+
+/// The chart's init container has CAP_SYS_MODULE and may not open devices.
+#[test]
+fn a_node_that_this_process_may_not_open_is_left_to_others() {
+    let mut machine = Machine::offered().in_box();
+    machine.behavior.open = false;
+    let report = machine.load();
+    assert_eq!((&report.outcome, report.code()), (&Outcome::Closed, "InBox"));
+    assert_eq!(machine.calls(), ["modprobe hv_azure_blob"]);
+    assert!(
+        report
+            .to_string()
+            .starts_with("in place: hv_azure_blob is loaded"),
+        "{report}"
+    );
+
+    // Again, with the node there: nothing is loaded.
+    let report = machine.load();
+    assert_eq!(
+        (&report.outcome, report.code()),
+        (&Outcome::Closed, "NodePresent")
+    );
+    assert!(machine.calls().is_empty());
 }
 
 #[test]
