@@ -16,6 +16,8 @@ pub enum Tool {
     CsiSanity,
     /// The file system exerciser.
     Fsx,
+    /// Renders the chart.
+    Helm,
     /// The POSIX conformance tests.
     Pjdfstest,
     /// Python with the packages of `e2e/python/requirements.txt`.
@@ -32,6 +34,7 @@ impl Tool {
             ),
             Self::CsiSanity => ("CSI_SANITY", "go/bin/csi-sanity"),
             Self::Fsx => ("FSX", "cargo/bin/fsx"),
+            Self::Helm => ("HELM", "go/bin/helm"),
             Self::Pjdfstest => ("PJDFSTEST", "cargo/bin/pjdfstest"),
             Self::Python => ("E2E_PYTHON", "python/bin/python"),
         }
@@ -42,7 +45,11 @@ impl Tool {
         let (variable, place) = self.location();
         let path = match env::var_os(variable) {
             Some(path) => PathBuf::from(path),
-            None => cache_folder()?.join(place),
+            None => match cache_folder()?.join(place) {
+                // The one program that many machines have already.
+                path if self == Self::Helm && !path.exists() => on_path("helm").unwrap_or(path),
+                path => path,
+            },
         };
         if !path.exists() {
             bail!(
@@ -52,6 +59,13 @@ impl Tool {
         }
         Ok(path)
     }
+}
+
+fn on_path(program: &str) -> Option<PathBuf> {
+    let folders = env::var_os("PATH")?;
+    env::split_paths(&folders)
+        .map(|folder| folder.join(program))
+        .find(|path| path.exists())
 }
 
 /// The folder that `e2e/test` installs into.

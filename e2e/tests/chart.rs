@@ -1,0 +1,13 @@
+//! The Helm chart, what is generated from it, and the pages that describe it. Renders with helm; no cluster is needed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A failed unwrap is a failed test.
+
+#[path = "chart/generated.rs"]
+mod generated;
+#[path = "chart/objects.rs"]
+mod objects;
+#[path = "chart/render.rs"]
+mod render;
+#[path = "chart/security.rs"]
+mod security;
+#[path = "chart/values.rs"]
+mod values;

@@ -1,0 +1,227 @@
+//! The rendered objects: what Kubernetes would take, and what the driver was promised to get.
+
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::render::{Helm, KUBE_VERSIONS, documents, object, repository, text, value_sets};
+
+/// Every object is of a type that Kubernetes knows, with no field that it does not know.
+#[test]
+fn objects_have_only_known_fields() {
+    for helm in value_sets() {
+        for version in KUBE_VERSIONS {
+            for object in helm.clone().kube_version(version).objects() {
+                assert_typed(&object);
+            }
+        }
+    }
+}
+
+/// The files that a user starts from.
+#[test]
+fn examples_have_only_known_fields() {
+    let mut seen = 0;
+    for entry in std::fs::read_dir(repository("deploy/examples")).unwrap() {
+        for object in documents(&text(&entry.unwrap().path())) {
+            assert_typed(&object);
+            seen += 1;
+        }
+    }
+    assert!(seen > 0);
+}
+
+fn assert_typed(object: &Value) {
+    let check = match object["kind"].as_str().unwrap() {
+        "CSIDriver" => round_trip::<CSIDriver>,
+        "ClusterRole" => round_trip::<ClusterRole>,
+        "ClusterRoleBinding" => round_trip::<ClusterRoleBinding>,
+        "DaemonSet" => round_trip::<DaemonSet>,
+        "Deployment" => round_trip::<Deployment>,
+        "NetworkPolicy" => round_trip::<NetworkPolicy>,
+        "PersistentVolume" => round_trip::<PersistentVolume>,
+        "PersistentVolumeClaim" => round_trip::<PersistentVolumeClaim>,
+        "Pod" => round_trip::<Pod>,
+        "PodDisruptionBudget" => round_trip::<PodDisruptionBudget>,
+        "Role" => round_trip::<Role>,
+        "RoleBinding" => round_trip::<RoleBinding>,
+        "Secret" => round_trip::<Secret>,
+        "ServiceAccount" => round_trip::<ServiceAccount>,
+        "StorageClass" => round_trip::<StorageClass>,
+        // Not Kubernetes' own.
+        "PodMonitor" => return assert_eq!(object["apiVersion"], "monitoring.coreos.com/v1"),
+        other => panic!("{other}: add its type here"),
+    };
+    check(object);
+}
+
+fn round_trip<T: DeserializeOwned + Serialize>(object: &Value) {
+    let typed: T =
+        serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{error}\n{object:#}"));
+    assert_kept(object, &serde_json::to_value(typed).unwrap(), "");
+}
+
+/// All of `written` is in `read`: a field that the type does not have would be lost on the way.
+fn assert_kept(written: &Value, read: &Value, path: &str) {
+    match (written, read) {
+        (Value::Object(written), _) => {
+            for (name, value) in written {
+                let empty = value.as_array().is_some_and(Vec::is_empty) || value.is_null();
+                let kept = read.get(name);
+                assert!(kept.is_some() || empty, "{path}.{name} is no field of the type");
+                if let Some(kept) = kept {
+                    assert_kept(value, kept, &format!("{path}.{name}"));
+                }
+            }
+        }
+        (Value::Array(written), Value::Array(read)) => {
+            assert_eq!(written.len(), read.len(), "{path}");
+            for (index, (written, read)) in written.iter().zip(read).enumerate() {
+                assert_kept(written, read, &format!("{path}[{index}]"));
+            }
+        }
+        _ => assert_eq!(written, read, "{path}"),
+    }
+}
+
+/// A field that a cluster does not know makes it refuse the object, or is dropped by it.
+#[test]
+fn the_driver_object_fits_the_version() {
+    for (version, token_in_secrets, allocatable, prevent) in [
+        ("1.30.0", false, false, false),
+        ("1.33.0", false, false, false),
+        ("1.34.0", false, true, false),
+        ("1.35.0", true, true, false),
+        ("1.36.0", true, true, false),
+        ("1.37.0", true, true, true),
+    ] {
+        let objects = Helm::new()
+            .file("ci/full-values.yaml")
+            .kube_version(version)
+            .objects();
+        let spec = &object(&objects, "CSIDriver", "vsc-blob.csi.azure.com")["spec"];
+        let has = |field: &str| spec.get(field).is_some();
+        assert_eq!(has("serviceAccountTokenInSecrets"), token_in_secrets, "{version}");
+        assert_eq!(
+            has("nodeAllocatableUpdatePeriodSeconds"),
+            allocatable,
+            "{version}"
+        );
+        assert_eq!(has("preventPodSchedulingIfMissing"), prevent, "{version}");
+        assert_eq!(spec["attachRequired"], false);
+        assert_eq!(spec["podInfoOnMount"], true);
+        assert_eq!(spec["requiresRepublish"], true);
+        assert_eq!(spec["volumeLifecycleModes"], json!(["Persistent", "Ephemeral"]));
+        assert_eq!(spec["tokenRequests"][0]["audience"], "api://AzureADTokenExchange");
+    }
+}
+
+/// Nobody may read Secrets of the whole cluster, list them anywhere, or do what has no name here.
+#[test]
+fn no_role_reads_secrets_of_the_cluster() {
+    let mut secrets = 0;
+    for helm in value_sets() {
+        for object in helm.objects() {
+            let kind = object["kind"].as_str().unwrap();
+            if !["ClusterRole", "Role"].contains(&kind) {
+                continue;
+            }
+            for rule in object["rules"].as_array().unwrap() {
+                for list in ["apiGroups", "resources", "verbs"] {
+                    let wild = rule[list].as_array().unwrap().contains(&json!("*"));
+                    assert!(!wild, "{kind} {}: {rule}", object["metadata"]["name"]);
+                }
+                if rule["resources"].as_array().unwrap().contains(&json!("secrets")) {
+                    assert_eq!(kind, "Role", "{rule}");
+                    assert_eq!(rule["verbs"], json!(["get"]), "{rule}");
+                    secrets += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(secrets, 2, "one role for each namespace of ci/full-values.yaml");
+}
+
+/// Without `secretNamespaces` there is no right on any Secret, and without the cluster no right at all.
+#[test]
+fn rights_are_given_only_where_they_are_asked_for() {
+    let objects = Helm::minimal().objects();
+    assert!(!serde_json::to_string(&objects).unwrap().contains("\"secrets\""));
+
+    let off = Helm::minimal().json("node.kubernetes", &json!("off")).objects();
+    let roles = off.iter().filter(|object| object["kind"] == "ClusterRole");
+    assert!(
+        roles
+            .clone()
+            .all(|role| role["metadata"]["name"] == "vsc-blob-csi-controller")
+    );
+    let node = object(&off, "DaemonSet", "vsc-blob-csi-node");
+    assert_eq!(
+        node["spec"]["template"]["spec"]["automountServiceAccountToken"],
+        false
+    );
+}
+
+/// The only sidecar is the provisioner: registration and health are the program's own.
+#[test]
+fn containers_are_the_promised_ones() {
+    let objects = Helm::minimal().objects();
+    let names = |kind: &str, name: &str, list: &str| -> Vec<String> {
+        let containers = &object(&objects, kind, name)["spec"]["template"]["spec"][list];
+        let names = containers
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|container| &container["name"]);
+        names.map(|name| name.as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(
+        names("DaemonSet", "vsc-blob-csi-node", "initContainers"),
+        ["load-driver"]
+    );
+    assert_eq!(
+        names("DaemonSet", "vsc-blob-csi-node", "containers"),
+        ["vsc-blob-csi"]
+    );
+    assert_eq!(
+        names("Deployment", "vsc-blob-csi-controller", "containers"),
+        ["vsc-blob-csi", "csi-provisioner"]
+    );
+}
+
+/// Pods of ours are found by the selectors whatever labels the values add.
+#[test]
+fn labels_of_the_values_do_not_replace_ours() {
+    let objects = Helm::new().file("ci/full-values.yaml").objects();
+    let node = object(&objects, "DaemonSet", "vsc-blob-csi-node");
+    let labels = &node["spec"]["template"]["metadata"]["labels"];
+    assert_eq!(labels["app.kubernetes.io/component"], "node");
+    assert_eq!(labels["purpose"], "storage");
+    assert_eq!(labels["team"], "storage");
+    assert_eq!(labels["azure.workload.identity/use"], "true");
+}
+
+#[test]
+fn images_are_named_by_digest_where_one_is_given() {
+    let objects = Helm::new().file("ci/full-values.yaml").objects();
+    let controller = &object(&objects, "Deployment", "vsc-blob-csi-controller")["spec"]["template"]["spec"];
+    let image = |index: usize| controller["containers"][index]["image"].as_str().unwrap();
+    assert_eq!(
+        image(0),
+        format!("registry.example/storage/vsc-blob-csi@sha256:{}", "1".repeat(64))
+    );
+    assert!(image(1).ends_with(&format!("csi-provisioner@sha256:{}", "2".repeat(64))));
+    let minimal = Helm::minimal().objects();
+    let node = &object(&minimal, "DaemonSet", "vsc-blob-csi-node")["spec"]["template"]["spec"];
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(
+        node["containers"][0]["image"],
+        format!("registry.example/vsc-blob-csi:{version}")
+    );
+}

@@ -1,0 +1,175 @@
+//! docs/security.md lists what each container may do; the rendered pods may do exactly that.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::render::{Helm, object, repository, text};
+
+/// The code spans in the first column of the table below a heading.
+fn listed(heading: &str) -> BTreeSet<String> {
+    let page = text(&repository("docs/security.md"));
+    let section: Vec<&str> = page
+        .lines()
+        .skip_while(|line| *line != heading)
+        .skip(1)
+        .take_while(|line| !line.starts_with('#'))
+        .collect();
+    let rights = section.iter().filter_map(|line| line.strip_prefix("| `"));
+    let rights: BTreeSet<String> = rights
+        .filter_map(|row| row.split_once('`'))
+        .map(|(right, _)| right.to_owned())
+        .collect();
+    assert!(!rights.is_empty(), "docs/security.md: no table below {heading:?}");
+    rights
+}
+
+/// What a container has beyond an unprivileged process with a private file system.
+fn granted(pod: &Value, container: &Value) -> BTreeSet<String> {
+    let mut rights = BTreeSet::new();
+    let mut add = |right: String| rights.insert(right);
+    for (field, right) in [
+        ("hostNetwork", "host network"),
+        ("hostPID", "host PID"),
+        ("hostIPC", "host IPC"),
+    ] {
+        if pod[field] == true {
+            add(right.to_owned());
+        }
+    }
+    if pod["automountServiceAccountToken"] != false {
+        add("service account token".to_owned());
+    }
+    let of_container = &container["securityContext"];
+    let of_pod = &pod["securityContext"];
+    let privileged = of_container["privileged"] == true;
+    if privileged {
+        add("privileged".to_owned());
+    } else {
+        let capabilities = &of_container["capabilities"];
+        if capabilities["drop"] != serde_json::json!(["ALL"]) {
+            add("default capabilities".to_owned());
+        }
+        for capability in capabilities["add"].as_array().into_iter().flatten() {
+            add(format!("capability {}", capability.as_str().unwrap()));
+        }
+        if of_container["allowPrivilegeEscalation"] != false {
+            add("privilege escalation".to_owned());
+        }
+        if of_pod["seccompProfile"]["type"] != "RuntimeDefault"
+            || of_container.get("seccompProfile").is_some()
+        {
+            add("other seccomp profile".to_owned());
+        }
+    }
+    if of_container["readOnlyRootFilesystem"] != true {
+        add("writable image".to_owned());
+    }
+    let user = of_container.get("runAsUser").or(of_pod.get("runAsUser"));
+    if user.is_none_or(|user| *user == 0) {
+        add("user 0".to_owned());
+    }
+    for mount in container["volumeMounts"].as_array().into_iter().flatten() {
+        let volume = pod["volumes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|volume| volume["name"] == mount["name"])
+            .unwrap();
+        let Some(path) = volume["hostPath"]["path"].as_str() else {
+            continue;
+        };
+        assert_eq!(
+            mount["mountPath"], path,
+            "seen at the same place inside and outside"
+        );
+        let mut right = format!("host {path}");
+        if mount["readOnly"] == true {
+            right.push_str(" read-only");
+        }
+        if let Some(propagation) = mount["mountPropagation"].as_str() {
+            right = format!("{right} {propagation}");
+        }
+        add(right);
+    }
+    rights
+}
+
+fn check(kind: &str, name: &str, list: &str, container: &str, heading: &str) {
+    let objects = Helm::minimal().objects();
+    let pod = &object(&objects, kind, name)["spec"]["template"]["spec"];
+    let containers = pod[list].as_array().unwrap();
+    let found = containers
+        .iter()
+        .find(|found| found["name"] == container)
+        .unwrap();
+    assert_eq!(
+        granted(pod, found),
+        listed(heading),
+        "left: the chart; right: docs/security.md, {heading}"
+    );
+}
+
+#[test]
+fn the_loader_may_do_what_is_listed() {
+    check(
+        "DaemonSet",
+        "vsc-blob-csi-node",
+        "initContainers",
+        "load-driver",
+        "### load-driver",
+    );
+}
+
+#[test]
+fn the_node_plugin_may_do_what_is_listed() {
+    check(
+        "DaemonSet",
+        "vsc-blob-csi-node",
+        "containers",
+        "vsc-blob-csi",
+        "### vsc-blob-csi (node)",
+    );
+}
+
+#[test]
+fn the_controller_may_do_what_is_listed() {
+    for container in ["vsc-blob-csi", "csi-provisioner"] {
+        check(
+            "Deployment",
+            "vsc-blob-csi-controller",
+            "containers",
+            container,
+            "### Controller",
+        );
+    }
+}
+
+/// Two views of one folder of the node keep mounts busy in the one that is not looked at.
+#[test]
+fn no_host_folder_is_mounted_twice() {
+    for helm in super::render::value_sets() {
+        let objects = helm.objects();
+        let pod = &object(&objects, "DaemonSet", "vsc-blob-csi-node")["spec"]["template"]["spec"];
+        let mut bidirectional = 0;
+        for container in pod["containers"].as_array().unwrap() {
+            let mounts = container["volumeMounts"].as_array().unwrap();
+            let mut paths: Vec<&str> = mounts
+                .iter()
+                .map(|mount| mount["mountPath"].as_str().unwrap())
+                .collect();
+            paths.sort_unstable();
+            for pair in paths.windows(2) {
+                assert!(
+                    !pair[1].starts_with(&format!("{}/", pair[0])) && pair[0] != pair[1],
+                    "{pair:?}"
+                );
+            }
+            bidirectional += mounts
+                .iter()
+                .filter(|mount| mount["mountPropagation"] == "Bidirectional")
+                .count();
+        }
+        assert_eq!(bidirectional, 1);
+    }
+}
