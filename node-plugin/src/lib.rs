@@ -1,5 +1,6 @@
-//! The node plugin as a library: CSI services, mounts, telemetry and the commands of `vsc-blob-csi`.
+//! The node plugin as a library: CSI services, mounts, the cluster, telemetry and the commands of `vsc-blob-csi`.
 
+pub mod cluster;
 pub mod commands;
 pub mod csi;
 pub mod mounts;

@@ -29,7 +29,7 @@ use tonic::service::Routes;
 use vsc_blob_csi::commands::controller::{self, ControllerArgs};
 use vsc_blob_csi::commands::node::{NodeArgs, NodePlugin};
 use vsc_blob_csi::commands::size::ByteSize;
-use vsc_blob_csi::commands::{BudgetArgs, DeviceArgs};
+use vsc_blob_csi::commands::{BudgetArgs, DeviceArgs, KubernetesArgs, KubernetesMode};
 use vsc_blob_csi::csi::server;
 use vsc_blob_csi::telemetry::health::HealthArgs;
 use vsc_blob_csi::telemetry::metrics::Metrics;
@@ -154,6 +154,9 @@ impl Demo {
         let device_args = DeviceArgs {
             device: device.device(),
         };
+        let kubernetes = KubernetesArgs {
+            kubernetes: KubernetesMode::Off,
+        };
         let plugin = NodePlugin::open(&NodeArgs {
             endpoint: endpoint(&sockets[0]),
             node_id: "demo-node".into(),
@@ -166,6 +169,7 @@ impl Demo {
                 budget: ByteSize(512 << 20),
             },
             health: HealthArgs::default(),
+            kubernetes: kubernetes.clone(),
         })?;
         serve(&sockets[0], plugin.routes(), &plugin.metrics, &stop)?;
         println!("node                 {}", endpoint(&sockets[0]));
@@ -175,6 +179,7 @@ impl Demo {
             driver_name: vsc_blob_csi::DRIVER_NAME.into(),
             device: device_args,
             health: HealthArgs::default(),
+            kubernetes,
         })?;
         serve(&sockets[1], routes, &metrics, &stop)?;
         println!("controller           {}\n", endpoint(&sockets[1]));

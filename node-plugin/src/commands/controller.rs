@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use vsc_driver::buffer::Arena;
 
-use super::DeviceArgs;
+use super::{DeviceArgs, KubernetesArgs};
 use crate::csi::connect::Connector;
 use crate::csi::controller::ControllerService;
 use crate::csi::identity::IdentityService;
@@ -42,6 +42,9 @@ pub struct ControllerArgs {
     /// See [`HealthArgs`].
     #[command(flatten)]
     pub health: HealthArgs,
+    /// See [`KubernetesArgs`].
+    #[command(flatten)]
+    pub kubernetes: KubernetesArgs,
 }
 
 /// The gRPC services of a controller, and what it counts. Call it inside the runtime.

@@ -15,10 +15,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use blob_client::transport::failover::Paths;
 use blob_fs::{Budget, Resources};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use vsc_driver::buffer::Arena;
 
+use crate::cluster::{Cluster, Config, KubeCluster};
 use crate::telemetry::LogFormat;
 use size::ByteSize;
 
@@ -76,6 +77,52 @@ pub struct DeviceArgs {
     /// Device node of the accelerated channel. A machine without it uses HTTPS.
     #[arg(long, value_name = "PATH", default_value = crate::DEVICE)]
     pub device: PathBuf,
+}
+
+/// The cluster.
+#[derive(Debug, Clone, Default, Args)]
+pub struct KubernetesArgs {
+    /// Speak to the API server (node label, Events, startup taint, secretName): auto = where the program runs in a
+    /// cluster, with its service account; off = never. Volumes are served in both cases.
+    #[arg(long, value_enum, value_name = "auto|off", default_value_t)]
+    pub kubernetes: KubernetesMode,
+}
+
+/// See [`KubernetesArgs`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum KubernetesMode {
+    /// Where the environment has an in-cluster configuration.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+}
+
+/// Kubernetes sets it in every container.
+const IN_CLUSTER: &str = "KUBERNETES_SERVICE_HOST";
+
+impl KubernetesArgs {
+    /// The API server, when there is one to speak to. Call it inside the runtime.
+    pub fn connect(&self, driver: &str, node: &str) -> Option<Arc<dyn Cluster>> {
+        if self.kubernetes == KubernetesMode::Off {
+            return None;
+        }
+        if std::env::var_os(IN_CLUSTER).is_none() {
+            tracing::info!("not in a Kubernetes cluster: no node label, no Events, no secretName");
+            return None;
+        }
+        let config = Config::incluster().map_err(anyhow::Error::from);
+        match config.and_then(|config| KubeCluster::new(config, driver, node)) {
+            Ok(cluster) => Some(Arc::new(cluster)),
+            Err(error) => {
+                tracing::warn!(
+                    "in a Kubernetes cluster, but without access to it: {error:#}; no node label, no Events, no \
+                     secretName"
+                );
+                None
+            }
+        }
+    }
 }
 
 /// Memory.

@@ -6,13 +6,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use blob_client::transport::failover::ChannelState;
 use clap::Args;
 use csi_proto::csi::identity_server::IdentityServer;
 use csi_proto::csi::node_server::NodeServer;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use super::{BudgetArgs, DeviceArgs};
+use super::{BudgetArgs, DeviceArgs, KubernetesArgs};
+use crate::cluster::{Link, Membership, Reporter};
 use crate::csi::connect::Connector;
 use crate::csi::identity::{Check, IdentityService};
 use crate::csi::node::NodeService;
@@ -66,6 +69,9 @@ pub struct NodeArgs {
     /// See [`HealthArgs`].
     #[command(flatten)]
     pub health: HealthArgs,
+    /// See [`KubernetesArgs`].
+    #[command(flatten)]
+    pub kubernetes: KubernetesArgs,
 }
 
 /// The parts of a node plugin, for the command and for programs that run it in process.
@@ -79,6 +85,7 @@ pub struct NodePlugin {
     pub metrics: Metrics,
     identity: IdentityService,
     service: NodeService,
+    link: Option<Link>,
 }
 
 impl NodePlugin {
@@ -94,13 +101,24 @@ impl NodePlugin {
             IdentityService::new(&args.driver_name, vec![fuse_check(), state_check(mounts.clone())]);
         let metrics = Metrics::new(connector.paths().clone(), Some((mounts.clone(), budget)));
         let device = Some(args.device.device.clone());
-        let service = NodeService::new(&args.node_id, mounts.clone(), connector.clone(), device);
+        let mut service = NodeService::new(&args.node_id, mounts.clone(), connector.clone(), device);
+        let cluster = args.kubernetes.connect(&args.driver_name, &args.node_id);
+        let link = cluster.map(|cluster| Link {
+            cluster,
+            driver: args.driver_name.clone(),
+            node: args.node_id.clone(),
+            reporter: Reporter::default(),
+        });
+        if let Some(link) = &link {
+            service = service.in_cluster(link.clone());
+        }
         Ok(Self {
             mounts,
             connector,
             metrics,
             identity,
             service,
+            link,
         })
     }
 
@@ -108,6 +126,41 @@ impl NodePlugin {
     pub fn routes(&self) -> Routes {
         Routes::new(IdentityServer::new(self.identity.clone()))
             .add_service(NodeServer::new(self.service.clone()))
+    }
+
+    /// Keeps the node's label, annotation and taint and sends Events until `stop`; does nothing outside a cluster.
+    async fn keep_membership(&self, stop: CancellationToken) {
+        let Some(link) = self.link.clone() else { return };
+        let paths = self.connector.paths();
+        // What is known before the first look is neither a label nor a change.
+        super::first_look(paths).await;
+        let channel = paths.watch_channel().unwrap_or_else(|| {
+            let state = ChannelState {
+                unusable: paths.channel_unusable(),
+                changes: 0,
+            };
+            watch::channel(state).1
+        });
+        let (identity, mounts) = (self.identity.clone(), self.mounts.clone());
+        let membership = Membership {
+            cluster: link.cluster,
+            node: link.node,
+            driver: link.driver,
+            channel,
+            ready: Arc::new(move || {
+                let identity = identity.clone();
+                Box::pin(async move { identity.ready().await.map_err(|error| error.message) })
+            }),
+            targets: Arc::new(move || {
+                let records = mounts.records().all().into_iter();
+                let over_channel =
+                    records.filter(|record| record.context.get("transport").is_none_or(|t| t != "https"));
+                over_channel
+                    .flat_map(|record| record.targets.into_keys())
+                    .collect()
+            }),
+        };
+        membership.keep(link.reporter, stop).await;
     }
 }
 
@@ -159,10 +212,14 @@ pub async fn run(
         )
         .await
     };
+    let membership = tokio::spawn({
+        let (plugin, stopping) = (plugin.clone(), stopping.clone());
+        async move { plugin.keep_membership(stopping).await }
+    });
     tokio::try_join!(csi, registration)?;
 
     tracing::info!("stopped serving; unmounting what no pod uses");
-    let left = plugin.mounts.shut_down().await;
+    let (left, _) = tokio::join!(plugin.mounts.shut_down(), membership);
     if left > 0 {
         tracing::warn!(
             left,

@@ -18,6 +18,7 @@ use super::connect::Connector;
 use super::guard::Guards;
 use super::status::{Error, Reason, Result};
 use super::{answer, required};
+use crate::cluster::{Link, ObjectRef, VolumeAt};
 use crate::mounts::Mounts;
 
 /// What the node can do. VOLUME_CONDITION is read by kubelets up to 1.36, GET_VOLUME_HEALTH and GET_STORAGE_HEALTH
@@ -44,6 +45,7 @@ pub struct NodeService {
     guards: Guards,
     failures: health::Failures,
     device: Option<PathBuf>,
+    link: Option<Link>,
     /// Tokens of pods in use, by target path: replaced as kubelet brings newer ones.
     tokens: Arc<Mutex<BTreeMap<PathBuf, GivenToken>>>,
 }
@@ -63,7 +65,21 @@ impl NodeService {
             guards: Guards::default(),
             failures: health::Failures::default(),
             device,
+            link: None,
             tokens: Arc::default(),
+        }
+    }
+
+    /// The same in a cluster: failures become Events, and Secrets are read by name.
+    pub fn in_cluster(mut self, link: Link) -> Self {
+        self.link = Some(link);
+        self
+    }
+
+    fn report(&self, volume_id: &str, path: &str, tell: impl FnOnce(&Link, VolumeAt)) {
+        if let Some(link) = self.link.as_ref().filter(|_| !volume_id.is_empty()) {
+            let (handle, path) = (volume_id.to_owned(), PathBuf::from(path));
+            tell(link, VolumeAt { handle, path });
         }
     }
 }
@@ -98,6 +114,17 @@ fn stable_context(context: &HashMap<String, String>) -> BTreeMap<String, String>
     lower.filter(|(key, _)| !key.starts_with(PER_POD)).collect()
 }
 
+/// The pod of a publish, as kubelet names it in the volume context (CSIDriver `podInfoOnMount`).
+fn pod_of(context: &HashMap<String, String>) -> Option<ObjectRef> {
+    let get = |key: &str| context.get(&format!("{PER_POD}pod.{key}")).cloned();
+    Some(ObjectRef {
+        kind: "Pod",
+        namespace: get("namespace")?,
+        name: get("name")?,
+        uid: get("uid")?,
+    })
+}
+
 #[tonic::async_trait]
 impl Node for NodeService {
     async fn node_stage_volume(
@@ -107,6 +134,16 @@ impl Node for NodeService {
         let request = request.into_inner();
         let result = self.stage(&request).await;
         self.failures.note(&request.volume_id, result.as_ref().err());
+        if let Err(error) = &result {
+            self.report(
+                &request.volume_id,
+                &request.staging_target_path,
+                |link, volume| {
+                    let (reason, message) = (error.reason.to_string(), error.to_string());
+                    link.reporter.staging_failed(volume, &reason, &message);
+                },
+            );
+        }
         answer(
             "NodeStageVolume",
             &request.volume_id,
@@ -137,6 +174,13 @@ impl Node for NodeService {
         let request = request.into_inner();
         let result = self.publish(&request).await;
         self.failures.note(&request.volume_id, result.as_ref().err());
+        if let Err(error) = &result {
+            self.report(&request.volume_id, &request.target_path, |link, volume| {
+                let (reason, message) = (error.reason.to_string(), error.to_string());
+                let pod = pod_of(&request.volume_context);
+                link.reporter.publishing_failed(volume, pod, &reason, &message);
+            });
+        }
         answer(
             "NodePublishVolume",
             &request.volume_id,

@@ -1,0 +1,304 @@
+//! Events: what failed, on the pod and the claim that wait for it; what became of the channel, on the node and its pods.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::kube::now;
+use super::pace::{Pauses, Told};
+use super::queue::{About, Notice, Queue};
+use super::volumes::{self, VolumeAt};
+use super::{Error, EventView, Membership, ObjectRef, Result};
+
+/// Longest message the API server accepts, in bytes (core/v1 Event validation).
+const LONGEST_MESSAGE: usize = 1024;
+/// The API server forgets Events after an hour by default; a repetition after this time is a new one.
+const REPEATED_WITHIN: Duration = Duration::from_secs(50 * 60);
+/// Events remembered for counting.
+const REMEMBERED: usize = 1024;
+/// A notice that could not be told for this long is given up: it would only confuse.
+const GIVE_UP: Duration = Duration::from_secs(15 * 60);
+
+/// Takes note of failures and never waits. Without a cluster nobody reads what it takes; it stays bounded.
+#[derive(Debug, Clone, Default)]
+pub struct Reporter(Arc<Queue>);
+
+impl Reporter {
+    /// A volume could not be staged. `reason`: the word of the error table; `message`: what the call answered.
+    pub fn staging_failed(&self, volume: VolumeAt, reason: &str, message: &str) {
+        self.failed(About::Staging(volume), reason, message);
+    }
+
+    /// A volume could not be published; `pod` from the volume context, where kubelet puts it.
+    pub fn publishing_failed(&self, volume: VolumeAt, pod: Option<ObjectRef>, reason: &str, message: &str) {
+        self.failed(About::Publishing { volume, pod }, reason, message);
+    }
+
+    /// How many Events were given up: the API server was away for too long, or too much happened meanwhile.
+    pub fn dropped(&self) -> u64 {
+        self.0.dropped()
+    }
+
+    fn failed(&self, about: About, reason: &str, message: &str) {
+        self.put(about, reason, message, true);
+    }
+
+    fn put(&self, about: About, reason: &str, message: &str, warning: bool) {
+        let now = now();
+        self.0.push(Notice {
+            about,
+            reason: reason.to_owned(),
+            message: shortened(message),
+            warning,
+            count: 1,
+            first: now,
+            last: now,
+        });
+    }
+}
+
+fn shortened(message: &str) -> String {
+    if message.len() <= LONGEST_MESSAGE {
+        return message.to_owned();
+    }
+    let mut end = LONGEST_MESSAGE - '…'.len_utf8();
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}…", &message[..end])
+}
+
+/// Notes every change of the channel; never ends.
+pub(super) async fn watch_transport(membership: &Membership, reporter: &Reporter) {
+    let mut channel = membership.channel.clone();
+    let mut seen = channel.borrow_and_update().changes;
+    loop {
+        if channel.changed().await.is_err() {
+            // Switched off: there are no changes.
+            std::future::pending::<()>().await;
+        }
+        let state = channel.borrow_and_update().clone();
+        let missed = state.changes.saturating_sub(seen);
+        seen = state.changes;
+        let targets = (membership.targets)();
+        let usable = state.unusable.is_none();
+        let tell = |usable: bool, why: &str| {
+            let about = About::Transport(targets.clone());
+            if usable {
+                let text = "requests of this node use the accelerated channel";
+                reporter.put(about, "ChannelRestored", text, false);
+            } else {
+                let text = format!("requests of this node go over HTTPS: {why}");
+                reporter.put(about, "ChannelLost", &text, true);
+            }
+        };
+        // Another reason for the same state is no change.
+        if missed > 1 {
+            tell(!usable, "the channel was away for a moment");
+        }
+        if missed > 0 {
+            tell(usable, state.unusable.as_deref().unwrap_or_default());
+        }
+    }
+}
+
+/// Sends what the reporter took, one after the other; never ends.
+pub(super) async fn send(membership: &Membership, reporter: &Reporter) {
+    let mut sender = Sender {
+        membership,
+        told: Told::new("Events"),
+        sent: HashMap::new(),
+    };
+    loop {
+        let notice = reporter.0.pop().await;
+        if !sender.tell(&notice).await {
+            reporter.0.drop_one();
+        }
+    }
+}
+
+struct Sent {
+    event: EventView,
+    at: Instant,
+}
+
+struct Sender<'a> {
+    membership: &'a Membership,
+    told: Told,
+    /// By object and reason.
+    sent: HashMap<(ObjectRef, String), Sent>,
+}
+
+impl Sender<'_> {
+    /// False when it could not be told.
+    async fn tell(&mut self, notice: &Notice) -> bool {
+        let until = Instant::now() + GIVE_UP;
+        let membership = self.membership;
+        let told = &self.told;
+        let objects = patiently(told, until, || objects(membership, &notice.about, told)).await;
+        let Some(objects) = objects else { return false };
+        let mut all = true;
+        for object in objects {
+            all &= self.tell_one(notice, object, until).await;
+        }
+        all
+    }
+
+    async fn tell_one(&mut self, notice: &Notice, object: ObjectRef, until: Instant) -> bool {
+        let key = (object.clone(), notice.reason.clone());
+        let cluster = &self.membership.cluster;
+        let before = self
+            .sent
+            .remove(&key)
+            .filter(|sent| sent.at.elapsed() < REPEATED_WITHIN);
+        if let Some(Sent { mut event, .. }) = before {
+            event.count = event.count.saturating_add(notice.count);
+            event.message.clone_from(&notice.message);
+            event.last = notice.last;
+            let updated = patiently(&self.told, until, || async {
+                match cluster.update_event(&event).await {
+                    // Forgotten by the API server: a new one is made below.
+                    Err(Error::NotFound(_)) => Ok(false),
+                    other => other.map(|()| true),
+                }
+            });
+            match updated.await {
+                Some(true) => {
+                    self.remember(key, event);
+                    return true;
+                }
+                Some(false) => {}
+                None => return false,
+            }
+        }
+        let event = EventView {
+            name: event_name(&object.name),
+            object,
+            warning: notice.warning,
+            reason: notice.reason.clone(),
+            message: notice.message.clone(),
+            count: notice.count,
+            first: notice.first,
+            last: notice.last,
+        };
+        let made = patiently(&self.told, until, || cluster.create_event(&event)).await;
+        if made.is_none() {
+            return false;
+        }
+        self.remember(key, event);
+        true
+    }
+
+    fn remember(&mut self, key: (ObjectRef, String), event: EventView) {
+        if self.sent.len() >= REMEMBERED {
+            let oldest = self.sent.iter().min_by_key(|(_, sent)| sent.at);
+            if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
+                self.sent.remove(&oldest);
+            }
+        }
+        let at = Instant::now();
+        self.sent.insert(key, Sent { event, at });
+    }
+}
+
+/// Repeats a request while it may still succeed; `None` when it cannot, or not in time.
+async fn patiently<T, F>(told: &Told, until: Instant, mut request: impl FnMut() -> F) -> Option<T>
+where
+    F: Future<Output = Result<T>>,
+{
+    let mut pauses = Pauses::default();
+    loop {
+        let result = request().await;
+        told.note(&result);
+        match result {
+            Ok(done) => return Some(done),
+            Err(error) if error.is_passing() => {
+                let pause = pauses.after(&error);
+                if Instant::now() + pause > until {
+                    return None;
+                }
+                tokio::time::sleep(pause).await;
+            }
+            Err(_) => return None,
+        }
+    }
+}
+
+/// A name that no other Event has, as client-go forms it: the object's, and a number.
+fn event_name(object: &str) -> String {
+    // The whole may have 253 characters; names are ASCII.
+    let kept = object.get(..object.len().min(220)).unwrap_or_default();
+    format!("{kept}.{:016x}", rand::random::<u64>())
+}
+
+/// Whom a notice is for: as many as the rights allow to find.
+async fn objects(membership: &Membership, about: &About, told: &Told) -> Result<Vec<ObjectRef>> {
+    let (cluster, node) = (&*membership.cluster, membership.node.as_str());
+    let claim = async |volume| {
+        let found = volumes::claim_of(cluster, &membership.driver, node, volume).await;
+        where_allowed(found, told).map(Option::flatten)
+    };
+    let pods_at =
+        async |targets| Ok(where_allowed(pods_at(membership, targets).await, told)?.unwrap_or_default());
+    match about {
+        About::Staging(volume) => {
+            let Some(claim) = claim(volume).await? else {
+                return Ok(Vec::new());
+            };
+            let mut objects = volumes::users(cluster.pods(node).await?, &claim);
+            objects.push(claim);
+            Ok(objects)
+        }
+        About::Publishing { volume, pod } => {
+            let mut objects: Vec<ObjectRef> = match pod {
+                Some(pod) => vec![pod.clone()],
+                None => pods_at(std::slice::from_ref(&volume.path)).await?,
+            };
+            // An inline volume has no claim, and a file that names a volume of its own: none is found.
+            objects.extend(claim(volume).await?);
+            Ok(objects)
+        }
+        About::Transport(targets) => {
+            let uid = cluster.node(node).await?.uid;
+            let mut objects = vec![ObjectRef {
+                kind: "Node",
+                namespace: String::new(),
+                name: node.to_owned(),
+                uid,
+            }];
+            objects.extend(pods_at(targets).await?);
+            Ok(objects)
+        }
+    }
+}
+
+/// `None` for what cannot be found out, now or later.
+fn where_allowed<T>(found: Result<T>, told: &Told) -> Result<Option<T>> {
+    told.note(&found);
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.is_passing() => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
+/// The pods that target paths belong to.
+async fn pods_at(membership: &Membership, targets: &[PathBuf]) -> Result<Vec<ObjectRef>> {
+    let uids: Vec<&str> = targets
+        .iter()
+        .filter_map(|target: &PathBuf| volumes::pod_uid(Path::new(target)))
+        .collect();
+    if uids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let pods = membership.cluster.pods(&membership.node).await?;
+    let there = pods.into_iter().map(|pod| pod.object);
+    Ok(there.filter(|pod| uids.contains(&pod.uid.as_str())).collect())
+}
+
+#[cfg(test)]
+#[path = "events_tests.rs"]
+mod tests;
