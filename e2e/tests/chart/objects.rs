@@ -1,5 +1,8 @@
 //! The rendered objects: what Kubernetes would take, and what the driver was promised to get.
 
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -37,6 +40,30 @@ fn examples_have_only_known_fields() {
     assert!(seen > 0);
 }
 
+/// Each key of docs/volumes.md stands in an example.
+#[test]
+fn examples_show_every_key() {
+    let mut examples = String::new();
+    for entry in std::fs::read_dir(repository("deploy/examples")).unwrap() {
+        examples.push_str(&text(&entry.unwrap().path()));
+    }
+    let page = text(&repository("docs/volumes.md"));
+    let section = page.split("## Attributes and parameters").nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    // First column; several keys may share a row.
+    let columns = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split('|').next());
+    let keys: Vec<&str> = columns
+        .flat_map(|column| column.split(['`', ',', ' ']))
+        .filter(|key| !key.is_empty())
+        .collect();
+    assert!(keys.len() > 20, "{keys:?}");
+    for key in keys {
+        assert!(examples.contains(key), "{key} is in no file of deploy/examples");
+    }
+}
+
 fn assert_typed(object: &Value) {
     let check = match object["kind"].as_str().unwrap() {
         "CSIDriver" => round_trip::<CSIDriver>,
@@ -54,6 +81,8 @@ fn assert_typed(object: &Value) {
         "Secret" => round_trip::<Secret>,
         "ServiceAccount" => round_trip::<ServiceAccount>,
         "StorageClass" => round_trip::<StorageClass>,
+        "ValidatingAdmissionPolicy" => round_trip::<ValidatingAdmissionPolicy>,
+        "ValidatingAdmissionPolicyBinding" => round_trip::<ValidatingAdmissionPolicyBinding>,
         // Not Kubernetes' own.
         "PodMonitor" => return assert_eq!(object["apiVersion"], "monitoring.coreos.com/v1"),
         other => panic!("{other}: add its type here"),
