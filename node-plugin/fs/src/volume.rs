@@ -55,7 +55,7 @@ pub struct VolumeConfig {
     pub attr_timeout: Duration,
     /// How long the kernel may keep names.
     pub entry_timeout: Duration,
-    /// How long the kernel may keep the knowledge that a name is absent.
+    /// How long the kernel may keep the knowledge that a name is absent; zero: the service is asked each time.
     pub negative_timeout: Duration,
     /// Keep the kernel's page cache across opens while the ETag is unchanged.
     pub kernel_cache: bool,
@@ -63,8 +63,19 @@ pub struct VolumeConfig {
     pub profile: Profile,
 }
 
+impl Profile {
+    /// How long absence is believed when nobody said so: not at all, so that what another mount has just made is found; a second where
+    /// requests count for more.
+    pub fn negative_timeout(self) -> Duration {
+        match self {
+            Self::General | Self::Streaming => Duration::ZERO,
+            Self::SmallFiles | Self::ReadonlyShared => Duration::from_secs(1),
+        }
+    }
+}
+
 impl VolumeConfig {
-    /// Defaults: read-write, root:root, 0o644/0o755, 1 s timeouts, kernel cache on, general profile.
+    /// Defaults: read-write, root:root, 0o644/0o755, names and attributes kept for 1 s, absence never believed, kernel cache on, general profile.
     pub fn new(name: impl Into<String>, store: Arc<dyn Store>) -> Self {
         Self {
             name: name.into(),
@@ -77,7 +88,7 @@ impl VolumeConfig {
             dir_mode: 0o755,
             attr_timeout: Duration::from_secs(1),
             entry_timeout: Duration::from_secs(1),
-            negative_timeout: Duration::from_secs(1),
+            negative_timeout: Profile::General.negative_timeout(),
             kernel_cache: true,
             profile: Profile::General,
         }

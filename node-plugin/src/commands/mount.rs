@@ -190,6 +190,7 @@ async fn configure(args: &MountArgs, connector: &Connector) -> anyhow::Result<(V
     config.file_mode = args.file_mode;
     config.dir_mode = args.dir_mode;
     config.profile = args.profile.into();
+    config.negative_timeout = config.profile.negative_timeout();
     Ok((config, client))
 }
 

@@ -178,7 +178,7 @@ pub(super) fn fill_plus(tree: &Tree, directory: NodeId, listed: &[Listed], reply
             None => false,
         };
         if full || dots {
-            tree.forget(entry.id, 1);
+            tree.not_taken(entry.id);
         }
         if full {
             break;

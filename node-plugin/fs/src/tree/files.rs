@@ -67,7 +67,14 @@ impl Tree {
         if writes(flags) || truncates {
             self.writable()?;
         }
-        let told = node.state().told_size;
+        let (told, lost) = {
+            let state = node.state();
+            (state.told, state.lost)
+        };
+        if lost {
+            // The kernel still held the name; this makes it look again.
+            return fail(libc::ESTALE);
+        }
         let (file, shared) = match self.shared(&node) {
             Some(file) => (file, true),
             None => {
@@ -92,8 +99,11 @@ impl Tree {
                 state.kill_privileges(node.kind, &self.defaults);
             }
         }
-        let stale_size = !shared && !truncates && told.is_some_and(|told| told != file.size());
-        if stale_size && let Some(invalidate) = self.invalidate.get() {
+        let asked = !shared && !truncates;
+        let stale_size = asked && told.is_some_and(|(size, _)| size != file.size());
+        // The kernel may hold attributes for longer than the version they are of: fstat after the open is about this one.
+        let stale_attrs = asked && told.is_some_and(|told| told != (file.size(), node.state().mtime()));
+        if stale_attrs && let Some(invalidate) = self.invalidate.get() {
             invalidate(id);
         }
         Ok(self.register(&node, file, flags, stale_size))
@@ -320,8 +330,10 @@ impl Tree {
     fn wrote(&self, handle: &Handle, kill: bool) {
         let size = handle.file.size();
         let mut state = handle.node.state();
-        state.content_changed(SystemTime::now());
-        state.told_size = Some(size);
+        let now = SystemTime::now();
+        state.content_changed(now);
+        // The kernel counts the size itself and asks for the time.
+        state.told = Some((size, now));
         if kill {
             state.kill_privileges(handle.node.kind, &self.defaults);
         }

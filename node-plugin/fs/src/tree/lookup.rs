@@ -120,6 +120,7 @@ impl Tree {
         };
         let mut table = self.table.lock();
         match table.known(parent, name) {
+            Known::Node(id, _) if table.doubted(id) => None,
             Known::Node(id, left) => self.refer(&mut table, id, left).map(Ok),
             Known::Absent(left) => Some(Ok(absent(left))),
             Known::Unknown => None,
@@ -166,22 +167,30 @@ impl Tree {
     fn refer(&self, table: &mut Table, id: NodeId, entry_ttl: Duration) -> Option<Entry> {
         let node = table.node(id)?;
         let subdirectories = table.subdirectories(id);
-        table.refer(id);
-        let mut state = node.state();
-        let local = state.local();
-        let age = state.validated.elapsed();
-        let left = |timeout: Duration| {
-            if local {
-                timeout
-            } else {
-                timeout.saturating_sub(age)
+        let left = {
+            let state = node.state();
+            let (local, age) = (state.local(), state.validated.elapsed());
+            move |timeout: Duration| {
+                if local {
+                    timeout
+                } else {
+                    timeout.saturating_sub(age)
+                }
             }
         };
+        let entry_ttl = entry_ttl.min(left(self.timeouts.entry));
+        table.refer(id, entry_ttl);
+        let mut state = node.state();
         Some(Entry {
             attr_ttl: left(self.timeouts.attr),
-            entry_ttl: entry_ttl.min(left(self.timeouts.entry)),
+            entry_ttl,
             stat: Some(Stat::of(&node, &mut state, subdirectories, &self.defaults)),
         })
+    }
+
+    /// An entry did not get to the kernel.
+    pub(crate) fn not_taken(&self, id: NodeId) {
+        self.table.lock().not_taken(id);
     }
 
     /// The kernel dropped references.
@@ -276,15 +285,16 @@ impl Tree {
 
     /// Asks the service about a name and takes over the answer. Gates are held.
     pub(super) async fn find(&self, parent: NodeId, name: &str) -> Result<Option<NodeId>> {
-        let (directory, whole, known_file) = {
+        let (directory, whole, known_file, asked) = {
             let mut table = self.table.lock();
+            let asked = table.ask();
             let directory = table.blob(parent).ok_or(Errno(libc::ENOENT))?;
             let file = table
                 .child(parent, name)
                 .is_some_and(|n| n.kind != Kind::Directory);
-            (directory, table.missed(parent), file)
+            (directory, table.missed(parent), file, asked)
         };
-        if whole && let Some(answer) = self.find_by_listing(parent, &directory, name).await? {
+        if whole && let Some(answer) = self.find_by_listing(parent, &directory, name, asked).await? {
             return Ok(answer);
         }
         let blob = names::join(&directory, name);
@@ -311,7 +321,12 @@ impl Tree {
             blob: properties.as_ref(),
             prefix,
         };
-        Ok(self.table.lock().learn(parent, name, found, asked))
+        let mut table = self.table.lock();
+        let learnt = table.learn(parent, name, found, asked);
+        if learnt.is_none() {
+            table.missed_nothing(parent);
+        }
+        Ok(learnt)
     }
 
     /// The blob of this name, and whether blobs are below it. One request, unless many siblings begin with the name.
@@ -368,12 +383,13 @@ impl Tree {
         }
     }
 
-    /// Lists a directory on behalf of a lookup; `None` when it turned out too large for that.
+    /// Lists a directory on behalf of a lookup that came in at `asked`; `None` when it turned out too large for that.
     async fn find_by_listing(
         &self,
         parent: NodeId,
         directory: &str,
         name: &str,
+        asked: Asked,
     ) -> Result<Option<Option<NodeId>>> {
         let node = self.node(parent)?;
         let Some(locks) = &node.directory else {
@@ -381,10 +397,20 @@ impl Tree {
         };
         let _one = locks.listing.lock().await;
         // Somebody else's listing may have answered while we waited.
-        match self.table.lock().known(parent, name) {
-            Known::Node(id, _) => return Ok(Some(Some(id))),
-            Known::Absent(_) => return Ok(Some(None)),
-            Known::Unknown => {}
+        {
+            let table = self.table.lock();
+            let listed_since = table
+                .dir(parent)
+                .and_then(|d| d.complete)
+                .is_some_and(|at| at >= asked.at);
+            if listed_since {
+                return Ok(Some(table.child(parent, name).map(|n| n.id)));
+            }
+            match table.known(parent, name) {
+                Known::Node(id, _) if !table.doubted(id) => return Ok(Some(Some(id))),
+                Known::Absent(_) => return Ok(Some(None)),
+                _ => {}
+            }
         }
         let mut cursor = Cursor::default();
         self.next_page(parent, directory, &mut cursor).await?;
@@ -395,12 +421,8 @@ impl Tree {
             }
             return Ok(None);
         }
-        Ok(match table.known(parent, name) {
-            Known::Node(id, _) => Some(Some(id)),
-            Known::Absent(_) => Some(None),
-            // Timeouts shorter than a request.
-            Known::Unknown => None,
-        })
+        // All there is was listed after the question came in, whatever the timeouts are.
+        Ok(Some(table.child(parent, name).map(|n| n.id)))
     }
 
     /// Fetches one more page of a listing into the table and the cursor.

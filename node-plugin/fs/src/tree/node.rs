@@ -71,6 +71,8 @@ pub(crate) struct State {
     pub(crate) stamp: u64,
     /// No name leads here any more.
     pub(crate) unlinked: bool,
+    /// The name was taken away by somebody else: the kernel may still hold it.
+    pub(crate) lost: bool,
     pub(crate) marker: Marker,
     /// Content that handles share; kept for a while after the last one is gone.
     pub(crate) content: Option<Arc<File>>,
@@ -90,8 +92,8 @@ pub(crate) struct State {
     pub(crate) busy: u32,
     /// Pages that the kernel may hold are those of `content` (or of `etag`, while there is none).
     pub(crate) cached: bool,
-    /// Size the kernel was last told.
-    pub(crate) told_size: Option<u64>,
+    /// Size and modification time the kernel was last told.
+    pub(crate) told: Option<(u64, SystemTime)>,
     /// Target of a symbolic link, once read.
     pub(crate) target: Option<Arc<[u8]>>,
     /// Reserved name that the blob was moved to when it was deleted while open.
@@ -129,6 +131,7 @@ impl State {
             validated: Instant::now(),
             stamp: 0,
             unlinked: false,
+            lost: false,
             marker: Marker::Implicit,
             content: None,
             handles: 0,
@@ -139,7 +142,7 @@ impl State {
             changes: 0,
             busy: 0,
             cached: false,
-            told_size: None,
+            told: None,
             target: None,
             hidden: None,
         }
@@ -298,7 +301,7 @@ impl Stat {
             Kind::Directory | Kind::Fifo | Kind::Socket => 0,
             Kind::File | Kind::Symlink => state.shown_size(),
         };
-        state.told_size = Some(size);
+        state.told = Some((size, mtime));
         Self {
             id: node.id,
             kind: node.kind,

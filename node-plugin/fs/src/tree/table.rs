@@ -94,6 +94,8 @@ pub(crate) struct Link {
     pub(crate) name: Arc<str>,
     /// References the kernel holds.
     lookups: u64,
+    /// Until when the kernel may use the name without asking.
+    told_until: Option<Instant>,
     pub(crate) dir: Option<Box<Dir>>,
 }
 
@@ -347,6 +349,11 @@ impl Table {
         }
     }
 
+    /// True when absence is never believed: every answer that nothing is there is the service's.
+    pub(crate) fn strict(&self) -> bool {
+        self.timeouts.negative.is_zero()
+    }
+
     /// Counts a question about a single name; true when asking for the whole directory is the better question.
     pub(crate) fn missed(&mut self, parent: NodeId) -> bool {
         let window = self.timeouts.longest();
@@ -359,6 +366,14 @@ impl Table {
         }
         dir.misses += 1;
         dir.misses > 3 && !dir.large && !window.is_zero()
+    }
+
+    /// A counted question was about a name that is not there. A listing saves the next such question only if absence is believed.
+    pub(crate) fn missed_nothing(&mut self, parent: NodeId) {
+        let strict = self.strict();
+        if let Some(dir) = self.dir_mut(parent).filter(|_| strict) {
+            dir.misses = dir.misses.saturating_sub(1);
+        }
     }
 
     fn add(&mut self, parent: NodeId, name: Arc<str>, kind: Kind, state: State) -> Arc<Node> {
@@ -378,6 +393,7 @@ impl Table {
                 parent,
                 name,
                 lookups: 0,
+                told_until: None,
                 dir: (kind == Kind::Directory).then(Box::default),
             },
         );
@@ -428,6 +444,14 @@ impl Table {
         Some(id)
     }
 
+    /// The service says that the name of a node is gone, or something else's.
+    fn lose(&mut self, id: NodeId) {
+        if let Some(node) = self.node(id) {
+            node.state().lost = true;
+        }
+        self.orphan(id);
+    }
+
     fn orphan(&mut self, id: NodeId) {
         self.record(Record::Node {
             id,
@@ -452,15 +476,26 @@ impl Table {
         }
     }
 
+    /// Nothing is at this name. `stamp`: when this mount removed it; 0 when the service said so.
     fn note_absent(&mut self, parent: NodeId, name: &str, stamp: u64) {
         let now = Instant::now();
         let until = now + self.timeouts.negative;
+        let strict = self.strict();
         let Some(dir) = self.dir_mut(parent) else {
             return;
         };
+        if stamp == 0 {
+            if let Some(known) = dir.absent.get_mut(name) {
+                known.until = until;
+                return;
+            }
+            if strict {
+                return;
+            }
+        }
         if dir.absent.len() >= MANY_ABSENT && dir.absent.len().is_power_of_two() {
             dir.absent
-                .retain(|_, a| a.until > now || a.removed.elapsed() < GONE_FOR);
+                .retain(|_, a| a.until > now || (a.stamp > 0 && a.removed.elapsed() < GONE_FOR));
         }
         dir.absent.insert(
             name.into(),
@@ -605,7 +640,7 @@ impl Table {
             other => {
                 // Gone, or something else now: the node loses its name.
                 self.leave(parent, name);
-                self.orphan(node.id);
+                self.lose(node.id);
                 match other {
                     Some(_) => self.learn_in(parent, name, found, asked, seen),
                     None => {
@@ -665,7 +700,7 @@ impl Table {
             .collect();
         for (name, id) in gone {
             self.leave(parent, &name);
-            self.orphan(id);
+            self.lose(id);
         }
         if let Some(dir) = self.dir_mut(parent) {
             dir.complete = Some(first.at);
@@ -698,11 +733,28 @@ impl Table {
         }
     }
 
-    /// The kernel got a reference to the node.
-    pub(crate) fn refer(&mut self, id: NodeId) {
+    /// The kernel got a reference to the node, and may use its name for so long.
+    pub(crate) fn refer(&mut self, id: NodeId, entry_ttl: Duration) {
         if let Some(link) = self.links.get_mut(&id) {
             link.lookups += 1;
+            link.told_until = Instant::now().checked_add(entry_ttl);
         }
+    }
+
+    /// Undoes [`Table::refer`] for an entry that the kernel did not take.
+    pub(crate) fn not_taken(&mut self, id: NodeId) {
+        if let Some(link) = self.links.get_mut(&id) {
+            link.told_until = None;
+        }
+        self.forget(id, 1);
+    }
+
+    /// True when the kernel asks for a name that it may still use: for an exclusive creation, the target of a rename, or a path that led
+    /// nowhere. What is known here is what it doubts.
+    pub(crate) fn doubted(&self, id: NodeId) -> bool {
+        self.links.get(&id).is_some_and(|link| {
+            link.told_until.is_some_and(|until| until > Instant::now()) && !link.node.state().local()
+        })
     }
 
     /// The kernel dropped references. More than it was given (after a take-over) is no reason to free anything early.
@@ -712,6 +764,7 @@ impl Table {
         };
         link.lookups = link.lookups.saturating_sub(count);
         if link.lookups == 0 {
+            link.told_until = None;
             self.reap(id);
         }
     }

@@ -34,12 +34,21 @@ fn files_are_written_and_read_back() {
 }
 
 #[test]
-fn a_small_new_file_is_one_request() {
+fn a_small_new_file_is_one_request_beside_the_question_for_its_name() {
     let store = store();
     let m = Mount::new(&store);
     fs::create_dir(m.path("d")).unwrap();
     store.reset_counters();
     fs::write(m.path("d/f"), b"x").unwrap();
+    let counters = store.counters();
+    let asked = (counters.of(Op::List), counters.of(Op::Put), counters.total());
+    assert_eq!(asked, (1, 1, 2), "{counters:?}");
+    m.end().unwrap();
+    // Where absence is believed: the first question lists the folder that this mount has made.
+    let m = Mount::with(&store, crate::patient);
+    names(&m.path("d"));
+    store.reset_counters();
+    fs::write(m.path("d/g"), b"x").unwrap();
     let counters = store.counters();
     assert_eq!((counters.of(Op::Put), counters.total()), (1, 1), "{counters:?}");
 }

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use crate::common::*;
 use crate::{patient, store};
@@ -42,6 +43,43 @@ fn a_storm_of_lookups_becomes_one_listing() {
     }
     let counters = store.counters();
     assert!(counters.total() <= 4, "{counters:?}");
+}
+
+/// The price of strictness: a name that is not there costs one request each time, names that are there no more than before.
+#[test]
+fn absence_that_is_not_believed_costs_one_request_each_time() {
+    let store = store();
+    for i in 0..500 {
+        store.foreign_put(&format!("d/f{i}"), "x", Metadata::new());
+    }
+    let m = Mount::with(&store, |config| {
+        patient(config);
+        config.negative_timeout = Duration::ZERO;
+    });
+    fs::metadata(m.path("d")).unwrap();
+    store.reset_counters();
+    for i in 0..500 {
+        assert!(m.path(&format!("d/f{i}")).exists());
+    }
+    let present = store.counters();
+    assert!(present.total() <= 4, "{present:?}");
+    for i in 500..600 {
+        assert!(!m.path(&format!("d/f{i}")).exists());
+        assert!(!m.path(&format!("d/f{i}")).exists());
+    }
+    let counters = store.counters();
+    assert_eq!(counters.total() - present.total(), 200, "{counters:?}");
+    // A new file: the question before its creation, and its Put.
+    store.reset_counters();
+    for i in 500..520 {
+        fs::write(m.path(&format!("d/f{i}")), "new").unwrap();
+    }
+    let counters = store.counters();
+    assert_eq!(
+        (counters.of(Op::List), counters.of(Op::Put), counters.total()),
+        (20, 20, 40),
+        "{counters:?}"
+    );
 }
 
 #[test]

@@ -156,7 +156,9 @@ impl NodeService {
         (config.file_mode, config.dir_mode) = options.modes(access.group.is_some());
         config.attr_timeout = options.attr_timeout.unwrap_or(config.attr_timeout);
         config.entry_timeout = options.entry_timeout.unwrap_or(config.entry_timeout);
-        config.negative_timeout = options.negative_timeout.unwrap_or(config.negative_timeout);
+        config.negative_timeout = options
+            .negative_timeout
+            .unwrap_or(attributes.profile.negative_timeout());
         config.kernel_cache = options.kernel_cache.unwrap_or(config.kernel_cache);
         config.profile = attributes.profile;
         Ok(config)

@@ -6,6 +6,10 @@ use super::*;
 use crate::budget::Budget;
 
 fn table() -> Table {
+    table_believing_absence_for(Duration::from_secs(1))
+}
+
+fn table_believing_absence_for(negative: Duration) -> Table {
     let second = Duration::from_secs(1);
     Table::new(
         State::fresh(Attrs::default(), SystemTime::now()),
@@ -13,7 +17,7 @@ fn table() -> Table {
         Timeouts {
             attr: second,
             entry: second,
-            negative: second,
+            negative,
         },
         Arc::new(Log::create().unwrap()),
         Budget::new(0).charge_metadata(0),
@@ -181,8 +185,8 @@ fn nodes_live_as_long_as_somebody_refers_to_them() {
     let p = blob("1", &[]);
     let asked = t.ask();
     let id = t.learn(ROOT, "a", file(&p), asked).unwrap();
-    t.refer(id);
-    t.refer(id);
+    t.refer(id, Duration::ZERO);
+    t.refer(id, Duration::ZERO);
     t.remove(ROOT, "a");
     t.forget(id, 1);
     assert!(t.node(id).is_some());
@@ -208,7 +212,7 @@ fn a_sweep_frees_what_expired_and_nobody_refers_to() {
         })
         .collect();
     t.end_listing(listing, ROOT, asked);
-    t.refer(ids[0]);
+    t.refer(ids[0], Duration::ZERO);
     let old = Instant::now().checked_sub(2 * SWEEP_AFTER).unwrap();
     ids.iter()
         .for_each(|id| t.node(*id).unwrap().state().validated = old);
@@ -216,4 +220,65 @@ fn a_sweep_frees_what_expired_and_nobody_refers_to() {
     assert_eq!(t.nodes().len(), 2);
     assert!(!t.listing_fresh(ROOT));
     assert!(matches!(t.known(ROOT, "f5"), Known::Unknown));
+}
+
+#[test]
+fn absence_that_is_not_believed_is_neither_known_nor_kept() {
+    let mut t = table_believing_absence_for(Duration::ZERO);
+    let asked = t.ask();
+    for i in 0..10 {
+        assert!(t.learn(ROOT, &format!("f{i}"), NOTHING, asked).is_none());
+    }
+    let listing = t.begin_listing();
+    t.end_listing(listing, ROOT, asked);
+    assert!(matches!(t.known(ROOT, "f1"), Known::Unknown));
+    assert!(!t.listing_fresh(ROOT));
+    assert!(t.dir(ROOT).unwrap().absent.is_empty());
+    // What this mount removed is remembered all the same: the answer to an older question does not bring it back.
+    let p = blob("1", &[]);
+    t.learn(ROOT, "gone", file(&p), asked).unwrap();
+    let before = t.ask();
+    t.remove(ROOT, "gone");
+    let after = t.ask();
+    assert!(t.learn(ROOT, "gone", NOTHING, after).is_none());
+    assert!(t.learn(ROOT, "gone", file(&p), before).is_none());
+    assert!(t.learn(ROOT, "gone", file(&p), after).is_some());
+}
+
+#[test]
+fn questions_about_names_that_are_not_there_ask_for_no_listing() {
+    let mut t = table_believing_absence_for(Duration::ZERO);
+    for _ in 0..100 {
+        assert!(!t.missed(ROOT));
+        t.missed_nothing(ROOT);
+    }
+    let wanted: Vec<bool> = (0..5).map(|_| t.missed(ROOT)).collect();
+    assert_eq!(wanted, [false, false, false, true, true]);
+    let mut t = table();
+    for _ in 0..3 {
+        assert!(!t.missed(ROOT));
+        t.missed_nothing(ROOT);
+    }
+    assert!(t.missed(ROOT), "believed absence is worth a listing");
+}
+
+#[test]
+fn a_name_that_the_kernel_holds_and_asks_for_is_doubted() {
+    let mut t = table();
+    let p = blob("1", &[]);
+    let asked = t.ask();
+    let id = t.learn(ROOT, "a", file(&p), asked).unwrap();
+    assert!(!t.doubted(id), "never handed out");
+    t.refer(id, Duration::from_secs(60));
+    assert!(t.doubted(id));
+    t.node(id).unwrap().state().handles = 1;
+    assert!(!t.doubted(id), "this mount's own");
+    t.node(id).unwrap().state().handles = 0;
+    t.forget(id, 1);
+    assert!(!t.doubted(id), "the kernel has forgotten it");
+    t.refer(id, Duration::from_secs(60));
+    t.not_taken(id);
+    assert!(!t.doubted(id), "it did not get there");
+    t.refer(id, Duration::ZERO);
+    assert!(!t.doubted(id), "expired");
 }
