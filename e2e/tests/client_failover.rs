@@ -273,6 +273,7 @@ async fn spoiled_answers_never_become_content() {
         Spoil::Magic,
         Spoil::Json,
         Spoil::Data,
+        Spoil::Protocol,
     ] {
         let node = Node::new(TransportMode::Prefer).await;
         let c = node.container().await;
@@ -461,6 +462,10 @@ async fn a_host_without_rest_reads_by_handle() {
     );
     let counters = node.mock.as_ref().unwrap().counters();
     assert_eq!((counters.open, counters.read), (1, 4));
+    // The channel is in use, and what does not go over it is told.
+    assert_eq!(node.paths.channel_unusable(), None);
+    let limits = node.paths.channel_limits().unwrap();
+    assert!(limits.contains("no REST requests"), "{limits}");
     assert_eq!(node.stats("channel").errors, 0);
 
     // A device that returns has forgotten its handles: no reader notices.
@@ -489,6 +494,7 @@ async fn a_device_that_appears_later_is_taken() {
     let mut node = Node::with_faults(TransportMode::Prefer, None).await;
     let c = node.container().await;
     round_trips(&node, &c, 0..2).await;
+    assert_eq!(node.paths.channel_limits(), None);
     let stats = node.stats("channel");
     assert_eq!((stats.requests, stats.errors, stats.usable), (0, 0, false));
     assert!(stats.reason.unwrap().contains("azure_blob"));

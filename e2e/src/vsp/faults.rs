@@ -105,6 +105,8 @@ pub enum Spoil {
     Json,
     /// A correct response that tells of half the payload only (and writes no more).
     Data,
+    /// Executed, but the call ends with EPROTO: what the kernel module says of an answer that makes no sense.
+    Protocol,
 }
 
 /// What the mock has seen. A snapshot.

@@ -143,6 +143,9 @@ impl Host {
         if let Some(late) = plan.late {
             tokio::time::sleep(late).await;
         }
+        if plan.spoil == Some(Spoil::Protocol) {
+            return Err(Errno::EPROTO);
+        }
         if plan.spoil == Some(Spoil::Data) {
             halve(&mut outcome);
         }
@@ -548,6 +551,6 @@ fn spoil_response(spoil: Spoil, response: &mut [u8], request: &RequestSync) -> u
             }
             len
         }
-        Spoil::Json | Spoil::Data | Spoil::Unwritten => len,
+        Spoil::Json | Spoil::Data | Spoil::Unwritten | Spoil::Protocol => len,
     }
 }

@@ -296,6 +296,16 @@ async fn spoiled_responses_are_errors_of_the_frame() {
     ));
     let error = spoil(Spoil::Overlong).await.unwrap_err();
     assert!(matches!(error, ChannelError::Io { call: "ioctl", .. }), "{error}");
+    // What the kernel module says of an answer that makes no sense: an error, and nothing of the device's own that is gone or full.
+    let error = spoil(Spoil::Protocol).await.unwrap_err();
+    let ChannelError::Io {
+        call: "ioctl",
+        source,
+    } = &error
+    else {
+        panic!("{error}")
+    };
+    assert_eq!(source.raw_os_error(), Some(nix::errno::Errno::EPROTO as i32));
     let half = answer(&spoil(Spoil::Data).await.unwrap()).unwrap();
     assert_eq!(
         half.bytes_read,

@@ -65,6 +65,11 @@ pub(crate) trait Probed: Transport {
     /// Asks the host something harmless; `Err` says why the channel is not usable.
     async fn probe(&self) -> Result<(), String>;
 
+    /// What the host does not take on a channel that is well otherwise, in one sentence.
+    fn limits(&self) -> Option<String> {
+        None
+    }
+
     /// Shown what HTTPS answered to a request that was not for the channel.
     fn learn(&self, method: &Method, url: &Uri, response: &Response);
 }
@@ -162,6 +167,12 @@ impl Paths {
             Some(channel) => channel.breaker.unusable(),
             None => Some(SWITCHED_OFF.to_owned()),
         }
+    }
+
+    /// What does not go over a channel that is in use, in one sentence; `None` when everything does, or when it is not in use.
+    pub fn channel_limits(&self) -> Option<String> {
+        let channel = self.channel.as_ref().filter(|c| c.breaker.is_usable())?;
+        channel.current()?.limits()
     }
 
     /// Changes of the channel's state as they come, for Events and metrics; `None` when the channel is switched off.

@@ -268,6 +268,11 @@ impl Transport for Vsc {
 
 #[async_trait]
 impl Probed for Vsc {
+    fn limits(&self) -> Option<String> {
+        let refused = self.rest.is_refused();
+        refused.then(|| format!("{NO_REST}: only reads with a SAS go over it"))
+    }
+
     /// Asks the host to close a handle that nobody has: any well-formed answer shows that it listens, and the store is not
     /// bothered.
     async fn probe(&self) -> Result<(), String> {

@@ -132,13 +132,20 @@ impl NodeService {
     /// Degraded when the node has the channel's device and cannot use it. A node without the device is as it should be.
     pub(super) fn storage_health(&self) -> NodeGetStorageHealthResponse {
         let offered = self.device.as_ref().is_some_and(|device| device.exists());
-        let reason = self.connector.paths().channel_unusable().filter(|_| offered);
-        let backend_health = reason.map(|message| StorageBackendHealth {
-            status: StorageHealthErrorType::StorageDegraded as i32,
-            reason: "ChannelUnusable".into(),
-            message: format!("requests go over HTTPS: {message}"),
-            volume_capability: None,
-        });
+        let paths = self.connector.paths();
+        let told = match (paths.channel_unusable(), paths.channel_limits()) {
+            (Some(why), _) => Some(("ChannelUnusable", format!("requests go over HTTPS: {why}"))),
+            (None, Some(what)) => Some(("ChannelLimited", format!("other requests go over HTTPS: {what}"))),
+            (None, None) => None,
+        };
+        let backend_health = told
+            .filter(|_| offered)
+            .map(|(reason, message)| StorageBackendHealth {
+                status: StorageHealthErrorType::StorageDegraded as i32,
+                reason: reason.into(),
+                message,
+                volume_capability: None,
+            });
         NodeGetStorageHealthResponse {
             backend_health: backend_health.into_iter().collect(),
         }

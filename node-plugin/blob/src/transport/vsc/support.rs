@@ -39,6 +39,11 @@ impl RestSupport {
         !matches!(*state, State::Refused { .. })
     }
 
+    /// The host counts as refusing it now.
+    pub(super) fn is_refused(&self) -> bool {
+        matches!(*self.lock(), State::Refused { .. })
+    }
+
     /// A REST request was executed.
     pub(super) fn taken(&self) {
         *self.lock() = State::Taken;
