@@ -6,9 +6,7 @@
     reason = "a failed unwrap is a failed test"
 )]
 
-use std::path::Path;
 use std::process::Command;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -16,34 +14,17 @@ use e2e::harness::backend::Kind;
 use e2e::harness::mount::Counters;
 use e2e::harness::process::Running;
 use e2e::harness::setup::{Setup, Way};
-use e2e::harness::tree::{self, TreeSpec};
+use e2e::harness::tree;
 use e2e::harness::wait_for;
 use e2e::vsp::{Faults, Spoil};
 
 /// A request that never returns is given up after its timeout; the copy waits that long, and not much longer.
 const COPY_LIMIT: Duration = Duration::from_secs(300);
-const LARGE: u64 = 300 << 20;
-
-fn source() -> &'static Path {
-    static SOURCE: OnceLock<tempfile::TempDir> = OnceLock::new();
-    SOURCE
-        .get_or_init(|| {
-            let folder = tree::scratch().unwrap();
-            let spec = TreeSpec {
-                files: 2000,
-                large: LARGE,
-                seed: 2,
-            };
-            tree::write(&folder.path().join("tree"), spec).unwrap();
-            folder
-        })
-        .path()
-}
 
 /// Copies the tree in, lets `fault` happen once half of it went over the channel, and compares after a remount.
 /// `at` says in percent of the bytes when the fault happens.
 fn copy_with(setup: &Setup, at: u64, fault: impl FnOnce(&mut Faults)) -> Result<Counters> {
-    let tree = source().join("tree");
+    let tree = tree::large_tree()?;
     let mount = setup.mount("copy", "mnt")?;
     let device = setup.device()?;
     let target = mount.path().join("tree");
@@ -57,7 +38,7 @@ fn copy_with(setup: &Setup, at: u64, fault: impl FnOnce(&mut Faults)) -> Result<
             "the copy ended before the fault: {:?}",
             device.counters()
         );
-        Ok((device.counters().bytes_in > LARGE * at / 100).then_some(()))
+        Ok((device.counters().bytes_in > tree::LARGE * at / 100).then_some(()))
     })?;
     let mut faults = device.faults().get();
     fault(&mut faults);
@@ -158,7 +139,7 @@ fn the_ring_is_often_full() -> Result<()> {
         setup.device()?.counters()
     );
     ensure!(
-        counters.channel.bytes_out > LARGE / 2,
+        counters.channel.bytes_out > tree::LARGE / 2,
         "the channel was given up: {counters:?}"
     );
     Ok(())
@@ -188,6 +169,7 @@ fn answers_are_spoiled() -> Result<()> {
         Spoil::Magic,
         Spoil::Json,
         Spoil::Data,
+        Spoil::Protocol,
     ];
     for spoil in kinds {
         device.faults().update(|faults| {

@@ -7,40 +7,19 @@
     reason = "a failed unwrap is a failed test"
 )]
 
-use std::path::Path;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::harness::backend::Kind;
 use e2e::harness::mount::MountOptions;
 use e2e::harness::setup::{Setup, Way};
-use e2e::harness::tree::{self, TreeSpec};
+use e2e::harness::tree;
 use e2e::store::{AccountKey, DEV_ACCOUNT, DEV_KEY, SasOptions};
-
-const LARGE: u64 = 300 << 20;
-
-/// The tree, made once for all tests of this process.
-fn source() -> &'static Path {
-    static SOURCE: OnceLock<tempfile::TempDir> = OnceLock::new();
-    SOURCE
-        .get_or_init(|| {
-            let folder = tree::scratch().unwrap();
-            let spec = TreeSpec {
-                files: 2000,
-                large: LARGE,
-                seed: 1,
-            };
-            tree::write(&folder.path().join("tree"), spec).unwrap();
-            folder
-        })
-        .path()
-}
 
 /// `cp -r`, unmount, mount again, `diff -r`; then how much went which way.
 fn copy_and_compare(kind: Kind, way: Way) -> Result<()> {
     let setup = Setup::new(kind, way)?;
-    let tree = source().join("tree");
+    let tree = tree::large_tree()?;
     let mount = setup.mount("copy", "mnt")?;
     tree::copy(&tree, &mount.path().join("tree"))?;
     let written = mount.unmount()?;
@@ -53,8 +32,8 @@ fn copy_and_compare(kind: Kind, way: Way) -> Result<()> {
         Way::Channel => (&written.channel, &written.https, &read.channel),
         Way::Https => (&written.https, &written.channel, &read.https),
     };
-    ensure!(used.bytes_out >= LARGE, "{written:?}");
-    ensure!(way_back.bytes_in >= LARGE, "{read:?}");
+    ensure!(used.bytes_out >= tree::LARGE, "{written:?}");
+    ensure!(way_back.bytes_in >= tree::LARGE, "{read:?}");
     ensure!(
         unused.bytes_out == 0,
         "{} bytes took the other way",
@@ -64,7 +43,10 @@ fn copy_and_compare(kind: Kind, way: Way) -> Result<()> {
     if way == Way::Channel {
         // The other side of the device counted the same: no mistake in our own books.
         let host = setup.device()?.counters();
-        ensure!(host.bytes_in >= LARGE && host.bytes_out >= LARGE, "{host:?}");
+        ensure!(
+            host.bytes_in >= tree::LARGE && host.bytes_out >= tree::LARGE,
+            "{host:?}"
+        );
     }
     Ok(())
 }

@@ -1,6 +1,5 @@
 //! `vsc-blob-csi mount` on a folder, as a child process, freed whatever happens.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use nix::sys::signal::Signal;
 use super::backend::Backend;
 use super::process::Running;
 use super::{PATIENCE, tools, wait_for};
+use crate::fuse::{abort, connection_at};
 use crate::store::DEV_KEY;
 
 /// How long a mount may be in use by processes that are just starting.
@@ -67,7 +67,7 @@ pub struct Mount {
     process: Running,
     path: PathBuf,
     /// Minor device number = number of the FUSE connection; what is left to free a mount whose server is gone.
-    connection: u32,
+    connection: u64,
     mounted: bool,
 }
 
@@ -173,7 +173,7 @@ impl Mount {
         if !std::mem::take(&mut self.mounted) {
             return;
         }
-        let _ = fs::write(format!("/sys/fs/fuse/connections/{}/abort", self.connection), "1");
+        let _ = abort(self.connection);
         let _ = Command::new("umount").arg("-l").arg(&self.path).status();
     }
 }
@@ -226,15 +226,4 @@ fn counters(output: &str) -> Result<Counters> {
         bail!("the program printed no counters at its end:\n{output}");
     }
     Ok(counters)
-}
-
-/// The FUSE connection mounted at `path`, from mountinfo: stat would block on a mount that does not answer.
-pub fn connection_at(path: &Path) -> Result<Option<u32>> {
-    let table = fs::read_to_string("/proc/self/mountinfo")?;
-    let wanted = path.to_str().context("mount point is not UTF-8")?;
-    Ok(table.lines().find_map(|line| {
-        let mut fields = line.split(' ');
-        let device = fields.nth(2)?;
-        (fields.nth(1)? == wanted).then(|| device.split_once(':')?.1.parse().ok())?
-    }))
 }

@@ -11,6 +11,7 @@ use super::backend::Backend;
 use super::csi::CsiClient;
 use super::process::Running;
 use super::{PATIENCE, runtime, tools, tree, wait_for};
+use crate::fuse;
 use crate::store::{DEV_ACCOUNT, DEV_KEY};
 
 /// Name of the node in all suites.
@@ -117,8 +118,9 @@ impl Drop for Plugin {
             if !at.starts_with(&under) {
                 continue;
             }
-            let connection = device.rsplit(':').next().unwrap_or_default();
-            let _ = std::fs::write(format!("/sys/fs/fuse/connections/{connection}/abort"), "1");
+            if let Some(connection) = fuse::connection_of(device) {
+                let _ = fuse::abort(connection);
+            }
             let _ = Command::new("umount").arg("-l").arg(at).status();
         }
     }

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use rand::rngs::SmallRng;
@@ -121,6 +122,29 @@ pub fn assert_equal(left: &Path, right: &Path) -> Result<()> {
             .arg(right),
     )
     .map(drop)
+}
+
+/// Size of the one large file in [`large_tree`].
+pub const LARGE: u64 = 300 << 20;
+
+/// A tree of 2,000 files with a large one, made once for all tests of this process.
+pub fn large_tree() -> Result<PathBuf> {
+    static TREE: Mutex<Option<tempfile::TempDir>> = Mutex::new(None);
+    let mut tree = TREE.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = match tree.take() {
+        Some(folder) => folder,
+        None => {
+            let folder = scratch()?;
+            let spec = TreeSpec {
+                files: 2000,
+                large: LARGE,
+                seed: 1,
+            };
+            write(&folder.path().join("tree"), spec)?;
+            folder
+        }
+    };
+    Ok(tree.insert(folder).path().join("tree"))
 }
 
 /// A scratch folder for a test, removed at its end. Short, because unix socket paths below it must fit into 108 bytes.

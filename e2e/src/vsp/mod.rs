@@ -121,9 +121,8 @@ impl Drop for MockVsp {
             }
             // Whoever still calls may be a thread of this process. Should the process end before the call is answered,
             // the caller would wait for a server that died with it, and the process could never end: let it go now.
-            let abort = format!("/sys/fs/fuse/connections/{}/abort", self.connection);
-            if let Err(error) = std::fs::write(&abort, "1") {
-                tracing::debug!(%error, abort, "could not abort the mock device's connection");
+            if let Err(error) = crate::fuse::abort(self.connection) {
+                tracing::debug!(%error, "could not abort the mock device's connection");
             }
         }
         if let Some(runtime) = self.runtime.take() {

@@ -6,7 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::harness::mount::{Mount, MountOptions, connection_at};
+use e2e::fuse::connection_at;
+use e2e::harness::mount::{Mount, MountOptions};
 use e2e::harness::process::Running;
 use e2e::harness::setup::Setup;
 use e2e::harness::tools::run;
