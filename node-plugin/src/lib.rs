@@ -1,5 +1,6 @@
 //! The node plugin as a library: CSI services, mounts, the cluster, telemetry and the commands of `vsc-blob-csi`.
 
+pub mod allocator;
 pub mod cluster;
 pub mod commands;
 pub mod csi;

@@ -14,10 +14,12 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 /// The least a budget can be: a few parts for readers and a few blocks for writers.
 pub const MIN_BUDGET: usize = 32 << 20;
 
-/// Reads that may go over the budget at the same time, one request's worth each.
+/// Most reads that are granted at the same time when there is no room, of [`PROGRESS_BYTES`] at most each. Room is set aside for them.
 const PROGRESS_READS: usize = 8;
+/// What a read that somebody waits for takes at most: a request of 1 MiB whose ends are rounded.
+const PROGRESS_BYTES: usize = 2 << 20;
 
-/// One part in so many of the budget may be read by commits to be sent again.
+/// One part in so many of the budget may be read by commits to be sent again. It is set aside.
 const RESEND_SHARE: usize = 16;
 /// What that is counted in, in bytes.
 const RESEND_UNIT: usize = 64 << 10;
@@ -70,6 +72,8 @@ const RELIEF_PARALLEL: usize = 4;
 #[derive(Debug)]
 pub struct Budget {
     total: usize,
+    /// The total, less what is set aside.
+    limit: usize,
     dirty_limit: usize,
     inner: Mutex<Inner>,
     room: Notify,
@@ -136,13 +140,16 @@ impl Budget {
     /// A budget of `bytes` (default of the program: 512 MiB; at least 32 MiB).
     pub fn new(bytes: usize) -> Arc<Self> {
         let total = bytes.max(MIN_BUDGET);
+        let progress = (total / RESEND_SHARE / PROGRESS_BYTES).clamp(1, PROGRESS_READS);
+        let limit = total - total / RESEND_SHARE - progress * PROGRESS_BYTES;
         Arc::new(Self {
             total,
+            limit,
             // Readers keep a quarter even while writers are fast.
-            dirty_limit: total / 4 * 3,
+            dirty_limit: limit / 4 * 3,
             inner: Mutex::default(),
             room: Notify::new(),
-            progress: Semaphore::new(PROGRESS_READS),
+            progress: Semaphore::new(progress),
             resend: Semaphore::new(total / RESEND_SHARE / RESEND_UNIT),
             started: Instant::now(),
         })
@@ -211,7 +218,7 @@ impl Budget {
     }
 
     /// Waits for the right to hold `bytes` of a blob that a commit has read only to send them again; kept until they are sent.
-    /// Cached data that is dropped meanwhile stays in memory that long, so this is what all commits may be over the budget by.
+    /// Cached data that is dropped meanwhile stays in memory that long; room for it is set aside.
     pub(crate) async fn acquire_resend(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
         let most = self.total / RESEND_SHARE / RESEND_UNIT;
         let units = bytes.div_ceil(RESEND_UNIT as u64).min(most as u64) as u32;
@@ -221,6 +228,13 @@ impl Budget {
     /// Charges metadata. Always granted; grow and shrink it with [`Permit::resize`].
     pub fn charge_metadata(self: &Arc<Self>, bytes: usize) -> Permit {
         let permit = self.force(Kind::Metadata, bytes);
+        self.shrink();
+        permit
+    }
+
+    /// Charges the copy of a write that waits for room. Always granted, cached data makes way; the caller bounds how many there are.
+    pub(crate) fn charge_waiting(self: &Arc<Self>, bytes: usize) -> Permit {
+        let permit = self.force(Kind::Dirty, bytes);
         self.shrink();
         permit
     }
@@ -309,7 +323,7 @@ impl Budget {
     }
 
     fn no_room(&self, inner: &Inner, kind: Kind, bytes: usize) -> bool {
-        inner.sum() + bytes > self.total || self.dirty_full(inner, kind, bytes)
+        inner.sum() + bytes > self.limit || self.dirty_full(inner, kind, bytes)
     }
 
     fn dirty_full(&self, inner: &Inner, kind: Kind, bytes: usize) -> bool {
@@ -330,7 +344,7 @@ impl Budget {
 
     /// Drops cached data until the sum fits again, as far as that is possible.
     fn shrink(&self) {
-        while self.lock().sum() > self.total && self.evict_one() {}
+        while self.lock().sum() > self.limit && self.evict_one() {}
     }
 
     /// Drops one cached entry; false when there is none.
@@ -454,20 +468,21 @@ mod tests {
     #[test]
     fn cached_data_makes_room_oldest_first_unless_used() {
         let budget = Budget::new(32 * MIB);
-        let first = entry(&budget, 16 * MIB);
-        let second = entry(&budget, 16 * MIB);
+        let half = budget.limit / 2;
+        let first = entry(&budget, half);
+        let second = entry(&budget, half);
         first.used.store(true, Ordering::Relaxed);
         let permit = budget.try_acquire(Kind::Cached, 10 * MIB).unwrap();
         assert!(first.permit.lock().unwrap().is_some());
         assert!(second.permit.lock().unwrap().is_none());
         drop(permit);
-        assert_eq!(budget.usage().cached, 16 * MIB);
+        assert_eq!(budget.usage().cached, half);
     }
 
     #[test]
     fn metadata_is_always_granted_and_pushes_data_out() {
         let budget = Budget::new(32 * MIB);
-        let data = entry(&budget, 32 * MIB);
+        let data = entry(&budget, budget.limit);
         let mut permit = budget.charge_metadata(MIB);
         assert!(data.permit.lock().unwrap().is_none());
         permit.resize(40 * MIB);
@@ -482,9 +497,13 @@ mod tests {
     #[test]
     fn dirty_data_leaves_room_for_readers() {
         let budget = Budget::new(32 * MIB);
-        let dirty = budget.try_acquire(Kind::Dirty, 24 * MIB).unwrap();
+        let dirty = budget.try_acquire(Kind::Dirty, budget.dirty_limit).unwrap();
         assert!(budget.try_acquire(Kind::Dirty, 1).is_none());
-        assert!(budget.try_acquire(Kind::Cached, 8 * MIB).is_some());
+        assert!(
+            budget
+                .try_acquire(Kind::Cached, budget.limit - budget.dirty_limit)
+                .is_some()
+        );
         dirty.recharge(Kind::Cached);
         assert!(budget.try_acquire(Kind::Dirty, MIB).is_some());
     }
@@ -520,7 +539,7 @@ mod tests {
     #[tokio::test]
     async fn writers_wait_for_relief() {
         let budget = Budget::new(32 * MIB);
-        let permit = budget.try_acquire(Kind::Dirty, 24 * MIB);
+        let permit = budget.try_acquire(Kind::Dirty, budget.dirty_limit);
         let holder = Arc::new(Holder(Mutex::new(permit)));
         let weak: Weak<Holder> = Arc::downgrade(&holder);
         budget.offer_relief(weak);
@@ -531,7 +550,7 @@ mod tests {
     #[tokio::test]
     async fn writers_wake_when_room_comes_back_and_give_up_when_it_does_not() {
         let budget = Budget::new(32 * MIB);
-        let permit = budget.try_acquire(Kind::Dirty, 24 * MIB).unwrap();
+        let permit = budget.try_acquire(Kind::Dirty, budget.dirty_limit).unwrap();
         assert!(budget.acquire_dirty(MIB, Duration::ZERO).await.is_none());
         let waiter = tokio::spawn({
             let budget = Arc::clone(&budget);
@@ -549,9 +568,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_read_is_granted_even_when_everything_is_dirty() {
-        let budget = Budget::new(32 * MIB);
-        let _dirty = budget.try_acquire(Kind::Dirty, 24 * MIB).unwrap();
-        let _meta = budget.charge_metadata(8 * MIB);
+        let budget = Budget::new(512 * MIB);
+        let _dirty = budget.try_acquire(Kind::Dirty, budget.dirty_limit).unwrap();
+        let _meta = budget.charge_metadata(budget.limit - budget.dirty_limit);
         let mut held = Vec::new();
         for _ in 0..PROGRESS_READS {
             let (permit, progress) = budget.acquire_read(MIB).await;
@@ -564,5 +583,38 @@ mod tests {
         let (permit, progress) = next.await;
         assert_eq!(permit.bytes(), MIB);
         assert!(progress.is_some());
+    }
+
+    /// What is granted without room has room of its own: the limit of everything else, and all of it, are together the budget.
+    #[tokio::test]
+    async fn what_is_granted_without_room_stays_within_the_budget() {
+        for total in [32 * MIB, 256 * MIB, 512 * MIB, 4096 * MIB] {
+            let budget = Budget::new(total);
+            let resend = budget.acquire_resend(u64::MAX).await;
+            assert!(resend.is_some());
+            assert!(
+                budget.resend.try_acquire().is_err(),
+                "one commit of a large file takes all"
+            );
+            let _all = budget.try_acquire(Kind::Cached, budget.limit).unwrap();
+            let mut held = Vec::new();
+            while budget.progress.available_permits() > 0 {
+                held.push(budget.acquire_read(PROGRESS_BYTES).await);
+            }
+            assert!(!held.is_empty());
+            assert!(budget.usage().peak + total / RESEND_SHARE <= total, "{total}");
+            assert!(budget.limit >= total / 4 * 3, "{total}: too little is left");
+        }
+    }
+
+    #[test]
+    fn a_waiting_write_pushes_cached_data_out_and_keeps_other_writes_waiting() {
+        let budget = Budget::new(32 * MIB);
+        let data = entry(&budget, budget.limit);
+        let copy = budget.charge_waiting(MIB);
+        assert!(data.permit.lock().unwrap().is_none());
+        assert!(budget.try_acquire(Kind::Dirty, budget.dirty_limit).is_none());
+        drop(copy);
+        assert!(budget.try_acquire(Kind::Dirty, budget.dirty_limit).is_some());
     }
 }

@@ -18,9 +18,6 @@ use crate::write::plan::Layout;
 /// How long a write waits for room before it fails. Longer than any single request of the client may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Idle memory that may be resident beside a full budget.
-const IDLE_SLACK: usize = 8 << 20;
-
 /// Below this it is not worth while to move committed data into smaller memory.
 const SHRINK_MIN: usize = 64 << 10;
 
@@ -64,8 +61,8 @@ impl Core {
         let (arena, budget) = (&self.env.arena, &self.env.budget);
         let total = budget.total();
         let usage = arena.usage();
-        // Idle memory is resident all the same; a little over is cheaper than giving pages back one by one.
-        if usage.allocated + usage.idle + len > total + IDLE_SLACK {
+        // Idle memory is resident all the same.
+        if usage.allocated + usage.idle + len > total {
             arena.trim(total.saturating_sub(usage.allocated + len));
         }
         loop {
