@@ -332,6 +332,46 @@ fn an_unlinked_file_lives_until_it_is_closed() -> Result<()> {
     Ok(())
 }
 
+/// A large file that is deleted while open is kept under a hidden name, held by a lease; what a process that was killed has left goes with the next mount.
+#[test]
+fn hidden_blobs_of_a_killed_process_are_collected() -> Result<()> {
+    let setup = setup()?;
+    let container = setup.backend().create_container("semantics")?;
+    container.write(".vsc-blob-hidden.of-a-user", "not ours", &Metadata::new())?;
+    let ours = || -> Result<Vec<String>> {
+        let names = container.blobs()?.into_keys();
+        Ok(names.filter(|name| !name.ends_with("of-a-user")).collect())
+    };
+    let mount = setup.mount("semantics", "one")?;
+    let bytes = vec![0x5a; 20 << 20];
+    fs::write(mount.path().join("large"), &bytes)?;
+    let mut open = File::open(mount.path().join("large"))?;
+    fs::remove_file(mount.path().join("large"))?;
+    let hidden = ours()?;
+    ensure!(
+        hidden.len() == 1 && hidden[0].starts_with(".vsc-blob-hidden."),
+        "{hidden:?}"
+    );
+    // Another mount begins while it is held.
+    setup.mount("semantics", "two")?.unmount()?;
+    let mut read = Vec::new();
+    open.read_to_end(&mut read)?;
+    ensure!(read == bytes);
+    ensure!(ours()? == hidden);
+    mount.kill()?;
+    drop(open);
+    ensure!(ours()? == hidden, "nobody was left to delete it");
+    // A minute later it ends by itself.
+    e2e::harness::runtime().block_on(container.client().break_lease(&hidden[0]))?;
+    let mount = setup.mount("semantics", "two")?;
+    wait_for("the hidden blob to be deleted", PATIENCE, || {
+        Ok(ours()?.is_empty().then_some(()))
+    })?;
+    mount.unmount()?;
+    ensure!(container.read(".vsc-blob-hidden.of-a-user")? == b"not ours");
+    Ok(())
+}
+
 #[test]
 fn renames() -> Result<()> {
     let setup = setup()?;

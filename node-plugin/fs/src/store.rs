@@ -52,6 +52,10 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     ) -> Result<Written>;
     /// See [`Container::list`].
     async fn list(&self, options: &ListOptions) -> Result<ListPage>;
+    /// See [`Container::acquire_lease`].
+    async fn acquire_lease(&self, blob: &str, seconds: u32) -> Result<String>;
+    /// See [`Container::renew_lease`].
+    async fn renew_lease(&self, blob: &str, lease: &str) -> Result<()>;
     /// Metadata of the container itself (root directory's attributes when the volume has no prefix).
     async fn container_metadata(&self) -> Result<Metadata>;
     /// Replaces the metadata of the container.
@@ -106,6 +110,12 @@ impl Store for Container {
     }
     async fn list(&self, options: &ListOptions) -> Result<ListPage> {
         Container::list(self, options).await
+    }
+    async fn acquire_lease(&self, blob: &str, seconds: u32) -> Result<String> {
+        Container::acquire_lease(self, blob, Some(seconds)).await
+    }
+    async fn renew_lease(&self, blob: &str, lease: &str) -> Result<()> {
+        Container::renew_lease(self, blob, lease).await
     }
     async fn container_metadata(&self) -> Result<Metadata> {
         Ok(Container::properties(self).await?.1)

@@ -328,6 +328,12 @@ impl File {
         self.core.moved(blob, written);
     }
 
+    /// The blob could not be deleted after [`File::detach`]: what is in memory stays readable, writes and commits fail with
+    /// [`FileError::Stale`].
+    pub fn give_up(&self) {
+        self.core.lock().stale = true;
+    }
+
     /// Before the blob is deleted while handles are open: loads what is not in memory if it is at most `limit` bytes and
     /// pins it; false when it is larger (the tree then moves the blob aside instead). Afterwards commits do nothing.
     pub async fn detach(&self, limit: u64) -> Result<bool, FileError> {

@@ -29,7 +29,7 @@ use super::replies::{
     reply_xattr, set_time,
 };
 use crate::errno::{Result, fail};
-use crate::tree::{Entry, Owner, Replace, SetAttr, Tree};
+use crate::tree::{Entry, Handle, Owner, Replace, SetAttr, Tree};
 
 /// Requests in the background that the kernel keeps under way (read-ahead, asynchronous direct I/O, releases).
 const MAX_BACKGROUND: u16 = 256;
@@ -40,7 +40,7 @@ const LOOP_THREADS: usize = 2;
 const DEADLINE: Duration = Duration::from_secs(120);
 /// The same for operations that move an amount of data nobody knows beforehand.
 const LONG_DEADLINE: Duration = Duration::from_secs(900);
-/// Writes that may wait for memory at once, each with up to 1 MiB of its own.
+/// Writes that may wait for memory at once, each with a copy of up to 1 MiB: at most these, and no more than an eighth of the budget.
 const WAITING_WRITES: usize = 24;
 
 /// Serves one tree through fuser.
@@ -60,11 +60,12 @@ pub(crate) fn serve(
     runtime: Runtime,
     tasks: TaskTracker,
 ) -> io::Result<Session<Adapter>> {
+    let waiting_writes = (tree.budget().total() / 8 / MAX_REQUEST as usize).clamp(1, WAITING_WRITES);
     let adapter = Adapter {
         tree: Arc::clone(&tree),
         runtime: runtime.clone(),
         tasks,
-        waiting_writes: Arc::new(Semaphore::new(WAITING_WRITES)),
+        waiting_writes: Arc::new(Semaphore::new(waiting_writes)),
     };
     let mut config = Config::default();
     config.n_threads = Some(LOOP_THREADS);
@@ -119,6 +120,21 @@ impl Adapter {
         if catch_unwind(AssertUnwindSafe(|| callback(self))).is_err() {
             tracing::error!(what, "a callback panicked");
         }
+    }
+
+    /// [`Adapter::guard`] for a callback on an open file, which refuses an unknown handle by `refuse`.
+    fn with_handle<R>(
+        &self,
+        what: &'static str,
+        fh: FileHandle,
+        reply: R,
+        refuse: fn(R, fuser::Errno),
+        callback: impl FnOnce(&Self, Arc<Handle>, R),
+    ) {
+        self.guard(what, |this| match this.tree.handle(fh.0) {
+            Ok(handle) => callback(this, handle, reply),
+            Err(e) => refuse(reply, errno(e)),
+        });
     }
 
     /// An operation that must not run twice: its outcome is in the journal before the reply is sent.
@@ -444,11 +460,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.guard("read", |this| {
-            let handle = match this.tree.handle(fh.0) {
-                Ok(handle) => handle,
-                Err(e) => return reply.error(errno(e)),
-            };
+        self.with_handle("read", fh, reply, ReplyData::error, |this, handle, reply| {
             if let Some(known) = this.tree.read_now(&handle, offset, size as usize) {
                 return reply_data(reply, Ok(known));
             }
@@ -474,11 +486,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.guard("write", |this| {
-            let handle = match this.tree.handle(fh.0) {
-                Ok(handle) => handle,
-                Err(e) => return reply.error(errno(e)),
-            };
+        self.with_handle("write", fh, reply, ReplyWrite::error, |this, handle, reply| {
             let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
             let offset = this.tree.write_offset(&handle, offset);
             let size = data.len() as u32;
@@ -490,16 +498,17 @@ impl Filesystem for Adapter {
                 return answer(done);
             }
             let Ok(waiting) = Arc::clone(&this.waiting_writes).try_acquire_owned() else {
-                // Copies that wait are outside of the budget: with too many of them the loop waits itself, without one.
+                // With too many copies the loop waits itself, without one.
                 let written = this.tree.write(&handle, offset, data, kill);
                 return answer(this.runtime.block_on(written));
             };
+            let charge = this.tree.budget().charge_waiting(data.len());
             let (tree, data) = (Arc::clone(&this.tree), data.to_vec());
             this.spawn(
                 "write",
                 LONG_DEADLINE,
                 async move {
-                    let _waiting = waiting;
+                    let _waiting = (waiting, charge);
                     tree.write(&handle, offset, &data, kill).await
                 },
                 answer,
@@ -800,3 +809,6 @@ impl Filesystem for Adapter {
         reply.error(fuser::Errno::ENOSYS);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -34,6 +34,8 @@ pub enum Op {
     Delete,
     Copy,
     List,
+    AcquireLease,
+    RenewLease,
     ContainerMetadata,
     SetContainerMetadata,
 }
@@ -47,6 +49,8 @@ pub enum Fault {
     AnswerLost,
     /// The service refuses with this status and code.
     Status(u16, &'static str),
+    /// The caller panics.
+    Panic,
 }
 
 /// What was asked so far.
@@ -87,6 +91,10 @@ struct State {
     container_metadata: Metadata,
     version: u64,
     faults: Vec<(Op, Fault, u64)>,
+    /// Calls of any kind that pass, calls that go wrong after them, and how.
+    planned: Option<(u64, u64, Fault)>,
+    /// Lease of a blob, by name.
+    leases: BTreeMap<String, String>,
     counters: Counters,
     running: u64,
     no_stage_from: bool,
@@ -124,9 +132,21 @@ impl FakeStore {
         self.lock().faults.push((op, fault, times));
     }
 
-    /// Takes back all faults.
-    pub fn heal(&self) {
-        self.lock().faults.clear();
+    /// After `pass` more calls of any kind, `times` calls go wrong.
+    pub fn fail_after(&self, pass: u64, fault: Fault, times: u64) {
+        self.lock().planned = Some((pass, times, fault));
+    }
+
+    /// Takes back all faults. True when what [`FakeStore::fail_after`] planned has begun.
+    pub fn heal(&self) -> bool {
+        let mut state = self.lock();
+        state.faults.clear();
+        state.planned.take().is_some_and(|(pass, _, _)| pass == 0)
+    }
+
+    /// Leases that nobody renews have ended.
+    pub fn end_leases(&self) {
+        self.lock().leases.clear();
     }
 
     /// Every call takes at least this long.
@@ -247,6 +267,17 @@ impl FakeStore {
                 entry.2 -= 1;
                 Some(entry.1)
             });
+            let fault = fault.or_else(|| match &mut state.planned {
+                Some((0, times, fault)) if *times > 0 => {
+                    *times -= 1;
+                    Some(*fault)
+                }
+                Some((pass, _, _)) => {
+                    *pass = pass.saturating_sub(1);
+                    None
+                }
+                None => None,
+            });
             (fault, state.delay)
         };
         let _running = Running(self);
@@ -268,6 +299,8 @@ impl FakeStore {
                 Err(Error::DeadlineExceeded { waited: delay })
             }
             Some(Fault::Status(status, code)) => Err(service(status, code)),
+            #[allow(clippy::panic, reason = "that is the fault")]
+            Some(Fault::Panic) => panic!("fault on command"),
         }
     }
 }
@@ -337,6 +370,23 @@ impl State {
             return Err(Error::NotModified { name: name.into() });
         }
         Ok(())
+    }
+
+    /// A leased blob is changed by its holder only.
+    fn check_lease(&self, name: &str, condition: &Condition) -> Result<()> {
+        let conflict = |code: &str| {
+            Err(Error::LeaseConflict {
+                name: name.into(),
+                code: code.into(),
+            })
+        };
+        match (self.leases.get(name), &condition.lease) {
+            (Some(lease), Some(given)) if lease == given => Ok(()),
+            (Some(_), Some(_)) => conflict("LeaseIdMismatchWithBlobOperation"),
+            (Some(_), None) => conflict("LeaseIdMissing"),
+            (None, Some(_)) => conflict("LeaseNotPresentWithBlobOperation"),
+            (None, None) => Ok(()),
+        }
     }
 
     fn written(&mut self) -> Written {
@@ -590,6 +640,8 @@ impl Store for FakeStore {
         self.call(Op::Delete, |state| {
             state.find(blob)?;
             state.check(blob, condition)?;
+            state.check_lease(blob, condition)?;
+            state.leases.remove(blob);
             state.blobs.remove(blob);
             state.staged.remove(blob);
             Ok(())
@@ -611,6 +663,7 @@ impl Store for FakeStore {
                 return Err(Error::ConditionNotMet { name: source.into() });
             }
             state.check(target, condition)?;
+            state.check_lease(target, condition)?;
             state.staged.remove(target);
             let kind = found.properties.content_type.clone();
             let metadata = metadata.unwrap_or(&found.properties.metadata).clone();
@@ -621,6 +674,29 @@ impl Store for FakeStore {
 
     async fn list(&self, options: &ListOptions) -> Result<ListPage> {
         self.call(Op::List, |state| Ok(state.list(options))).await
+    }
+
+    async fn acquire_lease(&self, blob: &str, _seconds: u32) -> Result<String> {
+        self.call(Op::AcquireLease, |state| {
+            state.find(blob)?;
+            state.check_lease(blob, &Condition::none())?;
+            let lease = format!("lease {}", state.written().etag.0);
+            state.leases.insert(blob.to_owned(), lease.clone());
+            Ok(lease)
+        })
+        .await
+    }
+
+    async fn renew_lease(&self, blob: &str, lease: &str) -> Result<()> {
+        self.call(Op::RenewLease, |state| {
+            state.find(blob)?;
+            let condition = Condition {
+                lease: Some(lease.to_owned()),
+                ..Condition::none()
+            };
+            state.check_lease(blob, &condition)
+        })
+        .await
     }
 
     async fn container_metadata(&self) -> Result<Metadata> {

@@ -12,6 +12,7 @@
 //! | `vsc_xattr` | user extended attributes: base64 of repeated (name length, 1 byte; name; value length, 2 bytes big-endian; value) |
 //! | `hdi_isfolder` | `true`: directory marker (the field's convention) |
 //! | `is_symlink` | `true`: symbolic link, the content is its target (blobfuse2's convention) |
+//! | `vsc_moved_from` | on a directory that is being moved here: ETag of the marker at the old name (`moves.rs`) |
 //!
 //! Every other key belongs to somebody else and is kept as it is. A value of ours that does not parse is left alone as well, and the
 //! default is shown.
@@ -32,6 +33,8 @@ pub(crate) const MAX_METADATA: usize = 8 * 1024;
 pub(crate) const IS_FOLDER: &str = "hdi_isfolder";
 /// Symbolic link.
 pub(crate) const IS_SYMLINK: &str = "is_symlink";
+/// Note of a directory's move that is under way.
+pub(crate) const MOVED_FROM: &str = "vsc_moved_from";
 const MODE: &str = "vsc_mode";
 const UID: &str = "vsc_uid";
 const GID: &str = "vsc_gid";
@@ -145,6 +148,8 @@ pub(crate) fn decode(metadata: &Metadata) -> (Kind, Attrs) {
                 }
                 None => false,
             },
+            // A note about the blob at this place, not an attribute that goes where the blob goes.
+            MOVED_FROM => true,
             _ => false,
         };
         if !understood {

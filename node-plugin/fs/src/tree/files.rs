@@ -481,12 +481,7 @@ impl Tree {
             }
         }
         if let Some(hidden) = hidden {
-            match self.env.store.delete(&hidden, &Condition::none()).await {
-                Ok(()) | Err(Error::BlobNotFound { .. }) => {}
-                Err(error) => {
-                    tracing::warn!(%error, blob = hidden, "a file deleted while open is still stored")
-                }
-            }
+            self.hidden.drop_blob(&hidden).await;
         }
         committed
     }

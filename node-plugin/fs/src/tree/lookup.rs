@@ -330,7 +330,7 @@ impl Tree {
     }
 
     /// The blob of this name, and whether blobs are below it. One request, unless many siblings begin with the name.
-    async fn ask(&self, blob: &str) -> Result<(Option<Properties>, bool)> {
+    pub(super) async fn ask(&self, blob: &str) -> Result<(Option<Properties>, bool)> {
         let below = format!("{blob}/");
         let mut options = ListOptions {
             prefix: blob.to_owned(),
@@ -365,7 +365,7 @@ impl Tree {
     }
 
     /// True when there are blobs below a directory's blob name.
-    async fn has_below(&self, blob: &str) -> Result<bool> {
+    pub(super) async fn has_below(&self, blob: &str) -> Result<bool> {
         let mut options = ListOptions {
             prefix: format!("{blob}/"),
             max_results: Some(1),

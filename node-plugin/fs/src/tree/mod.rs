@@ -26,7 +26,9 @@ mod children;
 mod files;
 mod gates;
 mod handles;
+mod hidden;
 mod lookup;
+mod moves;
 pub(crate) mod names;
 pub(crate) mod node;
 mod rename;
@@ -41,6 +43,7 @@ use std::time::{Duration, SystemTime};
 pub(crate) use attrs::{Kind, from_seconds};
 pub(crate) use children::Owner;
 pub(crate) use files::Opened;
+pub(crate) use handles::Handle;
 pub(crate) use lookup::{Entry, Listed};
 pub(crate) use node::{NodeId, Stat};
 pub(crate) use rename::Replace;
@@ -50,8 +53,10 @@ use table::{SharedTable, Table, Timeouts};
 use attrs::{Attrs, Defaults};
 use blob_client::Metadata;
 use handles::Handles;
+use hidden::HiddenBlobs;
 use node::{Marker, Node, State};
 
+use crate::budget::Budget;
 use crate::errno::{Errno, Result, fail};
 use crate::file::Env;
 use crate::journal::log::Log;
@@ -69,6 +74,7 @@ pub(crate) struct Tree {
     config: VolumeConfig,
     table: SharedTable,
     handles: Handles,
+    hidden: Arc<HiddenBlobs>,
     journal: Arc<Log>,
     invalidate: OnceLock<Invalidate>,
 }
@@ -109,7 +115,9 @@ impl Tree {
             Arc::clone(&journal),
             charge,
         );
+        let hidden = HiddenBlobs::new(Arc::clone(&env.store), env.runtime.clone(), config.prefix.clone());
         Arc::new(Self {
+            hidden,
             env,
             defaults,
             timeouts,
@@ -131,19 +139,23 @@ impl Tree {
         &self.config
     }
 
+    /// The memory of all mounts.
+    pub(crate) fn budget(&self) -> &Arc<Budget> {
+        &self.env.budget
+    }
+
     /// The journal.
     pub(crate) fn journal(&self) -> &Arc<Log> {
         &self.journal
     }
 
-    /// Reads the root: fails when the container is not there or not accessible.
+    /// Reads the root: fails when the container is not there or not accessible. What processes that died have left is deleted in the background.
     pub(crate) async fn check_root(&self) -> Result<(), blob_client::Error> {
-        let options = blob_client::ListOptions {
-            prefix: names::below(&self.config.prefix),
-            max_results: Some(1),
-            ..Default::default()
-        };
-        self.env.store.list(&options).await?;
+        let left = self.hidden.list().await?;
+        if !left.is_empty() && !self.config.read_only {
+            let hidden = Arc::clone(&self.hidden);
+            self.env.runtime.spawn(async move { hidden.collect(left).await });
+        }
         self.read_root().await
     }
 

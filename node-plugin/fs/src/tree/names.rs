@@ -16,7 +16,7 @@
 //!   deleting what nobody can see.
 //! - `d/` (a blob whose name ends with `/`) is a marker of the directory `d`, as some tools write it, and not an entry of its own.
 //! - Where both a blob `a` that is no marker and blobs below `a/` exist, the directory is shown and the file is hidden.
-//! - Names in the volume's root that begin with `.vsc-blob-hidden.` are reserved for blobs deleted or exchanged while open: never shown, and creating
+//! - Names in the volume's root that begin with `.vsc-blob-hidden.` are reserved for blobs deleted while open: never shown, and creating
 //!   one is refused with `EPERM`.
 
 use std::borrow::Cow;
@@ -126,6 +126,11 @@ pub(crate) fn shown(component: &str, in_root: bool) -> Option<Cow<'_, str>> {
 /// True for names that only this file system makes, in the root of a volume.
 pub(crate) fn is_reserved(name: &str) -> bool {
     name.starts_with(HIDDEN)
+}
+
+/// A new name for one of two files while they are exchanged. Shown like any other: if the exchange is cut off, it is where the file is.
+pub(crate) fn aside() -> String {
+    format!(".vsc-blob-exchange.{}", Uuid::new_v4().simple())
 }
 
 /// A new reserved name.

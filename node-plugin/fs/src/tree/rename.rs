@@ -1,25 +1,23 @@
 //! rename(2), RENAME_NOREPLACE and RENAME_EXCHANGE.
 //!
-//! A flat account has no rename: a file is copied inside the service and its old blob deleted, a directory is every blob below it copied, then
-//! every old one deleted. Nothing old is deleted before everything new is there, so a failure in the middle leaves the source whole: copies
-//! already made are taken back. A failure while deleting leaves both names, and is reported.
+//! A flat account has no rename: a file is copied inside the service and its old blob deleted; how a directory is moved, and what a failure in the
+//! middle leaves, is in `moves.rs`. Nothing old is deleted before everything new is there.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use blob_client::{Condition, ETag, Error, ListItem, ListOptions, Metadata, Properties, Written};
-use futures::{StreamExt, TryStreamExt, stream};
+use blob_client::{Condition, ETag, Error, Metadata, Properties, Written};
 
 use super::attrs::{self, Kind};
 use super::files::Busy;
+use super::moves::Try;
 use super::node::{Marker, Node, NodeId};
 use super::setattr::kind_of;
+use super::table::Found;
 use super::{Tree, metadata_of, names};
 use crate::errno::{Errno, Result, fail};
 
-/// Copies or deletions of one directory under way at once.
-const PARALLEL: usize = 16;
 /// How often a copy is repeated when somebody else changes the source meanwhile.
 const ATTEMPTS: usize = 5;
 
@@ -37,14 +35,6 @@ pub(crate) enum Replace {
 struct Place<'a> {
     parent: NodeId,
     name: &'a str,
-}
-
-/// A blob that is moved along with a directory.
-struct Moving {
-    from: String,
-    to: String,
-    etag: ETag,
-    metadata: Metadata,
 }
 
 impl Tree {
@@ -151,11 +141,23 @@ impl Tree {
             self.keep_directory(from.parent, from.name).await?;
         }
         if node.kind == Kind::Directory {
-            if let Some(target) = target {
-                self.check_empty(target, &new_blob).await?;
-            }
-            self.move_directory(node, &blob, &new_blob).await?;
-            // A marker of the target was overwritten, unless the directory that took its place has none.
+            let nth = match target {
+                Some(target) => {
+                    let asked = self.table.lock().ask();
+                    let may = self.may_move_over(&blob, target, &new_blob).await;
+                    if may == Err(Errno(libc::ENOENT)) {
+                        let nothing = Found {
+                            blob: None,
+                            prefix: false,
+                        };
+                        self.table.lock().learn(from.parent, from.name, nothing, asked);
+                    }
+                    may?
+                }
+                None => Try::First,
+            };
+            self.move_directory(node, &blob, &new_blob, nth).await?;
+            // A marker of the target was overwritten, unless a file has the name of the directory that took its place.
             if target.is_some_and(|t| t.state().marker == Marker::Blob)
                 && node.state().marker == Marker::Implicit
             {
@@ -173,6 +175,26 @@ impl Tree {
             .lock()
             .rename(from.parent, from.name, to.parent, to.name);
         Ok(())
+    }
+
+    /// `ENOTEMPTY` when a directory with something in it is in the way, unless it is what an earlier try of the same move has left.
+    async fn may_move_over(&self, blob: &str, target: &Arc<Node>, new_blob: &str) -> Result<Try> {
+        match self.check_empty(target, new_blob).await {
+            Ok(_) => return Ok(Try::Over),
+            Err(Errno(libc::ENOTEMPTY)) => {}
+            Err(errno) => return Err(errno),
+        }
+        if !self.was_moving(blob, new_blob).await? {
+            return fail(libc::ENOTEMPTY);
+        }
+        let below = self.table.lock().below(target.id);
+        self.commit_all_of(&below).await?;
+        tracing::info!(
+            from = blob,
+            to = new_blob,
+            "going on with a rename that was interrupted"
+        );
+        Ok(Try::Again)
     }
 
     fn blobs(&self, node: &Node, to: &Place<'_>) -> Result<(String, String)> {
@@ -230,15 +252,21 @@ impl Tree {
             if kind_of(&properties) != node.kind {
                 return fail(libc::ESTALE);
             }
-            if let Some(target) = target {
-                self.set_aside(target, new_blob).await?;
-            }
+            let aside = match target {
+                Some(target) => Some((target, self.set_aside(target, new_blob).await?)),
+                None => None,
+            };
             let metadata = self.moved_metadata(node, &properties);
             let copied = self
                 .env
                 .store
                 .copy(blob, Some(&properties.etag), new_blob, Some(&metadata), condition)
                 .await;
+            if copied.is_err()
+                && let Some((target, aside)) = aside
+            {
+                self.put_back(target, new_blob, aside).await;
+            }
             let written = match copied {
                 Ok(written) => written,
                 Err(Error::AlreadyExists { .. }) => return fail(libc::EEXIST),
@@ -247,7 +275,7 @@ impl Tree {
                 Err(Error::ConditionNotMet { .. }) => continue,
                 Err(error) => return Err(error.into()),
             };
-            self.follow(node, &properties.etag, new_blob, &written);
+            self.follow(node, Some(&properties.etag), new_blob, &written);
             return match self
                 .env
                 .store
@@ -268,7 +296,7 @@ impl Tree {
     }
 
     /// Metadata of a copy: the same, and the modification time that only `Last-Modified` told so far.
-    fn moved_metadata(&self, node: &Node, properties: &Properties) -> Metadata {
+    pub(super) fn moved_metadata(&self, node: &Node, properties: &Properties) -> Metadata {
         let (kind, mut attrs) = attrs::decode(&properties.metadata);
         attrs.mtime.get_or_insert(properties.last_modified);
         // Too much metadata to add to it: then the copy is as it was.
@@ -280,12 +308,13 @@ impl Tree {
         .unwrap_or_else(|_| properties.metadata.clone())
     }
 
-    /// A node's blob was moved: its handles and what is known of it follow.
-    fn follow(&self, node: &Node, from: &ETag, new_blob: &str, written: &Written) {
+    /// A node's blob was moved: its handles and what is known of it follow. `from`: the version that was copied; `None` when what is at the new
+    /// name is no copy of it.
+    pub(super) fn follow(&self, node: &Node, from: Option<&ETag>, new_blob: &str, written: &Written) {
         let stamp = self.table.lock().tick();
         let content = {
             let mut state = node.state();
-            let same = state.etag.as_ref() == Some(from);
+            let same = from.is_some() && state.etag.as_ref() == from;
             let mtime = state.mtime();
             state.written(written, stamp);
             if same {
@@ -295,198 +324,22 @@ impl Tree {
                 state.etag = None;
                 state.cached = false;
             }
-            state.content.clone()
+            let content = state.content.clone();
+            if !same && from.is_none() {
+                // What handles have is another version than the next open gets.
+                state.content = None;
+                state.older_handles = state.handles;
+            }
+            content
         };
         if let Some(content) = content {
             // Handles on an older version stay with it, and find it gone.
-            let known = content.etag().as_ref() == Some(from);
+            let known = from.is_some() && content.etag().as_ref() == from;
             content.moved(new_blob.to_owned(), known.then_some(written));
         }
     }
 
-    /// Moves every blob of a directory. The gate of the directory is held for writing.
-    async fn move_directory(&self, node: &Arc<Node>, blob: &str, new_blob: &str) -> Result<()> {
-        let _busy = Busy::new(node);
-        let below: Vec<Arc<Node>> = self.table.lock().below(node.id);
-        for child in &below {
-            let pinned = child.state().pinned();
-            if pinned {
-                let _change = child.change.lock().await;
-                self.commit_changing(child).await?;
-            }
-        }
-        let mut holds = Vec::new();
-        for child in &below {
-            let content = child.state().content.clone();
-            if let Some(content) = content {
-                holds.push(content.hold().await?);
-                child.state().catch_up();
-            }
-        }
-        let moving = self.blobs_below(node, blob, new_blob).await?;
-        for moved in &moving {
-            names::check_blob(&moved.to)?;
-        }
-        // Indices, as futures that borrow from a stream's items are not `Send` enough for a task.
-        let all = &moving;
-        let copied: Result<Vec<Written>> = stream::iter(0..all.len())
-            .map(|i| self.copy_one(&all[i]))
-            .buffered(PARALLEL)
-            .try_collect()
-            .await;
-        let copied = match copied {
-            Ok(copied) => copied,
-            Err(errno) => {
-                self.take_back(&moving).await;
-                return Err(match errno {
-                    // Somebody changed a file under our hands; nothing was moved.
-                    Errno(libc::ESTALE | libc::ENOENT) => Errno(libc::EBUSY),
-                    errno => errno,
-                });
-            }
-        };
-        self.follow_all(node, &below, blob, &moving, &copied);
-        drop(holds);
-        let deleted: Result<()> = stream::iter((0..all.len()).rev())
-            .map(|i| self.delete_one(&all[i]))
-            .buffer_unordered(PARALLEL)
-            .try_collect()
-            .await;
-        if deleted.is_err() {
-            self.table.lock().distrust(node.id);
-        }
-        deleted
-    }
-
-    async fn copy_one(&self, moved: &Moving) -> Result<Written> {
-        let (metadata, condition) = (Some(&moved.metadata), Condition::none());
-        Ok(self
-            .env
-            .store
-            .copy(&moved.from, Some(&moved.etag), &moved.to, metadata, &condition)
-            .await?)
-    }
-
-    async fn delete_one(&self, moved: &Moving) -> Result<()> {
-        match self
-            .env
-            .store
-            .delete(&moved.from, &Condition::matches(&moved.etag))
-            .await
-        {
-            // A file that somebody changed after it was copied stays, under the old name.
-            Ok(()) | Err(Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }) => Ok(()),
-            Err(error) => {
-                tracing::warn!(%error, blob = moved.from, "a moved file is still stored under its old name, too");
-                Err(error.into())
-            }
-        }
-    }
-
-    /// All blobs of a directory, its markers first.
-    async fn blobs_below(&self, node: &Node, blob: &str, new_blob: &str) -> Result<Vec<Moving>> {
-        let mut moving = Vec::new();
-        if node.state().marker == Marker::Blob {
-            match self.env.store.head(blob, &Condition::none()).await {
-                Ok(properties) if kind_of(&properties) == Kind::Directory => moving.push(Moving {
-                    from: blob.to_owned(),
-                    to: new_blob.to_owned(),
-                    etag: properties.etag,
-                    metadata: properties.metadata,
-                }),
-                Ok(_) | Err(Error::BlobNotFound { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let mut options = ListOptions {
-            prefix: names::below(blob),
-            metadata: true,
-            ..ListOptions::default()
-        };
-        loop {
-            let page = self.env.store.list(&options).await?;
-            for item in page.items {
-                let ListItem::Blob { name, properties } = item else {
-                    continue;
-                };
-                let Some(rest) = name.strip_prefix(blob) else {
-                    continue;
-                };
-                let to = format!("{new_blob}{rest}");
-                let metadata = self.moved_metadata(node, &properties);
-                moving.push(Moving {
-                    from: name,
-                    to,
-                    etag: properties.etag,
-                    metadata,
-                });
-            }
-            options.marker = page.next_marker;
-            if options.marker.is_none() {
-                break;
-            }
-        }
-        if moving.is_empty() {
-            // It vanished from under us but for its name: the marker is what is left to move.
-            let attrs = node.state().attrs.clone();
-            let metadata = metadata_of(&attrs, Kind::Directory, &self.defaults)?;
-            let options = blob_client::PutOptions {
-                metadata,
-                ..Default::default()
-            };
-            let written = self
-                .env
-                .store
-                .put(new_blob, blob_client::Body::default(), &options)
-                .await?;
-            let stamp = self.table.lock().tick();
-            let mut state = node.state();
-            state.marker = Marker::Blob;
-            state.written(&written, stamp);
-        }
-        Ok(moving)
-    }
-
-    /// The nodes whose blobs were moved from below `blob` follow them.
-    fn follow_all(
-        &self,
-        directory: &Arc<Node>,
-        below: &[Arc<Node>],
-        blob: &str,
-        moving: &[Moving],
-        copied: &[Written],
-    ) {
-        let moved: std::collections::HashMap<&str, (&Moving, &Written)> = moving
-            .iter()
-            .zip(copied)
-            .filter_map(|(m, w)| Some((m.from.strip_prefix(blob)?, (m, w))))
-            .collect();
-        // The table knows the directory by its name, which is not where its blobs are in the middle of an exchange.
-        let Some(base) = self.table.lock().blob(directory.id) else {
-            return;
-        };
-        for node in below.iter().chain([directory]) {
-            let Some(name) = self.table.lock().blob(node.id) else {
-                continue;
-            };
-            if let Some((moving, written)) = name.strip_prefix(&base).and_then(|rest| moved.get(rest)) {
-                self.follow(node, &moving.etag, &moving.to, written);
-            }
-        }
-    }
-
-    /// A move failed while copying: deletes the copies, the originals are all there.
-    async fn take_back(&self, moving: &[Moving]) {
-        stream::iter(moving)
-            .for_each_concurrent(PARALLEL, |moved| async move {
-                if let Err(errno) = self.delete_quietly(&moved.to).await {
-                    tracing::warn!(%errno, blob = moved.to, "a copy of a failed rename is still stored");
-                }
-            })
-            .await;
-    }
-
-    /// RENAME_EXCHANGE through a reserved name: at every moment each content is stored somewhere.
+    /// RENAME_EXCHANGE through a third name: at every moment each content is stored somewhere, and shown.
     async fn exchange(
         &self,
         a: &Place<'_>,
@@ -495,15 +348,16 @@ impl Tree {
         target: &Arc<Node>,
     ) -> Result<()> {
         let (blob, new_blob) = self.blobs(node, b)?;
-        let aside = names::join(&self.config.prefix, &names::hidden());
+        let aside = names::join(&self.config.prefix, &names::aside());
         self.move_any(node, &blob, &aside).await?;
         if let Err(errno) = self.move_any(target, &new_blob, &blob).await {
-            self.put_back(node, &aside, &blob).await;
+            let _ = self.step_back(node, &aside, &blob).await;
             return Err(errno);
         }
         if let Err(errno) = self.move_any(node, &aside, &new_blob).await {
-            self.put_back(target, &blob, &new_blob).await;
-            self.put_back(node, &aside, &blob).await;
+            if self.step_back(target, &blob, &new_blob).await.is_ok() {
+                let _ = self.step_back(node, &aside, &blob).await;
+            }
             return Err(errno);
         }
         self.table.lock().exchange(a.parent, a.name, b.parent, b.name);
@@ -511,15 +365,22 @@ impl Tree {
         Ok(())
     }
 
-    async fn put_back(&self, node: &Arc<Node>, from: &str, to: &str) {
-        if let Err(errno) = self.move_any(node, from, to).await {
+    /// Undoes a step of an exchange, unless that would overwrite something: a step that failed may have been carried out all the same.
+    async fn step_back(&self, node: &Arc<Node>, from: &str, to: &str) -> Result<()> {
+        let undone = match self.ask(to).await {
+            Ok((None, false)) => self.move_any(node, from, to).await,
+            Ok(_) => fail(libc::EEXIST),
+            Err(errno) => Err(errno),
+        };
+        if let Err(errno) = undone {
             tracing::error!(%errno, stored = from, belongs = to, "an exchange failed half-way and could not be undone");
         }
+        undone
     }
 
     async fn move_any(&self, node: &Arc<Node>, from: &str, to: &str) -> Result<()> {
         if node.kind == Kind::Directory {
-            return self.move_directory(node, from, to).await;
+            return self.move_directory(node, from, to, Try::First).await;
         }
         // Even a file that was never committed: the names of both blobs change, so both must be there.
         if node.state().uncommitted {

@@ -4,17 +4,32 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use blob_client::{Condition, Error, ListItem, ListOptions};
+use blob_client::{Condition, Error, ListItem, ListOptions, Written};
 
 use super::attrs::Kind;
 use super::files::Busy;
 use super::node::{Marker, Node, NodeId};
 use super::{Tree, names};
 use crate::errno::{Errno, Result, fail};
-use crate::file::FileError;
+use crate::file::{File, FileError};
 
 /// Open content up to this many bytes is kept in memory when its blob is deleted; larger blobs are moved aside.
 const PIN_LIMIT: u64 = 8 << 20;
+
+/// How open content was made independent of its blob.
+pub(super) struct Aside {
+    /// There never was a blob.
+    pub(super) uncommitted: bool,
+    content: How,
+}
+
+enum How {
+    /// Nobody has it open, or there is nothing to keep.
+    Untouched,
+    InMemory(Arc<File>),
+    /// In a hidden blob; this was its version under its name, if it was stored.
+    Hidden(Arc<File>, Option<Written>),
+}
 
 impl Tree {
     /// The node of a name, asking the service if it is not known. Gates are held.
@@ -69,53 +84,82 @@ impl Tree {
     /// Deletes the blob of a file, keeping the content for those who have it open. Gates and `change` are held.
     pub(super) async fn drop_blob(&self, node: &Arc<Node>, blob: &str) -> Result<()> {
         let _busy = Busy::new(node);
-        let uncommitted = self.set_aside(node, blob).await?;
+        let aside = self.set_aside(node, blob).await?;
         match self.env.store.delete(blob, &Condition::none()).await {
             Ok(()) => Ok(()),
-            Err(Error::BlobNotFound { .. }) if uncommitted => Ok(()),
-            Err(error) => Err(error.into()),
+            Err(Error::BlobNotFound { .. }) if aside.uncommitted => Ok(()),
+            Err(error @ Error::BlobNotFound { .. }) => Err(error.into()),
+            Err(error) => {
+                self.put_back(node, blob, aside).await;
+                Err(error.into())
+            }
         }
     }
 
-    /// Makes open content independent of its blob, which is about to be deleted or replaced. True when there never was a blob.
-    pub(super) async fn set_aside(&self, node: &Arc<Node>, blob: &str) -> Result<bool> {
-        let (content, open, uncommitted) = {
+    /// Makes open content independent of its blob, which is about to be deleted or replaced.
+    pub(super) async fn set_aside(&self, node: &Arc<Node>, blob: &str) -> Result<Aside> {
+        let (content, open, uncommitted, last_modified) = {
             let state = node.state();
-            (state.content.clone(), state.handles > 0, state.uncommitted)
+            let open = state.handles > 0;
+            (state.content.clone(), open, state.uncommitted, state.modified)
         };
+        let aside = |content: How| Aside { uncommitted, content };
         let Some(content) = content.filter(|_| open || uncommitted) else {
-            return Ok(uncommitted);
+            return Ok(aside(How::Untouched));
         };
         match content.detach(PIN_LIMIT).await {
-            Ok(true) => return Ok(uncommitted),
+            Ok(true) => return Ok(aside(How::InMemory(content))),
             Ok(false) => {}
             // Its version is gone already; readers get ESTALE as they would have.
-            Err(FileError::Stale) => return Ok(uncommitted),
+            Err(FileError::Stale) => return Ok(aside(How::Untouched)),
             Err(error) => return Err(error.into()),
         }
-        let hidden = names::join(&self.config.prefix, &names::hidden());
         tracing::debug!(
             node = node.id,
             size = content.size(),
             "a large open file is moved aside"
         );
-        let _hold = content.hold().await?;
-        let written = match content.etag() {
-            None => None,
-            Some(etag) => match self
-                .env
-                .store
-                .copy(blob, Some(&etag), &hidden, None, &Condition::none())
-                .await
-            {
-                Ok(written) => Some(written),
-                Err(Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }) => return Ok(uncommitted),
+        let hold = content.hold().await?;
+        let (hidden, written, original) = match content.etag() {
+            // Nothing is stored yet, and nothing will be.
+            None => (names::join(&self.config.prefix, &names::hidden()), None, None),
+            Some(etag) => match self.hidden.keep(blob, &etag).await {
+                Ok((hidden, written)) => (hidden, Some(written), Some(Written { etag, last_modified })),
+                Err(Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }) => {
+                    return Ok(aside(How::Untouched));
+                }
                 Err(error) => return Err(error.into()),
             },
         };
         content.moved(hidden.clone(), written.as_ref());
         node.state().hidden = Some(hidden);
-        Ok(uncommitted)
+        drop(hold);
+        Ok(aside(How::Hidden(content, original)))
+    }
+
+    /// The blob was not deleted or replaced after all, as far as anybody knows: handles go on with it.
+    pub(super) async fn put_back(&self, node: &Arc<Node>, blob: &str, aside: Aside) {
+        match aside.content {
+            How::Untouched => {}
+            How::InMemory(content) => {
+                // What is written to it now would go nowhere: its writers are told, and the next open asks the service.
+                content.give_up();
+                let mut state = node.state();
+                state.content = None;
+                state.older_handles = state.handles;
+                state.cached = false;
+            }
+            How::Hidden(content, original) => {
+                match content.hold().await {
+                    Ok(_hold) => content.moved(blob.to_owned(), original.as_ref()),
+                    Err(_) => content.give_up(),
+                }
+                let hidden = node.state().hidden.take();
+                if let Some(hidden) = hidden {
+                    self.hidden.drop_blob(&hidden).await;
+                }
+            }
+        }
     }
 
     /// rmdir(2).

@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use crate::common::*;
 use crate::store;
 use blob_client::Metadata;
-use blob_fs::store::fake::Op;
+use blob_fs::store::fake::{Fault, Op};
 
 #[test]
 fn files_are_written_and_read_back() {
@@ -96,6 +96,93 @@ fn a_file_deleted_while_open_lives_until_it_is_closed() {
     drop((small, big, new));
     eventually("the hidden blob is deleted", || store.names() == ["small"]);
     assert_eq!(fs::read(m.path("small")).unwrap(), b"other");
+}
+
+/// What a process that died has left of deleted files goes with the next mount; what a live mount holds stays, and what is not ours.
+#[test]
+fn hidden_blobs_that_nobody_holds_are_collected() {
+    let store = store();
+    let mark = || meta(&[("vsc_hidden", "true")]);
+    store.foreign_put("big", vec![7u8; 20 << 20], Metadata::new());
+    store.foreign_put(".vsc-blob-hidden.not-ours", "x", Metadata::new());
+    let m = Mount::new(&store);
+    let big = File::open(m.path("big")).unwrap();
+    fs::remove_file(m.path("big")).unwrap();
+    let held = || {
+        let names = store.names();
+        names
+            .into_iter()
+            .filter(|n| !n.ends_with("not-ours"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(held().len(), 1, "{:?}", held());
+    assert_eq!(store.properties(&held()[0]).unwrap().metadata, mark());
+    store.foreign_put(".vsc-blob-hidden.dead", "x", mark());
+    store.foreign_put("sub/.vsc-blob-hidden.elsewhere", "x", mark());
+    // A mount that must not write leaves everything.
+    store.reset_counters();
+    Mount::with(&store, |c| c.read_only = true).end().unwrap();
+    assert_eq!(store.counters().of(Op::Delete), 0);
+    let other = Mount::new(&store);
+    eventually("both are tried", || store.counters().of(Op::Delete) == 2);
+    eventually("what nobody holds is deleted", || {
+        !store.names().contains(&".vsc-blob-hidden.dead".to_owned())
+    });
+    assert_eq!(held().len(), 2, "{:?}", held());
+    let mut tail = [0; 10];
+    big.read_exact_at(&mut tail, (20 << 20) - 10).unwrap();
+    assert_eq!(tail, [7; 10]);
+    // As if the process had died: nobody renews its leases.
+    store.end_leases();
+    drop(other);
+    let other = Mount::new(&store);
+    eventually("it is collected", || held() == ["sub/.vsc-blob-hidden.elsewhere"]);
+    drop(big);
+    drop(other);
+    assert_eq!(
+        store.names(),
+        [".vsc-blob-hidden.not-ours", "sub/.vsc-blob-hidden.elsewhere"]
+    );
+}
+
+/// Whatever goes wrong while a large open file is deleted: what is left is marked, so that it is collected.
+#[test]
+fn a_deletion_that_fails_leaves_nothing_unmarked() {
+    for fault in [Fault::Lost, Fault::AnswerLost] {
+        for nth in 0.. {
+            let store = store();
+            store.foreign_put("big", vec![7u8; 20 << 20], Metadata::new());
+            let m = Mount::new(&store);
+            let big = File::open(m.path("big")).unwrap();
+            store.fail_after(nth, fault, u64::MAX);
+            let removed = fs::remove_file(m.path("big"));
+            let hit = store.heal();
+            for name in store.names() {
+                let marked = store
+                    .properties(&name)
+                    .unwrap()
+                    .metadata
+                    .contains_key("vsc_hidden");
+                assert_eq!(marked, name != "big", "{fault:?} at {nth}: {name}");
+            }
+            drop(big);
+            m.end().unwrap();
+            store.end_leases();
+            let m = Mount::new(&store);
+            let wanted: &[&str] = if store.content("big").is_some() {
+                &["big"]
+            } else {
+                &[]
+            };
+            eventually("the rest is collected", || store.names() == wanted);
+            m.end().unwrap();
+            if !hit {
+                removed.unwrap();
+                assert!(nth > 3, "only {nth} requests");
+                break;
+            }
+        }
+    }
 }
 
 #[test]

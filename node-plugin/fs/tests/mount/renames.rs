@@ -5,13 +5,21 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::*;
 use crate::store;
 use blob_client::Metadata;
-use blob_fs::store::fake::{Fault, Op};
+use blob_fs::store::fake::{FakeStore, Fault, Op};
+use bytes::Bytes;
+
+/// What can go wrong with a request: once, or with all from there on.
+const FAULTS: [(Fault, u64); 4] = [
+    (Fault::Lost, 1),
+    (Fault::Lost, u64::MAX),
+    (Fault::AnswerLost, 1),
+    (Fault::AnswerLost, u64::MAX),
+];
 
 #[test]
 fn renames_of_files() {
@@ -98,39 +106,48 @@ fn noreplace_and_exchange() {
     assert_eq!(fs::read(m.path("b/in")).unwrap(), b"I");
 }
 
+/// Contents of all blobs, wherever they are.
+fn contents(store: &FakeStore) -> Vec<Bytes> {
+    let names = store.names();
+    let mut contents: Vec<_> = names.iter().filter_map(|name| store.content(name)).collect();
+    contents.sort();
+    contents.dedup();
+    contents
+}
+
+/// Whatever request goes wrong, once or from there on: both contents are stored, and shown at their names or at the one they met at.
 #[test]
 fn an_exchange_that_fails_loses_nothing() {
-    for (op, nth) in [(Op::Copy, 0), (Op::Copy, 1), (Op::Copy, 2)] {
-        let store = store();
-        let m = Mount::new(&store);
-        fs::write(m.path("a"), "A").unwrap();
-        fs::write(m.path("b"), "B").unwrap();
-        // Faults hit the next calls: let `nth` of them pass by waiting at the gate's counter.
-        let before = store.counters().of(op);
-        let path = (m.path("a"), m.path("b"));
-        let failing = Arc::clone(&store);
-        let watcher = std::thread::spawn(move || {
-            if nth == 0 {
-                failing.fail(op, Fault::Status(500, "InternalError"), 1);
-                return;
+    for (fault, times) in FAULTS {
+        for nth in 0.. {
+            let store = store();
+            let m = Mount::new(&store);
+            fs::write(m.path("a"), "A").unwrap();
+            fs::write(m.path("b"), "B").unwrap();
+            store.fail_after(nth, fault, times);
+            let exchanged = rename2(&m.path("a"), &m.path("b"), libc::RENAME_EXCHANGE);
+            if !store.heal() {
+                exchanged.unwrap();
+                assert_eq!(fs::read(m.path("a")).unwrap(), b"B");
+                assert!(nth > 8, "only {nth} requests");
+                break;
             }
-            while failing.counters().of(op) < before + nth {
-                std::thread::yield_now();
-            }
-            failing.fail(op, Fault::Status(500, "InternalError"), 1);
-        });
-        if nth == 0 {
-            watcher.join().unwrap();
-            assert!(rename2(&path.0, &path.1, libc::RENAME_EXCHANGE).is_err());
-        } else {
-            let _ = rename2(&path.0, &path.1, libc::RENAME_EXCHANGE);
-            store.heal();
-            watcher.join().unwrap();
+            assert_eq!(contents(&store), ["A", "B"], "{fault:?} x {times} at {nth}");
+            drop(m);
+            let m = Mount::new(&store);
+            let mut shown: Vec<_> = names(m.root())
+                .iter()
+                .map(|name| {
+                    let expected =
+                        ["a", "b"].contains(&name.as_str()) || name.starts_with(".vsc-blob-exchange.");
+                    assert!(expected, "{name}");
+                    fs::read(m.path(name)).unwrap()
+                })
+                .collect();
+            shown.sort();
+            shown.dedup();
+            assert_eq!(shown, [b"A", b"B"], "{fault:?} x {times} at {nth}");
         }
-        store.heal();
-        let mut contents = [fs::read(m.path("a")).unwrap(), fs::read(m.path("b")).unwrap()];
-        contents.sort();
-        assert_eq!(contents, [b"A", b"B"], "{op:?} {nth}");
     }
 }
 
@@ -198,6 +215,118 @@ fn a_directory_rename_that_fails_changes_nothing() {
     assert_eq!(names(&m.path("d")).len(), 20);
     fs::rename(m.path("d"), m.path("e")).unwrap();
     assert_eq!(names(&m.path("e")).len(), 20);
+}
+
+/// Whatever request goes wrong, every file is at its old or its new name, and the same rename, by the same mount or another, finishes the move.
+#[test]
+fn a_directory_rename_that_is_cut_off_loses_nothing_and_can_be_finished() {
+    let files = ["1", "2", "sub/3", "sub/deep/4"];
+    for implicit in [false, true] {
+        for (fault, times) in FAULTS {
+            for remount in [false, true] {
+                for nth in 0.. {
+                    let what =
+                        format!("implicit {implicit}, {fault:?} x {times} at {nth}, remount {remount}");
+                    let store = store();
+                    for file in files {
+                        store.foreign_put(&format!("old/{file}"), file, Metadata::new());
+                    }
+                    if !implicit {
+                        store.foreign_put("old", "", meta(&[("hdi_isfolder", "true"), ("vsc_mode", "700")]));
+                    }
+                    store.foreign_put("old/empty", "", meta(&[("hdi_isfolder", "true")]));
+                    let mut m = Mount::new(&store);
+                    let listed = names(&m.path("old"));
+                    store.fail_after(nth, fault, times);
+                    let first = fs::rename(m.path("old"), m.path("new"));
+                    let hit = store.heal();
+                    for file in files {
+                        let found = ["old", "new"].map(|at| store.content(&format!("{at}/{file}")));
+                        assert!(
+                            found.iter().flatten().any(|c| c == file),
+                            "{what}: {file} is lost"
+                        );
+                    }
+                    if remount {
+                        drop(m);
+                        m = Mount::new(&store);
+                    }
+                    let again = first.is_err().then(|| fs::rename(m.path("old"), m.path("new")));
+                    if let Some(Err(error)) = again {
+                        // All that was lost is the answer; the name may be known for a while.
+                        assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{what}");
+                        eventually("the old name expires", || fs::metadata(m.path("old")).is_err());
+                    }
+                    assert_eq!(errno(fs::metadata(m.path("old"))), libc::ENOENT, "{what}");
+                    assert_eq!(names(&m.path("new")), listed, "{what}");
+                    for file in files {
+                        assert_eq!(
+                            fs::read_to_string(m.path("new").join(file)).unwrap(),
+                            file,
+                            "{what}"
+                        );
+                    }
+                    if !implicit {
+                        let mode = fs::metadata(m.path("new")).unwrap().mode();
+                        assert_eq!(mode & 0o7777, 0o700, "{what}");
+                    }
+                    let left: Vec<_> = store
+                        .names()
+                        .into_iter()
+                        .filter(|n| n.starts_with("old"))
+                        .collect();
+                    assert!(left.is_empty(), "{what}: {left:?}");
+                    if !hit {
+                        assert!(nth > 15, "only {nth} requests");
+                        assert_eq!(store.names().contains(&"new".to_owned()), !implicit);
+                        for name in store.names() {
+                            let metadata = store.properties(&name).unwrap().metadata;
+                            assert!(!metadata.contains_key("vsc_moved_from"), "{name}");
+                        }
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Only the same directory goes on: a full one that happens to be in the way stays as it is, and so does a newer file.
+#[test]
+fn a_directory_rename_is_finished_by_the_same_directory_only() {
+    let store = store();
+    let m = Mount::new(&store);
+    fs::create_dir(m.path("old")).unwrap();
+    for i in 0..5 {
+        fs::write(m.path(&format!("old/{i}")), "first").unwrap();
+    }
+    // Everything is copied, nothing deleted.
+    store.fail(Op::Delete, Fault::Status(500, "InternalError"), 1000);
+    assert_eq!(errno(fs::rename(m.path("old"), m.path("new"))), libc::EIO);
+    store.heal();
+    fs::write(m.path("new/1"), "second, at the new name").unwrap();
+    fs::write(m.path("old/2"), "second, at the old name").unwrap();
+    // Another directory is not the one that was being moved.
+    fs::create_dir(m.path("other")).unwrap();
+    fs::write(m.path("other/0"), "other").unwrap();
+    assert_eq!(errno(fs::rename(m.path("other"), m.path("new"))), libc::ENOTEMPTY);
+    fs::rename(m.path("old"), m.path("new")).unwrap();
+    let read = |name: &str| fs::read_to_string(m.path(name)).unwrap();
+    assert_eq!(read("new/0"), "first");
+    assert_eq!(read("new/1"), "second, at the new name");
+    assert_eq!(read("new/2"), "second, at the old name");
+    assert_eq!(names(m.root()), ["new", "other"]);
+    // It is an ordinary directory again.
+    fs::create_dir(m.path("old")).unwrap();
+    assert_eq!(errno(fs::rename(m.path("old"), m.path("new"))), libc::ENOTEMPTY);
+    // An empty directory in the way of a move that fails is still there.
+    fs::create_dir(m.path("empty")).unwrap();
+    store.fail(Op::Copy, Fault::Status(500, "InternalError"), 1000);
+    assert!(fs::rename(m.path("other"), m.path("empty")).is_err());
+    store.heal();
+    outlive_timeouts();
+    assert!(names(&m.path("empty")).is_empty());
+    assert_eq!(names(&m.path("other")), ["0"]);
 }
 
 #[test]

@@ -166,3 +166,41 @@ fn a_missing_container_is_said_at_once() {
     let error = blob_fs::fuse::mount(Path::new("/nonexistent"), "x", false).unwrap_err();
     assert!(error.to_string().contains("/nonexistent"), "{error}");
 }
+
+/// Whatever an operation panics in, its caller gets EIO, nobody waits for it, and the mount goes on.
+#[test]
+fn a_panic_is_eio_and_the_mount_goes_on() {
+    let store = store();
+    store.foreign_put("d/f", "content", Metadata::new());
+    let m = Mount::new(&store);
+    let act = || -> std::io::Result<()> {
+        fs::metadata(m.path("d/absent"))
+            .map(drop)
+            .or_else(|error| match error.kind() {
+                std::io::ErrorKind::NotFound => Ok(()),
+                _ => Err(error),
+            })?;
+        fs::read(m.path("d/f")).map(drop)?;
+        let mut f = OpenOptions::new().append(true).open(m.path("d/f"))?;
+        f.write_all(b"+")?;
+        f.sync_all()?;
+        fs::rename(m.path("d/f"), m.path("d/g"))?;
+        fs::rename(m.path("d/g"), m.path("d/f"))
+    };
+    for nth in 0.. {
+        store.fail_after(nth, Fault::Panic, 1);
+        let outcome = act();
+        let hit = store.heal();
+        if !hit {
+            outcome.unwrap();
+            assert!(nth > 8, "only {nth} requests");
+            break;
+        }
+        assert_eq!(errno(outcome), libc::EIO, "at {nth}");
+        if File::open(m.path("d/f")).is_err() {
+            fs::rename(m.path("d/g"), m.path("d/f")).unwrap();
+        }
+        let text = fs::read_to_string(m.path("d/f")).unwrap();
+        assert_eq!(text.trim_end_matches('+'), "content", "at {nth}");
+    }
+}
