@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use serde::Serialize;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use vsc_driver::buffer::{Arena, Buffer, PAGE};
 use vsc_driver::channel::{Channel, ChannelConfig, ChannelError, Data, Exchange};
 use vsc_driver::framing::request::{Close, Rest, SCHEMA_VERSION};
@@ -39,6 +40,9 @@ pub const CHANNEL: &str = "channel";
 const REQUEST_SIZES: [usize; 2] = [2 * PAGE, 32 * PAGE];
 /// Room for an answer whose length nobody knows before (listings, block lists), tried one after the other.
 const ANSWER_SIZES: [usize; 3] = [256 * 1024, 8 * 1024 * 1024, 31 * 1024 * 1024];
+/// Copies of bodies in several pieces that all requests may hold at once: nobody's budget counts them.
+const GATHER_LIMIT: usize = 24 << 20;
+const GATHER_UNIT: usize = 64 << 10;
 /// Bytes of payload that fit one exchange whatever their alignment, beside the largest request and response.
 const MAX_PAYLOAD: usize = (MAX_PAGES - 1) * PAGE - RESPONSE_CAPACITY - REQUEST_SIZES[1];
 /// A host that is well answers a probe in well under a millisecond.
@@ -54,6 +58,8 @@ pub struct Vsc {
     rest: RestSupport,
     handles: Handles,
     counters: Counters,
+    /// In units of [`GATHER_UNIT`].
+    gathering: Semaphore,
 }
 
 impl Vsc {
@@ -64,6 +70,7 @@ impl Vsc {
             arena,
             rest: RestSupport::unknown(),
             handles: Handles::default(),
+            gathering: Semaphore::new(GATHER_LIMIT / GATHER_UNIT),
             counters: Counters::default(),
         })
     }
@@ -93,6 +100,7 @@ impl Vsc {
             if request.method == Method::GET {
                 return self.rest_collect(&body, id, request.timeout).await;
             }
+            let _room = self.room_to_gather(&request.body).await;
             let data = self.outgoing(&request.body)?;
             let (host, _) = self.rest(&body, id, request.timeout, data).await?;
             return answer(host, Bytes::new(), None);
@@ -214,6 +222,18 @@ impl Vsc {
                 Err(error) => return Err(unsuitable(format!("request does not fit the channel: {error}"))),
             }
         }
+    }
+
+    /// The right to hold a copy of a body that does not lie in one piece, kept until the host has read it; `None` where none is made.
+    async fn room_to_gather(&self, body: &Body) -> Option<SemaphorePermit<'_>> {
+        if let [] | [Piece::Slice(_)] = &body.0[..] {
+            return None;
+        }
+        // What the arena takes for it.
+        let held = usize::try_from(body.len()).ok()?.checked_next_power_of_two()?;
+        let units = held.div_ceil(GATHER_UNIT).min(GATHER_LIMIT / GATHER_UNIT);
+        // The semaphore is never closed.
+        self.gathering.acquire_many(u32::try_from(units).ok()?).await.ok()
     }
 
     /// The body as a data buffer: as it lies, when it is one slice of an arena; gathered otherwise.
