@@ -110,6 +110,10 @@ pub(super) async fn send(membership: &Membership, reporter: &Reporter) {
     let mut sender = Sender {
         membership,
         told: Told::new("Events"),
+        finding: [
+            Told::new("which claim an Event is for"),
+            Told::new("which pods an Event is for"),
+        ],
         sent: HashMap::new(),
     };
     loop {
@@ -128,6 +132,8 @@ struct Sent {
 struct Sender<'a> {
     membership: &'a Membership,
     told: Told,
+    /// Separate, because the rights for it are others.
+    finding: [Told; 2],
     /// By object and reason.
     sent: HashMap<(ObjectRef, String), Sent>,
 }
@@ -137,8 +143,8 @@ impl Sender<'_> {
     async fn tell(&mut self, notice: &Notice) -> bool {
         let until = Instant::now() + GIVE_UP;
         let membership = self.membership;
-        let told = &self.told;
-        let objects = patiently(told, until, || objects(membership, &notice.about, told)).await;
+        let finding = &self.finding;
+        let objects = patiently(&self.told, until, || objects(membership, &notice.about, finding)).await;
         let Some(objects) = objects else { return false };
         let mut all = true;
         for object in objects {
@@ -235,14 +241,18 @@ fn event_name(object: &str) -> String {
 }
 
 /// Whom a notice is for: as many as the rights allow to find.
-async fn objects(membership: &Membership, about: &About, told: &Told) -> Result<Vec<ObjectRef>> {
+async fn objects(
+    membership: &Membership,
+    about: &About,
+    [claims, pods]: &[Told; 2],
+) -> Result<Vec<ObjectRef>> {
     let (cluster, node) = (&*membership.cluster, membership.node.as_str());
     let claim = async |volume| {
         let found = volumes::claim_of(cluster, &membership.driver, node, volume).await;
-        where_allowed(found, told).map(Option::flatten)
+        where_allowed(found, claims).map(Option::flatten)
     };
     let pods_at =
-        async |targets| Ok(where_allowed(pods_at(membership, targets).await, told)?.unwrap_or_default());
+        async |targets| Ok(where_allowed(pods_at(membership, targets).await, pods)?.unwrap_or_default());
     match about {
         About::Staging(volume) => {
             let Some(claim) = claim(volume).await? else {
