@@ -42,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::kube::{Config, KubeCluster};
 pub use events::Reporter;
+pub(crate) use volumes::pod_uid;
 pub use volumes::{VolumeAt, claim_of};
 
 /// Label of the node: `available` or `unavailable`. It is there while the driver runs on the node.

@@ -57,7 +57,10 @@ pub fn routes(args: &ControllerArgs) -> anyhow::Result<(Routes, Metrics)> {
         runtime,
     );
     let metrics = Metrics::new(paths.clone(), None);
-    let service = ControllerService::new(Connector::new(paths, arena));
+    let mut service = ControllerService::new(Connector::new(paths, arena));
+    if let Some(cluster) = args.kubernetes.connect(&args.driver_name, &args.node_id) {
+        service = service.in_cluster(cluster);
+    }
     // Nothing of the machine is needed but the network, which every call needs anew: no checks.
     let identity = IdentityService::new(&args.driver_name, Vec::new());
     let routes = Routes::new(IdentityServer::new(identity)).add_service(ControllerServer::new(service));

@@ -167,13 +167,6 @@ impl Account {
         secrets: &Secrets,
         entra: impl FnOnce(AuthType) -> Result<Credentials>,
     ) -> Result<Credentials> {
-        if secrets.is_empty() && attributes.secret_name.is_some() {
-            return Err(Error::new(
-                Reason::NotSupportedYet,
-                "secretName: reading a Secret by name is not available yet; name it in nodeStageSecretRef \
-                 (PersistentVolume), nodePublishSecretRef (inline volume) or csi.storage.k8s.io/*-secret-name (StorageClass)",
-            ));
-        }
         let kind = attributes.auth_type.unwrap_or_else(|| {
             if attributes.identity.with_pod_token {
                 AuthType::WorkloadIdentity

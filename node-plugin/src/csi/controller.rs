@@ -4,6 +4,8 @@ mod create;
 mod delete;
 mod ownership;
 
+use std::sync::Arc;
+
 use csi_proto::csi::controller_server::Controller;
 use csi_proto::csi::controller_service_capability::{self, Rpc, rpc};
 use csi_proto::csi::validate_volume_capabilities_response::Confirmed;
@@ -14,10 +16,12 @@ use super::account::Account;
 use super::capability::Access;
 use super::connect::{self, Connector};
 use super::guard::Guards;
+use super::named_secret::{self, SecretRef};
 use super::status::{Error, Reason, Result};
 use super::volume_context::{Attributes, MountOptions, Scope, Secrets};
 use super::volume_id::VolumeId;
 use super::{answer, required};
+use crate::cluster::Cluster;
 
 const CAPABILITIES: [rpc::Type; 2] = [rpc::Type::CreateDeleteVolume, rpc::Type::SingleNodeMultiWriter];
 
@@ -25,6 +29,7 @@ const CAPABILITIES: [rpc::Type; 2] = [rpc::Type::CreateDeleteVolume, rpc::Type::
 #[derive(Debug, Clone)]
 pub struct ControllerService {
     connector: Connector,
+    cluster: Option<Arc<dyn Cluster>>,
     guards: Guards,
 }
 
@@ -33,8 +38,20 @@ impl ControllerService {
     pub fn new(connector: Connector) -> Self {
         Self {
             connector,
+            cluster: None,
             guards: Guards::default(),
         }
+    }
+
+    /// The same in a cluster: Secrets are read by name.
+    pub fn in_cluster(mut self, cluster: Arc<dyn Cluster>) -> Self {
+        self.cluster = Some(cluster);
+        self
+    }
+
+    /// The secrets of a call, or those of a Secret by name.
+    async fn secrets(&self, secrets: Secrets, named: Option<&SecretRef>) -> Result<Secrets> {
+        named_secret::in_controller(self.cluster.as_deref(), secrets, named).await
     }
 
     async fn validate(
@@ -50,7 +67,13 @@ impl ControllerService {
         }
         let attributes = Attributes::parse(&request.volume_context, Scope::Attributes)?;
         let secrets = Secrets::parse(&request.secrets)?;
-        let (account, container, prefix) = match (VolumeId::parse(volume_id), &attributes.container) {
+        let id = VolumeId::parse(volume_id);
+        let named = match id.as_ref().and_then(|id| id.secret.clone()) {
+            Some(named) => Some(named),
+            None => named_secret::of_class(&attributes, &secrets)?,
+        };
+        let secrets = self.secrets(secrets, named.as_ref()).await?;
+        let (account, container, prefix) = match (id, &attributes.container) {
             (Some(id), _) => (id.account, id.container, id.prefix),
             // A static volume: its id may be anything, its attributes say where it is.
             (None, Some(container)) => (

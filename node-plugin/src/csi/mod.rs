@@ -7,6 +7,7 @@ pub mod controller;
 pub mod entra;
 pub mod guard;
 pub mod identity;
+pub mod named_secret;
 pub mod node;
 pub mod registration;
 pub mod server;

@@ -115,7 +115,7 @@ fn stable_context(context: &HashMap<String, String>) -> BTreeMap<String, String>
 }
 
 /// The pod of a publish, as kubelet names it in the volume context (CSIDriver `podInfoOnMount`).
-fn pod_of(context: &HashMap<String, String>) -> Option<ObjectRef> {
+pub(super) fn pod_of(context: &HashMap<String, String>) -> Option<ObjectRef> {
     let get = |key: &str| context.get(&format!("{PER_POD}pod.{key}")).cloned();
     Some(ObjectRef {
         kind: "Pod",
@@ -251,3 +251,6 @@ impl Node for NodeService {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -106,6 +106,14 @@ reasons! {
     ProtocolNotSupported => InvalidArgument, "Use protocol: fuse (or leave it out), or blob.csi.azure.com for NFS";
     /// No credential of the demanded kind came with the request.
     MissingCredentials => InvalidArgument, "Name a Secret with the key in nodeStageSecretRef (StorageClass: csi.storage.k8s.io/node-stage-secret-name), or set AzureStorageAuthType";
+    /// The Secret that secretName names is not there.
+    SecretNotFound => FailedPrecondition, "Create the Secret, or correct secretName and secretNamespace";
+    /// The driver's service account may not read the Secret.
+    SecretAccessDenied => PermissionDenied, "Add the namespace to secretNamespaces of the chart, or make the Role and its binding by hand";
+    /// A volume of a pod names a Secret that the pod's author may not use.
+    SecretNamespaceRefused => PermissionDenied, "Leave secretNamespace out: an inline volume uses Secrets of the pod's own namespace only";
+    /// The API server is needed and cannot be asked.
+    ClusterUnavailable => Unavailable, "Check that the driver reaches the API server, or hand the Secret over with the call (nodeStageSecretRef, nodePublishSecretRef)";
     /// A block volume was asked for at creation.
     BlockNotSupported => InvalidArgument, "Use volumeMode: Filesystem";
     /// A volume was to be made from a snapshot or another volume.

@@ -189,11 +189,6 @@ fn missing_credentials_name_the_field() {
     assert!(error.message.contains("azurestorageaccountkey"), "{error}");
     let error = credentials(&[("AzureStorageAuthType", "SAS")], &[("accountkey", "a2V5")]).unwrap_err();
     assert!(error.message.contains("azurestorageaccountsastoken"), "{error}");
-    let error = credentials(&[("secretName", "s")], &[]).unwrap_err();
-    assert!(
-        error.message.contains("secretName") && error.message.contains("nodeStageSecretRef"),
-        "{error}"
-    );
     let error = credentials(&[], &[("accountkey", "not base64!")]).unwrap_err();
     assert_eq!(error.reason, Reason::InvalidValue);
     assert!(!error.to_string().contains("not base64!"), "{error}");

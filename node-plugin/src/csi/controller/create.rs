@@ -10,6 +10,7 @@ use super::ownership::{Mark, short_digest};
 use crate::csi::account::Account;
 use crate::csi::capability::Access;
 use crate::csi::connect;
+use crate::csi::named_secret;
 use crate::csi::required;
 use crate::csi::status::{Error, Reason, Result};
 use crate::csi::volume_context::{Attributes, MountOptions, OnDelete, Scope, Secrets};
@@ -26,6 +27,7 @@ const RESOLVED: &[&str] = &[
     "prefix",
     "server",
     "storageendpointsuffix",
+    "secretnamespace",
     "ondelete",
 ];
 
@@ -38,6 +40,8 @@ impl ControllerService {
         // The provisioner names the PersistentVolume as it names the volume here.
         attributes.claim.volume.get_or_insert_with(|| name.to_owned());
         let secrets = Secrets::parse(&request.secrets)?;
+        let named = named_secret::of_class(&attributes, &secrets)?;
+        let secrets = self.secrets(secrets, named.as_ref()).await?;
         let account = Account::resolve(&attributes, &secrets)?;
         let place = Place::plan(name, &attributes)?;
         let credentials = self
@@ -76,11 +80,14 @@ impl ControllerService {
             container: place.container.clone(),
             prefix: place.prefix.clone(),
             on_delete: attributes.on_delete,
+            secret: named,
         };
+        let mut context = volume_context(&request.parameters, &account, &place);
+        keep_namespace(&mut context, &attributes);
         Ok(Volume {
             capacity_bytes: capacity,
             volume_id: id.to_string(),
-            volume_context: volume_context(&request.parameters, &account, &place),
+            volume_context: context,
             content_source: None,
             accessible_topology: Vec::new(),
         })
@@ -320,6 +327,15 @@ fn volume_context(
         );
     }
     context
+}
+
+/// The node learns nothing of the claim: where a Secret that the class names is, is written down.
+fn keep_namespace(context: &mut HashMap<String, String>, attributes: &Attributes) {
+    if attributes.secret_name.is_some()
+        && let Some(namespace) = named_secret::namespace_of_class(attributes)
+    {
+        context.insert("secretNamespace".into(), namespace.to_owned());
+    }
 }
 
 #[cfg(test)]

@@ -29,7 +29,10 @@ impl ControllerService {
             return Ok(());
         }
         let _guard = self.guards.enter(volume_id)?;
-        let container = self.container_of(&id, &Secrets::parse(&request.secrets)?)?;
+        let secrets = self
+            .secrets(Secrets::parse(&request.secrets)?, id.secret.as_ref())
+            .await?;
+        let container = self.container_of(&id, &secrets)?;
         let deleted = match id.prefix.as_str() {
             "" => delete_container(&container).await,
             prefix => delete_directory(&container, prefix).await,

@@ -7,8 +7,10 @@ use csi_proto::csi::{NodePublishVolumeRequest, NodeUnpublishVolumeRequest};
 
 use super::stage::context_difference;
 use super::{NodeService, resolved, stable_context};
+use crate::cluster::VolumeAt;
 use crate::csi::capability::Access;
 use crate::csi::entra;
+use crate::csi::named_secret::{self, Owner};
 use crate::csi::required;
 use crate::csi::status::{Error, Reason, Result};
 use crate::csi::volume_context::{Attributes, MountOptions, Scope, Secrets};
@@ -124,6 +126,15 @@ impl NodeService {
             Condition::Foreign(fs_type) => return Err(foreign(target, &fs_type)),
             Condition::NotMounted => {}
         }
+        let at = VolumeAt {
+            handle: request.volume_id.clone(),
+            path: target.to_owned(),
+        };
+        let owner = Owner::Pod {
+            at: &at,
+            context: &request.volume_context,
+        };
+        let secrets = named_secret::on_node(self.link.as_ref(), attributes, secrets, owner).await?;
         let token = token.map(GivenToken::new);
         let config = self
             .configure(

@@ -7,9 +7,11 @@ use blob_fs::VolumeConfig;
 use csi_proto::csi::{NodeStageVolumeRequest, NodeUnstageVolumeRequest};
 
 use super::{NodeService, resolved, stable_context};
+use crate::cluster::VolumeAt;
 use crate::csi::account::Account;
 use crate::csi::capability::Access;
 use crate::csi::connect;
+use crate::csi::named_secret::{self, Owner};
 use crate::csi::required;
 use crate::csi::status::{Error, Reason, Result};
 use crate::csi::volume_context::{Attributes, MountOptions, Scope, Secrets};
@@ -57,6 +59,12 @@ impl NodeService {
                 ),
             ));
         }
+        let at = VolumeAt {
+            handle: volume_id.to_owned(),
+            path,
+        };
+        let owner = Owner::Staged(&at);
+        let secrets = named_secret::on_node(self.link.as_ref(), &attributes, secrets, owner).await?;
         let config = self
             .configure(&attributes, &options, &record.access, &secrets, None, false)
             .await?;

@@ -108,6 +108,8 @@ pub struct Attributes {
     pub endpoint_suffix: Option<String>,
     /// `secretName`.
     pub secret_name: Option<String>,
+    /// `secretNamespace`.
+    pub secret_namespace: Option<String>,
     /// `AzureStorageAuthType`; `None` when not given: Key, or SAS when only a SAS is in the Secret.
     pub auth_type: Option<AuthType>,
     /// Identity settings.
@@ -140,6 +142,7 @@ impl Attributes {
             server: keys.owned("server"),
             endpoint_suffix: keys.owned("storageEndpointSuffix"),
             secret_name: keys.owned("secretName"),
+            secret_namespace: keys.owned("secretNamespace"),
             auth_type: keys.choice("AzureStorageAuthType", AUTH_TYPES)?,
             identity: Identity {
                 msi_client_id: keys.owned("AzureStorageIdentityClientID"),

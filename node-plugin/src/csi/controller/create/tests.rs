@@ -98,3 +98,69 @@ fn the_node_gets_what_it_needs_and_no_more() {
     assert_eq!(context["server"], "http://127.0.0.1:1/acct");
     Attributes::parse(&context, Scope::Attributes).unwrap();
 }
+
+/// The namespace is the claim's, or what the class says in whatever spelling, and stands there once.
+#[test]
+fn the_volume_remembers_where_its_secret_is() {
+    let claim = ("csi.storage.k8s.io/pvc/namespace", "team");
+    for (pairs, wanted) in [
+        (vec![("secretName", "key"), claim], Some("team")),
+        (
+            vec![("secretName", "key"), ("SecretNamespace", "vault"), claim],
+            Some("vault"),
+        ),
+        (vec![claim], None),
+    ] {
+        let parameters: HashMap<String, String> = pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        let (account, container, prefix) = Account::split_url("http://127.0.0.1:1/acct/c").unwrap();
+        let mut context = volume_context(&parameters, &account, &Place { container, prefix });
+        keep_namespace(
+            &mut context,
+            &Attributes::parse(&parameters, Scope::Class).unwrap(),
+        );
+        let read = Attributes::parse(&context, Scope::Attributes).unwrap();
+        assert_eq!(read.secret_namespace.as_deref(), wanted);
+    }
+}
+
+#[tokio::test]
+async fn create_and_delete_read_the_secret_that_the_class_names() {
+    use blob_client::transport::failover::Paths;
+    use csi_proto::csi::volume_capability::access_mode::Mode;
+    use csi_proto::csi::volume_capability::{AccessMode, AccessType, MountVolume};
+    use csi_proto::csi::{DeleteVolumeRequest, VolumeCapability};
+    use vsc_driver::buffer::Arena;
+
+    let arena = Arena::new(64 << 20).unwrap();
+    let paths = Paths::new(None, arena.clone(), tokio::runtime::Handle::current());
+    let cluster = crate::cluster::fake::FakeCluster::new();
+    let service = ControllerService::new(connect::Connector::new(paths, arena)).in_cluster(cluster.clone());
+    let pairs = [
+        ("storageAccount", "acct"),
+        ("secretName", "key"),
+        ("csi.storage.k8s.io/pvc/namespace", "team"),
+    ];
+    let request = CreateVolumeRequest {
+        name: "pvc-1".into(),
+        parameters: pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+        volume_capabilities: vec![VolumeCapability {
+            access_type: Some(AccessType::Mount(MountVolume::default())),
+            access_mode: Some(AccessMode {
+                mode: Mode::MultiNodeMultiWriter as i32,
+            }),
+        }],
+        ..CreateVolumeRequest::default()
+    };
+    let error = service.create(&request).await.unwrap_err();
+    assert_eq!(error.reason, Reason::SecretNotFound, "{error}");
+    let request = DeleteVolumeRequest {
+        volume_id: "acct#pvc-1##delete##team/key".into(),
+        ..DeleteVolumeRequest::default()
+    };
+    let error = service.delete(&request).await.unwrap_err();
+    assert_eq!(error.reason, Reason::SecretNotFound, "{error}");
+    assert_eq!(cluster.calls(), ["secret team/key", "secret team/key"]);
+}
