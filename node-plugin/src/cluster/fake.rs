@@ -13,6 +13,9 @@ use super::{Cluster, Error, EventView, Marks, NodeView, ObjectRef, PodView, Resu
 /// Name of the one node.
 pub(crate) const NODE: &str = "node-1";
 
+/// A change by somebody else.
+type Meanwhile = Box<dyn FnOnce(&mut NodeView) + Send>;
+
 /// What is in the cluster.
 #[derive(Default)]
 pub(crate) struct State {
@@ -29,7 +32,7 @@ pub(crate) struct State {
     /// Requests whose record begins like this get that.
     pub(crate) refused: Vec<(String, Error)>,
     /// What somebody else does to the node just before the next write of taints.
-    pub(crate) before_taints: Option<Box<dyn FnOnce(&mut NodeView) + Send>>,
+    pub(crate) before_taints: Option<Meanwhile>,
     version: u64,
 }
 
