@@ -85,9 +85,15 @@ pub struct Completion {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ChannelError {
-    /// The device node is missing or was removed (ENODEV/ENOENT/ENXIO).
+    /// The device was open and was removed (ENODEV/ENOENT/ENXIO).
     #[error("the channel device {device} is gone; it is reopened when it comes back")]
     Gone {
+        /// Device path.
+        device: String,
+    },
+    /// There is no device node to begin with.
+    #[error("there is no channel device {device}")]
+    Missing {
         /// Device path.
         device: String,
     },

@@ -185,6 +185,7 @@ impl<S: System> Loader<S> {
         let kernel = self.release()?;
         let device = self.offered();
         Ok(Status {
+            vmbus: self.root("sys/bus/vmbus").is_dir(),
             offered: device.is_some(),
             bound_to: device.as_deref().and_then(driver_of),
             node: self.node(),

@@ -92,7 +92,11 @@ pub(super) struct Ticket {
 
 impl Pool {
     pub(super) fn open(config: ChannelConfig) -> Result<Arc<Self>, ChannelError> {
-        let door = Door::open(&config.device)?;
+        let door = Door::open(&config.device).map_err(|error| match error {
+            // It has never been there, as far as this process knows.
+            ChannelError::Gone { device } => ChannelError::Missing { device },
+            other => other,
+        })?;
         Ok(Arc::new(Self {
             state: Mutex::new(State {
                 queue: VecDeque::new(),

@@ -180,6 +180,8 @@ pub struct Module {
 pub struct Status {
     /// `uname -r`.
     pub kernel: String,
+    /// There is a VMBus, so this is a virtual machine on Hyper-V.
+    pub vmbus: bool,
     /// The host offers the device.
     pub offered: bool,
     /// The driver that has the device.
@@ -196,6 +198,53 @@ pub struct Status {
     pub loaded_by_us: Option<State>,
     /// The virtual PCI device that comes with the device and has nothing behind it.
     pub orphan: Orphan,
+}
+
+impl Status {
+    /// A short code of the state, stable; the same words as [`Report::code`] where they mean the same.
+    pub fn code(&self) -> &'static str {
+        match &self.node {
+            NodeStep::Present { .. } => "NodePresent",
+            NodeStep::Unusable { .. } => "NodeUnusable",
+            NodeStep::Absent if !self.offered => "NotOffered",
+            NodeStep::Absent if self.modules.is_empty() => "NoModule",
+            NodeStep::Absent => "NoNode",
+        }
+    }
+
+    /// Why there is no channel, as a part of a sentence; `None` when there is one.
+    pub fn problem(&self) -> Option<String> {
+        let kernel = &self.kernel;
+        match &self.node {
+            NodeStep::Present { .. } => None,
+            NodeStep::Unusable { reason } => Some(format!("the device node cannot be used: {reason}")),
+            NodeStep::Absent if !self.vmbus => Some("this machine is no Hyper-V guest".to_owned()),
+            NodeStep::Absent if !self.offered => {
+                Some("the host does not offer the device to this machine".to_owned())
+            }
+            NodeStep::Absent => Some(match (self.modules.first(), &self.bound_to) {
+                (Some(module), _) => format!(
+                    "the host offers the device and the module {} is loaded, but its node is not there",
+                    module.name
+                ),
+                (None, Some(driver)) => {
+                    format!("the host offers the device, but the driver {driver} has it and brings no node")
+                }
+                (None, None) => {
+                    let prebuilt = if self.prebuilt { "a" } else { "no" };
+                    let mut text = format!(
+                        "the host offers the device, but no kernel module for it is loaded (there is {prebuilt} prebuilt one for \
+                         the kernel {kernel}"
+                    );
+                    for restriction in &self.restrictions {
+                        text.push_str(&format!("; {restriction}"));
+                    }
+                    text.push_str("); `vsc-blob-csi driver load` says what it tried");
+                    text
+                }
+            }),
+        }
+    }
 }
 
 /// What [`unload`](super::Loader::unload) did.

@@ -864,7 +864,7 @@ fn status_looks_and_does_not_touch() {
         serde_json::to_value(&status).unwrap(),
         serde_json::json!({
             "kernel": RELEASE,
-            "offered": true,
+            "vmbus": true, "offered": true,
             "bound_to": null,
             "node": {"state": "absent"},
             "modules": [],

@@ -2,22 +2,19 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
-use vsc_driver::channel::{Abi, Channel, ChannelConfig, ChannelError};
+use vsc_driver::loader::{Loader, LoaderConfig, NodeStep, Restriction};
 
 use super::DeviceArgs;
 use crate::mounts::bounded::bounded;
 use crate::mounts::mounter::{Kernel, Mounter};
 use crate::mounts::mountinfo;
 
-/// Class of the VMBus device behind the channel (vsc-channel.md, loader).
-const CLASS_ID: &str = "0590b792-db64-45cc-81db-b8d70c577c9e";
-const VMBUS: &str = "/sys/bus/vmbus/devices";
 /// How long a mount may take to answer before it counts as dead here.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -63,6 +60,12 @@ pub struct ChannelReport {
     pub present: bool,
     /// Command number the device answers to: `list` (0xC04852F0) or `ubuntu` (0xC048520A).
     pub abi: Option<&'static str>,
+    /// State in one word: `NodePresent`, `NodeUnusable`, `NotOffered`, `NoModule`, `NoNode`.
+    pub code: &'static str,
+    /// Loaded modules that serve the device.
+    pub modules: Vec<String>,
+    /// What keeps the kernel from taking modules.
+    pub restrictions: Vec<Restriction>,
     /// Why it cannot be used.
     pub problem: Option<String>,
 }
@@ -97,7 +100,11 @@ pub struct MountReport {
 
 /// Looks, tells, and answers whether volumes can be mounted.
 pub async fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
-    let report = examine(&args.device.device).await?;
+    let config = LoaderConfig {
+        device: args.device.device.clone(),
+        ..LoaderConfig::default()
+    };
+    let report = examine(config).await?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
@@ -110,9 +117,9 @@ pub async fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Looks at everything.
-pub async fn examine(device: &Path) -> anyhow::Result<Report> {
-    let channel = examine_channel(device);
+/// Looks at everything; at the channel as the loader sees it.
+pub async fn examine(config: LoaderConfig) -> anyhow::Result<Report> {
+    let channel = examine_channel(config)?;
     let mut mounts = Vec::new();
     for mount in mountinfo::read()?.into_iter().filter(mountinfo::Mount::is_ours) {
         let at = mount.at.clone();
@@ -143,61 +150,33 @@ pub async fn examine(device: &Path) -> anyhow::Result<Report> {
     })
 }
 
-fn examine_channel(device: &Path) -> ChannelReport {
-    let offered = offered(Path::new(VMBUS));
-    let present = device.exists();
-    let shown = device.display();
-    let opened = present.then(|| {
-        Channel::open(ChannelConfig {
-            device: device.to_owned(),
-            threads: 1,
-            ..Default::default()
-        })
-    });
-    let (abi, problem) = match opened {
-        Some(Ok(channel)) => (Some(channel.abi()), None),
-        Some(Err(ChannelError::Io { source, .. })) if source.kind() == io::ErrorKind::PermissionDenied => (
-            None,
-            Some(format!("{shown} may not be opened by this user; run as root")),
-        ),
-        Some(Err(error)) => (None, Some(error.to_string())),
-        None => (None, Some(absent(device, offered))),
+fn examine_channel(config: LoaderConfig) -> anyhow::Result<ChannelReport> {
+    let device = config.device.display().to_string();
+    let status = Loader::new(config).status().context("looking at the channel")?;
+    let abi = match status.node {
+        NodeStep::Present { abi } => Some(abi.name()),
+        _ => None,
     };
-    let abi = abi.map(|abi| match abi {
-        Abi::List => "list",
-        Abi::Ubuntu => "ubuntu",
+    let present = status.node != NodeStep::Absent;
+    let problem = status.problem().map(|problem| {
+        if present && !nix::unistd::geteuid().is_root() {
+            format!("{problem} ({device}; run as root)")
+        } else if present {
+            format!("{problem} ({device})")
+        } else {
+            format!("{problem} ({device} is not there)")
+        }
     });
-    ChannelReport {
-        device: shown.to_string(),
-        offered,
+    Ok(ChannelReport {
+        device,
+        offered: status.vmbus.then_some(status.offered),
         present,
         abi,
+        code: status.code(),
+        modules: status.modules.into_iter().map(|module| module.name).collect(),
+        restrictions: status.restrictions,
         problem,
-    }
-}
-
-fn absent(device: &Path, offered: Option<bool>) -> String {
-    let shown = device.display();
-    match offered {
-        Some(true) => {
-            format!("the host offers the device, but {shown} is not there: its kernel module is not loaded")
-        }
-        Some(false) => format!("the host does not offer the device to this machine ({shown} is not there)"),
-        None => format!("this machine is no Hyper-V guest, so there is no channel ({shown} is not there)"),
-    }
-}
-
-/// Is the channel's class among the devices of the bus?
-fn offered(bus: &Path) -> Option<bool> {
-    let devices = std::fs::read_dir(bus).ok()?;
-    let class = |entry: io::Result<std::fs::DirEntry>| {
-        std::fs::read_to_string(entry.ok()?.path().join("class_id")).ok()
-    };
-    Some(
-        devices
-            .filter_map(class)
-            .any(|id| id.trim().trim_matches(['{', '}']).eq_ignore_ascii_case(CLASS_ID)),
-    )
+    })
 }
 
 fn examine_fuse() -> FuseReport {
@@ -234,6 +213,15 @@ fn sentences(report: &Report) -> String {
         if channel.present { "present" } else { "not there" },
         channel.abi.unwrap_or("not known")
     ));
+    if !channel.modules.is_empty() {
+        lines.push(format!(
+            "Channel: kernel modules: {}.",
+            channel.modules.join(", ")
+        ));
+    }
+    for restriction in &channel.restrictions {
+        lines.push(format!("Kernel: {restriction}."));
+    }
     let fuse = &report.fuse;
     match &fuse.problem {
         None => lines.push("FUSE: usable.".into()),
@@ -271,48 +259,107 @@ fn sentences(report: &Report) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
-    #[tokio::test]
-    async fn a_machine_without_the_device_says_why_https() {
-        let report = examine(Path::new("/nonexistent/azure_blob")).await.unwrap();
+    const DEVICE: &str = "sys/bus/vmbus/devices/one";
+    const SECURE_BOOT: &str = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
+
+    /// A machine out of a folder.
+    fn machine(files: &[(&str, &[u8])]) -> (tempfile::TempDir, LoaderConfig) {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, bytes: &[u8]| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        };
+        write("proc/sys/kernel/osrelease", b"6.8.0-test\n");
+        write("proc/sys/kernel/random/boot_id", b"boot-1\n");
+        for (path, bytes) in files {
+            write(path, bytes);
+        }
+        let at = |path: &str| root.path().join(path);
+        let config = LoaderConfig {
+            root: root.path().to_owned(),
+            host_root: root.path().to_owned(),
+            prebuilt: at("modules"),
+            state: at("state"),
+            ..LoaderConfig::default()
+        };
+        (root, config)
+    }
+
+    fn class(id: &str) -> Vec<u8> {
+        format!("{{{id}}}\n").into_bytes()
+    }
+
+    async fn told(files: &[(&str, &[u8])], code: &str, words: &[&str]) {
+        let (_root, config) = machine(files);
+        let report = examine(config).await.unwrap();
         assert_eq!(report.transport, "https");
-        assert!(
-            report
-                .why_https
-                .as_ref()
-                .unwrap()
-                .contains("/nonexistent/azure_blob")
-        );
+        assert_eq!(report.channel.code, code);
         let text = sentences(&report);
-        assert!(
-            text.contains("over HTTPS, because") && text.contains("not there"),
-            "{text}"
-        );
+        for word in words.iter().chain(&["over HTTPS, because"]) {
+            assert!(text.contains(word), "no {word:?} in\n{text}");
+        }
         serde_json::to_string(&report).unwrap();
     }
 
     #[tokio::test]
-    async fn a_file_that_is_no_device_is_told() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let report = examine(file.path()).await.unwrap();
-        assert!(report.channel.present && report.channel.abi.is_none());
-        assert!(report.why_https.is_some());
+    async fn why_there_is_no_channel() {
+        let class_file = format!("{DEVICE}/class_id");
+        let other = class("f8615163-df3e-46c5-913f-f2d2f965ed0e");
+        let ours = class(vsc_driver::loader::CLASS_ID);
+        let offered = (class_file.as_str(), ours.as_slice());
+        told(
+            &[],
+            "NotOffered",
+            &["no Hyper-V guest", "/dev/azure_blob is not there"],
+        )
+        .await;
+        told(
+            &[(&class_file, &other)],
+            "NotOffered",
+            &["the host does not offer the device"],
+        )
+        .await;
+        told(
+            &[offered],
+            "NoModule",
+            &[
+                "no kernel module for it is loaded",
+                "no prebuilt one for the kernel 6.8.0-test",
+            ],
+        )
+        .await;
+        told(
+            &[offered, (SECURE_BOOT, &[6, 0, 0, 0, 1])],
+            "NoModule",
+            &["Secure Boot is on"],
+        )
+        .await;
+        told(
+            &[offered, ("sys/module/azb_vsc/refcnt", b"0\n")],
+            "NoNode",
+            &["azb_vsc is loaded, but its node is not there"],
+        )
+        .await;
+        told(
+            &[offered, ("dev/azure_blob", b"")],
+            "NodeUnusable",
+            &["cannot be used", "speaks neither known ABI"],
+        )
+        .await;
     }
 
-    #[test]
-    fn the_bus_is_searched_by_class() {
-        let bus = tempfile::tempdir().unwrap();
-        assert_eq!(offered(&bus.path().join("none")), None);
-        std::fs::create_dir(bus.path().join("a")).unwrap();
-        std::fs::write(
-            bus.path().join("a/class_id"),
-            "{f8615163-df3e-46c5-913f-f2d2f965ed0e}\n",
-        )
-        .unwrap();
-        assert_eq!(offered(bus.path()), Some(false));
-        std::fs::create_dir(bus.path().join("b")).unwrap();
-        std::fs::write(bus.path().join("b/class_id"), format!("{{{CLASS_ID}}}\n")).unwrap();
-        assert_eq!(offered(bus.path()), Some(true));
+    #[tokio::test]
+    async fn this_machine_can_be_examined() {
+        let config = LoaderConfig {
+            device: Path::new("/nonexistent/azure_blob").to_owned(),
+            ..LoaderConfig::default()
+        };
+        let report = examine(config).await.unwrap();
+        assert!(report.why_https.unwrap().contains("/nonexistent/azure_blob"));
     }
 }
