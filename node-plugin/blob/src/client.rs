@@ -132,6 +132,8 @@ impl Client {
         Ok(Container {
             account: Arc::clone(&self.account),
             name: Arc::from(name),
+            deadline: self.account.deadline,
+            nobody_after: None,
         })
     }
 
@@ -190,12 +192,30 @@ impl Account {
 pub struct Container {
     account: Arc<Account>,
     name: Arc<str>,
+    /// Whole time a call may take.
+    deadline: Duration,
+    /// When a call is given up that nobody is there to answer; `None` = at the deadline.
+    nobody_after: Option<Duration>,
 }
+
+/// How long a caller who wants a verdict waits for somebody to appear: long enough for a service that is just being
+/// started again, short enough to read the reason at once.
+const NOBODY_AFTER: Duration = Duration::from_secs(2);
 
 impl Container {
     /// Container name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The same container for somebody who waits for a verdict: a call ends at this deadline, and within seconds when nobody is
+    /// there to answer it (the port refuses, the name is not known, TLS does not come about). The error names the cause.
+    pub fn for_a_verdict(&self, deadline: Duration) -> Self {
+        Self {
+            deadline,
+            nobody_after: Some(NOBODY_AFTER),
+            ..self.clone()
+        }
     }
 }
 

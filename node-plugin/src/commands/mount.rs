@@ -128,11 +128,6 @@ impl From<TransportArg> for TransportMode {
 /// Mounts, serves, and ends as the help says.
 pub async fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
-    let resources = args.budget.resources()?;
-    let paths = args.device.paths(&resources);
-    first_look(&paths).await;
-    let connector = Connector::new(paths, resources.arena.clone());
-    let (config, client) = configure(&args, &connector).await?;
     let dir = args
         .dir
         .canonicalize()
@@ -140,6 +135,11 @@ pub async fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
     if !dir.is_dir() {
         bail!("DIR: {} is no directory", dir.display());
     }
+    let resources = args.budget.resources()?;
+    let paths = args.device.paths(&resources);
+    first_look(&paths).await;
+    let connector = Connector::new(paths, resources.arena.clone());
+    let (config, client) = configure(&args, &connector).await?;
     let serving = start(config, &dir, &resources).await?;
     // On a thread of its own: the runtime would wait for a blocking task at the end, and a third signal must not.
     let (done, mut ended) = oneshot::channel();

@@ -20,7 +20,9 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// One attempt.
 const ATTEMPT: Duration = Duration::from_secs(30);
 /// The first question to a container, which a CSI call waits for.
-const FIRST_ANSWER: Duration = Duration::from_secs(20);
+pub const FIRST_ANSWER: Duration = Duration::from_secs(20);
+/// An answer that trickles may go past its deadline, but not for longer than this.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// A transport and the endpoint it was handed out for.
 type Known = (String, Weak<dyn Transport>);
@@ -110,14 +112,16 @@ pub async fn check(account: &Account, container: &Container, prefix: &str) -> Re
         max_results: Some(1),
         ..ListOptions::default()
     };
-    match tokio::time::timeout(FIRST_ANSWER, container.list(&options)).await {
+    let asked = container.for_a_verdict(FIRST_ANSWER);
+    match tokio::time::timeout(FIRST_ANSWER + GRACE, asked.list(&options)).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(explain(account, container.name(), error)),
         Err(_) => Err(Error::new(
             Reason::EndpointUnreachable,
             format!(
-                "server: {} gave no answer within {FIRST_ANSWER:?}",
-                account.endpoint
+                "server: {} gave no whole answer within {:?}",
+                account.endpoint,
+                FIRST_ANSWER + GRACE
             ),
         )),
     }

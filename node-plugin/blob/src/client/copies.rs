@@ -148,7 +148,7 @@ impl Container {
             if now != progress {
                 progress = now;
                 moved_at = Instant::now();
-            } else if moved_at.elapsed() >= self.account.deadline {
+            } else if moved_at.elapsed() >= self.deadline {
                 self.abort_copy(target, copy_id).await;
                 return Err(Error::DeadlineExceeded {
                     waited: moved_at.elapsed(),

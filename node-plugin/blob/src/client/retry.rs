@@ -159,6 +159,8 @@ enum Attempt {
         failed: Failed,
         after: Option<Duration>,
         maybe_executed: bool,
+        /// There was nobody to answer.
+        nobody: bool,
     },
 }
 
@@ -170,7 +172,7 @@ impl Container {
         }
         let account = &*self.account;
         let began = Instant::now();
-        let deadline = began + account.deadline;
+        let deadline = began + self.deadline;
         let since = account.service_now();
         let mut dest = call.dest.take();
         let dest_len = dest.as_ref().map(|d| d.len());
@@ -191,7 +193,7 @@ impl Container {
             let left = deadline.saturating_duration_since(Instant::now());
             let request = self.sign(&call, dest.take(), avoid_channel, left).await?;
             let outcome = account.transport.send(request).await;
-            let (mut failed, after) = match self.judge(&call, outcome, &mut rejected_token) {
+            let (mut failed, after, give_up) = match self.judge(&call, outcome, &mut rejected_token) {
                 Attempt::Done(response) => return Ok(Answer { response }),
                 Attempt::Refused(mut failed) => {
                     failed.lost = lost;
@@ -201,11 +203,16 @@ impl Container {
                     failed,
                     after,
                     maybe_executed,
+                    nobody,
                 } => {
                     if maybe_executed {
                         lost = lost.or(Some(Lost { since }));
                     }
-                    (failed, after)
+                    let give_up = match self.nobody_after {
+                        Some(patience) if nobody => deadline.min(began + patience),
+                        _ => deadline,
+                    };
+                    (failed, after, give_up)
                 }
             };
             failed.lost = lost;
@@ -215,7 +222,7 @@ impl Container {
                 .is_some_and(|s| matches!(s.as_u16(), 401 | 408 | 429 | 503));
             let pause = after.unwrap_or_else(|| pause(attempt));
             let now = Instant::now();
-            if now + pause + SHORTEST_ATTEMPT >= deadline {
+            if now + pause + SHORTEST_ATTEMPT >= give_up {
                 if matches!(failed.error, Error::DeadlineExceeded { .. }) {
                     failed.error = Error::DeadlineExceeded {
                         waited: now.saturating_duration_since(began),
@@ -297,12 +304,14 @@ impl Container {
             Ok(response) => response,
             Err(error) => {
                 let (again, maybe_executed) = (error.retryable, error.maybe_executed);
+                let nobody = error.kind == FailureKind::Nobody;
                 let failed = Failed::from(transport_error(account, error));
                 return if again {
                     Attempt::Again {
                         failed,
                         after: None,
                         maybe_executed,
+                        nobody,
                     }
                 } else {
                     Attempt::Refused(failed)
@@ -324,6 +333,7 @@ impl Container {
                     },
                     after: None,
                     maybe_executed: true,
+                    nobody: false,
                 },
             };
         }
@@ -357,6 +367,7 @@ impl Container {
                 failed,
                 after: Some(Duration::ZERO),
                 maybe_executed: false,
+                nobody: false,
             };
         }
         match status.as_u16() {
@@ -365,12 +376,14 @@ impl Container {
                 failed,
                 after: answers::retry_after(&response.headers, now),
                 maybe_executed: false,
+                nobody: false,
             },
             // Failed somewhere on the way: done or not, nobody says.
             500 | 502 | 504 => Attempt::Again {
                 failed,
                 after: answers::retry_after(&response.headers, now),
                 maybe_executed: true,
+                nobody: false,
             },
             _ => Attempt::Refused(failed),
         }
@@ -395,10 +408,12 @@ fn transport_error(account: &Account, error: TransportError) -> Error {
         FailureKind::Malformed => Error::Malformed {
             message: error.to_string(),
         },
-        FailureKind::Unreachable | FailureKind::PathDown | FailureKind::Unsuitable => Error::Unreachable {
-            endpoint: account.endpoint(),
-            message: error.to_string(),
-        },
+        FailureKind::Unreachable | FailureKind::Nobody | FailureKind::PathDown | FailureKind::Unsuitable => {
+            Error::Unreachable {
+                endpoint: account.endpoint(),
+                message: error.to_string(),
+            }
+        }
     }
 }
 

@@ -139,6 +139,34 @@ async fn nobody_there_until_the_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_verdict_comes_soon_when_nobody_is_there() {
+    let fake = Fake::default();
+    fake.always(|| failure(FailureKind::Nobody, false, true));
+    let patient = container(&fake);
+    let impatient = patient.for_a_verdict(Duration::from_secs(20));
+    let began = tokio::time::Instant::now();
+    let error = put(&impatient, Condition::none()).await.unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "{error}");
+    assert!(began.elapsed() <= Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(fake.sent().len() > 2, "tried again for a moment");
+
+    // A file system goes on asking: the service may be restarted under it.
+    let began = tokio::time::Instant::now();
+    put(&patient, Condition::none()).await.unwrap_err();
+    assert!(began.elapsed() > Duration::from_secs(40), "{:?}", began.elapsed());
+
+    // A network that loses packets is worth waiting for.
+    fake.always(|| failure(FailureKind::Unreachable, false, true));
+    let began = tokio::time::Instant::now();
+    put(&impatient, Condition::none()).await.unwrap_err();
+    let took = began.elapsed();
+    assert!(
+        took > Duration::from_secs(10) && took < Duration::from_secs(21),
+        "{took:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_read_gets_a_new_destination_when_the_old_one_was_lost() {
     let fake = Fake::default();
     let ok = [&VERSION[..], &[("content-range", "bytes 5-7/8")]].concat();

@@ -100,7 +100,11 @@ impl Https {
         *message.headers_mut() = request.headers;
         let answer = pool.request(message).await.map_err(|error| TransportError {
             path: HTTPS,
-            kind: FailureKind::Unreachable,
+            kind: if error.is_connect() && is_nobody(&error) {
+                FailureKind::Nobody
+            } else {
+                FailureKind::Unreachable
+            },
             message: chain(&error),
             maybe_executed: !error.is_connect(),
             // A certificate that is not trusted now will not be trusted in a second.
@@ -295,6 +299,37 @@ fn is_untrusted(error: &(dyn std::error::Error + 'static)) -> bool {
         Some(inner) => is_untrusted(inner),
         None => error.source().is_some_and(is_untrusted),
     }
+}
+
+/// Whether a failed connect says that nobody is there, rather than that the network had a bad moment.
+fn is_nobody(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind as K;
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.is::<rustls::Error>() {
+            return true;
+        }
+        let Some(io) = error.downcast_ref::<std::io::Error>() else {
+            // The resolver's error has no kind, and hyper's for it no public type.
+            if error.to_string() == "dns error" {
+                return true;
+            }
+            next = error.source();
+            continue;
+        };
+        if matches!(
+            io.kind(),
+            K::ConnectionRefused | K::HostUnreachable | K::NetworkUnreachable
+        ) {
+            return true;
+        }
+        // An io::Error is transparent: its source is the source of what it wraps.
+        next = match io.get_ref() {
+            Some(inner) => Some(inner),
+            None => None,
+        };
+    }
+    false
 }
 
 /// When a byte moved last.

@@ -35,6 +35,9 @@ pub struct TransportError {
 pub enum FailureKind {
     /// No connection, or it broke.
     Unreachable,
+    /// There is nobody to talk to: the port refuses, the name or the network is not known, TLS does not come about. Waiting a
+    /// second seldom mends it.
+    Nobody,
     /// No answer within the request's timeout.
     TimedOut,
     /// Something arrived that is no answer to the request.

@@ -50,7 +50,7 @@ impl ControllerService {
         let client = self
             .connector
             .client(&account, credentials, attributes.transport)?;
-        let container = connect::container(&client, &place.container)?;
+        let container = connect::container(&client, &place.container)?.for_a_verdict(connect::FIRST_ANSWER);
 
         let _guard = self.guards.enter(name)?;
         let mark = Mark::new(name, capacity, &request.parameters);

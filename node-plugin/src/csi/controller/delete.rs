@@ -70,12 +70,10 @@ impl ControllerService {
         }
         let account: &Account = &id.account;
         let credentials = self.connector.credentials(account, &attributes, secrets, None)?;
-        connect::container(
-            &self
-                .connector
-                .client(account, credentials, attributes.transport)?,
-            &id.container,
-        )
+        let client = self
+            .connector
+            .client(account, credentials, attributes.transport)?;
+        Ok(connect::container(&client, &id.container)?.for_a_verdict(connect::FIRST_ANSWER))
     }
 }
 

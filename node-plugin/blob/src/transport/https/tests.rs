@@ -165,9 +165,35 @@ async fn nobody_listens() {
     let url = format!("http://{}/x", listener.local_addr().unwrap());
     drop(listener);
     let error = plain().send(get(&url, None)).await.unwrap_err();
-    assert_eq!(error.kind, FailureKind::Unreachable);
+    assert_eq!(error.kind, FailureKind::Nobody);
     assert!(!error.maybe_executed && error.retryable);
     assert!(error.message.contains("refused"), "{error}");
+}
+
+#[tokio::test]
+async fn a_name_that_nobody_has() {
+    // Reserved for ever by RFC 2606.
+    let error = plain()
+        .send(get("http://account.blob.invalid/x", None))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind, FailureKind::Nobody, "{error}");
+    assert!(!error.maybe_executed && error.retryable);
+    assert!(error.message.contains("lookup"), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_no_tls() {
+    let url = server(|_, mut stream| async move {
+        let mut hello = [0; 1024];
+        let _ = stream.read(&mut hello).await;
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+    })
+    .await
+    .replace("http://", "https://");
+    let error = plain().send(get(&url, None)).await.unwrap_err();
+    assert_eq!(error.kind, FailureKind::Nobody, "{error}");
+    assert!(!error.maybe_executed, "{error}");
 }
 
 #[tokio::test]
@@ -258,5 +284,6 @@ async fn tls_with_a_certificate_that_is_trusted_and_one_that_is_not() {
 
     let error = plain().send(get(&url, None)).await.unwrap_err();
     assert!(!error.retryable && !error.maybe_executed, "{error}");
+    assert_eq!(error.kind, FailureKind::Nobody, "{error}");
     assert!(error.message.contains("certificate"), "{error}");
 }
