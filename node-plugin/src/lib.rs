@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod commands;
 pub mod csi;
 pub mod mounts;
+pub mod privileges;
 pub mod telemetry;
 
 /// Name of the CSI driver: `driver:` of a PersistentVolume, `provisioner:` of a StorageClass.

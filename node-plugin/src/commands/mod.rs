@@ -60,7 +60,11 @@ impl Cli {
     /// Runs the command to its end.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
-            Command::Node(args) => runtime()?.block_on(async { node::run(args, terminated()?).await }),
+            Command::Node(args) => {
+                // Before the first thread starts.
+                crate::privileges::give_up()?;
+                runtime()?.block_on(async { node::run(args, terminated()?).await })
+            }
             Command::Controller(args) => {
                 runtime()?.block_on(async { controller::run(args, terminated()?).await })
             }

@@ -1,0 +1,52 @@
+//! What `node` may do: the capabilities that it keeps, each with its reason. Everything else is given up at the start.
+//!
+//! A container whose mounts are to be seen by kubelet has to be privileged: Kubernetes allows `mountPropagation:
+//! Bidirectional` only there. Privileged means every capability, and the program needs few; so it drops the others
+//! itself, for good and for all its threads, before it reads a byte from anybody.
+
+use anyhow::{Context as _, bail};
+use caps::{CapSet, Capability, CapsHashSet};
+
+/// What stays, and what for. docs/security.md has the same table.
+pub const KEPT: &[(Capability, &str)] = &[(
+    Capability::CAP_SYS_ADMIN,
+    "mount, bind and unmount file systems; mount /sys/fs/fuse/connections where it is missing, to abort a stuck one",
+)];
+
+/// Gives up everything but [`KEPT`], and the right to get anything back by executing a program. The calling thread must
+/// be the only one: threads inherit, they do not follow.
+///
+/// # Errors
+/// The process has privileges and cannot give them up: it must not serve then.
+pub fn give_up() -> anyhow::Result<()> {
+    let kept: CapsHashSet = KEPT.iter().map(|(capability, _)| *capability).collect();
+    let permitted = caps::read(None, CapSet::Permitted).context("reading the own capabilities")?;
+    // The bounding set first: changing it needs a capability that goes as well.
+    if permitted.contains(&Capability::CAP_SETPCAP) {
+        for capability in caps::runtime::thread_all_supported().difference(&kept) {
+            caps::drop(None, CapSet::Bounding, *capability)
+                .with_context(|| format!("giving up {capability}: bounding set"))?;
+        }
+    } else {
+        tracing::debug!("CAP_SETPCAP is missing: the bounding set stays as it is");
+    }
+    if caps::runtime::ambient_set_supported().is_ok() {
+        caps::clear(None, CapSet::Ambient).context("giving up capabilities: ambient set")?;
+    }
+    caps::clear(None, CapSet::Inheritable).context("giving up capabilities: inheritable set")?;
+    let left: CapsHashSet = permitted.intersection(&kept).copied().collect();
+    for set in [CapSet::Effective, CapSet::Permitted] {
+        caps::set(None, set, &left).with_context(|| format!("giving up capabilities: {set:?} set"))?;
+    }
+    nix::sys::prctl::set_no_new_privs().context("no_new_privs")?;
+
+    // What the kernel says counts, not what was asked for.
+    let now = caps::read(None, CapSet::Permitted).context("reading the own capabilities")?;
+    if now != left {
+        bail!("capabilities could not be given up: {now:?} are left");
+    }
+    for (capability, reason) in KEPT.iter().filter(|(capability, _)| !left.contains(capability)) {
+        tracing::warn!(%capability, reason, "a capability is missing; is the container privileged?");
+    }
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! What the running node may do, as the kernel sees it: every thread of the real program against the table.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use vsc_blob_csi::privileges::KEPT;
+
+struct Node(Child);
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts the node and waits until it serves.
+fn node(folder: &Path) -> Node {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_vsc-blob-csi"))
+        .args(["node", "--node-id", "n", "--budget", "32MiB"])
+        .args(["--device", "/nonexistent/azure_blob", "--endpoint"])
+        .arg(folder.join("csi.sock"))
+        .arg("--state-dir")
+        .arg(folder.join("state"))
+        .env_remove("RUST_LOG")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let node = Node(child);
+    let mut seen = String::new();
+    while !seen.contains("serving the node") {
+        assert_ne!(log.read_line(&mut seen).unwrap(), 0, "it ended:\n{seen}");
+    }
+    // A full pipe would stop it.
+    std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+    node
+}
+
+/// Fields of a status file of /proc.
+fn status(path: &Path) -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines()
+        .filter_map(|line| line.split_once(":\t"))
+        .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
+        .collect()
+}
+
+fn mask(status: &BTreeMap<String, String>, field: &str) -> u64 {
+    u64::from_str_radix(&status[field], 16).unwrap()
+}
+
+#[test]
+fn every_thread_has_what_the_table_lists_and_nothing_else() {
+    let own = status(Path::new("/proc/self/status"));
+    let kept = KEPT
+        .iter()
+        .map(|(capability, _)| capability.bitmask())
+        .sum::<u64>();
+    // What the test itself does not have, its child does not have either.
+    let (permitted, bounding) = (mask(&own, "CapPrm") & kept, mask(&own, "CapBnd") & kept);
+    if mask(&own, "CapPrm") & !kept == 0 {
+        eprintln!("this test has no capability that could be given up: run it as root");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let node = node(folder.path());
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", node.0.id())).unwrap();
+    let mut threads = 0;
+    for task in tasks {
+        let path = task.unwrap().path().join("status");
+        let status = status(&path);
+        let has = |field| mask(&status, field);
+        assert_eq!(has("CapEff"), permitted, "effective: {}", path.display());
+        assert_eq!(has("CapPrm"), permitted, "permitted: {}", path.display());
+        assert_eq!(has("CapBnd"), bounding, "bounding: {}", path.display());
+        assert_eq!(has("CapInh"), 0, "inheritable: {}", path.display());
+        assert_eq!(has("CapAmb"), 0, "ambient: {}", path.display());
+        assert_eq!(status["NoNewPrivs"], "1", "{}", path.display());
+        threads += 1;
+    }
+    assert!(threads > 1, "the runtime's threads are looked at too");
+}
+
+#[test]
+fn each_capability_has_its_reason() {
+    for (capability, reason) in KEPT {
+        assert!(reason.len() > 20, "{capability}");
+    }
+}
