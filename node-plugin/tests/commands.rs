@@ -111,6 +111,19 @@ fn wrong_arguments_are_named() {
         ],
         &["--endpoint", "unix"],
     );
+    let node = ["node", "--node-id", "n", "--state-dir", "/tmp"];
+    refused(
+        &[&node[..], &["--max-volumes", "0"]].concat(),
+        &["--max-volumes", "0"],
+    );
+    refused(
+        &[&node[..], &["--max-volumes", "9", "--budget", "32MiB"]].concat(),
+        &["--max-volumes", "9", "--budget 36MiB", "it can be 8"],
+    );
+    refused(
+        &["controller", "--health-address", "29652"],
+        &["--health-address", "29652"],
+    );
     refused(
         &["controller", "--endpoint", "relative.sock"],
         &["--endpoint", "unix"],

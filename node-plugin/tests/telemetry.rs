@@ -105,6 +105,7 @@ fn a_node_tells_health_and_counts_calls() {
         r#"vsc_blob_rpc_failures_total{method="NodeStageVolume",reason="MissingField"} 1"#,
         r#"vsc_blob_rpc_duration_seconds_count{method="NodeStageVolume",code="InvalidArgument"} 1"#,
         "vsc_blob_mounts 0",
+        "vsc_blob_mounts_limit 8",
         r#"vsc_blob_budget_bytes{kind="limit"} 33554432"#,
     ] {
         assert!(metrics.contains(line), "no {line} in\n{metrics}");

@@ -168,6 +168,7 @@ impl Demo {
             budget: BudgetArgs {
                 budget: ByteSize(512 << 20),
             },
+            max_volumes: None,
             health: HealthArgs::default(),
             kubernetes: kubernetes.clone(),
         })?;

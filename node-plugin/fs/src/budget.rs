@@ -14,6 +14,10 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 /// The least a budget can be: a few parts for readers and a few blocks for writers.
 pub const MIN_BUDGET: usize = 32 << 20;
 
+/// What a mount needs of the budget to go on while all others are busy: a read and a write of the kernel's largest size (1 MiB
+/// each), as much again on its way to the service, and a thousand names.
+pub const MOUNT_SHARE: usize = 4 << 20;
+
 /// Most reads that are granted at the same time when there is no room, of [`PROGRESS_BYTES`] at most each. Room is set aside for them.
 const PROGRESS_READS: usize = 8;
 /// What a read that somebody waits for takes at most: a request of 1 MiB whose ends are rounded.
@@ -153,6 +157,11 @@ impl Budget {
             resend: Semaphore::new(total / RESEND_SHARE / RESEND_UNIT),
             started: Instant::now(),
         })
+    }
+
+    /// How many mounts it can serve, all of them busy.
+    pub fn mounts(&self) -> usize {
+        self.total / MOUNT_SHARE
     }
 
     /// What is held now.

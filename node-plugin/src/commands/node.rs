@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use blob_client::transport::failover::ChannelState;
+use blob_fs::Budget;
+use blob_fs::budget::MOUNT_SHARE;
 use clap::Args;
 use csi_proto::csi::identity_server::IdentityServer;
 use csi_proto::csi::node_server::NodeServer;
@@ -14,6 +16,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use super::size::ByteSize;
 use super::{BudgetArgs, DeviceArgs, KubernetesArgs};
 use crate::cluster::{Link, Membership, Reporter};
 use crate::csi::connect::Connector;
@@ -66,12 +69,31 @@ pub struct NodeArgs {
     /// See [`BudgetArgs`].
     #[command(flatten)]
     pub budget: BudgetArgs,
+    /// Volumes that this node serves at most, and tells the scheduler. A budget serves one for each 4 MiB
+    /// [default: as many as --budget serves].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_volumes: Option<u32>,
     /// See [`HealthArgs`].
     #[command(flatten)]
     pub health: HealthArgs,
     /// See [`KubernetesArgs`].
     #[command(flatten)]
     pub kubernetes: KubernetesArgs,
+}
+
+impl NodeArgs {
+    /// The limit of volumes.
+    fn limit(&self, budget: &Budget) -> anyhow::Result<usize> {
+        let served = budget.mounts();
+        match self.max_volumes.map(|max| max as usize) {
+            Some(max) if max > served => bail!(
+                "--max-volumes: {max} volumes need --budget {} at least; with {} it can be {served}",
+                ByteSize(max.saturating_mul(MOUNT_SHARE)),
+                ByteSize(budget.total()),
+            ),
+            max => Ok(max.unwrap_or(served)),
+        }
+    }
 }
 
 /// The parts of a node plugin, for the command and for programs that run it in process.
@@ -95,7 +117,8 @@ impl NodePlugin {
         let budget = Arc::clone(&resources.budget);
         let connector = Connector::new(args.device.paths(&resources), resources.arena.clone());
         let mounts = Mounts::new(Arc::new(Kernel), resources, &args.state_dir, Patience::default())
-            .with_context(|| format!("--state-dir {}", args.state_dir.display()))?;
+            .with_context(|| format!("--state-dir {}", args.state_dir.display()))?
+            .with_limit(args.limit(&budget)?);
         let mounts = Arc::new(mounts);
         let identity =
             IdentityService::new(&args.driver_name, vec![fuse_check(), state_check(mounts.clone())]);

@@ -245,8 +245,7 @@ impl Node for NodeService {
     ) -> Result<Response<NodeGetInfoResponse>, Status> {
         Ok(Response::new(NodeGetInfoResponse {
             node_id: self.node_id.clone(),
-            // No limit of ours: a mount costs a descriptor and a share of one budget.
-            max_volumes_per_node: 0,
+            max_volumes_per_node: i64::try_from(self.mounts.limit()).unwrap_or(i64::MAX),
             accessible_topology: None,
         }))
     }

@@ -122,6 +122,8 @@ reasons! {
     TargetNotDirectory => InvalidArgument, "Remove the file at the target path; the driver creates a directory there";
     /// required_bytes is above limit_bytes, or negative.
     CapacityOutOfRange => OutOfRange, "Ask for a size within the limit; containers themselves have no quota";
+    /// The node serves as many volumes as its budget allows.
+    TooManyVolumes => ResourceExhausted, "Wait until other pods of the node have ended, or raise --budget (and --max-volumes) of the node plugin";
     /// The volume id names nothing here.
     VolumeNotFound => NotFound, "Check the volume id (volumeHandle)";
     /// The container does not exist.
@@ -224,11 +226,9 @@ mod tests {
 
     use super::*;
 
-    /// Every row has a usable hint, a name of its own, a code that is an error, and an entry for people.
+    /// Every row has a usable hint, a name of its own and a code that is an error. Its entry for people: tests/docs.rs.
     #[test]
-    fn every_reason_is_complete_and_documented() {
-        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/troubleshooting.md");
-        let page = std::fs::read_to_string(page).expect("docs/troubleshooting.md");
+    fn every_reason_is_complete() {
         let mut names = BTreeSet::new();
         for &reason in Reason::ALL {
             let name = reason.to_string();
@@ -246,31 +246,7 @@ mod tests {
                 Code::Unknown,
                 "{name}: the specification asks for a known code"
             );
-            let heading = format!("## {name}\n");
-            assert!(
-                page.contains(&heading),
-                "docs/troubleshooting.md has no `{heading}`"
-            );
-            let code = format!("{:?}", reason.code());
-            let entry = page
-                .split(&heading)
-                .nth(1)
-                .unwrap()
-                .split("\n## ")
-                .next()
-                .unwrap();
-            assert!(entry.contains(&code), "the entry of {name} does not say {code}");
             assert!(names.insert(name), "two rows of one name");
-        }
-        let documented = page
-            .lines()
-            .filter_map(|l| l.strip_prefix("## "))
-            .filter(|l| !l.contains(' '));
-        for name in documented {
-            assert!(
-                names.contains(name),
-                "docs/troubleshooting.md documents {name}, which no row has"
-            );
         }
     }
 

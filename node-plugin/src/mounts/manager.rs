@@ -59,6 +59,8 @@ pub struct Mounts {
     records: Records,
     live: Mutex<BTreeMap<PathBuf, Box<dyn Serving>>>,
     patience: Patience,
+    /// File systems that may be served at a time.
+    limit: usize,
 }
 
 /// Mounts at one path that are taken down at most; more is a loop of somebody mounting.
@@ -75,6 +77,7 @@ impl Mounts {
         let records = Records::open(state)?;
         Ok(Self {
             mounter,
+            limit: resources.budget.mounts(),
             resources,
             records,
             live: Mutex::default(),
@@ -85,6 +88,36 @@ impl Mounts {
     /// What is remembered of mounts.
     pub fn records(&self) -> &Records {
         &self.records
+    }
+
+    /// The same with another limit than what the budget serves.
+    pub fn with_limit(self, limit: usize) -> Self {
+        Self { limit, ..self }
+    }
+
+    /// File systems that may be served at a time.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Whether one more file system may be served. Asked before a volume's container is: calls that come at the same moment may go
+    /// past the limit by a few, which the budget bears.
+    ///
+    /// # Errors
+    /// `TooManyVolumes`.
+    pub fn room(&self) -> Result<()> {
+        let served = self.served();
+        if served < self.limit {
+            return Ok(());
+        }
+        Err(Error::new(
+            Reason::TooManyVolumes,
+            format!(
+                "--max-volumes: this node serves {served} volumes, and its budget of {} MiB is for {}",
+                self.resources.budget.total() >> 20,
+                self.limit
+            ),
+        ))
     }
 
     /// File systems that this process serves now.

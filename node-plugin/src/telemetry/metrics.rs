@@ -192,6 +192,12 @@ impl Collector for Node {
         };
         gauge("mounts", "File systems served by this process", None)
             .encode_one(&mut encoder, self.mounts.served() as u64)?;
+        gauge(
+            "mounts_limit",
+            "File systems that this process may serve (--max-volumes)",
+            None,
+        )
+        .encode_one(&mut encoder, self.mounts.limit() as u64)?;
         let usage = self.budget.usage();
         let kinds: [(Label, usize); 5] = [
             ([("kind", "limit")], usage.total),

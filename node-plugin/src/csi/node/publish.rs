@@ -126,6 +126,7 @@ impl NodeService {
             Condition::Foreign(fs_type) => return Err(foreign(target, &fs_type)),
             Condition::NotMounted => {}
         }
+        self.mounts.room()?;
         let at = VolumeAt {
             handle: request.volume_id.clone(),
             path: target.to_owned(),

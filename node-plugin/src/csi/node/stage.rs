@@ -59,6 +59,7 @@ impl NodeService {
                 ),
             ));
         }
+        self.mounts.room()?;
         let at = VolumeAt {
             handle: volume_id.to_owned(),
             path,

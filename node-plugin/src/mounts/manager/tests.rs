@@ -137,6 +137,29 @@ async fn a_file_system_that_does_not_answer_is_taken_down_again() {
 }
 
 #[tokio::test]
+async fn no_more_volumes_than_the_limit() {
+    let kernel = FakeKernel::new();
+    let folder = tempfile::tempdir().unwrap();
+    let mounts = House::open(&kernel, &folder);
+    assert_eq!(mounts.limit(), 8, "32 MiB, 4 MiB each");
+    let house = House {
+        kernel,
+        mounts: mounts.with_limit(1),
+        folder,
+    };
+    house.mounts.room().unwrap();
+    house.start().await.unwrap();
+    let error = house.mounts.room().unwrap_err();
+    assert_eq!(error.reason, Reason::TooManyVolumes);
+    assert!(
+        error.message.contains("serves 1 volumes") && error.message.contains("--max-volumes"),
+        "{error}"
+    );
+    house.mounts.stop(&house.staging()).await.unwrap();
+    house.mounts.room().unwrap();
+}
+
+#[tokio::test]
 async fn a_refused_mount_is_told() {
     let house = House::new();
     house.kernel.refuse_mounts();
