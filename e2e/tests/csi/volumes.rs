@@ -19,6 +19,8 @@ fn a_volume_is_staged_published_written_and_read_back() {
     let stats = world.stats(&volume, &volume.target).unwrap();
     assert_eq!(stats.usage.len(), 2, "bytes and inodes");
     assert!(stats.usage.iter().all(|u| u.total > 0), "{stats:?}");
+    let used = stats.usage.iter().map(|u| u.used).collect::<Vec<_>>();
+    assert_eq!(used, [5, 1], "{stats:?}");
     assert!(!stats.volume_condition.unwrap().abnormal);
 
     world.unpublish(volume.unpublish()).unwrap();

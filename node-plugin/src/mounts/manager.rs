@@ -7,8 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use blob_fs::{Resources, VolumeConfig};
+use tokio::sync::Semaphore;
 
 use super::bounded::{BoundedError, bounded};
+use super::holdings::{Counter, Holdings};
 use super::mounter::{Mounter, Serving, Usage};
 use super::mountinfo::{self, Mount};
 use super::record::{Record, Records, Target};
@@ -57,10 +59,19 @@ pub struct Mounts {
     mounter: Arc<dyn Mounter>,
     resources: Resources,
     records: Records,
-    live: Mutex<BTreeMap<PathBuf, Box<dyn Serving>>>,
+    live: Mutex<BTreeMap<PathBuf, Live>>,
     patience: Patience,
     /// File systems that may be served at a time.
     limit: usize,
+    /// See [`Counter::new`].
+    turn: Arc<Semaphore>,
+}
+
+/// A file system being served.
+#[derive(Debug)]
+struct Live {
+    serving: Box<dyn Serving>,
+    counter: Arc<Counter>,
 }
 
 /// Mounts at one path that are taken down at most; more is a loop of somebody mounting.
@@ -82,6 +93,7 @@ impl Mounts {
             records,
             live: Mutex::default(),
             patience,
+            turn: Arc::new(Semaphore::new(1)),
         })
     }
 
@@ -124,7 +136,7 @@ impl Mounts {
     pub fn served(&self) -> usize {
         self.lock()
             .values()
-            .filter(|serving| serving.is_serving())
+            .filter(|live| live.serving.is_serving())
             .count()
     }
 
@@ -153,8 +165,8 @@ impl Mounts {
         if !top.is_ours() {
             return Ok(Condition::Foreign(top.fs_type.clone()));
         }
-        if let Some(serving) = self.lock().get(path)
-            && !serving.is_serving()
+        if let Some(live) = self.lock().get(path)
+            && !live.serving.is_serving()
         {
             return Ok(Condition::Dead("its session has ended".into()));
         }
@@ -172,13 +184,19 @@ impl Mounts {
     pub async fn start(&self, record: Record, config: VolumeConfig) -> Result<()> {
         let path = record.path.clone();
         let (mounter, at, resources) = (self.mounter.clone(), path.clone(), self.resources.clone());
+        let counter = Counter::new(
+            Arc::clone(&config.store),
+            &config.prefix,
+            self.resources.runtime.clone(),
+            Arc::clone(&self.turn),
+        );
         let served = bounded("mount", self.patience.mount, move || {
             mounter.serve(config, &at, &resources)
         })
         .await;
         let failure = match served {
             Ok(Ok(serving)) => {
-                self.lock().insert(path.clone(), serving);
+                self.lock().insert(path.clone(), Live { serving, counter });
                 match self.condition(&path).await? {
                     Condition::Healthy => match self.records.put(record) {
                         Ok(()) => return Ok(()),
@@ -211,7 +229,7 @@ impl Mounts {
     /// Unmounts a volume, waits until everything accepted is committed, and forgets it. Nothing there is fine.
     pub async fn stop(&self, path: &Path) -> Result<()> {
         self.unmount(path, true).await?;
-        let serving = self.lock().remove(path);
+        let serving = self.lock().remove(path).map(|live| live.serving);
         self.records.remove(path).map_err(|e| node_error(path, &e))?;
         let Some(serving) = serving else { return Ok(()) };
         match bounded("commit", self.patience.commit, move || serving.join()).await {
@@ -354,6 +372,12 @@ impl Mounts {
         flatten(usage).map_err(|e| node_error(path, &e))
     }
 
+    /// What the volume mounted at `path` (its own mount, not a bind of it) holds, as far as it has been counted.
+    pub async fn holdings(&self, path: &Path) -> Option<Holdings> {
+        let counter = self.lock().get(path).map(|live| Arc::clone(&live.counter))?;
+        counter.holdings().await
+    }
+
     /// The end of the process: commits everything, unmounts what no pod uses.
     ///
     /// A volume that pods use stays mounted: its pods get ENOTCONN when the process is gone. Unmounting it here would
@@ -379,16 +403,16 @@ impl Mounts {
 
     /// Commits what is dirty in one mount.
     async fn sync(&self, path: &Path) {
-        let Some(serving) = self.lock().remove(path) else {
+        let Some(live) = self.lock().remove(path) else {
             return;
         };
-        let work = move || (serving.sync(), serving);
+        let work = move || (live.serving.sync(), live);
         match bounded("sync", self.patience.commit, work).await {
-            Ok((result, serving)) => {
+            Ok((result, live)) => {
                 if let Err(error) = result {
                     tracing::error!(path = %path.display(), %error, "changes could not be committed");
                 }
-                self.lock().insert(path.to_owned(), serving);
+                self.lock().insert(path.to_owned(), live);
             }
             Err(error) => {
                 tracing::error!(path = %path.display(), %error, "changes could not be committed in time")
@@ -469,7 +493,7 @@ impl Mounts {
         flatten(table).map_err(|e| Error::new(Reason::NodeError, format!("/proc/self/mountinfo: {e}")))
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Box<dyn Serving>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Live>> {
         // Whole after a panic elsewhere: every change is one insert or remove.
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }

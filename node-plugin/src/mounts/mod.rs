@@ -6,6 +6,7 @@
 pub mod bounded;
 #[cfg(test)]
 mod fake;
+pub mod holdings;
 pub mod manager;
 pub mod mounter;
 pub mod mountinfo;

@@ -12,6 +12,7 @@ use super::{NodeService, resolved};
 use crate::csi::required;
 use crate::csi::status::{Error, Reason, Result};
 use crate::mounts::Condition;
+use crate::mounts::holdings::Holdings;
 use crate::mounts::mounter::Usage;
 use crate::mounts::record::Record;
 
@@ -59,12 +60,12 @@ impl NodeService {
             Error::new(Reason::PathNotFound, text)
         };
         let path = resolved("volume_path", path).map_err(|_| not_there())?;
-        let known = self.mounts.records().all().into_iter().any(|record| {
+        let known = self.mounts.records().all().into_iter().find(|record| {
             record.volume_id == volume_id && (record.path == path || record.targets.contains_key(&path))
         });
-        if !known {
+        let Some(record) = known else {
             return Err(not_there());
-        }
+        };
         match self.mounts.condition(&path).await? {
             Condition::NotMounted | Condition::Foreign(_) => Err(not_there()),
             Condition::Dead(why) => Ok(NodeGetVolumeStatsResponse {
@@ -75,13 +76,17 @@ impl NodeService {
                     message: dead(&why),
                 }),
             }),
-            Condition::Healthy => Ok(NodeGetVolumeStatsResponse {
-                usage: usage(self.mounts.usage(&path).await?),
-                volume_condition: Some(VolumeCondition {
-                    abnormal: false,
-                    message: "the file system answers".into(),
-                }),
-            }),
+            Condition::Healthy => {
+                let space = self.mounts.usage(&path).await?;
+                let held = self.mounts.holdings(&record.path).await;
+                Ok(NodeGetVolumeStatsResponse {
+                    usage: usage(with_holdings(space, held)),
+                    volume_condition: Some(VolumeCondition {
+                        abnormal: false,
+                        message: answers(held),
+                    }),
+                })
+            }
         }
     }
 
@@ -164,6 +169,27 @@ fn inaccessible(reason: Reason, message: String) -> VolumeHealthEntry {
     }
 }
 
+/// A file system without a size, with what is known of its content.
+fn with_holdings(space: Usage, held: Option<Holdings>) -> Usage {
+    let held = held.unwrap_or_default();
+    let filled = |[total, _, _]: [u64; 3], used: u64| [total, used, total.saturating_sub(used)];
+    Usage {
+        bytes: filled(space.bytes, held.bytes),
+        inodes: filled(space.inodes, held.blobs),
+    }
+}
+
+/// The condition of a mount that answers, and how much the numbers beside it say.
+fn answers(held: Option<Holdings>) -> String {
+    match held {
+        Some(Holdings { all: true, .. }) => "the file system answers".to_owned(),
+        Some(Holdings { blobs, .. }) => format!(
+            "the file system answers; the volume holds more than {blobs} blobs, and only so many are in the used space"
+        ),
+        None => "the file system answers; its used space is not counted yet and shown as 0".to_owned(),
+    }
+}
+
 fn usage(usage: Usage) -> Vec<VolumeUsage> {
     [(Unit::Bytes, usage.bytes), (Unit::Inodes, usage.inodes)]
         .map(|(unit, [total, used, available])| VolumeUsage {
@@ -173,4 +199,30 @@ fn usage(usage: Usage) -> Vec<VolumeUsage> {
             unit: unit as i32,
         })
         .to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_used_is_what_was_counted() {
+        let space = Usage {
+            bytes: [1 << 50, 0, 1 << 50],
+            inodes: [1 << 40, 0, 1 << 40],
+        };
+        let held = Holdings {
+            bytes: 1000,
+            blobs: 7,
+            all: true,
+        };
+        let known = with_holdings(space, Some(held));
+        assert_eq!(known.bytes, [1 << 50, 1000, (1 << 50) - 1000]);
+        assert_eq!(known.inodes, [1 << 40, 7, (1 << 40) - 7]);
+        assert_eq!(answers(Some(held)), "the file system answers");
+        assert_eq!(with_holdings(space, None), space);
+        assert!(answers(None).contains("not counted yet"));
+        let part = Holdings { all: false, ..held };
+        assert!(answers(Some(part)).contains("more than 7 blobs"));
+    }
 }

@@ -1,0 +1,220 @@
+//! What a volume holds, for statistics: counted in the background by listing it, now and then, within bounds.
+//!
+//! A container has no size that could be asked for. Listing is the only way to know, and costs a request for each 5,000
+//! blobs; so no call waits for more than a moment, a count is good for a while, and it ends at a limit.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use blob_client::{ListItem, ListOptions};
+use blob_fs::Store;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+
+/// How long a count is good for. Kubelet asks every minute or so.
+const GOOD_FOR: Duration = Duration::from_secs(15 * 60);
+/// Requests of one count at most: 100,000 blobs.
+const PAGES: usize = 20;
+/// How long a call waits for the first count of a volume.
+const FIRST: Duration = Duration::from_secs(3);
+
+/// The outcome of a count.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Holdings {
+    /// Bytes of the blobs counted, as the service has them.
+    pub bytes: u64,
+    /// Blobs counted: files, markers of directories, symbolic links.
+    pub blobs: u64,
+    /// There are no others; false when the count ended at its limit.
+    pub all: bool,
+}
+
+/// Counts one volume.
+#[derive(Debug)]
+pub struct Counter {
+    store: Arc<dyn Store>,
+    /// With a `/` at its end, or empty.
+    prefix: String,
+    runtime: tokio::runtime::Handle,
+    /// One count at a time in the whole process.
+    turn: Arc<Semaphore>,
+    /// When the latest count was started.
+    started: Mutex<Option<Instant>>,
+    latest: watch::Sender<Option<Holdings>>,
+}
+
+impl Counter {
+    /// A counter of the volume below `prefix`; nothing is asked yet. Counters with the same `turn` count one after the other.
+    pub fn new(
+        store: Arc<dyn Store>,
+        prefix: &str,
+        runtime: tokio::runtime::Handle,
+        turn: Arc<Semaphore>,
+    ) -> Arc<Self> {
+        let prefix = match prefix {
+            "" => String::new(),
+            prefix => format!("{prefix}/"),
+        };
+        Arc::new(Self {
+            store,
+            prefix,
+            runtime,
+            turn,
+            started: Mutex::default(),
+            latest: watch::Sender::new(None),
+        })
+    }
+
+    /// The latest count, after starting a new one when it is old. The very first is waited for, for a moment: `None` when it
+    /// takes longer, or fails.
+    pub async fn holdings(self: &Arc<Self>) -> Option<Holdings> {
+        let mut latest = self.latest.subscribe();
+        self.start_if_due();
+        if latest.borrow().is_none() {
+            // Too late is as good as not yet; the sender lives in self.
+            let _ = tokio::time::timeout(FIRST, latest.wait_for(Option::is_some)).await;
+        }
+        *latest.borrow()
+    }
+
+    fn start_if_due(self: &Arc<Self>) {
+        let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        if started.is_some_and(|at| at.elapsed() < GOOD_FOR) {
+            return;
+        }
+        *started = Some(Instant::now());
+        // Weak: a volume that is unmounted meanwhile need not be counted to the end.
+        let (counter, turn) = (Arc::downgrade(self), Arc::clone(&self.turn));
+        self.runtime.spawn(async move {
+            // The semaphore is never closed.
+            let _turn = turn.acquire_owned().await;
+            let mut holdings = Holdings::default();
+            let mut marker = None;
+            for _ in 0..PAGES {
+                let Some(counter) = counter.upgrade() else { return };
+                match counter.page(marker, &mut holdings).await {
+                    Ok(None) => {
+                        holdings.all = true;
+                        break;
+                    }
+                    Ok(next) => marker = next,
+                    // The file system tells its users what is wrong with the service.
+                    Err(error) => {
+                        tracing::debug!(%error, "a volume could not be counted");
+                        return;
+                    }
+                }
+            }
+            if let Some(counter) = counter.upgrade() {
+                counter.latest.send_replace(Some(holdings));
+            }
+        });
+    }
+
+    /// Adds one page; answers where the next one starts.
+    async fn page(
+        &self,
+        marker: Option<String>,
+        holdings: &mut Holdings,
+    ) -> blob_client::Result<Option<String>> {
+        let options = ListOptions {
+            prefix: self.prefix.clone(),
+            marker,
+            ..ListOptions::default()
+        };
+        let page = self.store.list(&options).await?;
+        for item in page.items {
+            if let ListItem::Blob { properties, .. } = item {
+                holdings.blobs += 1;
+                holdings.bytes = holdings.bytes.saturating_add(properties.content_length);
+            }
+        }
+        Ok(page.next_marker)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blob_client::Metadata;
+    use blob_fs::store::fake::{FakeStore, Fault, Op};
+
+    use super::*;
+
+    fn counter(store: &Arc<FakeStore>, prefix: &str) -> Arc<Counter> {
+        let runtime = tokio::runtime::Handle::current();
+        Counter::new(
+            Arc::clone(store) as Arc<dyn Store>,
+            prefix,
+            runtime,
+            Arc::new(Semaphore::new(1)),
+        )
+    }
+
+    fn store() -> Arc<FakeStore> {
+        let store = Arc::new(FakeStore::new());
+        store.foreign_put("a", "12345", Metadata::default());
+        store.foreign_put("d/b", "123", Metadata::default());
+        store.foreign_put("dd", "1", Metadata::default());
+        store
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_volume_is_counted_once_in_a_while() {
+        let store = store();
+        let counter = counter(&store, "");
+        let first = counter.holdings().await.unwrap();
+        let all = |bytes, blobs| Holdings {
+            bytes,
+            blobs,
+            all: true,
+        };
+        assert_eq!(first, all(9, 3));
+        store.foreign_put("e", "1", Metadata::default());
+        for _ in 0..100 {
+            assert_eq!(counter.holdings().await, Some(first));
+        }
+        assert_eq!(
+            store.counters().of(Op::List),
+            1,
+            "one request for a hundred calls"
+        );
+        tokio::time::advance(GOOD_FOR).await;
+        // This call gets the old count and starts a new one.
+        counter.holdings().await;
+        counter
+            .latest
+            .subscribe()
+            .wait_for(|h| *h == Some(all(10, 4)))
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_volume_with_a_prefix_is_what_is_below_it() {
+        let holdings = counter(&store(), "d").holdings().await.unwrap();
+        assert_eq!((holdings.bytes, holdings.blobs), (3, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_that_is_away_or_slow_does_not_hold_the_call() {
+        let away = store();
+        away.fail(Op::List, Fault::Lost, 1);
+        assert_eq!(counter(&away, "").holdings().await, None);
+        let slow = store();
+        slow.set_delay(Duration::from_secs(10));
+        let counter = counter(&slow, "");
+        let began = Instant::now();
+        assert_eq!(counter.holdings().await, None);
+        assert!(
+            began.elapsed() <= FIRST + Duration::from_millis(10),
+            "{:?}",
+            began.elapsed()
+        );
+        counter
+            .latest
+            .subscribe()
+            .wait_for(Option::is_some)
+            .await
+            .unwrap();
+    }
+}
