@@ -205,6 +205,7 @@ impl Status {
     pub fn code(&self) -> &'static str {
         match &self.node {
             NodeStep::Present { .. } => "NodePresent",
+            NodeStep::Closed => "NodeClosed",
             NodeStep::Unusable { .. } => "NodeUnusable",
             NodeStep::Absent if !self.offered => "NotOffered",
             NodeStep::Absent if self.modules.is_empty() => "NoModule",
@@ -217,6 +218,7 @@ impl Status {
         let kernel = &self.kernel;
         match &self.node {
             NodeStep::Present { .. } => None,
+            NodeStep::Closed => Some("this process may not open the device node".to_owned()),
             NodeStep::Unusable { reason } => Some(format!("the device node cannot be used: {reason}")),
             NodeStep::Absent if !self.vmbus => Some("this machine is no Hyper-V guest".to_owned()),
             NodeStep::Absent if !self.offered => {

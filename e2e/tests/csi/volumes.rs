@@ -220,6 +220,7 @@ fn the_node_says_who_it_is_and_what_it_can() {
     let world = World::new();
     let info = call(world.node.node.clone().node_get_info(NodeGetInfoRequest {})).unwrap();
     assert_eq!(info.node_id, "node-1");
+    assert_eq!(info.max_volumes_per_node, 32, "128 MiB, 4 MiB each");
     let name = call(
         world
             .node

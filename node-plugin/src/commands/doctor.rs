@@ -60,7 +60,7 @@ pub struct ChannelReport {
     pub present: bool,
     /// Command number the device answers to: `list` (0xC04852F0) or `ubuntu` (0xC048520A).
     pub abi: Option<&'static str>,
-    /// State in one word: `NodePresent`, `NodeUnusable`, `NotOffered`, `NoModule`, `NoNode`.
+    /// State in one word: `NodePresent`, `NodeClosed`, `NodeUnusable`, `NotOffered`, `NoModule`, `NoNode`.
     pub code: &'static str,
     /// Loaded modules that serve the device.
     pub modules: Vec<String>,
