@@ -28,7 +28,6 @@ use crate::mounts::manager::Patience;
 use crate::mounts::{Kernel, Mounts};
 use crate::telemetry::health::HealthArgs;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::rpc::Rpcs;
 
 /// Options of `node`.
 #[derive(Debug, Clone, Args)]
@@ -225,12 +224,10 @@ pub async fn run(
         let service = RegistrationService::new(&args.driver_name, seen);
         let socket = service.socket(registry);
         let listener = server::listen(&socket)?;
-        server::serve(
+        server::serve_watcher(
             &socket,
             listener,
             service.routes(),
-            // Not calls of CSI.
-            Rpcs::default(),
             stopping.clone().cancelled_owned(),
         )
         .await

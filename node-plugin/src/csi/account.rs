@@ -209,10 +209,14 @@ impl Account {
     }
 }
 
-/// Emulators and bare hosts carry the account in the path; everything with a domain carries it in the host.
+/// Emulators, also behind a Service of the cluster (NAME.NAMESPACE.svc...), and bare hosts carry the account in the path;
+/// everything else with a domain carries it in the host.
 fn account_in_path(url: &Url) -> bool {
     match url.host() {
-        Some(Host::Domain(name)) => !name.trim_end_matches('.').contains('.'),
+        Some(Host::Domain(name)) => {
+            let mut labels = name.trim_end_matches('.').split('.').skip(1).peekable();
+            labels.peek().is_none() || labels.nth(1) == Some("svc")
+        }
         Some(Host::Ipv4(_) | Host::Ipv6(_)) => true,
         None => false,
     }

@@ -1,6 +1,7 @@
 //! The CSI services and what they are made of.
 
 pub mod account;
+mod authority;
 pub mod capability;
 pub mod connect;
 pub mod controller;

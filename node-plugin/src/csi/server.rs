@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use hyper_util::rt::TokioIo;
 use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint, Server};
 use tower::service_fn;
 
+use crate::csi::authority;
 use crate::telemetry::rpc::Rpcs;
 
 /// The path of `unix:///path`, `unix:/path` or `/path`, as other CSI drivers take it.
@@ -78,6 +80,25 @@ pub async fn serve(
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop)
         .await;
+    end(path, served)
+}
+
+/// Serves kubelet's plugin watcher, whose requests hyper would not take as they are (see the module `authority`).
+pub async fn serve_watcher(
+    path: &Path,
+    listener: UnixListener,
+    routes: Routes,
+    stop: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let incoming = UnixListenerStream::new(listener).map(|client| client.map(authority::named_localhost));
+    let served = Server::builder()
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming, stop)
+        .await;
+    end(path, served)
+}
+
+fn end(path: &Path, served: Result<(), tonic::transport::Error>) -> anyhow::Result<()> {
     // A successor may have replaced it already; gone is gone.
     let _ = std::fs::remove_file(path);
     served.with_context(|| format!("serving {}", path.display()))

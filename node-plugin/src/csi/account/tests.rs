@@ -68,6 +68,19 @@ fn endpoints() {
             "http://azurite:10000/devstoreaccount1",
         ),
         (
+            &[(
+                "server",
+                "http://store.lab.svc.cluster.local:10000/devstoreaccount1",
+            )],
+            "devstoreaccount1",
+            "http://store.lab.svc.cluster.local:10000/devstoreaccount1",
+        ),
+        (
+            &[("server", "https://svc.blob.core.windows.net")],
+            "svc",
+            "https://svc.blob.core.windows.net/",
+        ),
+        (
             &[("server", "data.example.com"), ("storageAccount", "acct")],
             "acct",
             "https://data.example.com/",
