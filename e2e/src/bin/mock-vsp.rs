@@ -1,12 +1,13 @@
 //! `mock-vsp`: the accelerated channel's device at a path of your choice, in front of any blob endpoint.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
 use e2e::vsp::{CONTROL_NAME, DEVICE_NAME, Faults, HttpBackend, MockVsp};
+use nix::mount::{MntFlags, umount2};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// A stand-in for the Azure Blob VSC device, for machines whose host does not offer one.
@@ -45,9 +46,40 @@ struct Args {
     #[arg(long, value_name = "URL")]
     endpoint: Option<http::Uri>,
 
+    /// Make a symbolic link to the device here, relative where both have the same parent. The directory of the link can
+    /// be handed to a container (HostToContainer) before DIR is mounted: what is mounted below it later is seen there
+    #[arg(long, value_name = "PATH")]
+    link: Option<PathBuf>,
+
     /// Fault or profile from the start, as DIR/control takes it; can be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+}
+
+/// Takes a mount away whose server was killed: nothing can be mounted or made there otherwise.
+fn free_dead_mount(dir: &Path) -> anyhow::Result<()> {
+    match std::fs::metadata(dir) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => umount2(dir, MntFlags::MNT_DETACH)
+            .with_context(|| format!("cannot unmount what is left at {}", dir.display())),
+        _ => Ok(()),
+    }
+}
+
+/// Makes `link` point to the device in `dir`, in place of an older link.
+fn link_device(link: &Path, dir: &Path) -> anyhow::Result<()> {
+    let target = match (link.parent(), dir.parent(), dir.file_name()) {
+        (Some(here), Some(there), Some(name)) if here == there => Path::new(name).join(DEVICE_NAME),
+        _ => std::path::absolute(dir)?.join(DEVICE_NAME),
+    };
+    match std::fs::symlink_metadata(link) {
+        Ok(found) if found.file_type().is_symlink() => std::fs::remove_file(link)?,
+        Ok(_) => anyhow::bail!(
+            "--link {}: exists and is no symbolic link; remove it",
+            link.display()
+        ),
+        Err(_) => {}
+    }
+    std::os::unix::fs::symlink(target, link).with_context(|| format!("--link {}", link.display()))
 }
 
 #[tokio::main]
@@ -65,6 +97,7 @@ async fn main() -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
 
     let backend = HttpBackend::new(args.endpoint.as_ref()).context("--endpoint")?;
+    free_dead_mount(&args.dir)?;
     std::fs::create_dir_all(&args.dir)
         .with_context(|| format!("cannot create the directory {}", args.dir.display()))?;
     let mock = MockVsp::mount_with(&args.dir, Arc::new(backend), Faults::default()).with_context(|| {
@@ -77,6 +110,10 @@ async fn main() -> anyhow::Result<()> {
         mock.faults()
             .command(word)
             .with_context(|| format!("--set {word}"))?;
+    }
+
+    if let Some(link) = &args.link {
+        link_device(link, &args.dir)?;
     }
 
     let to = args
@@ -96,6 +133,9 @@ async fn main() -> anyhow::Result<()> {
     let counters = mock.counters();
     // Unmounting joins the file system's thread, which must not hold up the runtime.
     tokio::task::spawn_blocking(move || drop(mock)).await?;
+    if let Some(link) = &args.link {
+        std::fs::remove_file(link).with_context(|| format!("--link {}", link.display()))?;
+    }
     println!(
         "{} requests ({} rest, {} open, {} read, {} close, {} unknown), {} bytes in, {} bytes out",
         counters.requests,

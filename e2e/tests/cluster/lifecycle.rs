@@ -1,0 +1,154 @@
+//! Processes of the driver end and come back: what keeps working, and what does not.
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::storage::v1::CSINode;
+use kube::ResourceExt as _;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use serde_json::json;
+
+use crate::lab::{DRIVER, Lab, PATIENCE, poll, watch};
+use crate::objects::PodPlan;
+use crate::space::Space;
+
+/// Taint that keeps pods away from a node until the driver works there.
+const TAINT: &str = "vsc.blob.csi.azure.com/agent-not-ready";
+
+impl Lab {
+    /// Ends the node plugin's pod and waits for its successor.
+    async fn restart_node_plugin(&self) -> Result<Pod> {
+        let pods = self.api::<Pod>(&self.settings.driver_namespace);
+        let old = self.node_pod().await?;
+        pods.delete(&old.name_any(), &DeleteParams::default()).await?;
+        watch(&pods, &old.name_any(), "it is gone", |found| found.is_none()).await?;
+        let new = self.ready_node_pod().await?;
+        ensure!(new.uid() != old.uid(), "the same pod as before");
+        Ok(new)
+    }
+}
+
+/// The node plugin's pod is replaced: what was acknowledged is in the service, new volumes mount, running pods get ENOTCONN
+/// and work again after they are restarted.
+pub(crate) async fn node_process_restarts(space: &Space) -> Result<()> {
+    let lab = &space.lab;
+    let class = space.class(json!({}), json!({})).await?;
+    space.claim("data", &class, "ReadWriteMany").await?;
+    space.claim("other", &class, "ReadWriteMany").await?;
+    space.pod(&PodPlan::new("running").claim("data")).await?;
+    space.sh("running", "echo before > /data/file").await?;
+
+    lab.restart_node_plugin().await?;
+
+    // As it is (docs/volumes.md): the process that served the mount has ended.
+    let now = space.sh("running", "cat /data/file").await;
+    let text = now.map_or_else(|error| format!("{error:#}"), |text| format!("it reads {text:?}"));
+    ensure!(text.contains("not connected"), "the running pod: {text}");
+    println!("a running pod after the restart of the node plugin: Transport endpoint is not connected");
+
+    space.pod(&PodPlan::new("new").claim("other")).await?;
+    space.sh("new", "echo new > /data/file").await?;
+
+    space.delete_pod("running").await?;
+    space.pod(&PodPlan::new("again").claim("data")).await?;
+    let seen = space.sh("again", "cat /data/file").await?;
+    ensure!(seen == "before\n", "after the restart the volume has {seen:?}");
+    Ok(())
+}
+
+/// The startup taint goes only when the driver is registered, and other taints stay.
+pub(crate) async fn startup_taint(space: &Space) -> Result<()> {
+    let lab = &space.lab;
+    let nodes = lab.all::<Node>();
+    let name = lab.node_name().await?;
+    let other = "vsc-blob-e2e/other";
+    let node = nodes.get(&name).await?;
+    let before = node.spec.unwrap_or_default().taints.unwrap_or_default();
+    let mut taints = serde_json::to_value(&before)?;
+    let list = taints.as_array_mut().context("taints are a list")?;
+    list.push(json!({"key": TAINT, "value": "true", "effect": "NoSchedule"}));
+    // PreferNoSchedule keeps nothing away.
+    list.push(json!({"key": other, "effect": "PreferNoSchedule"}));
+    let patch = json!({"spec": {"taints": taints}});
+    nodes
+        .patch(&name, &PatchParams::default(), &Patch::Merge(patch))
+        .await?;
+    let result = async {
+        let class = space.class(json!({}), json!({})).await?;
+        space.claim("data", &class, "ReadWriteOnce").await?;
+        let pod = lab.node_pod().await?;
+        // A new node has a taint and no driver: the driver comes after the taint, as there.
+        let pods = lab.api::<Pod>(&lab.settings.driver_namespace);
+        pods.delete(&pod.name_any(), &DeleteParams::default()).await?;
+        space.create_pod(&PodPlan::new("app").claim("data")).await?;
+        let cleared = watch(&nodes, &name, "the startup taint is removed", |found| {
+            found.is_some_and(|node| !has_taint(node, TAINT))
+        })
+        .await?
+        .context("the node is there")?;
+        let csi = lab.all::<CSINode>().get(&name).await?;
+        ensure!(
+            csi.spec.drivers.iter().any(|driver| driver.name == DRIVER),
+            "the taint is gone and the driver is not registered"
+        );
+        ensure!(
+            has_taint(&cleared, other),
+            "another taint is gone too: {:?}",
+            cleared.spec
+        );
+        space.ready("app").await?;
+        Ok(())
+    }
+    .await;
+    // Whatever happened, the node is left as it was found.
+    let patch = json!({"spec": {"taints": before}});
+    nodes
+        .patch(&name, &PatchParams::default(), &Patch::Merge(patch))
+        .await?;
+    lab.ready_node_pod().await?;
+    result
+}
+
+fn has_taint(node: &Node, key: &str) -> bool {
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+    taints.is_some_and(|all| all.iter().any(|taint| taint.key == key))
+}
+
+/// The controller that leads ends: another replica provisions.
+pub(crate) async fn controller_fails_over(space: &Space) -> Result<()> {
+    let lab = &space.lab;
+    let controller = lab.controller().await?;
+    let replicas = controller
+        .status
+        .and_then(|status| status.ready_replicas)
+        .unwrap_or(0);
+    ensure!(replicas >= 2, "{replicas} controllers are ready");
+    let leases = lab.api::<Lease>(&lab.settings.driver_namespace);
+    let leader = async || -> Result<String> {
+        let all = leases.list(&ListParams::default()).await?;
+        all.items
+            .into_iter()
+            .find(|lease| lease.name_any().contains(&DRIVER.replace('.', "-")))
+            .and_then(|lease| lease.spec?.holder_identity)
+            .context("a Lease of the provisioner has a holder")
+    };
+    let first = leader().await?;
+    let pods = lab.api::<Pod>(&lab.settings.driver_namespace);
+    let all = pods.list(&ListParams::default()).await?;
+    let pod = all
+        .items
+        .iter()
+        .map(|pod| pod.name_any())
+        .find(|name| first.contains(name.as_str()))
+        .with_context(|| format!("the leader {first} is one of the pods"))?;
+    pods.delete(&pod, &DeleteParams::default()).await?;
+    let class = space.class(json!({}), json!({})).await?;
+    space.claim("data", &class, "ReadWriteOnce").await?;
+    space.volume_of("data").await?;
+    let second = poll("another leads", PATIENCE, async || {
+        Ok(leader().await.ok().filter(|now| now != &first))
+    })
+    .await?;
+    println!("{first} led, then {second}");
+    Ok(())
+}

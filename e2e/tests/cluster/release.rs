@@ -1,0 +1,209 @@
+//! The helm release: its own test, upgrade, rollback, an update without the channel, and what is left after uninstalling.
+
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, Pod, Secret, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, StorageClass};
+use kube::ResourceExt as _;
+use kube::api::ListParams;
+use serde_json::json;
+use tokio::process::Command;
+
+use crate::lab::{DRIVER, Lab, PATIENCE, in_time, poll, watch};
+use crate::node::{CHANNEL, CHANNEL_REASON};
+use crate::objects::PodPlan;
+use crate::space::Space;
+
+impl Lab {
+    /// Runs helm; the answer is what it prints.
+    async fn helm(&self, arguments: &[&str]) -> Result<String> {
+        let run = async {
+            let helm = std::env::var_os("HELM").unwrap_or_else(|| "helm".into());
+            let output = Command::new(helm)
+                .args(arguments)
+                .args(["--namespace", &self.settings.driver_namespace])
+                .stdin(Stdio::null())
+                .kill_on_drop(true)
+                .output()
+                .await
+                .context("helm")?;
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            if !output.status.success() {
+                bail!(
+                    "{}: {text}{}",
+                    output.status,
+                    String::from_utf8_lossy(&output.stderr)
+                );
+            }
+            Ok(text)
+        };
+        in_time(&format!("helm {}", arguments.join(" ")), run).await
+    }
+
+    /// `helm upgrade` with the installed values and these over them.
+    async fn upgrade(&self, over: &[&str]) -> Result<()> {
+        let chart = self.settings.chart.display().to_string();
+        let values = self.settings.values.display().to_string();
+        let mut arguments = vec![
+            "upgrade",
+            &self.settings.release,
+            &chart,
+            "--values",
+            &values,
+            "--wait",
+            "--timeout=110s",
+        ];
+        for value in over {
+            arguments.extend(["--set-string", value]);
+        }
+        self.helm(&arguments).await.map(drop)
+    }
+
+    /// The node plugin's pod that runs the DaemonSet's newest template.
+    async fn updated_node_pod(&self) -> Result<Pod> {
+        poll("the node plugin is updated and ready", PATIENCE, async || {
+            let set = self.daemon_set().await?;
+            let seen = set.status.as_ref().and_then(|status| status.observed_generation);
+            let status = set.status.clone().unwrap_or_default();
+            let done = seen == set.metadata.generation
+                && status.updated_number_scheduled == Some(status.desired_number_scheduled)
+                && status.number_ready == status.desired_number_scheduled;
+            Ok(if done { self.node_pod().await.ok() } else { None })
+        })
+        .await
+    }
+}
+
+/// A claim and a pod that writes: the driver works.
+async fn works(space: &Space, class: &str, name: &str) -> Result<()> {
+    space.claim(name, class, "ReadWriteOnce").await?;
+    space.pod(&PodPlan::new(name).claim(name)).await?;
+    let seen = space.sh(name, "echo x > /data/file && cat /data/file").await?;
+    ensure!(seen == "x\n", "{name} reads {seen:?}");
+    space.delete_pod(name).await?;
+    space.delete_claim(name).await
+}
+
+/// The chart's own test: a round trip through a volume.
+pub(crate) async fn helm_test(space: &Space) -> Result<()> {
+    let lab = &space.lab;
+    let said = lab
+        .helm(&["test", &lab.settings.release, "--timeout=110s"])
+        .await?;
+    ensure!(said.contains("Succeeded"), "helm test says {said}");
+    Ok(())
+}
+
+/// Upgrade and rollback replace the pods; volumes work after each, and the release's history tells.
+pub(crate) async fn upgrade_and_rollback(space: &Space) -> Result<()> {
+    let lab = &space.lab;
+    let class = space.class(json!({}), json!({})).await?;
+    let first = lab.updated_node_pod().await?;
+    lab.upgrade(&["logLevel=debug"]).await?;
+    let second = lab.updated_node_pod().await?;
+    ensure!(first.uid() != second.uid(), "the upgrade replaced no pod");
+    works(space, &class, "upgraded").await?;
+    lab.helm(&["rollback", &lab.settings.release, "--wait", "--timeout=110s"])
+        .await?;
+    let third = lab.updated_node_pod().await?;
+    ensure!(second.uid() != third.uid(), "the rollback replaced no pod");
+    works(space, &class, "rolled-back").await
+}
+
+/// A node without the channel: the update goes through, nothing restarts, volumes work over HTTPS.
+pub(crate) async fn update_without_the_channel(space: &Space) -> Result<()> {
+    let lab = &space.lab;
+    let class = space.class(json!({}), json!({})).await?;
+    lab.set_vsp(false).await?;
+    let result = async {
+        lab.upgrade(&["logLevel=info"]).await?;
+        let pod = lab.updated_node_pod().await?;
+        let status = pod.status.clone().unwrap_or_default();
+        let containers = status.container_statuses.into_iter().flatten();
+        for container in containers.chain(status.init_container_statuses.into_iter().flatten()) {
+            ensure!(
+                container.restart_count == 0,
+                "{} was restarted {} times",
+                container.name,
+                container.restart_count
+            );
+        }
+        lab.channel_label(Some("unavailable")).await?;
+        works(space, &class, "without").await
+    }
+    .await;
+    lab.set_vsp(true).await?;
+    result?;
+    lab.channel_label(Some("available")).await?;
+    Ok(())
+}
+
+/// After `helm uninstall` the cluster and the node have nothing of the driver.
+pub(crate) async fn uninstall_leaves_nothing(space: &Space) -> Result<()> {
+    let lab = &space.lab;
+    // Volumes of the cases before go first: they need the driver.
+    poll("no volume of the driver is left", PATIENCE, async || {
+        let volumes = lab.all::<PersistentVolume>().list(&ListParams::default()).await?;
+        let left = volumes.items.iter().any(|volume| {
+            let csi = volume.spec.as_ref().and_then(|spec| spec.csi.as_ref());
+            csi.is_some_and(|csi| csi.driver == DRIVER)
+        });
+        Ok((!left && lab.mounts().await?.is_empty()).then_some(()))
+    })
+    .await?;
+    lab.helm(&["uninstall", &lab.settings.release, "--wait", "--timeout=110s"])
+        .await?;
+
+    let name = lab.node_name().await?;
+    watch(
+        &lab.all::<CSINode>(),
+        &name,
+        "the driver is not registered",
+        |found| found.is_some_and(|node| node.spec.drivers.iter().all(|driver| driver.name != DRIVER)),
+    )
+    .await?;
+    let node = lab.channel_label(None).await?;
+    ensure!(!node.labels().contains_key(CHANNEL), "the label is left");
+    ensure!(
+        !node.annotations().contains_key(CHANNEL_REASON),
+        "the annotation is left"
+    );
+
+    let of_release = lab.of_release();
+    let namespace = lab.settings.driver_namespace.as_str();
+    let mut left = Vec::new();
+    macro_rules! look {
+        ($($kind:ident in $api:expr;)+) => {
+            $(for object in $api.list(&of_release).await? {
+                left.push(format!("{} {}", stringify!($kind), object.name_any()));
+            })+
+        };
+    }
+    look! {
+        Pod in lab.api::<Pod>(namespace);
+        DaemonSet in lab.api::<DaemonSet>(namespace);
+        Deployment in lab.api::<Deployment>(namespace);
+        ConfigMap in lab.api::<ConfigMap>(namespace);
+        Secret in lab.api::<Secret>(namespace);
+        ServiceAccount in lab.api::<ServiceAccount>(namespace);
+        Role in lab.all::<Role>();
+        RoleBinding in lab.all::<RoleBinding>();
+        ClusterRole in lab.all::<ClusterRole>();
+        ClusterRoleBinding in lab.all::<ClusterRoleBinding>();
+        CSIDriver in lab.all::<CSIDriver>();
+        StorageClass in lab.all::<StorageClass>();
+    }
+    ensure!(left.is_empty(), "left in the cluster: {left:#?}");
+
+    let files = lab
+        .on_node(
+            "cd /host/var/lib/kubelet && ls -d plugins/*vsc-blob* plugins_registry/*vsc-blob* plugins/kubernetes.io/csi/*vsc-blob* 2>/dev/null; \
+             grep vsc-blob.csi /proc/1/mountinfo; true",
+        )
+        .await?;
+    ensure!(files.is_empty(), "left on the node: {files}");
+    Ok(())
+}
