@@ -149,12 +149,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_check_that_hangs_is_told_and_not_started_again() {
         let (release, hung) = std::sync::mpsc::channel::<()>();
-        let hung = Mutex::new(hung);
-        let runs = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        let counted = Arc::clone(&runs);
+        let (started, runs) = std::sync::mpsc::channel();
+        let both = Mutex::new((hung, started));
         let check: Check = Arc::new(move || {
-            counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            let _ = hung.lock().unwrap().recv();
+            let (hung, started) = &*both.lock().unwrap();
+            started.send(()).unwrap();
+            let _ = hung.recv();
             Ok(())
         });
         let service = IdentityService::new("n", vec![check]);
@@ -162,7 +162,11 @@ mod tests {
             let error = service.ready().await.unwrap_err();
             assert!(error.message.contains("did not return within 3s"), "{error}");
         }
-        assert_eq!(runs.load(std::sync::atomic::Ordering::SeqCst), 1);
+        // The clock of this test runs ahead of the thread: without waiting, it may not have begun.
+        runs.recv().unwrap();
         drop(release);
+        // The check, and with it the sender, goes with the service: whoever had started it again has said so by then.
+        drop(service);
+        assert_eq!(runs.iter().count(), 0);
     }
 }
