@@ -12,8 +12,10 @@ use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use vsc_blob_csi::DRIVER_NAME;
+use vsc_blob_csi::cluster::{CHANNEL_LABEL, CHANNEL_REASON, STARTUP_TAINT};
 
-use super::render::{Helm, KUBE_VERSIONS, documents, object, repository, text, value_sets};
+use super::render::{Helm, KUBE_VERSIONS, chart, documents, object, repository, text, value_sets};
 
 /// Every object is of a type that Kubernetes knows, with no field that it does not know.
 #[test]
@@ -38,6 +40,41 @@ fn examples_have_only_known_fields() {
         }
     }
     assert!(seen > 0);
+}
+
+/// What users type to see the channel is what the program writes.
+#[test]
+fn pages_name_the_marks_of_the_program() {
+    let mut pages = vec![chart("README.md"), chart("templates/NOTES.txt")];
+    for entry in std::fs::read_dir(repository("docs")).unwrap() {
+        pages.push(entry.unwrap().path());
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    for path in pages {
+        // A path of kubectl's JSONPath has its points escaped; the chart has the name of the driver in one place.
+        let page = text(&path)
+            .replace("\\.", ".")
+            .replace("{{ include \"vsc-blob.driver\" . }}", DRIVER_NAME);
+        let words = page.split(|c: char| !(c.is_ascii_alphanumeric() || "./-".contains(c)));
+        for word in words
+            .filter(|word| word.contains("azure.com/channel") || word.contains("azure.com/agent-not-ready"))
+        {
+            let known = [CHANNEL_LABEL, CHANNEL_REASON, STARTUP_TAINT];
+            let known = known.into_iter().find(|known| word.ends_with(known));
+            assert!(
+                known.is_some(),
+                "{}: {word} is nothing of the program",
+                path.display()
+            );
+            seen.extend(known.map(|known| (path.file_name().unwrap().to_owned(), known)));
+        }
+    }
+    for page in ["NOTES.txt", "install-aks.md", "install-kind.md", "cluster.md"] {
+        assert!(
+            seen.contains(&(page.into(), CHANNEL_LABEL)),
+            "{page} does not name {CHANNEL_LABEL}"
+        );
+    }
 }
 
 /// Each key of docs/volumes.md stands in an example.

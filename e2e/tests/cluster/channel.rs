@@ -6,10 +6,10 @@ use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::ResourceExt as _;
 use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
+use vsc_blob_csi::cluster::CHANNEL_REASON;
 
 use crate::lab::{DRIVER, LAB, Lab, PATIENCE, poll};
 use crate::metrics::Page;
-use crate::node::CHANNEL_REASON;
 use crate::objects::PodPlan;
 use crate::space::Space;
 

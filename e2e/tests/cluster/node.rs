@@ -8,15 +8,11 @@ use k8s_openapi::api::storage::v1::CSINode;
 use kube::ResourceExt as _;
 use kube::api::ListParams;
 use serde_json::json;
+use vsc_blob_csi::cluster::{CHANNEL_LABEL, CHANNEL_REASON};
 
 use crate::lab::{DRIVER, LAB, Lab, PATIENCE, poll};
 use crate::objects::PodPlan;
 use crate::space::Space;
-
-/// Label of a node: whether the driver has a usable channel there.
-pub(crate) const CHANNEL: &str = "vsc-blob.csi.azure.com/channel";
-/// Annotation of a node: why not, or that it is fine.
-pub(crate) const CHANNEL_REASON: &str = "vsc-blob.csi.azure.com/channel-reason";
 
 impl Lab {
     /// Runs a script on the driver's node, as root in its process namespace; its files are below /host.
@@ -53,7 +49,7 @@ impl Lab {
             PATIENCE,
             async || {
                 let node = self.node().await?;
-                let fits = node.labels().get(CHANNEL).map(String::as_str) == wanted;
+                let fits = node.labels().get(CHANNEL_LABEL).map(String::as_str) == wanted;
                 Ok(fits.then_some(node))
             },
         )

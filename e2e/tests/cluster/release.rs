@@ -11,9 +11,9 @@ use kube::ResourceExt as _;
 use kube::api::ListParams;
 use serde_json::json;
 use tokio::process::Command;
+use vsc_blob_csi::cluster::{CHANNEL_LABEL, CHANNEL_REASON};
 
 use crate::lab::{DRIVER, Lab, PATIENCE, in_time, poll, watch};
-use crate::node::{CHANNEL, CHANNEL_REASON};
 use crate::objects::PodPlan;
 use crate::space::Space;
 
@@ -166,7 +166,7 @@ pub(crate) async fn uninstall_leaves_nothing(space: &Space) -> Result<()> {
     )
     .await?;
     let node = lab.channel_label(None).await?;
-    ensure!(!node.labels().contains_key(CHANNEL), "the label is left");
+    ensure!(!node.labels().contains_key(CHANNEL_LABEL), "the label is left");
     ensure!(
         !node.annotations().contains_key(CHANNEL_REASON),
         "the annotation is left"

@@ -46,9 +46,9 @@ pub(crate) use volumes::pod_uid;
 pub use volumes::{VolumeAt, claim_of};
 
 /// Label of the node: `available` or `unavailable`. It is there while the driver runs on the node.
-pub const CHANNEL_LABEL: &str = "vsc-blob-csi.azure.com/channel";
+pub const CHANNEL_LABEL: &str = "vsc-blob.csi.azure.com/channel";
 /// Annotation of the node: one sentence that says why the label has its value.
-pub const CHANNEL_REASON: &str = "vsc-blob-csi.azure.com/channel-reason";
+pub const CHANNEL_REASON: &str = "vsc-blob.csi.azure.com/channel-reason";
 /// Key of the taint that a node may start with, so that no pod comes before the driver is there.
 pub const STARTUP_TAINT: &str = "vsc.blob.csi.azure.com/agent-not-ready";
 
