@@ -4,6 +4,7 @@ pub mod allocator;
 pub mod cluster;
 pub mod commands;
 pub mod csi;
+pub mod folders;
 pub mod mounts;
 pub mod privileges;
 pub mod telemetry;

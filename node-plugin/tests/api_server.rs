@@ -14,7 +14,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
-use vsc_blob_csi::cluster::{Cluster, Config, Error, EventView, KubeCluster, Marks, ObjectRef, Taint};
+use vsc_blob_csi::cluster::{
+    CHANNEL_LABEL, CHANNEL_REASON, Cleaned, Cleanup, Cluster, Config, Error, EventView, KubeCluster, Marks,
+    ObjectRef, Taint,
+};
 
 const DRIVER: &str = vsc_blob_csi::DRIVER_NAME;
 
@@ -32,6 +35,8 @@ struct Asked {
 struct State {
     asked: Vec<Asked>,
     answers: VecDeque<(u16, Value)>,
+    /// What is answered to a method and path when no answer is prepared, however often.
+    always: Vec<(String, Value)>,
     /// Accepts requests and never answers.
     silent: bool,
 }
@@ -74,13 +79,23 @@ impl Server {
         self.state.lock().unwrap().answers.push_back((code, body));
     }
 
+    /// The answer to `METHOD PATH` from now on.
+    fn always_answers(&self, to: &str, body: Value) {
+        self.state.lock().unwrap().always.push((to.to_owned(), body));
+    }
+
     fn refuses(&self, code: u16, reason: &str, message: &str) {
         self.answers(code, failure(code, reason, message));
     }
 
+    /// The requests since the last look.
+    fn all_asked(&self) -> Vec<Asked> {
+        std::mem::take(&mut self.state.lock().unwrap().asked)
+    }
+
     /// The only request since the last look.
     fn asked(&self) -> Asked {
-        let mut asked = std::mem::take(&mut self.state.lock().unwrap().asked);
+        let mut asked = self.all_asked();
         assert_eq!(asked.len(), 1, "{asked:?}");
         asked.remove(0)
     }
@@ -100,6 +115,9 @@ async fn answer(
     let body = body.collect().await.unwrap().to_bytes();
     let (silent, (code, body)) = {
         let mut state = state.lock().unwrap();
+        let line = format!("{} {}", parts.method, parts.uri.path());
+        let known = state.always.iter().find(|(to, _)| *to == line);
+        let known = known.map(|(_, body)| (200, body.clone()));
         state.asked.push(Asked {
             method: parts.method.to_string(),
             path: parts.uri.to_string(),
@@ -111,7 +129,10 @@ async fn answer(
             body: serde_json::from_slice(&body).unwrap_or(Value::Null),
         });
         let none = || (500, failure(500, "InternalError", "no answer prepared"));
-        (state.silent, state.answers.pop_front().unwrap_or_else(none))
+        (
+            state.silent,
+            state.answers.pop_front().or(known).unwrap_or_else(none),
+        )
     };
     if silent {
         std::future::pending::<()>().await;
@@ -450,6 +471,145 @@ async fn a_server_that_is_gone_or_silent_is_unavailable() {
     assert!(
         error.to_string().contains("refused"),
         "the cause is named: {error}"
+    );
+}
+
+fn marked(name: &str, labels: Value, annotations: Value) -> Value {
+    json!({"metadata": {"name": name, "labels": labels, "annotations": annotations}})
+}
+
+fn nodes(items: &[Value], more: &str) -> Value {
+    json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
+           "metadata": {"continue": more}, "items": items})
+}
+
+fn cleanup(patience: Duration) -> Cleanup {
+    Cleanup {
+        namespace: "kube-system".into(),
+        daemon_set: "blob-node".into(),
+        patience,
+    }
+}
+
+/// Method and path, without the query.
+fn lines(asked: &[Asked]) -> Vec<String> {
+    let line = |asked: &Asked| format!("{} {}", asked.method, asked.path.split('?').next().unwrap());
+    asked.iter().map(line).collect()
+}
+
+#[tokio::test]
+async fn the_cleanup_waits_for_the_node_plugins_and_takes_the_marks_off() {
+    let server = Server::start().await;
+    let set = json!({"kind": "DaemonSet", "apiVersion": "apps/v1", "metadata": {"name": "blob-node"}});
+    let patched = || json!({"kind": "PartialObjectMetadata", "metadata": {"name": "n"}});
+    server.answers(200, set);
+    // Its pods are still ending; then a passing trouble; then it is gone.
+    server.answers(
+        200,
+        json!({"kind": "PartialObjectMetadata", "metadata": {"name": "blob-node"}}),
+    );
+    server.refuses(503, "ServiceUnavailable", "the server is starting");
+    server.refuses(404, "NotFound", "daemonsets.apps \"blob-node\" not found");
+    // Two pages of nodes; of those that are marked, one leaves the cluster meanwhile.
+    let down = marked(
+        "down",
+        json!({CHANNEL_LABEL: "available"}),
+        json!({CHANNEL_REASON: "fine"}),
+    );
+    let clean = marked("clean", json!({"a": "b"}), json!({}));
+    server.answers(200, nodes(&[down, clean], "page-2"));
+    let half = marked("half", json!({}), json!({CHANNEL_REASON: "why"}));
+    server.answers(200, nodes(&[half], ""));
+    server.answers(200, patched());
+    server.refuses(404, "NotFound", "nodes \"half\" not found");
+
+    let cleaned = cleanup(Duration::from_secs(60))
+        .run(&server.cluster)
+        .await
+        .unwrap();
+    let nodes = vec!["down".to_owned(), "half".to_owned()];
+    assert_eq!(cleaned, Cleaned { ended: true, nodes });
+    let asked = server.all_asked();
+    let set = "/apis/apps/v1/namespaces/kube-system/daemonsets/blob-node";
+    assert_eq!(
+        lines(&asked),
+        [
+            format!("DELETE {set}"),
+            format!("GET {set}"),
+            format!("GET {set}"),
+            format!("GET {set}"),
+            "GET /api/v1/nodes".into(),
+            "GET /api/v1/nodes".into(),
+            "PATCH /api/v1/nodes/down".into(),
+            "PATCH /api/v1/nodes/half".into(),
+        ]
+    );
+    // Foreground: the DaemonSet stays until its pods are gone, and their rights with it.
+    assert_eq!(asked[0].body["propagationPolicy"], "Foreground");
+    assert!(asked[5].path.contains("continue=page-2"), "{}", asked[5].path);
+    assert_eq!(
+        asked[6].body,
+        json!({"metadata": {"labels": {CHANNEL_LABEL: null}, "annotations": {CHANNEL_REASON: null}}})
+    );
+}
+
+#[tokio::test]
+async fn the_cleanup_of_what_is_gone_does_nothing_and_a_missing_right_is_told() {
+    let server = Server::start().await;
+    server.refuses(404, "NotFound", "daemonsets.apps \"blob-node\" not found");
+    server.answers(200, nodes(&[], ""));
+    let cleaned = cleanup(Duration::from_secs(60))
+        .run(&server.cluster)
+        .await
+        .unwrap();
+    assert_eq!(
+        cleaned,
+        Cleaned {
+            ended: true,
+            nodes: Vec::new()
+        }
+    );
+    assert_eq!(server.all_asked().len(), 2);
+
+    server.refuses(403, "Forbidden", "cannot delete resource \"daemonsets\"");
+    let error = cleanup(Duration::from_secs(60))
+        .run(&server.cluster)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, Error::Denied(text) if text.contains("kube-system/blob-node")),
+        "{error:?}"
+    );
+}
+
+/// A node that is down never ends its pod: its marks go nevertheless.
+#[tokio::test]
+async fn the_cleanup_does_not_wait_for_a_node_that_is_down() {
+    let server = Server::start().await;
+    let set = "/apis/apps/v1/namespaces/kube-system/daemonsets/blob-node";
+    let ending = json!({"kind": "PartialObjectMetadata", "metadata": {"name": "blob-node"}});
+    let down = marked("down", json!({CHANNEL_LABEL: "available"}), json!({}));
+    for (to, body) in [
+        (format!("DELETE {set}"), ending.clone()),
+        (format!("GET {set}"), ending),
+        ("GET /api/v1/nodes".to_owned(), nodes(&[down], "")),
+        (
+            "PATCH /api/v1/nodes/down".to_owned(),
+            json!({"kind": "PartialObjectMetadata", "metadata": {"name": "down"}}),
+        ),
+    ] {
+        server.always_answers(&to, body);
+    }
+    let cleaned = cleanup(Duration::from_secs(1))
+        .run(&server.cluster)
+        .await
+        .unwrap();
+    assert_eq!(
+        cleaned,
+        Cleaned {
+            ended: false,
+            nodes: vec!["down".to_owned()]
+        }
     );
 }
 

@@ -4,6 +4,8 @@ use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
 };
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -108,6 +110,8 @@ fn assert_typed(object: &Value) {
         "ClusterRoleBinding" => round_trip::<ClusterRoleBinding>,
         "DaemonSet" => round_trip::<DaemonSet>,
         "Deployment" => round_trip::<Deployment>,
+        "Job" => round_trip::<Job>,
+        "Lease" => round_trip::<Lease>,
         "NetworkPolicy" => round_trip::<NetworkPolicy>,
         "PersistentVolume" => round_trip::<PersistentVolume>,
         "PersistentVolumeClaim" => round_trip::<PersistentVolumeClaim>,
@@ -232,6 +236,59 @@ fn rights_are_given_only_where_they_are_asked_for() {
         node["spec"]["template"]["spec"]["automountServiceAccountToken"],
         false
     );
+}
+
+/// Before anything is deleted, a Job with its own rights ends the node plugins and cleans the nodes.
+#[test]
+fn uninstalling_begins_with_a_clean_up() {
+    let objects = Helm::new().file("ci/full-values.yaml").objects();
+    let job = object(&objects, "Job", "vsc-blob-csi-uninstall");
+    let pod = &job["spec"]["template"]["spec"];
+    let set = object(&objects, "DaemonSet", "vsc-blob-csi-node");
+    let arguments: Vec<&str> = pod["containers"][0]["args"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|argument| argument.as_str().unwrap())
+        .collect();
+    let grace = set["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        .as_u64()
+        .unwrap();
+    for wanted in [
+        "cluster-cleanup".to_owned(),
+        "--namespace=kube-system".to_owned(),
+        format!("--daemon-set={}", set["metadata"]["name"].as_str().unwrap()),
+        format!("--timeout={}", grace + 60),
+    ] {
+        assert!(arguments.contains(&wanted.as_str()), "{wanted}: {arguments:?}");
+    }
+    // The program takes these arguments.
+    let parsed = <vsc_blob_csi::commands::Cli as clap::Parser>::try_parse_from(
+        ["vsc-blob-csi"].into_iter().chain(arguments.iter().copied()),
+    );
+    assert!(parsed.is_ok(), "{}", parsed.unwrap_err());
+
+    // Rights come before the Job, and all of it goes with its success.
+    let name = pod["serviceAccountName"].as_str().unwrap();
+    for kind in [
+        "ServiceAccount",
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "Role",
+        "RoleBinding",
+        "Job",
+    ] {
+        let annotations = &object(&objects, kind, name)["metadata"]["annotations"];
+        assert_eq!(annotations["helm.sh/hook"], "pre-delete", "{kind}");
+        let policy = annotations["helm.sh/hook-delete-policy"].as_str().unwrap();
+        assert!(policy.contains("hook-succeeded"), "{kind}: {policy}");
+        let weight = if kind == "Job" { "1" } else { "0" };
+        assert_eq!(annotations["helm.sh/hook-weight"], weight, "{kind}");
+    }
+
+    // What writes no marks needs none taken away.
+    let off = Helm::minimal().json("node.kubernetes", &json!("off")).objects();
+    assert!(off.iter().all(|object| object["kind"] != "Job"));
 }
 
 /// The only sidecar is the provisioner: registration and health are the program's own.

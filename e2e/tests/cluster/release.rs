@@ -3,8 +3,15 @@
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, Pod, Secret, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, StorageClass};
 use kube::ResourceExt as _;
@@ -60,6 +67,55 @@ impl Lab {
             arguments.extend(["--set-string", value]);
         }
         self.helm(&arguments).await.map(drop)
+    }
+
+    /// Objects of the release, by its label, and those that bear the driver's name.
+    async fn of_the_driver(&self) -> Result<Vec<String>> {
+        let of_release = self.of_release();
+        let namespace = self.settings.driver_namespace.as_str();
+        let mut found = Vec::new();
+        macro_rules! look {
+            ($($kind:ident in $api:expr;)+) => {
+                $(for object in $api.list(&of_release).await? {
+                    found.push(format!("{} {}", stringify!($kind), object.name_any()));
+                })+
+            };
+        }
+        look! {
+            Pod in self.api::<Pod>(namespace);
+            Job in self.api::<Job>(namespace);
+            DaemonSet in self.api::<DaemonSet>(namespace);
+            ControllerRevision in self.api::<ControllerRevision>(namespace);
+            Deployment in self.api::<Deployment>(namespace);
+            ReplicaSet in self.api::<ReplicaSet>(namespace);
+            PodDisruptionBudget in self.api::<PodDisruptionBudget>(namespace);
+            NetworkPolicy in self.api::<NetworkPolicy>(namespace);
+            ConfigMap in self.api::<ConfigMap>(namespace);
+            ServiceAccount in self.api::<ServiceAccount>(namespace);
+            Lease in self.api::<Lease>(namespace);
+            Role in self.all::<Role>();
+            RoleBinding in self.all::<RoleBinding>();
+            ClusterRole in self.all::<ClusterRole>();
+            ClusterRoleBinding in self.all::<ClusterRoleBinding>();
+            CSIDriver in self.all::<CSIDriver>();
+            StorageClass in self.all::<StorageClass>();
+            ValidatingAdmissionPolicy in self.all::<ValidatingAdmissionPolicy>();
+            ValidatingAdmissionPolicyBinding in self.all::<ValidatingAdmissionPolicyBinding>();
+        }
+        // Made without the release's label: by the provisioner, and by helm itself.
+        let all = ListParams::default();
+        for lease in self.api::<Lease>(namespace).list(&all).await? {
+            if lease.name_any() == DRIVER.replace('.', "-") {
+                found.push(format!("Lease {}", lease.name_any()));
+            }
+        }
+        for secret in self.api::<Secret>(namespace).list(&all).await? {
+            let of_helm = format!("sh.helm.release.v1.{}.", self.settings.release);
+            if secret.name_any().starts_with(&of_helm) {
+                found.push(format!("Secret {}", secret.name_any()));
+            }
+        }
+        Ok(found)
     }
 
     /// The node plugin's pod that runs the DaemonSet's newest template.
@@ -172,35 +228,20 @@ pub(crate) async fn uninstall_leaves_nothing(space: &Space) -> Result<()> {
         "the annotation is left"
     );
 
-    let of_release = lab.of_release();
-    let namespace = lab.settings.driver_namespace.as_str();
+    // Pods of the hook, and what the controllers of Kubernetes made, go a little later than what they belong to.
     let mut left = Vec::new();
-    macro_rules! look {
-        ($($kind:ident in $api:expr;)+) => {
-            $(for object in $api.list(&of_release).await? {
-                left.push(format!("{} {}", stringify!($kind), object.name_any()));
-            })+
-        };
-    }
-    look! {
-        Pod in lab.api::<Pod>(namespace);
-        DaemonSet in lab.api::<DaemonSet>(namespace);
-        Deployment in lab.api::<Deployment>(namespace);
-        ConfigMap in lab.api::<ConfigMap>(namespace);
-        Secret in lab.api::<Secret>(namespace);
-        ServiceAccount in lab.api::<ServiceAccount>(namespace);
-        Role in lab.all::<Role>();
-        RoleBinding in lab.all::<RoleBinding>();
-        ClusterRole in lab.all::<ClusterRole>();
-        ClusterRoleBinding in lab.all::<ClusterRoleBinding>();
-        CSIDriver in lab.all::<CSIDriver>();
-        StorageClass in lab.all::<StorageClass>();
-    }
-    ensure!(left.is_empty(), "left in the cluster: {left:#?}");
+    let gone = poll("nothing of the driver is left", PATIENCE, async || {
+        left = lab.of_the_driver().await?;
+        Ok(left.is_empty().then_some(()))
+    })
+    .await;
+    gone.with_context(|| format!("left in the cluster: {left:#?}"))?;
 
+    // Not in the list: plugins/kubernetes.io/csi/NAME, which is the kubelet's own and is never removed by it.
     let files = lab
         .on_node(
-            "cd /host/var/lib/kubelet && ls -d plugins/*vsc-blob* plugins_registry/*vsc-blob* plugins/kubernetes.io/csi/*vsc-blob* 2>/dev/null; \
+            "cd /host/var/lib/kubelet && ls -d plugins/*vsc-blob* plugins_registry/*vsc-blob* 2>/dev/null; \
+             find plugins/kubernetes.io/csi/*vsc-blob* -mindepth 1 2>/dev/null; ls -d /host/run/vsc-blob* 2>/dev/null; \
              grep vsc-blob.csi /proc/1/mountinfo; true",
         )
         .await?;

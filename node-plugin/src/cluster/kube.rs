@@ -7,18 +7,24 @@ use std::future::Future;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::storage::v1::CSINode;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 pub use kube::Config;
-use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
-use super::{Cluster, Error, EventView, Marks, NodeView, ObjectRef, PodView, Result, Taint, VolumeView};
+use super::{
+    CHANNEL_LABEL, CHANNEL_REASON, Cluster, Error, EventView, Marks, NodeView, ObjectRef, PodView, Result,
+    Taint, VolumeView,
+};
 
 /// Longest time for one request.
 const REQUEST: Duration = Duration::from_secs(10);
+/// How many nodes are asked for at a time.
+const PAGE: u32 = 500;
 /// Events about nodes are kept here (as kubelet does).
 const NODE_EVENTS: &str = "default";
 
@@ -217,7 +223,63 @@ impl Cluster for KubeCluster {
     }
 }
 
+/// What the end of an installation needs; see [`super::Cleanup`].
 impl KubeCluster {
+    fn daemon_sets(&self, namespace: &str) -> Api<DaemonSet> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// Deletes a DaemonSet, which goes after its pods have gone.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when it is not there.
+    pub async fn delete_daemon_set(&self, namespace: &str, name: &str) -> Result<()> {
+        let sets = self.daemon_sets(namespace);
+        let after_its_pods = DeleteParams::foreground();
+        let request = sets.delete(name, &after_its_pods);
+        self.ask(&format!("deleting DaemonSet {namespace}/{name}"), request)
+            .await
+            .map(drop)
+    }
+
+    /// Whether a DaemonSet is there, also one that is ending.
+    ///
+    /// # Errors
+    /// The API server's, as in [`Cluster`].
+    pub async fn has_daemon_set(&self, namespace: &str, name: &str) -> Result<bool> {
+        let sets = self.daemon_sets(namespace);
+        let request = sets.get_metadata_opt(name);
+        let found = self
+            .ask(&format!("reading DaemonSet {namespace}/{name}"), request)
+            .await?;
+        Ok(found.is_some())
+    }
+
+    /// Names of the nodes that have the channel's label or annotation.
+    ///
+    /// # Errors
+    /// The API server's, as in [`Cluster`].
+    pub async fn marked_nodes(&self) -> Result<Vec<String>> {
+        let nodes = self.nodes();
+        let mut marked = Vec::new();
+        let mut params = ListParams::default().limit(PAGE);
+        loop {
+            let page = self.ask("listing nodes", nodes.list_metadata(&params)).await?;
+            let of_page = page.items.into_iter().filter(|node| {
+                let (labels, annotations) = (&node.metadata.labels, &node.metadata.annotations);
+                labels.as_ref().is_some_and(|all| all.contains_key(CHANNEL_LABEL))
+                    || annotations
+                        .as_ref()
+                        .is_some_and(|all| all.contains_key(CHANNEL_REASON))
+            });
+            marked.extend(of_page.filter_map(|node| node.metadata.name));
+            match page.metadata.continue_.filter(|more| !more.is_empty()) {
+                Some(more) => params = params.continue_token(&more),
+                None => return Ok(marked),
+            }
+        }
+    }
+
     fn event(&self, event: &EventView) -> core::Event {
         let object = &event.object;
         let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());

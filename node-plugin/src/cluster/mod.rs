@@ -14,9 +14,12 @@
 //! | node | core | persistentvolumes, persistentvolumeclaims | get | which claim an Event or a Secret's namespace belongs to |
 //! | node | core | events | create, patch | Events and their count |
 //! | node, controller | core | secrets, in namespaces that are named | get | `secretName` |
+//! | uninstall hook | apps | the node plugins' DaemonSet, by name | get, delete | ends them while they have their rights |
+//! | uninstall hook | core | nodes | list, patch | label and annotation of nodes that are down |
 //!
 //! RBAC cannot limit `nodes: patch` to the node a pod runs on; a ValidatingAdmissionPolicy can.
 
+mod cleanup;
 mod events;
 #[cfg(test)]
 pub(crate) mod fake;
@@ -41,6 +44,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use self::kube::{Config, KubeCluster};
+pub use cleanup::{Cleaned, Cleanup};
 pub use events::Reporter;
 pub(crate) use volumes::pod_uid;
 pub use volumes::{VolumeAt, claim_of};

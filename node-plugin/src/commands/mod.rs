@@ -1,5 +1,6 @@
 //! The commands of the program: arguments, and what each does from start to end.
 
+pub mod cleanup;
 pub mod controller;
 pub mod doctor;
 pub mod driver;
@@ -54,6 +55,8 @@ pub enum Command {
     Doctor(doctor::DoctorArgs),
     /// Load, inspect or unload the kernel module behind the channel.
     Driver(driver::DriverArgs),
+    /// Before an uninstallation: end the node plugins and take the driver's label and annotation off all nodes.
+    ClusterCleanup(cleanup::CleanupArgs),
 }
 
 impl Cli {
@@ -71,6 +74,7 @@ impl Cli {
             Command::Mount(args) => runtime()?.block_on(mount::run(args)),
             Command::Doctor(args) => runtime()?.block_on(doctor::run(args)),
             Command::Driver(args) => driver::run(&args),
+            Command::ClusterCleanup(args) => runtime()?.block_on(cleanup::run(args)),
         }
     }
 }

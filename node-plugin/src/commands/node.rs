@@ -246,6 +246,7 @@ pub async fn run(
             "volumes in use stay mounted; their pods get ENOTCONN until they are restarted"
         );
     }
+    crate::folders::remove_empty(&args.state_dir, &socket);
     Ok(ExitCode::SUCCESS)
 }
 
