@@ -61,6 +61,12 @@ fn granted(pod: &Value, container: &Value) -> BTreeSet<String> {
         {
             add("other seccomp profile".to_owned());
         }
+        let apparmor = |of: &Value| {
+            !of["appArmorProfile"].is_null() && of["appArmorProfile"]["type"] != "RuntimeDefault"
+        };
+        if apparmor(of_container) || apparmor(of_pod) {
+            add("other AppArmor profile".to_owned());
+        }
     }
     if of_container["readOnlyRootFilesystem"] != true {
         add("writable image".to_owned());
