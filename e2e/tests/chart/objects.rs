@@ -318,6 +318,35 @@ fn containers_are_the_promised_ones() {
     );
 }
 
+/// Doctor and status run in the node plugin's container: they see what the loader sees of its own.
+#[test]
+fn the_node_plugin_sees_what_the_loader_did() {
+    let objects = Helm::new().file("ci/full-values.yaml").objects();
+    let pod = &object(&objects, "DaemonSet", "vsc-blob-csi-node")["spec"]["template"]["spec"];
+    let mount = |list: &str, name: &str| {
+        let mounts = pod[list][0]["volumeMounts"].as_array().unwrap();
+        let found = mounts.iter().find(|mount| mount["name"] == name);
+        found.unwrap_or_else(|| panic!("{list}: no {name}")).clone()
+    };
+    for name in ["loader-state", "prebuilt"] {
+        let (loader, plugin) = (mount("initContainers", name), mount("containers", name));
+        assert_eq!(loader["mountPath"], plugin["mountPath"], "{name}");
+        assert_eq!(plugin["readOnly"], true, "{name}");
+    }
+    // Below the folder of the socket, where the program takes it away at its end (node-plugin/src/folders.rs).
+    let volumes = pod["volumes"].as_array().unwrap();
+    let folder = volumes.iter().find(|volume| volume["name"] == "loader-state");
+    assert_eq!(
+        folder.unwrap()["hostPath"]["path"],
+        "/var/lib/kubelet/plugins/vsc-blob.csi.azure.com/loader"
+    );
+    let off = Helm::minimal()
+        .json("node.loader.enabled", &json!(false))
+        .objects();
+    let set = object(&off, "DaemonSet", "vsc-blob-csi-node").to_string();
+    assert!(!set.contains("loader") && !set.contains("SYS_MODULE"), "{set}");
+}
+
 /// Pods of ours are found by the selectors whatever labels the values add.
 #[test]
 fn labels_of_the_values_do_not_replace_ours() {

@@ -162,7 +162,8 @@ fn the_clean_up_may_do_what_is_listed() {
     );
 }
 
-/// Two views of one folder of the node keep mounts busy in the one that is not looked at.
+/// Two views of one folder of the node keep mounts busy in the one that is not looked at. The loader's folder is in the
+/// kubelet's and has no mounts: it may be seen again, read-only.
 #[test]
 fn no_host_folder_is_mounted_twice() {
     for helm in super::render::value_sets() {
@@ -181,6 +182,21 @@ fn no_host_folder_is_mounted_twice() {
                     !pair[1].starts_with(&format!("{}/", pair[0])) && pair[0] != pair[1],
                     "{pair:?}"
                 );
+            }
+            let sources = mounts.iter().map(|mount| {
+                let volumes = pod["volumes"].as_array().unwrap();
+                let volume = volumes.iter().find(|volume| volume["name"] == mount["name"]);
+                (volume.unwrap()["hostPath"]["path"].as_str(), mount)
+            });
+            let sources: Vec<(&str, &Value)> =
+                sources.filter_map(|(path, mount)| Some((path?, mount))).collect();
+            for (outer, _) in &sources {
+                for (inner, mount) in &sources {
+                    if inner.starts_with(&format!("{outer}/")) {
+                        assert_eq!(mount["readOnly"], true, "{inner} is in {outer}");
+                        assert!(inner.ends_with("/loader"), "{inner} is in {outer}");
+                    }
+                }
             }
             bidirectional += mounts
                 .iter()
