@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::Value;
+use vsc_blob_csi::privileges::KEPT;
 
 use super::render::{Helm, object, repository, text};
 
@@ -136,6 +137,27 @@ fn the_node_plugin_may_do_what_is_listed() {
         "vsc-blob-csi",
         "### vsc-blob-csi (node)",
     );
+}
+
+/// What the program keeps of a privileged container's capabilities (node-plugin/tests/privileges.rs looks at a running one).
+#[test]
+fn the_node_plugin_keeps_the_capabilities_that_are_listed() {
+    let kept: BTreeSet<String> = KEPT
+        .iter()
+        .map(|(capability, _)| capability.to_string())
+        .collect();
+    assert_eq!(kept, listed("#### Capabilities that it keeps"));
+    let page = text(&repository("docs/security.md"));
+    for (capability, reason) in KEPT {
+        let row = page
+            .lines()
+            .find(|line| line.starts_with(&format!("| `{capability}` |")));
+        let row = row.unwrap().replace('`', "");
+        assert!(
+            row.contains(reason),
+            "{capability}: docs/security.md gives another reason than {reason:?}"
+        );
+    }
 }
 
 #[test]
