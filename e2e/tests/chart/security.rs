@@ -173,6 +173,134 @@ fn the_controller_may_do_what_is_listed() {
     }
 }
 
+/// One verb on one kind of object: who, where, `group/resource`, name or nothing, verb.
+type Right = (String, String, String, String, String);
+
+/// The rows of "In the cluster".
+fn listed_in_the_cluster() -> BTreeSet<Right> {
+    let page = text(&repository("docs/security.md"));
+    let section = page.split("\n## In the cluster\n").nth(1).unwrap();
+    let rows = section
+        .split("\n## ")
+        .next()
+        .unwrap()
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| who"));
+    let mut rights = BTreeSet::new();
+    for row in rows {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [who, place, resources, verbs, why] = cells[..] else {
+            panic!("five columns: {row}");
+        };
+        assert!(why.len() > 5, "no reason: {row}");
+        let name = resources
+            .split_once('(')
+            .map_or("", |(_, name)| name.trim_end_matches(')'));
+        for resource in resources.split('`').skip(1).step_by(2) {
+            for verb in verbs.split('`').skip(1).step_by(2) {
+                let right = [who, place, resource, name, verb].map(str::to_owned);
+                let [who, place, resource, name, verb] = right;
+                let new = rights.insert((who, place, resource, name, verb));
+                assert!(new, "twice: {row}");
+            }
+        }
+    }
+    rights
+}
+
+/// What the rendered roles give, by the account that they are bound to. Names of Secrets are the user's.
+fn granted_in_the_cluster(helm: &Helm) -> BTreeSet<Right> {
+    let strings = |list: &Value| -> Vec<String> {
+        let list = list.as_array().into_iter().flatten();
+        list.map(|item| item.as_str().unwrap().to_owned()).collect()
+    };
+    let objects = helm.objects();
+    let mut rights = BTreeSet::new();
+    let mut bound = 0;
+    for binding in &objects {
+        let kind = match binding["kind"].as_str().unwrap() {
+            "ClusterRoleBinding" => "ClusterRole",
+            "RoleBinding" => "Role",
+            _ => continue,
+        };
+        assert_eq!(binding["roleRef"]["kind"], kind);
+        let namespace = &binding["metadata"]["namespace"];
+        let role = objects.iter().find(|object| {
+            object["kind"] == kind
+                && object["metadata"]["name"] == binding["roleRef"]["name"]
+                && object["metadata"]["namespace"] == *namespace
+        });
+        let role = role.unwrap_or_else(|| panic!("no role for {binding}"));
+        bound += 1;
+        for subject in binding["subjects"].as_array().unwrap() {
+            assert_eq!(subject["kind"], "ServiceAccount");
+            assert_eq!(subject["namespace"], "kube-system");
+            let account = subject["name"].as_str().unwrap();
+            let who = account.strip_prefix("vsc-blob-csi-").unwrap();
+            for rule in role["rules"].as_array().unwrap() {
+                let secrets = rule["resources"] == serde_json::json!(["secrets"]);
+                let place = match kind {
+                    "ClusterRole" => "cluster",
+                    _ if secrets => "secretNamespaces",
+                    _ => "namespace",
+                };
+                let mut names = strings(&rule["resourceNames"]);
+                if names.is_empty() || secrets {
+                    names = vec![String::new()];
+                }
+                for group in strings(&rule["apiGroups"]) {
+                    for resource in strings(&rule["resources"]) {
+                        let resource = format!("{group}/{resource}");
+                        for verb in strings(&rule["verbs"]) {
+                            for name in &names {
+                                rights.insert((
+                                    who.to_owned(),
+                                    place.to_owned(),
+                                    resource.trim_start_matches('/').to_owned(),
+                                    name.clone(),
+                                    verb.clone(),
+                                ));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    let roles = objects
+        .iter()
+        .filter(|object| object["kind"] == "ClusterRole" || object["kind"] == "Role");
+    assert_eq!(
+        roles.count(),
+        bound,
+        "a role for each binding, and the other way round"
+    );
+    rights
+}
+
+/// To the verb: a right that is given and not listed fails, and one that is listed and not given.
+#[test]
+fn the_roles_give_what_is_listed() {
+    let listed = listed_in_the_cluster();
+    let [minimal, full, aks] = super::render::value_sets();
+    assert_eq!(
+        granted_in_the_cluster(&full),
+        listed,
+        "left: the chart with everything on; right: docs/security.md"
+    );
+    let without: BTreeSet<Right> = listed
+        .into_iter()
+        .filter(|(_, place, ..)| place != "secretNamespaces")
+        .collect();
+    for helm in [minimal, aks] {
+        assert_eq!(
+            granted_in_the_cluster(&helm),
+            without,
+            "left: the chart; right: docs/security.md, without secretNamespaces"
+        );
+    }
+}
+
 #[test]
 fn the_clean_up_may_do_what_is_listed() {
     check(
