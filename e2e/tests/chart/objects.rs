@@ -347,6 +347,25 @@ fn the_node_plugin_sees_what_the_loader_did() {
     assert!(!set.contains("loader") && !set.contains("SYS_MODULE"), "{set}");
 }
 
+/// In a cluster that has Windows nodes too.
+#[test]
+fn every_pod_of_ours_asks_for_linux() {
+    for helm in value_sets() {
+        let mut pods = 0;
+        for object in helm.objects() {
+            let pod = match object["kind"].as_str().unwrap() {
+                "Pod" => &object["spec"],
+                "DaemonSet" | "Deployment" | "Job" => &object["spec"]["template"]["spec"],
+                _ => continue,
+            };
+            let name = &object["metadata"]["name"];
+            assert_eq!(pod["nodeSelector"]["kubernetes.io/os"], "linux", "{name}");
+            pods += 1;
+        }
+        assert!(pods >= 3, "{pods}");
+    }
+}
+
 /// Pods of ours are found by the selectors whatever labels the values add.
 #[test]
 fn labels_of_the_values_do_not_replace_ours() {
