@@ -105,6 +105,15 @@ annotations:
 {{- else }}0{{ end }}
 {{- end }}
 
+{{/* The program refuses to start with more volumes than the budget serves: one for each 4 MiB. */}}
+{{- define "vsc-blob.checkVolumes" -}}
+{{- $budget := include "vsc-blob.mib" .Values.node.budget | int }}
+{{- $served := div $budget 4 | int }}
+{{- if and (gt $budget 0) (gt (.Values.node.maxVolumes | int) $served) }}
+{{- fail (printf "node.maxVolumes: node.budget %s serves %d volumes, not %d; make the budget %dMiB or more, or leave node.maxVolumes at 0" .Values.node.budget $served (.Values.node.maxVolumes | int) (mul 4 .Values.node.maxVolumes)) }}
+{{- end }}
+{{- end }}
+
 {{/* The limit must leave room beside the budget, or the kernel kills the program and with it all mounts of the node. */}}
 {{- define "vsc-blob.checkMemory" -}}
 {{- $limit := include "vsc-blob.mib" ((.Values.node.resources.limits | default dict).memory | default "0") | int }}

@@ -231,6 +231,30 @@ fn a_memory_limit_below_the_budget_is_refused() {
         .unwrap();
 }
 
+/// The program would not start, on any node.
+#[test]
+fn more_volumes_than_the_budget_serves_are_refused() {
+    let with = |budget: &str, volumes: usize| {
+        Helm::minimal()
+            .json("node.budget", &json!(budget))
+            .json("node.maxVolumes", &json!(volumes))
+            .json("node.resources.limits.memory", &json!("4Gi"))
+            .template()
+    };
+    // As many as blob_fs says, in each unit.
+    for (budget, bytes) in [("40MiB", 40 << 20), ("1GiB", 1 << 30), ("65536KiB", 64 << 20)] {
+        let served = blob_fs::Budget::new(bytes).mounts();
+        with(budget, served).unwrap();
+        let refused = with(budget, served + 1).unwrap_err();
+        assert!(
+            refused.contains(&format!(
+                "node.maxVolumes: node.budget {budget} serves {served} volumes"
+            )),
+            "{budget}: {refused}"
+        );
+    }
+}
+
 #[test]
 fn old_clusters_are_refused() {
     Helm::minimal().kube_version("1.29.9").template().unwrap_err();
