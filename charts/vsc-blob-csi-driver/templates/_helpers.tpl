@@ -47,6 +47,11 @@ app.kubernetes.io/component: {{ .component }}
   valueFrom:
     fieldRef:
       fieldPath: spec.nodeName
+# Where probes ask, in IPv4 and IPv6 clusters; with the node's network only this address of the node.
+- name: POD_IP
+  valueFrom:
+    fieldRef:
+      fieldPath: status.podIP
 {{- with .root.Values.logLevel }}
 - name: RUST_LOG
   value: {{ . | quote }}

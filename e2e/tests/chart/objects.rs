@@ -366,6 +366,43 @@ fn every_pod_of_ours_asks_for_linux() {
     }
 }
 
+/// Probes ask at the pod's address, of whatever family; and on the node's network nothing else is to be open.
+#[test]
+fn health_is_served_at_the_address_of_the_pod() {
+    for helm in value_sets() {
+        let objects = helm.objects();
+        for (kind, name) in [
+            ("DaemonSet", "vsc-blob-csi-node"),
+            ("Deployment", "vsc-blob-csi-controller"),
+        ] {
+            let container = &object(&objects, kind, name)["spec"]["template"]["spec"]["containers"][0];
+            let port = &container["ports"][0]["containerPort"];
+            let arguments = container["args"].as_array().unwrap();
+            let wanted = json!(format!("--health-address=$(POD_IP):{port}"));
+            assert!(arguments.contains(&wanted), "{arguments:?}");
+            let environment = container["env"].as_array().unwrap();
+            let address = environment.iter().find(|variable| variable["name"] == "POD_IP");
+            assert_eq!(
+                address.unwrap()["valueFrom"]["fieldRef"]["fieldPath"],
+                "status.podIP"
+            );
+            for address in ["10.0.0.7", "fd00::7"] {
+                let filled = arguments.iter().map(|argument| {
+                    let argument = argument.as_str().unwrap();
+                    argument.replace("$(POD_IP)", address)
+                });
+                // Without the shape of the log, which ci/full-values.yaml gives twice; the node's name is in the environment.
+                let line = ["vsc-blob-csi".to_owned()]
+                    .into_iter()
+                    .chain(filled.skip(1))
+                    .chain(["--node-id=n".to_owned()]);
+                let parsed = <vsc_blob_csi::commands::Cli as clap::Parser>::try_parse_from(line);
+                assert!(parsed.is_ok(), "{}", parsed.unwrap_err());
+            }
+        }
+    }
+}
+
 /// Pods of ours are found by the selectors whatever labels the values add.
 #[test]
 fn labels_of_the_values_do_not_replace_ours() {

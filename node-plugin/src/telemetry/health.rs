@@ -44,8 +44,9 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// Where health is served.
 #[derive(Debug, Clone, Default, Args)]
 pub struct HealthArgs {
-    /// Serve /healthz, /readyz and /metrics over HTTP at this address, for instance 0.0.0.0:29653. Off when not given.
-    #[arg(long, value_name = "IP:PORT")]
+    /// Serve /healthz, /readyz and /metrics over HTTP at this address, for instance 0.0.0.0:29653 or [::]:29653. Off
+    /// when not given.
+    #[arg(long, value_name = "IP:PORT", value_parser = address)]
     pub health_address: Option<SocketAddr>,
 }
 
@@ -79,6 +80,19 @@ impl HealthArgs {
             listener, health,
         )))))
     }
+}
+
+/// `IP:PORT`. An IPv6 address may come without its brackets, as Kubernetes gives the address of a pod: the last part is
+/// the port.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let plain = || {
+        let (ip, port) = text.rsplit_once(':')?;
+        Some(SocketAddr::new(ip.parse().ok()?, port.parse().ok()?))
+    };
+    text.parse()
+        .ok()
+        .or_else(plain)
+        .ok_or_else(|| "not IP:PORT, for instance 0.0.0.0:29653 or [::]:29653".to_owned())
 }
 
 /// What the process said of itself.
@@ -237,6 +251,30 @@ mod tests {
 
     use super::*;
     use crate::csi::identity::{Check, IdentityService};
+
+    #[test]
+    fn an_address_is_taken_with_and_without_brackets() {
+        for (text, wanted) in [
+            ("10.1.2.3:29653", "10.1.2.3:29653"),
+            ("[fd00::1]:29653", "[fd00::1]:29653"),
+            ("fd00::1:29653", "[fd00::1]:29653"),
+            (":::29653", "[::]:29653"),
+            ("0.0.0.0:0", "0.0.0.0:0"),
+        ] {
+            assert_eq!(address(text).unwrap().to_string(), wanted, "{text}");
+        }
+        for text in [
+            "29653",
+            ":29653",
+            "10.1.2.3",
+            "fd00::1",
+            "[fd00::1]",
+            "host:1",
+            "10.1.2.3:99999",
+        ] {
+            assert!(address(text).is_err(), "{text}");
+        }
+    }
 
     fn health(socket: &Path) -> Health {
         let arena = Arena::new(64 << 20).unwrap();
