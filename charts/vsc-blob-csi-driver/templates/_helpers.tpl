@@ -61,6 +61,14 @@ app.kubernetes.io/component: {{ .component }}
 - name: SSL_CERT_DIR
   value: /etc/ssl/certs:/etc/vsc-blob-csi/ca
 {{- end }}
+{{- with .root.Values.proxy.https }}
+- name: HTTPS_PROXY
+  value: {{ . | quote }}
+{{- end }}
+{{- with .root.Values.proxy.noProxy }}
+- name: NO_PROXY
+  value: {{ . | quote }}
+{{- end }}
 {{- with .env }}
 {{ toYaml . }}
 {{- end }}

@@ -403,6 +403,44 @@ fn health_is_served_at_the_address_of_the_pod() {
     }
 }
 
+/// The programs that speak to the Blob service get the proxy; the provisioner, which speaks to the API server, does not.
+#[test]
+fn a_proxy_is_for_our_programs_only() {
+    let objects = Helm::new().file("ci/full-values.yaml").objects();
+    let mut with = Vec::new();
+    for (kind, name) in [
+        ("DaemonSet", "vsc-blob-csi-node"),
+        ("Deployment", "vsc-blob-csi-controller"),
+    ] {
+        let pod = &object(&objects, kind, name)["spec"]["template"]["spec"];
+        for container in pod["containers"].as_array().unwrap() {
+            let environment = container["env"].as_array().into_iter().flatten();
+            let of_proxy =
+                environment.filter(|variable| variable["name"].as_str().unwrap().ends_with("_PROXY"));
+            with.extend(of_proxy.map(|variable| {
+                (
+                    container["name"].clone(),
+                    variable["name"].clone(),
+                    variable["value"].clone(),
+                )
+            }));
+        }
+    }
+    let url = (
+        json!("vsc-blob-csi"),
+        json!("HTTPS_PROXY"),
+        json!("http://proxy.example:3128"),
+    );
+    let without = (
+        json!("vsc-blob-csi"),
+        json!("NO_PROXY"),
+        json!(".example,10.0.0.0/8"),
+    );
+    assert_eq!(with, [url.clone(), without.clone(), url, without]);
+    let minimal = serde_json::to_string(&Helm::minimal().objects()).unwrap();
+    assert!(!minimal.contains("_PROXY"));
+}
+
 /// Pods of ours are found by the selectors whatever labels the values add.
 #[test]
 fn labels_of_the_values_do_not_replace_ours() {
