@@ -1,5 +1,7 @@
 //! The rendered objects: what Kubernetes would take, and what the driver was promised to get.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
 };
@@ -51,7 +53,7 @@ fn pages_name_the_marks_of_the_program() {
     for entry in std::fs::read_dir(repository("docs")).unwrap() {
         pages.push(entry.unwrap().path());
     }
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     for path in pages {
         // A path of kubectl's JSONPath has its points escaped; the chart has the name of the driver in one place.
         let page = text(&path)
@@ -79,12 +81,32 @@ fn pages_name_the_marks_of_the_program() {
     }
 }
 
-/// Each key of docs/volumes.md stands in an example.
+/// What is always refused can stand in no example.
+const REFUSED_KEYS: [&str; 1] = ["cacheSizeMB"];
+
+/// Each key, mount option and variable of docs/volumes.md stands in an example, where the driver gets it from: not in a comment.
 #[test]
 fn examples_show_every_key() {
-    let mut examples = String::new();
+    let mut keys_shown = BTreeSet::new();
+    let mut values_shown = BTreeSet::new();
+    let mut options_shown = BTreeSet::new();
     for entry in std::fs::read_dir(repository("deploy/examples")).unwrap() {
-        examples.push_str(&text(&entry.unwrap().path()));
+        for object in documents(&text(&entry.unwrap().path())) {
+            let inline = object["spec"]["volumes"].as_array().into_iter().flatten();
+            let maps = [&object["parameters"], &object["spec"]["csi"]["volumeAttributes"]]
+                .into_iter()
+                .chain(inline.map(|volume| &volume["csi"]["volumeAttributes"]));
+            for (key, value) in maps.filter_map(Value::as_object).flatten() {
+                keys_shown.insert(key.clone());
+                values_shown.insert(value.as_str().unwrap().to_owned());
+            }
+            for options in [&object["mountOptions"], &object["spec"]["mountOptions"]] {
+                for option in options.as_array().into_iter().flatten() {
+                    let option = option.as_str().unwrap();
+                    options_shown.insert(option.split('=').next().unwrap().to_owned());
+                }
+            }
+        }
     }
     let page = text(&repository("docs/volumes.md"));
     let section = page.split("## Attributes and parameters").nth(1).unwrap();
@@ -98,8 +120,32 @@ fn examples_show_every_key() {
         .filter(|key| !key.is_empty())
         .collect();
     assert!(keys.len() > 20, "{keys:?}");
-    for key in keys {
-        assert!(examples.contains(key), "{key} is in no file of deploy/examples");
+    for key in keys.into_iter().filter(|key| !REFUSED_KEYS.contains(key)) {
+        assert!(keys_shown.contains(key), "{key} is in no file of deploy/examples");
+    }
+    for variable in section.split("${").skip(1) {
+        let variable = format!("${{{}}}", variable.split('}').next().unwrap());
+        assert!(
+            values_shown.iter().any(|value| value.contains(&variable)),
+            "{variable} is in no file of deploy/examples"
+        );
+    }
+    let options = page.split("## Mount options\n").nth(1).unwrap();
+    let options = options.trim_start().split(". blobfuse2").next().unwrap();
+    let options: Vec<&str> = options.split('`').skip(1).step_by(2).collect();
+    assert!(options.len() >= 10, "{options:?}");
+    for option in options
+        .iter()
+        .filter(|option| option.starts_with(char::is_alphabetic))
+    {
+        let option = option.trim_end_matches('=');
+        if ["general", "streaming"].contains(&option) {
+            continue;
+        }
+        assert!(
+            options_shown.contains(option),
+            "{option} is in no file of deploy/examples"
+        );
     }
 }
 

@@ -13,6 +13,11 @@ use crate::space::Space;
 /// Applies one of the examples after the example of the Secret, and waits until its pods are ready.
 async fn applied(space: &Space, example: &str) -> Result<()> {
     space.lab.make_container(&space.name).await?;
+    applied_to_a_container(space, example).await
+}
+
+/// The same when the container is there.
+async fn applied_to_a_container(space: &Space, example: &str) -> Result<()> {
     space
         .lab
         .put_blob(&space.name, "reports/first", "a report")
@@ -41,6 +46,8 @@ async fn applied(space: &Space, example: &str) -> Result<()> {
 fn filled_in(space: &Space, text: &str) -> Result<Vec<DynamicObject>> {
     let text = text
         .replace("storageAccount: ACCOUNT", &format!("server: {STORE}"))
+        .replace("https://ACCOUNT.blob.core.windows.net", STORE)
+        .replace("containerName: open", &format!("containerName: {}", space.name))
         .replace("ACCOUNT", e2e::store::DEV_ACCOUNT)
         .replace(": KEY", &format!(": {}", e2e::store::DEV_KEY))
         .replace(
@@ -91,6 +98,28 @@ async fn apply(space: &Space, object: DynamicObject) -> Result<()> {
         .await
         .with_context(|| format!("{kind} {}", object.name_any()))?;
     Ok(())
+}
+
+/// A container that is open to everybody: neither the key of the account nor any other.
+pub(crate) async fn anonymous(space: &Space) -> Result<()> {
+    space.lab.make_public_container(&space.name).await?;
+    applied_to_a_container(space, "anonymous").await?;
+    let seen = space.sh("anonymous", "cat /data/reports/first").await?;
+    ensure!(seen == "a report", "the pod reads {seen:?}");
+    Ok(())
+}
+
+/// A container that is named after the volume, and the options of the kernel's memory.
+pub(crate) async fn volume_name(space: &Space) -> Result<()> {
+    applied(space, "volume-name").await?;
+    let volume = space.volume_of("volume-name").await?;
+    let container = format!("by-{}", volume.name_any());
+    let found = poll("the pod has written", PATIENCE, async || {
+        space.lab.blob(&container, "log").await
+    })
+    .await?;
+    ensure!(!found.is_empty(), "{container}/log is empty");
+    finish(space, "volume-name").await
 }
 
 /// A container for each claim, deleted with it.

@@ -39,6 +39,16 @@ impl Lab {
             .with_context(|| format!("making the container {container} in the store"))
     }
 
+    /// Makes a container that everybody may read and list.
+    pub(crate) async fn make_public_container(&self, container: &str) -> Result<()> {
+        let request = Request::put(path(container, "restype=container")?)
+            .header("x-ms-blob-public-access", "container")
+            .body(Vec::new())?;
+        let made = self.client.request_text(request).await;
+        made.map(drop)
+            .with_context(|| format!("making the public container {container} in the store"))
+    }
+
     /// Writes a blob.
     pub(crate) async fn put_blob(&self, container: &str, blob: &str, content: &str) -> Result<()> {
         self.put(&path(&format!("{container}/{blob}"), "")?, Some(content))
