@@ -8,7 +8,8 @@ use kube::ResourceExt as _;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 
-use crate::lab::{DRIVER, Lab, PATIENCE, poll, watch};
+use crate::lab::{DRIVER, Lab, PATIENCE, is_ready, poll, watch};
+use crate::node::PLUGIN;
 use crate::objects::PodPlan;
 use crate::space::Space;
 
@@ -28,17 +29,52 @@ impl Lab {
     }
 }
 
+fn restarts(pod: &Pod) -> i32 {
+    let status = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.container_statuses.as_ref());
+    status
+        .into_iter()
+        .flatten()
+        .map(|container| container.restart_count)
+        .sum()
+}
+
+impl Lab {
+    /// Kills the node plugin's process without a warning, and waits until the kubelet has started it again in its pod.
+    async fn kill_node_plugin(&self) -> Result<()> {
+        let pods = self.api::<Pod>(&self.settings.driver_namespace);
+        let pod = self.node_pod().await?;
+        let before = restarts(&pod);
+        self.on_node(&format!("{PLUGIN}; kill -9 $pid")).await?;
+        watch(&pods, &pod.name_any(), "it is started again", |found| {
+            found.is_some_and(|pod| restarts(pod) > before && is_ready(pod))
+        })
+        .await?;
+        Ok(())
+    }
+}
+
 /// The node plugin's pod is replaced: what was acknowledged is in the service, new volumes mount, running pods get ENOTCONN
 /// and work again after they are restarted.
 pub(crate) async fn node_process_restarts(space: &Space) -> Result<()> {
-    let lab = &space.lab;
+    ends_and_comes_back(space, async || space.lab.restart_node_plugin().await.map(drop)).await
+}
+
+/// The same when it has no time for anything: killed, as by the kernel when memory is short.
+pub(crate) async fn node_process_is_killed(space: &Space) -> Result<()> {
+    ends_and_comes_back(space, async || space.lab.kill_node_plugin().await).await
+}
+
+async fn ends_and_comes_back(space: &Space, end: impl AsyncFn() -> Result<()>) -> Result<()> {
     let class = space.class(json!({}), json!({})).await?;
     space.claim("data", &class, "ReadWriteMany").await?;
     space.claim("other", &class, "ReadWriteMany").await?;
     space.pod(&PodPlan::new("running").claim("data")).await?;
     space.sh("running", "echo before > /data/file").await?;
 
-    lab.restart_node_plugin().await?;
+    end().await?;
 
     // As it is (docs/volumes.md): the process that served the mount has ended.
     let now = space.sh("running", "cat /data/file").await;

@@ -60,7 +60,7 @@ fn side_by_side() -> Vec<Case> {
         errors: wrong_key missing_container unknown_attribute unknown_mount_option missing_secret wrong_class_parameter;
         provisioning: container_for_each_claim prefix_for_each_claim static_volume inline_volume
             inline_secret_of_another_namespace names_out_of_the_claim retained_data reclaim_policy_retain
-            mount_options secret_by_name;
+            mount_options secret_by_name secret_by_name_of_a_class;
         examples: container_per_claim directory_per_claim volume_name inline read_only secret_by_name static_volume anonymous;
         node: label_and_registration;
     }
@@ -72,7 +72,7 @@ fn alone() -> Vec<Case> {
         scale: first_byte_of_a_claim thirty_pods;
         channel: bytes_over_the_channel channel_stops_under_load;
         node: deletion_leaves_nothing;
-        lifecycle: node_process_restarts startup_taint controller_fails_over;
+        lifecycle: node_process_restarts node_process_is_killed startup_taint controller_fails_over;
     }
 }
 

@@ -9,6 +9,7 @@ use kube::ResourceExt as _;
 use kube::api::ListParams;
 use serde_json::json;
 use vsc_blob_csi::cluster::{CHANNEL_LABEL, CHANNEL_REASON};
+use vsc_blob_csi::commands::size::ByteSize;
 
 use crate::lab::{DRIVER, LAB, Lab, PATIENCE, poll};
 use crate::objects::PodPlan;
@@ -64,6 +65,23 @@ impl Lab {
         Ok(lines.lines().map(str::to_owned).collect())
     }
 
+    /// How many volumes the node plugin's budget serves, out of its arguments.
+    async fn served_volumes(&self) -> Result<i32> {
+        let set = self.daemon_set().await?;
+        let pod = set.spec.template.spec.context("a DaemonSet has pods")?;
+        let arguments = pod
+            .containers
+            .into_iter()
+            .filter_map(|container| container.args)
+            .flatten();
+        let budget = arguments
+            .filter_map(|argument| argument.strip_prefix("--budget=").map(str::to_owned))
+            .next()
+            .context("the node plugin has a budget")?;
+        let budget: ByteSize = budget.parse().map_err(anyhow::Error::msg)?;
+        Ok(i32::try_from(blob_fs::Budget::new(budget.0).mounts())?)
+    }
+
     /// Names of the node plugin's threads, without the runtime's, which come and go with the work.
     async fn threads(&self) -> Result<Vec<String>> {
         let script = format!("{PLUGIN}; cat /proc/$pid/task/*/comm | grep -v tokio | sort");
@@ -79,7 +97,7 @@ impl Lab {
 }
 
 /// Shell: `pid` is the node plugin's process.
-const PLUGIN: &str = "for d in /proc/[0-9]*; do \
+pub(crate) const PLUGIN: &str = "for d in /proc/[0-9]*; do \
     if grep -qx vsc-blob-csi $d/comm 2>/dev/null && tr '\\0' ' ' < $d/cmdline | grep -q ' node '; then pid=${d#/proc/}; fi; done; \
     test -n \"$pid\"";
 
@@ -98,9 +116,10 @@ pub(crate) async fn label_and_registration(space: &Space) -> Result<()> {
         .allocatable
         .as_ref()
         .and_then(|allocatable| allocatable.count);
+    let served = lab.served_volumes().await?;
     ensure!(
-        limit.is_some_and(|count| count >= 30),
-        "volumes per node: {limit:?}"
+        limit == Some(served),
+        "volumes per node: {limit:?}; the budget serves {served}"
     );
     let node = lab.channel_label(Some("available")).await?;
     let reason = node.annotations().get(CHANNEL_REASON);

@@ -1,14 +1,15 @@
 //! Where a volume comes from and where it goes: classes, claims, static and inline volumes.
 
 use anyhow::{Context as _, Result, ensure};
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Secret};
 use kube::ResourceExt as _;
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
-use crate::lab::{DRIVER, LAB, SECRET, STORE, watch};
+use crate::lab::{DRIVER, LAB, MARK, SECRET, STORE, watch};
 use crate::objects::PodPlan;
-use crate::space::Space;
+use crate::space::{Space, create};
+use crate::store::container_sas;
 
 /// The container of a volume that the driver made: the second part of its id.
 fn container_of(volume: &PersistentVolume) -> Result<String> {
@@ -46,13 +47,34 @@ pub(crate) async fn container_for_each_claim(space: &Space) -> Result<()> {
     Ok(())
 }
 
-/// One class, one container, a directory for each claim; the container needs no right but data.
+/// One class, one container, a directory for each claim; only a SAS for the data of that container is needed.
 pub(crate) async fn prefix_for_each_claim(space: &Space) -> Result<()> {
     let container = space.name.clone();
     space.lab.make_container(&container).await?;
+    // In a namespace that the driver may read, for the provisioner.
+    let sas = json!({
+        "metadata": {"name": container, "labels": {MARK: container}},
+        "stringData": {
+            "azurestorageaccountname": e2e::store::DEV_ACCOUNT,
+            "azurestorageaccountsastoken": container_sas(&container)?,
+        },
+    });
+    let secrets = space.lab.api::<Secret>(LAB);
+    create(&secrets, sas).await?;
+    let result = with_a_sas(space, &container).await;
+    secrets.delete(&container, &DeleteParams::default()).await?;
+    result
+}
+
+async fn with_a_sas(space: &Space, container: &str) -> Result<()> {
     let class = space
         .class(
-            json!({"containerName": container, "prefix": "teams/${pvc.metadata.namespace}/${pvc.metadata.name}"}),
+            json!({
+                "containerName": container,
+                "prefix": "teams/${pvc.metadata.namespace}/${pvc.metadata.name}",
+                "csi.storage.k8s.io/provisioner-secret-name": container,
+                "csi.storage.k8s.io/node-stage-secret-name": container,
+            }),
             json!({}),
         )
         .await?;
@@ -68,7 +90,7 @@ pub(crate) async fn prefix_for_each_claim(space: &Space) -> Result<()> {
         let seen = space.sh(claim, "ls /data").await?;
         ensure!(seen == "file\n", "{claim} sees {seen:?}");
         let blob = format!("teams/{}/{claim}/file", space.name);
-        let found = space.lab.blob(&container, &blob).await?;
+        let found = space.lab.blob(container, &blob).await?;
         ensure!(
             found == Some(format!("{claim}\n")),
             "the store has {found:?} at {blob}"
@@ -78,14 +100,16 @@ pub(crate) async fn prefix_for_each_claim(space: &Space) -> Result<()> {
     space.delete_claim("one").await?;
     let left = space
         .lab
-        .listing(&container)
+        .listing(container)
         .await?
         .context("the container stays")?;
     ensure!(
         !left.contains(&format!("teams/{}/one", space.name)) && left.contains("two/file"),
         "after deleting one of two claims: {left}"
     );
-    Ok(())
+    // The other one too, while its Secret is there.
+    space.delete_pod("two").await?;
+    space.delete_claim("two").await
 }
 
 /// A PersistentVolume over a container that exists, with the blobs that others put there.
@@ -237,6 +261,29 @@ pub(crate) async fn reclaim_policy_retain(space: &Space) -> Result<()> {
             .is_some_and(|phase| phase == "Released")
     })
     .await?;
+    // As an administrator gives it to another claim.
+    let free = json!({"spec": {"claimRef": null}});
+    volumes
+        .patch(&name, &PatchParams::default(), &Patch::Merge(free))
+        .await?;
+    let again = json!({
+        "metadata": {"name": "again"},
+        "spec": {
+            "storageClassName": class,
+            "volumeName": name,
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "1Gi"}},
+        },
+    });
+    create(&space.api::<PersistentVolumeClaim>(), again).await?;
+    space.pod(&PodPlan::new("again").claim("again")).await?;
+    let seen = space.sh("again", "cat /data/file").await?;
+    ensure!(seen == "kept\n", "the second claim's pod reads {seen:?}");
+    space.delete_pod("again").await?;
+    space
+        .api::<PersistentVolumeClaim>()
+        .delete("again", &DeleteParams::default())
+        .await?;
     volumes.delete(&name, &DeleteParams::default()).await?;
     watch(&volumes, &name, "it is gone", |found| found.is_none()).await?;
     let found = space.lab.blob(&container, "file").await?;
@@ -254,6 +301,33 @@ pub(crate) async fn mount_options(space: &Space) -> Result<()> {
     space.lab.put_blob(&container, "file", "x").await?;
     let seen = space.sh("app", "stat -c '%u %g %a' /data /data/file").await?;
     ensure!(seen == "1234 2345 750\n1234 2345 640\n", "the pod sees {seen:?}");
+    Ok(())
+}
+
+/// secretName in a class: the controller reads it to make and delete the container, the node to mount it.
+pub(crate) async fn secret_by_name_of_a_class(space: &Space) -> Result<()> {
+    let parameters = json!({
+        "secretName": SECRET,
+        "secretNamespace": LAB,
+        "csi.storage.k8s.io/provisioner-secret-name": null,
+        "csi.storage.k8s.io/provisioner-secret-namespace": null,
+        "csi.storage.k8s.io/node-stage-secret-name": null,
+        "csi.storage.k8s.io/node-stage-secret-namespace": null,
+    });
+    let class = space.class(parameters, json!({})).await?;
+    space.claim("data", &class, "ReadWriteOnce").await?;
+    space.pod(&PodPlan::new("app").claim("data")).await?;
+    space.sh("app", "echo by name > /data/file").await?;
+    let container = container_of(&space.volume_of("data").await?)?;
+    let found = space.lab.blob(&container, "file").await?;
+    ensure!(found.as_deref() == Some("by name\n"), "the store has {found:?}");
+    space.delete_pod("app").await?;
+    space.delete_claim("data").await?;
+    let left = space.lab.listing(&container).await?;
+    ensure!(
+        left.is_none(),
+        "the container {container} is still there: {left:?}"
+    );
     Ok(())
 }
 

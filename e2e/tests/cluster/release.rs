@@ -153,11 +153,36 @@ pub(crate) async fn helm_test(space: &Space) -> Result<()> {
     Ok(())
 }
 
-/// Upgrade and rollback replace the pods; volumes work after each, and the release's history tells.
+/// Whether an object is replaced by each update: pods, what makes them, and helm's records of the release.
+fn comes_and_goes(object: &str) -> bool {
+    ["Pod ", "ReplicaSet ", "ControllerRevision ", "Secret "]
+        .iter()
+        .any(|kind| object.starts_with(kind))
+}
+
+impl Lab {
+    /// What the driver has in the cluster and on the node, without what each update replaces and without volumes.
+    async fn possessions(&self) -> Result<Vec<String>> {
+        let mut all = self.of_the_driver().await?;
+        all.retain(|object| !comes_and_goes(object));
+        let files = self
+            .on_node(
+                "cd /host/var/lib/kubelet && find plugins/*vsc-blob* plugins_registry/*vsc-blob* ! -name '*.json' 2>/dev/null; \
+                 ls -d /host/run/*vsc-blob* 2>/dev/null; true",
+            )
+            .await?;
+        all.extend(files.lines().map(str::to_owned));
+        all.sort();
+        Ok(all)
+    }
+}
+
+/// Upgrade and rollback replace the pods and leave nothing beside what was there; volumes work after each.
 pub(crate) async fn upgrade_and_rollback(space: &Space) -> Result<()> {
     let lab = &space.lab;
     let class = space.class(json!({}), json!({})).await?;
     let first = lab.updated_node_pod().await?;
+    let before = lab.possessions().await?;
     lab.upgrade(&["logLevel=debug"]).await?;
     let second = lab.updated_node_pod().await?;
     ensure!(first.uid() != second.uid(), "the upgrade replaced no pod");
@@ -166,7 +191,21 @@ pub(crate) async fn upgrade_and_rollback(space: &Space) -> Result<()> {
         .await?;
     let third = lab.updated_node_pod().await?;
     ensure!(second.uid() != third.uid(), "the rollback replaced no pod");
-    works(space, &class, "rolled-back").await
+    works(space, &class, "rolled-back").await?;
+    let mut after = Vec::new();
+    let same = poll("the driver has what it had before", PATIENCE, async || {
+        after = lab.possessions().await?;
+        Ok((after == before).then_some(()))
+    });
+    same.await
+        .with_context(|| format!("before: {before:#?}; after: {after:#?}"))?;
+    // One pod for the node, and none of the earlier ones.
+    let pods = lab.of_the_driver().await?;
+    let node_pods = pods
+        .iter()
+        .filter(|object| object.contains("-node-") && object.starts_with("Pod "));
+    ensure!(node_pods.count() == 1, "{pods:#?}");
+    Ok(())
 }
 
 /// A node without the channel: the update goes through, nothing restarts, volumes work over HTTPS.

@@ -134,7 +134,8 @@ impl Space {
         Ok(())
     }
 
-    /// Makes a StorageClass; the answer is its name. `more` are fields beside `parameters`.
+    /// Makes a StorageClass; the answer is its name. A parameter that is null is left out; `more` are fields beside
+    /// `parameters`.
     pub(crate) async fn class(&self, parameters: Value, more: Value) -> Result<String> {
         let mut all = json!({
             "server": STORE,
@@ -144,6 +145,9 @@ impl Space {
             "csi.storage.k8s.io/node-stage-secret-namespace": LAB,
         });
         merge(&mut all, parameters);
+        if let Value::Object(all) = &mut all {
+            all.retain(|_, value| !value.is_null());
+        }
         let mut class = json!({
             "metadata": {"name": self.name, "labels": {MARK: self.name}},
             "provisioner": DRIVER,

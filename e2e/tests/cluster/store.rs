@@ -19,6 +19,16 @@ fn path(of: &str, query: &str) -> Result<String> {
     ))
 }
 
+/// A SAS of one container for the data in it: read, write, create, delete and list, and no right on containers.
+pub(crate) fn container_sas(container: &str) -> Result<String> {
+    let key = AccountKey::new(DEV_ACCOUNT, DEV_KEY)?;
+    let data = SasOptions::new("rcwdl", Duration::from_secs(3600));
+    Ok(key
+        .container_sas(container, &data)
+        .trim_start_matches('?')
+        .to_owned())
+}
+
 impl Lab {
     /// The content of a blob, `None` when there is none (or no such container).
     pub(crate) async fn blob(&self, container: &str, blob: &str) -> Result<Option<String>> {
