@@ -118,6 +118,20 @@ annotations:
 {{- else }}0{{ end }}
 {{- end }}
 
+{{/* What values-aks.yaml leaves to fill in. */}}
+{{- define "vsc-blob.checkFilledIn" -}}
+{{- if hasPrefix "REGISTRY." .Values.image.repository }}
+{{- fail (printf "image.repository: %s: fill in the name of your registry" .Values.image.repository) }}
+{{- end }}
+{{- range $class := .Values.storageClasses }}
+{{- range $key, $value := $class.parameters }}
+{{- if has (toString $value) (list "ACCOUNT" "CONTAINER" "CLIENT-ID") }}
+{{- fail (printf "storageClasses: class %s, parameter %s: %s is to be filled in (or the class removed: storageClasses: [])" $class.name $key $value) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* The program refuses to start with more volumes than the budget serves: one for each 4 MiB. */}}
 {{- define "vsc-blob.checkVolumes" -}}
 {{- $budget := include "vsc-blob.mib" .Values.node.budget | int }}

@@ -34,11 +34,26 @@ pub(crate) fn documents(yaml: &str) -> Vec<Value> {
 
 /// The sets of values that the suites render: what a user gives at least, everything switched on, and the ready file for AKS.
 pub(crate) fn value_sets() -> [Helm; 3] {
-    [
-        Helm::minimal(),
-        Helm::new().file("ci/full-values.yaml"),
-        Helm::minimal().file("values-aks.yaml"),
-    ]
+    [Helm::minimal(), Helm::new().file("ci/full-values.yaml"), aks()]
+}
+
+/// The file for AKS with what a user fills in.
+pub(crate) fn aks() -> Helm {
+    let parameters = [
+        ("storageAccount", "account"),
+        ("containerName", "volumes"),
+        (
+            "AzureStorageIdentityClientID",
+            "00000000-0000-0000-0000-000000000001",
+        ),
+    ];
+    let filled = Helm::minimal().file("values-aks.yaml");
+    parameters.iter().fold(filled, |helm, (key, value)| {
+        helm.json(
+            &format!("storageClasses[0].parameters.{key}"),
+            &Value::from(*value),
+        )
+    })
 }
 
 /// One call of helm.

@@ -209,6 +209,34 @@ fn other_value(key: &Key, default: Option<Value>) -> Value {
     }
 }
 
+/// The file for AKS is ready but for what is in capital letters; a class with those would fail in each claim.
+#[test]
+fn what_is_to_be_filled_in_is_refused() {
+    let as_it_is = Helm::new().file("values-aks.yaml");
+    let refused = as_it_is.template().unwrap_err();
+    assert!(refused.contains("image.repository: REGISTRY."), "{refused}");
+    let mut filled = as_it_is.json("image.repository", &json!("registry.example/vsc-blob-csi"));
+    // In the order of the parameters' names.
+    for (key, value) in [
+        (
+            "AzureStorageIdentityClientID",
+            "00000000-0000-0000-0000-000000000001",
+        ),
+        ("containerName", "volumes"),
+        ("storageAccount", "account"),
+    ] {
+        let refused = filled.template().unwrap_err();
+        assert!(
+            refused.contains(&format!("class blob, parameter {key}:")),
+            "{refused}"
+        );
+        filled = filled.json(&format!("storageClasses[0].parameters.{key}"), &json!(value));
+    }
+    let objects = filled.objects();
+    let class = super::render::object(&objects, "StorageClass", "blob");
+    assert_eq!(class["parameters"]["AzureStorageAuthType"], "MSI");
+}
+
 #[test]
 fn an_image_must_be_named() {
     let refused = Helm::new().template().unwrap_err();
