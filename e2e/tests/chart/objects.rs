@@ -393,6 +393,22 @@ fn the_node_plugin_sees_what_the_loader_did() {
     assert!(!set.contains("loader") && !set.contains("SYS_MODULE"), "{set}");
 }
 
+/// A tag that moves would give another image from the same sources.
+#[test]
+fn the_base_image_is_pinned() {
+    let file = text(&repository("deploy/Dockerfile"));
+    let base = file
+        .lines()
+        .find_map(|line| line.strip_prefix("ARG BASE="))
+        .unwrap();
+    let digest = base.split_once("@sha256:").map(|(_, digest)| digest);
+    let digest = digest.unwrap_or_else(|| panic!("{base} has no digest"));
+    assert!(
+        digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        "{base}"
+    );
+}
+
 /// In a cluster that has Windows nodes too.
 #[test]
 fn every_pod_of_ours_asks_for_linux() {
