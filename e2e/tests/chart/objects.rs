@@ -60,6 +60,8 @@ fn pages_name_the_marks_of_the_program() {
             .replace("\\.", ".")
             .replace("{{ include \"vsc-blob.driver\" . }}", DRIVER_NAME);
         let words = page.split(|c: char| !(c.is_ascii_alphanumeric() || "./-".contains(c)));
+        // The end of a sentence, and kubectl's sign for taking a mark away.
+        let words = words.map(|word| word.trim_end_matches(['.', '-']));
         for word in words
             .filter(|word| word.contains("azure.com/channel") || word.contains("azure.com/agent-not-ready"))
         {
