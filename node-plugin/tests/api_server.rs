@@ -589,8 +589,9 @@ async fn the_cleanup_does_not_wait_for_a_node_that_is_down() {
     let set = "/apis/apps/v1/namespaces/kube-system/daemonsets/blob-node";
     let ending = json!({"kind": "PartialObjectMetadata", "metadata": {"name": "blob-node"}});
     let down = marked("down", json!({CHANNEL_LABEL: "available"}), json!({}));
+    let deleted = json!({"kind": "DaemonSet", "apiVersion": "apps/v1", "metadata": {"name": "blob-node"}});
     for (to, body) in [
-        (format!("DELETE {set}"), ending.clone()),
+        (format!("DELETE {set}"), deleted),
         (format!("GET {set}"), ending),
         ("GET /api/v1/nodes".to_owned(), nodes(&[down], "")),
         (
