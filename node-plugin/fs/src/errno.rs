@@ -6,9 +6,9 @@
 //! | a metadata change kept losing the race for the blob's version | `ESTALE` | it was repeated after a refresh several times before giving up |
 //! | no such blob | `ENOENT` | |
 //! | the container is gone | `ENXIO` | the device behind the mount does not exist any more |
-//! | wrong key, expired SAS, missing permission, no token | `EACCES` | the answer is about rights, and asking again gives the same |
+//! | wrong key, expired SAS, missing permission, a token that was refused | `EACCES` | the answer is about rights, and asking again gives the same |
 //! | a lease of somebody else protects the blob | `EBUSY` | |
-//! | unreachable, no answer in time, channel required but gone, malformed answer | `EIO` | nothing a program could do about it; the log has the reason |
+//! | unreachable, no answer in time, no token because nobody answered, channel required but gone, malformed answer | `EIO` | nothing a program could do about it; the log has the reason |
 //! | page and append blobs opened for writing | `EPERM` | like an immutable file: readable, never writable here |
 //! | larger than a block blob can be | `EFBIG` | |
 //! | 507 or an account over its limits; no room for unsent data in time | `ENOSPC` | |
@@ -54,7 +54,8 @@ impl From<&blob_client::Error> for Errno {
             E::ConditionNotMet { .. } => libc::ESTALE,
             E::LeaseConflict { .. } => libc::EBUSY,
             E::Denied { .. }
-            | E::Token { .. }
+            // One that the identity service refused; when it could not be asked, nothing is known about the rights.
+            | E::Token { retryable: false, .. }
             | E::Service {
                 status: 401 | 403, ..
             } => libc::EACCES,
@@ -135,5 +136,11 @@ mod tests {
             waited: std::time::Duration::from_secs(1),
         };
         assert_eq!(Errno::from(&silent).0, libc::EIO);
+        let no_token = |retryable| blob_client::Error::Token {
+            message: String::new(),
+            retryable,
+        };
+        assert_eq!(Errno::from(&no_token(false)).0, libc::EACCES);
+        assert_eq!(Errno::from(&no_token(true)).0, libc::EIO);
     }
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use azure_core::cloud::{CloudConfiguration, CustomConfiguration};
 use azure_core::credentials::{Secret as AzureSecret, TokenCredential};
+use azure_core::error::ErrorKind;
 use azure_core::http::{ClientMethodOptions, ClientOptions, Transport as AzureTransport};
 use azure_identity::{
     ClientAssertion, ClientAssertionCredential, ClientAssertionCredentialOptions, ClientSecretCredential,
@@ -112,7 +113,7 @@ impl ClientAssertion for Assertion {
                 .map(|text| text.trim().to_owned())
                 .map_err(|error| {
                     azure_core::Error::with_message(
-                        azure_core::error::ErrorKind::Credential,
+                        ErrorKind::Credential,
                         format!("the federated token file {}: {error}", path.display()),
                     )
                 }),
@@ -233,20 +234,43 @@ impl Entra {
 #[async_trait]
 impl Fetch for Entra {
     async fn fetch(&self) -> Result<Fetched> {
-        let failed = |message: String| Error::Token {
+        let failed = |message: String, retryable| Error::Token {
             message: format!("{message} (check {})", self.id_fields()),
+            retryable,
         };
-        let credential = self.credential().map_err(|e| failed(e.to_string()))?;
+        let credential = self.credential().map_err(|e| failed(e.to_string(), false))?;
         let fetched = tokio::time::timeout(FETCH_TIMEOUT, credential.get_token(&[SCOPE], None))
             .await
-            .map_err(|_| failed(format!("no answer within {FETCH_TIMEOUT:?}")))?
-            .map_err(|e| failed(first_lines(&e)))?;
+            .map_err(|_| failed(format!("no answer within {FETCH_TIMEOUT:?}"), true))?
+            .map_err(|e| failed(first_lines(&e), is_retryable(&e)))?;
         let expires = SystemTime::from(fetched.expires_on);
         Ok(Fetched {
             token: Secret::new(fetched.token.secret().to_owned()),
             lifetime: expires.duration_since(SystemTime::now()).unwrap_or_default(),
         })
     }
+}
+
+/// Whether another try can bring a token: the endpoint was not reached, was busy or answered nonsense. What it refuses (a wrong
+/// secret, an identity it does not know) and what never left this machine stays as it is.
+fn is_retryable(error: &azure_core::Error) -> bool {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    let mut reached = false;
+    while let Some(error) = next {
+        match error
+            .downcast_ref::<azure_core::Error>()
+            .map(azure_core::Error::kind)
+        {
+            Some(ErrorKind::HttpResponse { status, .. }) => {
+                let status = u16::from(*status);
+                return matches!(status, 408 | 429) || status >= 500;
+            }
+            Some(ErrorKind::Io | ErrorKind::DataConversion) => reached = true,
+            _ => {}
+        }
+        next = error.source();
+    }
+    reached
 }
 
 /// The message without the library's troubleshooting links and blank lines.

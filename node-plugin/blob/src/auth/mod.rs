@@ -75,8 +75,8 @@ enum Kind {
 /// How the service may read the source of a copy.
 #[derive(Debug, Default)]
 pub(crate) struct SourceAccess {
-    /// To be appended to the source's URL.
-    pub(crate) query: Option<String>,
+    /// To be appended to the source's URL: a SAS.
+    pub(crate) query: Option<Secret<String>>,
     /// Value of `x-ms-copy-source-authorization`.
     pub(crate) authorization: Option<HeaderValue>,
 }
@@ -147,17 +147,17 @@ impl Signer {
     ) -> Result<SourceAccess> {
         Ok(match &self.0 {
             Kind::SharedKey(key) => SourceAccess {
-                query: Some(sas::read_one_blob(
+                query: Some(Secret::new(sas::read_one_blob(
                     key,
                     container,
                     blob,
                     now,
                     SOURCE_SAS_LIFETIME,
-                )?),
+                )?)),
                 authorization: None,
             },
             Kind::Sas(sas) => SourceAccess {
-                query: Some(sas.expose().clone()),
+                query: Some(sas.clone()),
                 authorization: None,
             },
             Kind::Anonymous => SourceAccess::default(),
@@ -172,9 +172,9 @@ impl Signer {
     }
 
     /// The query a copy inside the account needs on its source: only a SAS does, everybody else is known by the request.
-    pub(crate) fn same_account_query(&self) -> Option<String> {
+    pub(crate) fn same_account_query(&self) -> Option<Secret<String>> {
         match &self.0 {
-            Kind::Sas(sas) => Some(sas.expose().clone()),
+            Kind::Sas(sas) => Some(sas.clone()),
             _ => None,
         }
     }
@@ -260,9 +260,10 @@ pub(crate) fn header_value(text: &str) -> Result<HeaderValue> {
 }
 
 /// As [`header_value`], kept out of debug output and error messages.
-fn secret_header(text: &str) -> Result<HeaderValue> {
+pub(crate) fn secret_header(text: &str) -> Result<HeaderValue> {
     let mut value = HeaderValue::from_str(text).map_err(|_| Error::Token {
         message: "the token or signature holds characters that no HTTP header carries".into(),
+        retryable: false,
     })?;
     value.set_sensitive(true);
     Ok(value)

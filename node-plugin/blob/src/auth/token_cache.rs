@@ -1,14 +1,16 @@
-//! A token source that fetches rarely and early: callers wait only when there is no usable token at all.
+//! A token source that fetches rarely and early: callers wait only when there is no usable token at all, and then all for the
+//! same fetch. What came of it is shared as well: an outage of the identity service costs every caller one fetch, not a queue.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::TokenSource;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::secret::Secret;
 
 /// A token given out lives at least this much longer (contract of [`TokenSource::token`]).
@@ -17,6 +19,8 @@ const LEAST_LIFE: Duration = Duration::from_secs(60);
 const REFRESH_PAUSE: Duration = Duration::from_secs(15);
 /// A token fetched less than this ago is not thrown away because an older request was refused.
 const FRESH: Duration = Duration::from_secs(5);
+/// A failed fetch answers callers for this long before the next one is tried.
+const FAILURE_KEPT: Duration = Duration::from_secs(2);
 
 /// Where tokens come from.
 #[async_trait]
@@ -40,14 +44,14 @@ pub(crate) struct CachedToken(Arc<Inner>);
 struct Inner {
     source: Box<dyn Fetch>,
     state: Mutex<State>,
-    /// Held while fetching: many callers, one request.
-    fetching: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     held: Option<Held>,
-    refreshing: bool,
+    failed: Option<(Instant, Failure)>,
+    /// A fetch that is under way; ends with its outcome, or without one if its task died.
+    fetching: Option<watch::Receiver<Option<Outcome>>>,
 }
 
 #[derive(Debug)]
@@ -59,13 +63,67 @@ struct Held {
     refresh: Instant,
 }
 
+type Outcome = Result<Secret<String>, Failure>;
+
+/// [`Error::Token`] that many callers can have.
+#[derive(Debug, Clone)]
+struct Failure {
+    message: String,
+    retryable: bool,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Token { message, retryable } => Self { message, retryable },
+            other => Self {
+                message: other.to_string(),
+                retryable: true,
+            },
+        }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        Self::Token {
+            message: failure.message,
+            retryable: failure.retryable,
+        }
+    }
+}
+
+impl State {
+    fn usable(&self) -> Option<&Held> {
+        self.held
+            .as_ref()
+            .filter(|held| held.expires > Instant::now() + LEAST_LIFE)
+    }
+}
+
 impl CachedToken {
     pub(crate) fn new(source: impl Fetch) -> Self {
         Self(Arc::new(Inner {
             source: Box::new(source),
             state: Mutex::default(),
-            fetching: tokio::sync::Mutex::default(),
         }))
+    }
+
+    /// The fetch that is under way, or a new one. It is a task of its own: a caller whose time is up does not end it for the others.
+    fn fetch(&self, state: &mut State) -> watch::Receiver<Option<Outcome>> {
+        if let Some(running) = &state.fetching
+            && running.has_changed().is_ok()
+        {
+            return running.clone();
+        }
+        let (done, outcome) = watch::channel(None);
+        state.fetching = Some(outcome.clone());
+        let inner = Arc::clone(&self.0);
+        tokio::spawn(async move {
+            let fetched = inner.source.fetch().await;
+            done.send_replace(Some(inner.settle(fetched)));
+        });
+        outcome
     }
 }
 
@@ -74,46 +132,33 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn usable(&self) -> Option<Secret<String>> {
-        let state = self.lock();
-        let held = state.held.as_ref()?;
-        (held.expires > Instant::now() + LEAST_LIFE).then(|| held.token.clone())
-    }
-
-    /// True for the one caller that shall start a refresh.
-    fn take_refresh(&self) -> bool {
+    /// Remembers what a fetch has come to.
+    fn settle(&self, fetched: Result<Fetched>) -> Outcome {
         let mut state = self.lock();
-        let due = state
-            .held
-            .as_ref()
-            .is_some_and(|held| held.refresh <= Instant::now());
-        due && !std::mem::replace(&mut state.refreshing, true)
-    }
-
-    async fn fetch(&self) -> Result<Secret<String>> {
-        let fetched = self.source.fetch().await?;
+        state.fetching = None;
         let now = Instant::now();
-        self.lock().held = Some(Held {
-            token: fetched.token.clone(),
-            fetched: now,
-            expires: now + fetched.lifetime,
-            // Three quarters leave a quarter of the lifetime for an outage of the identity service.
-            refresh: now + fetched.lifetime.mul_f64(0.75),
-        });
-        Ok(fetched.token)
-    }
-
-    async fn refresh(&self) {
-        let outcome = {
-            let _one = self.fetching.lock().await;
-            self.fetch().await
-        };
-        let mut state = self.lock();
-        state.refreshing = false;
-        if let Err(error) = outcome {
-            tracing::warn!(%error, "the access token could not be refreshed yet; the old one still serves");
-            if let Some(held) = &mut state.held {
-                held.refresh = Instant::now() + REFRESH_PAUSE;
+        match fetched {
+            Ok(fetched) => {
+                state.failed = None;
+                state.held = Some(Held {
+                    token: fetched.token.clone(),
+                    fetched: now,
+                    expires: now + fetched.lifetime,
+                    // Three quarters leave a quarter of the lifetime for an outage of the identity service.
+                    refresh: now + fetched.lifetime.mul_f64(0.75),
+                });
+                Ok(fetched.token)
+            }
+            Err(error) => {
+                if state.usable().is_some() {
+                    tracing::warn!(%error, "the access token could not be refreshed yet; the old one still serves");
+                }
+                if let Some(held) = &mut state.held {
+                    held.refresh = now + REFRESH_PAUSE;
+                }
+                let failure = Failure::from(error);
+                state.failed = Some((now, failure.clone()));
+                Err(failure)
             }
         }
     }
@@ -122,18 +167,33 @@ impl Inner {
 #[async_trait]
 impl TokenSource for CachedToken {
     async fn token(&self) -> Result<Secret<String>> {
-        if let Some(token) = self.0.usable() {
-            if self.0.take_refresh() {
-                let inner = Arc::clone(&self.0);
-                tokio::spawn(async move { inner.refresh().await });
+        let mut fetch = {
+            let mut state = self.0.lock();
+            if let Some(held) = state.usable() {
+                let (token, due) = (held.token.clone(), held.refresh <= Instant::now());
+                if due {
+                    // Nobody waits for it.
+                    drop(self.fetch(&mut state));
+                }
+                return Ok(token);
             }
-            return Ok(token);
-        }
-        let _one = self.0.fetching.lock().await;
-        match self.0.usable() {
-            Some(token) => Ok(token),
-            None => self.0.fetch().await,
-        }
+            if let Some((at, failure)) = &state.failed
+                && at.elapsed() < FAILURE_KEPT
+            {
+                return Err(failure.clone().into());
+            }
+            self.fetch(&mut state)
+        };
+        let ended = || Error::Token {
+            message: "the token request ended without an answer".into(),
+            retryable: true,
+        };
+        let outcome = fetch
+            .wait_for(Option::is_some)
+            .await
+            .map_err(|_| ended())?
+            .clone();
+        Ok(outcome.ok_or_else(ended)??)
     }
 
     fn reject(&self) {

@@ -7,11 +7,12 @@ use http::{HeaderMap, HeaderName, Method};
 use tokio::time::Instant;
 
 use super::lost::not_before;
-use super::retry::{Call, Failed};
+use super::retry::{Call, Failed, no_token_in_time, pause};
 use super::writes::block_call;
 use super::{Container, answers};
 use crate::auth::SourceAccess;
 use crate::error::{Error, Result};
+use crate::secret::Secret;
 use crate::types::{BlockId, Condition, ETag, Metadata, Written};
 
 const FIRST_POLL: Duration = Duration::from_millis(50);
@@ -38,9 +39,9 @@ impl Container {
         let mut access = self.source_access(source).await?;
         loop {
             let mut call = block_call(blob, id)?
-                .header(
+                .secret_header(
                     "x-ms-copy-source",
-                    &self.source_url(source, access.query.as_deref()),
+                    &self.source_url(source, access.query.as_ref()),
                 )?
                 .header(
                     "x-ms-source-range",
@@ -71,11 +72,19 @@ impl Container {
         }
     }
 
+    /// Waits for a token as long as a call may take.
     async fn source_access(&self, source: &str) -> Result<SourceAccess> {
-        self.account
-            .signer
-            .source_access(&self.name, source, SystemTime::now())
-            .await
+        let deadline = Instant::now() + self.deadline;
+        let signer = &self.account.signer;
+        for attempt in 0.. {
+            let access = signer.source_access(&self.name, source, SystemTime::now());
+            match tokio::time::timeout_at(deadline, access).await {
+                Ok(Err(Error::Token { retryable: true, .. })) => tokio::time::sleep(pause(attempt)).await,
+                Ok(done) => return done,
+                Err(_) => break,
+            }
+        }
+        Err(no_token_in_time())
     }
 
     /// Copy Blob inside the container, waiting until the copy is complete. `metadata` None keeps the source's (as does an
@@ -89,9 +98,9 @@ impl Container {
         condition: &Condition,
     ) -> Result<Written> {
         crate::names::check_blob(source)?;
-        let url = self.source_url(source, self.account.signer.same_account_query().as_deref());
+        let url = self.source_url(source, self.account.signer.same_account_query().as_ref());
         let mut call = Call::new(Method::PUT, Some(target))
-            .header("x-ms-copy-source", &url)?
+            .secret_header("x-ms-copy-source", &url)?
             .condition(condition)?
             .not_idempotent();
         if let Some(metadata) = metadata {
@@ -112,14 +121,14 @@ impl Container {
         }
     }
 
-    fn source_url(&self, source: &str, query: Option<&str>) -> String {
+    fn source_url(&self, source: &str, query: Option<&Secret<String>>) -> String {
         let url = format!(
             "{}{}",
             self.account.origin,
             self.account.path(&self.name, Some(source))
         );
         match query {
-            Some(query) => format!("{url}?{query}"),
+            Some(query) => format!("{url}?{}", query.expose()),
             None => url,
         }
     }

@@ -9,11 +9,12 @@ use tokio::time::Instant;
 use vsc_driver::buffer::Buffer;
 
 use super::{API_VERSION, Account, Container, answers};
-use crate::auth::{Draft, header_value};
+use crate::auth::{Draft, header_value, secret_header};
 use crate::error::{Error, Result};
 use crate::names;
 use crate::request::Request;
 use crate::response::Response;
+use crate::transport::vsc::CHANNEL;
 use crate::transport::{FailureKind, TransportError};
 use crate::types::{Body, Condition};
 
@@ -61,6 +62,13 @@ impl<'a> Call<'a> {
     pub(super) fn header(mut self, name: &'static str, value: &str) -> Result<Self> {
         self.headers
             .insert(HeaderName::from_static(name), header_value(value)?);
+        Ok(self)
+    }
+
+    /// As [`header`](Self::header), kept out of debug output.
+    pub(super) fn secret_header(mut self, name: &'static str, value: &str) -> Result<Self> {
+        self.headers
+            .insert(HeaderName::from_static(name), secret_header(value)?);
         Ok(self)
     }
 
@@ -157,11 +165,34 @@ enum Attempt {
     /// Worth another try.
     Again {
         failed: Failed,
-        after: Option<Duration>,
+        wait: Wait,
         maybe_executed: bool,
         /// There was nobody to answer.
         nobody: bool,
+        /// Who gave no usable answer.
+        by: By,
     },
+}
+
+/// How long before the next attempt.
+#[derive(Debug, Clone, Copy)]
+enum Wait {
+    /// As long as this client pauses.
+    Pause,
+    /// The same, and not less than the service asks for.
+    AtLeast(Duration),
+    No,
+}
+
+/// Where an attempt failed, which decides where the next one goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// This path gave no answer.
+    Path(&'static str),
+    /// The answer was a failure, over whichever path.
+    Service,
+    /// No path had a part in it, or every path would fare the same.
+    Neither,
 }
 
 impl Container {
@@ -190,10 +221,14 @@ impl Container {
                     source,
                 })?);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            let request = self.sign(&call, dest.take(), avoid_channel, left).await?;
-            let outcome = account.transport.send(request).await;
-            let (mut failed, after, give_up) = match self.judge(&call, outcome, &mut rejected_token) {
+            let attempted = match self.sign(&call, dest.take(), avoid_channel, deadline).await {
+                Ok(request) => {
+                    let outcome = account.transport.send(request).await;
+                    self.judge(&call, outcome, &mut rejected_token)
+                }
+                Err(error) => unsigned(error),
+            };
+            let (mut failed, wait, by, give_up) = match attempted {
                 Attempt::Done(response) => return Ok(Answer { response }),
                 Attempt::Refused(mut failed) => {
                     failed.lost = lost;
@@ -201,9 +236,10 @@ impl Container {
                 }
                 Attempt::Again {
                     failed,
-                    after,
+                    wait,
                     maybe_executed,
                     nobody,
+                    by,
                 } => {
                     if maybe_executed {
                         lost = lost.or(Some(Lost { since }));
@@ -212,17 +248,24 @@ impl Container {
                         Some(patience) if nobody => deadline.min(began + patience),
                         _ => deadline,
                     };
-                    (failed, after, give_up)
+                    (failed, wait, by, give_up)
                 }
             };
             failed.lost = lost;
-            // A service that is merely busy says so on every path.
-            avoid_channel |= !failed
-                .status
-                .is_some_and(|s| matches!(s.as_u16(), 401 | 408 | 429 | 503));
-            let pause = after.unwrap_or_else(|| pause(attempt));
+            avoid_channel = match by {
+                // The channel may be well while nobody is reached over HTTPS.
+                By::Path(path) => path == CHANNEL,
+                // Maybe the other path has a better one.
+                By::Service => !avoid_channel,
+                By::Neither => avoid_channel,
+            };
+            let pause = match wait {
+                Wait::Pause => pause(attempt),
+                Wait::AtLeast(least) => pause(attempt).max(least),
+                Wait::No => Duration::ZERO,
+            };
             let now = Instant::now();
-            if now + pause + SHORTEST_ATTEMPT >= give_up {
+            if pause + SHORTEST_ATTEMPT >= give_up.saturating_duration_since(now) {
                 if matches!(failed.error, Error::DeadlineExceeded { .. }) {
                     failed.error = Error::DeadlineExceeded {
                         waited: now.saturating_duration_since(began),
@@ -249,7 +292,7 @@ impl Container {
         call: &Call<'_>,
         dest: Option<Buffer>,
         avoid_channel: bool,
-        left: Duration,
+        deadline: Instant,
     ) -> Result<Request> {
         let account = &*self.account;
         let mut headers = call.headers.clone();
@@ -272,7 +315,10 @@ impl Container {
                 .collect(),
             headers,
         };
-        let query = account.signer.sign(&mut draft, SystemTime::now()).await?;
+        let query = tokio::time::timeout_at(deadline, account.signer.sign(&mut draft, SystemTime::now()))
+            .await
+            .map_err(|_| no_token_in_time())??;
+        let left = deadline.saturating_duration_since(Instant::now());
         let mark = if query.is_empty() { "" } else { "?" };
         let url: Uri = format!("{}{}{mark}{query}", account.origin, draft.path)
             .parse()
@@ -305,13 +351,15 @@ impl Container {
             Err(error) => {
                 let (again, maybe_executed) = (error.retryable, error.maybe_executed);
                 let nobody = error.kind == FailureKind::Nobody;
+                let by = By::Path(error.path);
                 let failed = Failed::from(transport_error(account, error));
                 return if again {
                     Attempt::Again {
                         failed,
-                        after: None,
+                        wait: Wait::Pause,
                         maybe_executed,
                         nobody,
+                        by,
                     }
                 } else {
                     Attempt::Refused(failed)
@@ -331,9 +379,10 @@ impl Container {
                         dest: response.dest,
                         ..Failed::from(Error::Malformed { message })
                     },
-                    after: None,
+                    wait: Wait::Pause,
                     maybe_executed: true,
                     nobody: false,
+                    by: By::Service,
                 },
             };
         }
@@ -365,28 +414,58 @@ impl Container {
             account.signer.reject_token();
             return Attempt::Again {
                 failed,
-                after: Some(Duration::ZERO),
+                wait: Wait::No,
                 maybe_executed: false,
                 nobody: false,
+                by: By::Neither,
             };
         }
+        let wait = answers::retry_after(&response.headers, server_time.unwrap_or(now))
+            .map_or(Wait::Pause, Wait::AtLeast);
         match status.as_u16() {
-            // Turned away before anything was done.
+            // Turned away before anything was done. A service that is merely busy says so on every path.
             408 | 429 | 503 => Attempt::Again {
                 failed,
-                after: answers::retry_after(&response.headers, now),
+                wait,
                 maybe_executed: false,
                 nobody: false,
+                by: By::Neither,
             },
             // Failed somewhere on the way: done or not, nobody says.
             500 | 502 | 504 => Attempt::Again {
                 failed,
-                after: answers::retry_after(&response.headers, now),
+                wait,
                 maybe_executed: true,
                 nobody: false,
+                by: By::Service,
             },
             _ => Attempt::Refused(failed),
         }
+    }
+}
+
+/// The deadline passed while waiting for a token.
+pub(super) fn no_token_in_time() -> Error {
+    Error::Token {
+        message: "the identity service did not answer before the call's deadline".into(),
+        retryable: true,
+    }
+}
+
+/// A request that was never sent.
+fn unsigned(error: Error) -> Attempt {
+    let retryable = matches!(error, Error::Token { retryable: true, .. });
+    let failed = Failed::from(error);
+    if !retryable {
+        return Attempt::Refused(failed);
+    }
+    Attempt::Again {
+        failed,
+        wait: Wait::Pause,
+        maybe_executed: false,
+        // A fetch has retries of its own behind it.
+        nobody: true,
+        by: By::Neither,
     }
 }
 
@@ -408,6 +487,10 @@ fn transport_error(account: &Account, error: TransportError) -> Error {
         FailureKind::Malformed => Error::Malformed {
             message: error.to_string(),
         },
+        FailureKind::NoMemory => Error::Io {
+            call: "allocating buffers for a request",
+            source: std::io::Error::new(std::io::ErrorKind::OutOfMemory, error.message),
+        },
         FailureKind::Unreachable | FailureKind::Nobody | FailureKind::PathDown | FailureKind::Unsuitable => {
             Error::Unreachable {
                 endpoint: account.endpoint(),
@@ -418,7 +501,7 @@ fn transport_error(account: &Account, error: TransportError) -> Error {
 }
 
 /// Doubling pauses, each drawn from its upper half; the first from 100 to 200 ms.
-fn pause(attempt: u32) -> Duration {
+pub(super) fn pause(attempt: u32) -> Duration {
     let longest = FIRST_PAUSE
         .saturating_mul(1 << attempt.min(10))
         .min(LONGEST_PAUSE);

@@ -10,7 +10,9 @@ use super::*;
 use crate::auth::TokenSource;
 use crate::secret::Secret;
 use crate::transport::FailureKind;
-use crate::transport::fake::{Fake, VERSION, answer, failure, refusal, written};
+use crate::transport::fake::{Fake, VERSION, answer, failure, failure_of, refusal, written};
+use crate::transport::https::HTTPS;
+use crate::transport::vsc::CHANNEL;
 use crate::types::*;
 
 fn container_with(credentials: Credentials, fake: &Fake) -> Container {
@@ -79,26 +81,53 @@ async fn pauses_grow_and_end_at_the_deadline() {
 
 #[tokio::test(start_paused = true)]
 async fn retry_after_is_honored_in_every_spelling() {
-    let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(8));
+    // The service's clock is an hour behind ours.
+    let theirs = SystemTime::now() - Duration::from_secs(3600);
+    let date = httpdate::fmt_http_date(theirs);
+    let in_8_s = httpdate::fmt_http_date(theirs + Duration::from_secs(8));
     for (header, value, least, most) in [
         ("retry-after", "3", 3000, 3001),
         ("retry-after-ms", "1500", 1500, 1501),
         ("x-ms-retry-after-ms", "700", 700, 701),
-        ("retry-after", date.as_str(), 5000, 9000),
+        ("retry-after", in_8_s.as_str(), 8000, 8001),
+        // No time at all is no leave to hammer.
+        ("retry-after", "0", 100, 201),
+        ("retry-after", date.as_str(), 100, 201),
+        ("retry-after-ms", "0", 100, 201),
     ] {
         let fake = Fake::default();
-        fake.will(answer(503, &[(header, value)], b"")).will(written());
+        fake.will(answer(503, &[(header, value), ("date", &date)], b""))
+            .will(written());
         put(&container(&fake), Condition::none()).await.unwrap();
         let sent = fake.sent();
         let pause = (sent[1].at - sent[0].at).as_millis();
         assert!((least..=most).contains(&pause), "{header}: {value}: {pause}");
     }
     // Longer than the call has: answered at once.
+    for seconds in ["300", "18446744073709551615"] {
+        let fake = Fake::default();
+        fake.will(answer(429, &[("retry-after", seconds)], b""));
+        let began = Instant::now();
+        assert!(put(&container(&fake), Condition::none()).await.is_err());
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_other_path_is_next_after_a_failure_of_one() {
+    let over = |path| failure_of(path, FailureKind::Unreachable, false, true);
     let fake = Fake::default();
-    fake.will(answer(429, &[("retry-after", "300")], b""));
-    let began = Instant::now();
-    assert!(put(&container(&fake), Condition::none()).await.is_err());
-    assert_eq!(began.elapsed(), Duration::ZERO);
+    fake.will(over(CHANNEL))
+        .will(over(HTTPS))
+        // Over the channel again.
+        .will(over(CHANNEL))
+        .will(refusal(503, "ServerBusy"))
+        .will(refusal(500, "InternalError"))
+        .will(refusal(500, "InternalError"))
+        .will(written());
+    put(&container(&fake), Condition::none()).await.unwrap();
+    let avoided: Vec<bool> = fake.sent().iter().map(|s| s.avoid_channel).collect();
+    assert_eq!(avoided, [false, true, false, true, true, false, true]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -316,11 +345,26 @@ async fn an_equal_blob_from_before_the_call_is_not_ours() {
 #[derive(Debug, Default)]
 struct Tokens {
     rejected: AtomicU32,
+    /// Times that no token can be had: at once, or never.
+    out: AtomicU32,
+    silent: bool,
+    refusing: bool,
 }
 
 #[async_trait]
 impl TokenSource for Tokens {
     async fn token(&self) -> Result<Secret<String>> {
+        if self.silent {
+            std::future::pending::<()>().await;
+        }
+        let out = self.out.load(Ordering::Relaxed);
+        if out > 0 {
+            self.out.store(out - 1, Ordering::Relaxed);
+            return Err(Error::Token {
+                message: "scripted".into(),
+                retryable: !self.refusing,
+            });
+        }
         Ok(format!("t{}", self.rejected.load(Ordering::Relaxed)).into())
     }
     fn reject(&self) {
@@ -345,6 +389,85 @@ async fn a_refused_token_is_replaced_once() {
         Err(Error::Denied { .. })
     ));
     assert_eq!(tokens.rejected.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_waited_for_as_long_as_the_call_may_take() {
+    let with = |tokens: Tokens| {
+        let fake = Fake::default();
+        (container_with(Credentials::Token(Arc::new(tokens)), &fake), fake)
+    };
+    let (c, fake) = with(Tokens {
+        out: 3.into(),
+        ..Tokens::default()
+    });
+    fake.will(written());
+    put(&c, Condition::none()).await.unwrap();
+
+    let (c, fake) = with(Tokens {
+        out: 3.into(),
+        ..Tokens::default()
+    });
+    fake.will(answer(201, &[], b""));
+    c.stage_from("b", &BlockId(vec![1]), "source", 0..1, None)
+        .await
+        .unwrap();
+
+    let (c, fake) = with(Tokens {
+        silent: true,
+        ..Tokens::default()
+    });
+    let began = Instant::now();
+    let error = put(&c, Condition::none()).await.unwrap_err();
+    assert!(matches!(error, Error::Token { retryable: true, .. }), "{error}");
+    assert_eq!(began.elapsed().as_secs(), 60);
+    let error = c.stage_from("b", &BlockId(vec![1]), "source", 0..1, None).await;
+    assert!(matches!(error, Err(Error::Token { .. })), "{error:?}");
+    // Somebody who waits for a verdict hears of an outage soon, and everybody of a refusal at once.
+    let out = || Tokens {
+        out: u32::MAX.into(),
+        ..Tokens::default()
+    };
+    let began = Instant::now();
+    let verdict = with(out()).0.for_a_verdict(Duration::from_secs(20));
+    put(&verdict, Condition::none()).await.unwrap_err();
+    assert!(began.elapsed() <= Duration::from_secs(2), "{:?}", began.elapsed());
+    let began = Instant::now();
+    let refusing = with(Tokens {
+        refusing: true,
+        ..out()
+    });
+    put(&refusing.0, Condition::none()).await.unwrap_err();
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert!(fake.sent().is_empty());
+}
+
+#[tokio::test]
+async fn a_sas_for_the_source_of_a_copy_is_not_shown() {
+    let fake = Fake::default();
+    let c = container(&fake);
+    let hides = || -> crate::transport::fake::Step {
+        Box::new(|request| {
+            let source = &request.headers["x-ms-copy-source"];
+            assert!(source.to_str().unwrap().contains("sig=topsecret"));
+            let shown = format!("{:?}", request.headers);
+            assert!(!shown.contains("topsecret"), "{shown}");
+            written()(request)
+        })
+    };
+    fake.will(hides()).will(hides());
+    c.copy("s", None, "t", None, &Condition::none()).await.unwrap();
+    c.stage_from("t", &BlockId(vec![1]), "s", 0..1, None)
+        .await
+        .unwrap();
+    assert!(fake.nothing_left());
+    let access = c
+        .account
+        .signer
+        .source_access("data", "s", SystemTime::now())
+        .await
+        .unwrap();
+    assert!(!format!("{access:?}").contains("topsecret"));
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use tokio::time::Instant;
 
+use super::vsc::CHANNEL;
 use super::{FailureKind, PathStats, Transport, TransportError};
 use crate::request::Request;
 use crate::response::Response;
@@ -138,11 +139,21 @@ pub(crate) fn refusal(status: u16, code: &str) -> Step {
     answer(status, &[("x-ms-error-code", code)], b"")
 }
 
-/// No answer.
+/// No answer over the channel.
 pub(crate) fn failure(kind: FailureKind, maybe_executed: bool, retryable: bool) -> Step {
+    failure_of(CHANNEL, kind, maybe_executed, retryable)
+}
+
+/// No answer over this path.
+pub(crate) fn failure_of(
+    path: &'static str,
+    kind: FailureKind,
+    maybe_executed: bool,
+    retryable: bool,
+) -> Step {
     Box::new(move |_| {
         Err(TransportError {
-            path: "fake",
+            path,
             kind,
             message: format!("scripted {kind:?}"),
             maybe_executed,

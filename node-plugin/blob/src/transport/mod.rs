@@ -46,8 +46,10 @@ pub enum FailureKind {
     PathDown,
     /// The volume demands the channel and it is not usable.
     ChannelRequired,
-    /// The request cannot go this way at all (too large for the channel, not an HTTP URL).
+    /// The request cannot go this way at all (too large for the channel, not an HTTP URL). It says nothing of the path's health.
     Unsuitable,
+    /// This machine has no memory for the exchange at the moment; nothing was sent, and the path may be well.
+    NoMemory,
 }
 
 /// Sends one request once.

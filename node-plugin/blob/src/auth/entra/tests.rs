@@ -168,21 +168,70 @@ async fn a_service_principal_and_what_entra_says_against_it() {
         secret: "s3cret".to_owned().into(),
     };
     assert!(!format!("{identity:?}").contains("s3cret"));
-    let source = token_source(identity, Some(url), https()).unwrap();
+    let source = token_source(identity.clone(), Some(url.clone()), https()).unwrap();
     fake.will_answer(
         401,
         r#"{"error":"invalid_client","error_description":"AADSTS7000215: Invalid client secret provided."}"#
             .into(),
     );
-    let error = source.token().await.unwrap_err().to_string();
+    let error = source.token().await.unwrap_err();
+    assert!(matches!(error, Error::Token { retryable: false, .. }), "{error}");
+    let error = error.to_string();
     assert!(
         error.contains("AADSTS7000215") && error.contains("AzureStorageSPNClientID"),
         "{error}"
     );
     assert!(!error.contains("s3cret"));
+    // The refusal is kept for a moment; the mended volume has a source of its own.
+    let source = token_source(identity, Some(url), https()).unwrap();
     fake.will_give("spn");
     assert_eq!(token(&source).await, "spn");
     assert_eq!(fake.last().form["client_secret"], "s3cret");
+}
+
+#[tokio::test]
+async fn an_identity_service_that_is_out_is_worth_another_try() {
+    let (fake, url) = Fake::start().await;
+    let source = |authority: &url::Url| Entra {
+        identity: workload(Assertion::Given(GivenToken::new("jwt".to_owned().into()))),
+        authority: authority.clone(),
+        https: https(),
+    };
+    for (answer, retryable) in [
+        (
+            (
+                400,
+                r#"{"error":"invalid_request","error_description":"AADSTS900023"}"#,
+            ),
+            false,
+        ),
+        ((200, "no JSON"), true),
+        ((403, "a proxy's page"), true),
+    ] {
+        fake.will_answer(answer.0, answer.1.into());
+        let error = source(&url).fetch().await.unwrap_err();
+        assert!(
+            matches!(error, Error::Token { retryable: again, .. } if again == retryable),
+            "{answer:?}: {error}"
+        );
+    }
+    // As the library's errors come, without its half minute of retries.
+    let refused = |status: u16| ErrorKind::HttpResponse {
+        status: status.into(),
+        error_code: None,
+        raw_response: None,
+    };
+    for (kind, retryable) in [
+        (refused(401), false),
+        (refused(429), true),
+        (refused(503), true),
+        (ErrorKind::Io, true),
+        (ErrorKind::Credential, false),
+    ] {
+        let inner = azure_core::Error::with_message(kind, "inner");
+        let outer = azure_core::Error::with_error(ErrorKind::Credential, inner, "outer");
+        assert_eq!(is_retryable(&outer), retryable, "{outer:?}");
+    }
 }
 
 #[tokio::test]

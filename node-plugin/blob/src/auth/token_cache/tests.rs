@@ -8,6 +8,7 @@ use crate::error::Error;
 #[derive(Debug, Default)]
 struct Counting {
     fetched: AtomicU32,
+    failed: AtomicU32,
     broken: AtomicBool,
 }
 
@@ -17,7 +18,11 @@ impl Fetch for Arc<Counting> {
         // Long enough for callers to meet.
         tokio::time::sleep(Duration::from_millis(100)).await;
         if self.broken.load(Ordering::Relaxed) {
-            return Err(Error::Token { message: "no".into() });
+            self.failed.fetch_add(1, Ordering::Relaxed);
+            return Err(Error::Token {
+                message: "no".into(),
+                retryable: true,
+            });
         }
         let n = self.fetched.fetch_add(1, Ordering::Relaxed) + 1;
         Ok(Fetched {
@@ -73,7 +78,44 @@ async fn an_outage_of_the_identity_service_is_survived_while_the_token_lives() {
     tokio::time::advance(Duration::from_secs(30)).await;
     assert!(matches!(cache.token().await, Err(Error::Token { .. })));
     source.broken.store(false, Ordering::Relaxed);
+    tokio::time::advance(FAILURE_KEPT).await;
     assert_eq!(token(&cache).await, "t2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_costs_all_callers_one_fetch() {
+    let source = Arc::new(Counting::default());
+    source.broken.store(true, Ordering::Relaxed);
+    let cache = CachedToken::new(Arc::clone(&source));
+    let began = Instant::now();
+    for _ in 0..2 {
+        let all = futures::future::join_all((0..50).map(|_| cache.token())).await;
+        assert!(
+            all.iter()
+                .all(|t| matches!(t, Err(Error::Token { message, retryable: true }) if message == "no"))
+        );
+    }
+    assert_eq!(
+        began.elapsed(),
+        Duration::from_millis(100),
+        "nobody waits in a line"
+    );
+    assert_eq!(source.failed.load(Ordering::Relaxed), 1);
+    // Not for long.
+    tokio::time::advance(FAILURE_KEPT).await;
+    source.broken.store(false, Ordering::Relaxed);
+    assert_eq!(token(&cache).await, "t1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_who_leaves_does_not_end_the_fetch_of_the_others() {
+    let source = Arc::new(Counting::default());
+    let cache = CachedToken::new(Arc::clone(&source));
+    let hasty = tokio::time::timeout(Duration::from_millis(50), cache.token());
+    let (left, got) = tokio::join!(hasty, token(&cache));
+    assert!(left.is_err());
+    assert_eq!(got, "t1");
+    assert_eq!(source.fetched.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test(start_paused = true)]
