@@ -1,4 +1,7 @@
-//! HTTPS (and plain HTTP for emulators): pooled keep-alive connections, bodies sent piece by piece, answers copied once.
+//! HTTPS (and plain HTTP for emulators): pooled keep-alive connections, bodies sent piece by piece, answers copied to their
+//! destination as they arrive.
+
+mod renewed;
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -19,6 +22,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::Instant;
 use vsc_driver::buffer::Buffer;
 
+use self::renewed::Renewed;
 use super::counters::Counters;
 use super::{FailureKind, PathStats, Transport, TransportError};
 use crate::request::Request;
@@ -31,6 +35,13 @@ pub const HTTPS: &str = "https";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Shorter than the service's own idle limit, so that a request rarely meets a connection that is just being closed.
 const POOL_IDLE: Duration = Duration::from_secs(60);
+/// What is sent must be acknowledged by the peer's kernel in this time, or the connection is dead: well before an attempt's time
+/// without progress (30 s), so that the call has time for another one.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
+/// Idle connections are probed after this long, and then this often; two missing answers in a row end one.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(5));
+/// Bytes per second that an exchange reaches on average, or it is given up, however steadily it drips.
+const SLOWEST: u64 = 16 * 1024;
 const POOL_IDLE_PER_HOST: usize = 64;
 /// One read of the socket at most. Every connection keeps up to two such buffers, idle ones too, and they are outside of the
 /// budget: larger ones save few system calls and cost tens of MiB.
@@ -48,7 +59,7 @@ type Pool = Client<HttpsConnector<HttpConnector>, Pieces>;
 #[derive(Debug, Clone)]
 pub struct Https {
     /// Or why TLS cannot be set up on this machine.
-    pool: Result<Pool, String>,
+    pool: Result<Renewed, String>,
     counters: Arc<Counters>,
 }
 
@@ -75,7 +86,7 @@ impl Https {
         let pool = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map(|builder| builder.with_root_certificates(roots).with_no_client_auth())
-            .map(pool)
+            .map(|tls| Renewed::new(move || pool(tls.clone())))
             .map_err(|error| format!("TLS cannot be set up: {error}"));
         Self {
             pool,
@@ -92,6 +103,8 @@ impl Https {
             .pool
             .as_ref()
             .map_err(|message| unsuitable(message.clone()))?;
+        let (pool, age) = pool.current();
+        progress.age.store(age, Ordering::Relaxed);
         let mut dest = request.dest.take();
         let body = Pieces::new(&request.body, Arc::clone(progress));
         let mut message = http::Request::new(body);
@@ -100,17 +113,17 @@ impl Https {
         *message.headers_mut() = request.headers;
         let answer = pool.request(message).await.map_err(|error| TransportError {
             path: HTTPS,
-            kind: if error.is_connect() && is_nobody(&error) {
-                FailureKind::Nobody
-            } else {
-                FailureKind::Unreachable
+            kind: match error.is_connect() {
+                true if is_nobody(&error) => FailureKind::Nobody,
+                false if is_silence(&error) => FailureKind::TimedOut,
+                _ => FailureKind::Unreachable,
             },
             message: chain(&error),
             maybe_executed: !error.is_connect(),
             // A certificate that is not trusted now will not be trusted in a second.
             retryable: !is_untrusted(&error),
         })?;
-        progress.note();
+        progress.note(0);
         let (head, body) = answer.into_parts();
         let body = match &mut dest {
             Some(buffer) if head.status.is_success() => {
@@ -135,7 +148,7 @@ impl Default for Https {
 }
 
 /// A request's timeout is the time in which nothing may move: a large body on a slow line takes as long as it takes, while a
-/// connection that hangs is given up.
+/// connection that hangs is given up, and so is one that stays below [`SLOWEST`] for twice that time.
 #[async_trait]
 impl Transport for Https {
     async fn send(&self, request: Request) -> Result<Response, TransportError> {
@@ -143,21 +156,19 @@ impl Transport for Https {
         let progress = Arc::new(Progress::new());
         let mut exchange = std::pin::pin!(self.exchange(request, &progress));
         let outcome = loop {
-            let stalls_at = progress.latest() + timeout;
-            match tokio::time::timeout_at(stalls_at, &mut exchange).await {
+            let ends_at = progress.ends_at(timeout);
+            match tokio::time::timeout_at(ends_at, &mut exchange).await {
                 Ok(outcome) => break outcome,
-                Err(_) if progress.latest() + timeout > stalls_at => {}
-                Err(_) => {
-                    break Err(TransportError {
-                        path: HTTPS,
-                        kind: FailureKind::TimedOut,
-                        message: format!("no byte moved for {timeout:?}"),
-                        maybe_executed: true,
-                        retryable: true,
-                    });
-                }
+                Err(_) if progress.ends_at(timeout) > ends_at => {}
+                Err(_) => break Err(progress.timed_out(timeout)),
             }
         };
+        // The idle connections may have died with this one: the next attempt must not wait for them one by one.
+        if let (Ok(pool), Err(error)) = (&self.pool, &outcome)
+            && error.kind == FailureKind::TimedOut
+        {
+            pool.renew(progress.age.load(Ordering::Relaxed));
+        }
         match &outcome {
             Ok(response) => self.counters.answered(sent, response.payload_len()),
             Err(_) => self.counters.failed(),
@@ -175,7 +186,10 @@ fn pool(tls: rustls::ClientConfig) -> Pool {
     http.enforce_http(false);
     http.set_nodelay(true);
     http.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    http.set_keepalive(Some(Duration::from_secs(30)));
+    http.set_keepalive(Some(KEEPALIVE.0));
+    http.set_keepalive_interval(Some(KEEPALIVE.1));
+    http.set_keepalive_retries(Some(2));
+    http.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
     let connector = HttpsConnectorBuilder::new()
         .with_tls_config(tls)
         .https_or_http()
@@ -190,7 +204,8 @@ fn pool(tls: rustls::ClientConfig) -> Pool {
         .build(connector)
 }
 
-/// Copies a successful body to its destination as it arrives: the one copy of this path.
+/// Copies a successful body to its destination as it arrives. This is the one copy that is ours: the pieces are views of the
+/// connection's read buffer, which the kernel or, decrypting, TLS has filled.
 async fn receive_into(
     mut body: Incoming,
     dest: &mut Buffer,
@@ -242,16 +257,20 @@ async fn next_data(body: &mut Incoming, progress: &Progress) -> Result<Option<By
         match body.frame().await {
             None => return Ok(None),
             Some(Ok(frame)) => {
-                progress.note();
                 // Trailers carry nothing of ours.
                 if let Ok(data) = frame.into_data() {
+                    progress.note(data.len());
                     return Ok(Some(data));
                 }
             }
             Some(Err(error)) => {
                 return Err(TransportError {
                     path: HTTPS,
-                    kind: FailureKind::Unreachable,
+                    kind: if is_silence(&error) {
+                        FailureKind::TimedOut
+                    } else {
+                        FailureKind::Unreachable
+                    },
                     message: format!("the answer broke off: {}", chain(&error)),
                     maybe_executed: true,
                     retryable: true,
@@ -332,12 +351,29 @@ fn is_nobody(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-/// When a byte moved last.
+/// Whether the kernel has given a connection up because the peer acknowledged nothing.
+fn is_silence(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<std::io::Error>()
+            && io.kind() == std::io::ErrorKind::TimedOut
+        {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// When a byte moved last, and how many have.
 #[derive(Debug)]
 struct Progress {
     began: Instant,
     /// Milliseconds after `began`.
     latest: AtomicU64,
+    moved: AtomicU64,
+    /// Of the pool that was used.
+    age: AtomicU64,
 }
 
 impl Progress {
@@ -345,16 +381,44 @@ impl Progress {
         Self {
             began: Instant::now(),
             latest: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
+            age: AtomicU64::new(0),
         }
     }
 
-    fn note(&self) {
+    fn note(&self, bytes: usize) {
+        self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
         let millis = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.latest.store(millis, Ordering::Relaxed);
     }
 
-    fn latest(&self) -> Instant {
-        self.began + Duration::from_millis(self.latest.load(Ordering::Relaxed))
+    /// When the exchange is given up, as things stand.
+    fn ends_at(&self, timeout: Duration) -> Instant {
+        let latest = Duration::from_millis(self.latest.load(Ordering::Relaxed));
+        self.began + (latest + timeout).min(self.allowed(timeout))
+    }
+
+    /// How long moving so many bytes may take.
+    fn allowed(&self, timeout: Duration) -> Duration {
+        let moved = self.moved.load(Ordering::Relaxed);
+        2 * timeout + Duration::from_millis(moved.saturating_mul(1000) / SLOWEST)
+    }
+
+    fn timed_out(&self, timeout: Duration) -> TransportError {
+        let elapsed = self.began.elapsed();
+        let message = if elapsed >= self.allowed(timeout) {
+            let moved = self.moved.load(Ordering::Relaxed);
+            format!("only {moved} bytes moved in {elapsed:?}")
+        } else {
+            format!("no byte moved for {timeout:?}")
+        };
+        TransportError {
+            path: HTTPS,
+            kind: FailureKind::TimedOut,
+            message,
+            maybe_executed: true,
+            retryable: true,
+        }
     }
 }
 
@@ -395,8 +459,8 @@ impl HttpBody for Pieces {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        self.progress.note();
         let Some(first) = self.rest.front_mut() else {
+            self.progress.note(0);
             return Poll::Ready(None);
         };
         let frame = if first.len() > FRAME {
@@ -404,6 +468,7 @@ impl HttpBody for Pieces {
         } else {
             self.rest.pop_front()
         };
+        self.progress.note(frame.as_ref().map_or(0, Bytes::len));
         Poll::Ready(frame.map(|bytes| {
             self.left -= bytes.len() as u64;
             Ok(Frame::data(bytes))

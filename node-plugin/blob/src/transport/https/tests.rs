@@ -220,7 +220,7 @@ async fn an_answer_that_breaks_off() {
 
 #[tokio::test]
 async fn slow_is_not_stalled() {
-    // Twelve bytes at a third of the timeout each: longer than the timeout in all.
+    // Twelve bytes at a tenth of the timeout each: longer than the timeout in all.
     let url = server(|_, mut stream| async move {
         read_request(&mut stream).await.unwrap();
         stream
@@ -234,7 +234,7 @@ async fn slow_is_not_stalled() {
     })
     .await;
     let mut slow = get(&url, Some(arena().alloc(12).unwrap()));
-    slow.timeout = Duration::from_millis(1000);
+    slow.timeout = Duration::from_millis(1500);
     assert_eq!(plain().send(slow).await.unwrap().dest.unwrap().len(), 12);
 
     let url = server(|_, mut stream| async move {
@@ -247,6 +247,86 @@ async fn slow_is_not_stalled() {
     let error = plain().send(stalled).await.unwrap_err();
     assert_eq!(error.kind, FailureKind::TimedOut);
     assert!(error.maybe_executed && error.retryable);
+}
+
+#[tokio::test]
+async fn dead_connections_of_the_pool_cost_one_attempt() {
+    // The first three connections answer once and are dead from then on, without a sign of it.
+    let met = Arc::new(tokio::sync::Barrier::new(3));
+    let url = server(move |connection, mut stream| {
+        let met = Arc::clone(&met);
+        async move {
+            while read_request(&mut stream).await.is_some() {
+                if connection < 3 {
+                    met.wait().await;
+                }
+                stream.write_all(&ok(b"here")).await.unwrap();
+                if connection < 3 {
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
+    })
+    .await;
+    let https = plain();
+    let three = futures::future::join_all((0..3).map(|_| https.send(get(&url, None)))).await;
+    assert!(three.iter().all(Result::is_ok));
+    let mut first = get(&url, None);
+    first.timeout = Duration::from_millis(100);
+    let error = https.send(first).await.unwrap_err();
+    assert_eq!(error.kind, FailureKind::TimedOut, "{error}");
+    let answer = https.send(get(&url, None)).await.unwrap();
+    assert_eq!(&answer.body[..], b"here");
+}
+
+#[tokio::test]
+async fn an_answer_that_drips_for_ever_is_given_up() {
+    let url = server(|_, mut stream| async move {
+        read_request(&mut stream).await.unwrap();
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
+            .await
+            .unwrap();
+        while stream.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let mut dripping = get(&url, Some(arena().alloc(1_000_000).unwrap()));
+    dripping.timeout = Duration::from_millis(500);
+    let https = plain();
+    let guard = tokio::time::timeout(Duration::from_secs(60), https.send(dripping)).await;
+    let error = guard.expect("it ends").unwrap_err();
+    assert_eq!(error.kind, FailureKind::TimedOut, "{error}");
+}
+
+#[tokio::test]
+async fn bytes_are_where_the_caller_has_them() {
+    // Out: every frame is a view of the caller's memory.
+    let arena = arena();
+    let mut buffer = arena.alloc(3 * FRAME / 2).unwrap();
+    buffer.fill(7);
+    let slice = buffer.freeze();
+    let mut pieces = Pieces::new(&Body::from(slice.clone()), Arc::new(Progress::new()));
+    let mut at = slice.as_ptr().addr();
+    while let Some(frame) = pieces.frame().await {
+        let data = frame.unwrap().into_data().unwrap();
+        assert_eq!(data.as_ptr().addr(), at);
+        at += data.len();
+    }
+    assert_eq!(at, slice.as_ptr().addr() + slice.len());
+    // In: the answer lies in the destination that was given.
+    let url = server(|_, mut stream| async move {
+        read_request(&mut stream).await.unwrap();
+        stream.write_all(&ok(&[9; 100_000])).await.unwrap();
+    })
+    .await;
+    let dest = arena.alloc(100_000).unwrap();
+    let address = dest.as_ptr().addr();
+    let answer = plain().send(get(&url, Some(dest))).await.unwrap();
+    let dest = answer.dest.unwrap();
+    assert_eq!((dest.as_ptr().addr(), dest.len()), (address, 100_000));
+    assert!(dest.iter().all(|b| *b == 9));
 }
 
 #[tokio::test]
