@@ -28,8 +28,9 @@ pub struct ChannelConfig {
     pub threads: usize,
     /// How long past its timeout a request may stay out before its thread is written off. Default 5 s.
     pub grace: Duration,
-    /// Written-off threads at which the channel counts as stuck and takes no more requests. Default 4: a host that
-    /// loses a single request still serves, one that loses several at once is broken.
+    /// Written-off threads at which the channel counts as stuck and takes no more requests, probes included, until one comes
+    /// back. Default 4: a host that loses a single request for ever may serve all others, and whoever uses the channel finds
+    /// that out by a probe; one that loses several at once is broken.
     pub stuck_after: usize,
 }
 
@@ -81,7 +82,11 @@ pub struct Completion {
     pub response_len: u32,
 }
 
-/// Why a request did not complete. `Gone`, `Stuck` and `TimedOut` keep the buffers (the host may still write there).
+/// Why a request did not complete.
+///
+/// `TimedOut` keeps the buffers until the host answers, because it may still write there. After all others they are free: either
+/// nothing was sent, or the system call has returned, and it returns ENODEV for a request that the host had only once the
+/// channel is closed, which ends the host's right to the pages.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ChannelError {
@@ -90,6 +95,8 @@ pub enum ChannelError {
     Gone {
         /// Device path.
         device: String,
+        /// The request had been given to the device, so the host may have executed it before it went.
+        sent: bool,
     },
     /// There is no device node to begin with.
     #[error("there is no channel device {device}")]

@@ -5,7 +5,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blob_client::auth::Credentials;
+use async_trait::async_trait;
+use blob_client::auth::{Credentials, TokenSource};
+use blob_client::secret::Secret;
 use blob_client::transport::failover::{Paths, TransportMode};
 use blob_client::transport::{PathStats, Transport};
 use blob_client::{
@@ -405,8 +407,15 @@ async fn a_lost_race_stays_one_even_when_an_answer_was_lost() {
         ..PutOptions::default()
     };
     // Somebody else's empty lock file, made long before (the service's clock has whole seconds).
-    c.put("lock", Body::default(), &options).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    let made = c.put("lock", Body::default(), &options).await.unwrap();
+    let until = made.last_modified + Duration::from_secs(4);
+    loop {
+        let now = c.put("clock", Body::default(), &PutOptions::default()).await;
+        if now.unwrap().last_modified >= until {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     node.faults().update(|f| {
         f.spoil = Spoil::Magic;
         f.spoil_next = 1;
@@ -487,6 +496,167 @@ async fn a_host_without_rest_reads_by_handle() {
         c.get("r", 0..10, &condition, dest).await,
         Err(Error::ConditionNotMet { .. })
     ));
+}
+
+/// A store behind a host without REST, holding blob `r` in container `data`; its content and version.
+async fn without_rest(credentials: impl Fn(&Node) -> Credentials) -> (Node, Container, Vec<u8>, Condition) {
+    let faults = Faults {
+        refuse_rest: true,
+        ..Faults::default()
+    };
+    let node = Node::with_faults(TransportMode::Prefer, Some(faults)).await;
+    let keyed = node.container().await;
+    let content = bytes(4, 100_000);
+    let written = keyed
+        .put("r", node.buffer(&content).freeze().into(), &PutOptions::default())
+        .await
+        .unwrap();
+    let c = node.client(credentials(&node)).container("data").unwrap();
+    (node, c, content, Condition::matches(&written.etag))
+}
+
+fn sas(rights: &str) -> Credentials {
+    let key = AccountKey::new(DEV_ACCOUNT, DEV_KEY).unwrap();
+    let options = SasOptions::new(rights, Duration::from_secs(3600));
+    Credentials::Sas(key.container_sas("data", &options).into())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_who_come_together_open_one_handle() {
+    let (node, c, content, condition) = without_rest(|_| sas("r")).await;
+    let read = async || {
+        let dest = node.arena.alloc(content.len()).unwrap();
+        let got = c.get("r", 0..100_000, &condition, dest).await.unwrap();
+        assert!(got.buffer[..] == content[..]);
+    };
+    read().await;
+    // Long enough in the host for all of them to ask before the first has an answer.
+    node.faults().update(|f| f.latency_us = 100_000);
+    join_all((0..8).map(|_| read())).await;
+    let counters = node.mock.as_ref().unwrap().counters();
+    assert_eq!((counters.open, counters.read), (1, 8));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handle_is_for_those_who_may_read() {
+    let (node, reader, content, condition) = without_rest(|_| sas("r")).await;
+    let read = async |c: &Container| {
+        let dest = node.arena.alloc(content.len()).unwrap();
+        c.get("r", 0..100_000, &condition, dest).await
+    };
+    for _ in 0..2 {
+        read(&reader).await.unwrap();
+    }
+    assert_eq!(node.mock.as_ref().unwrap().counters().read, 1);
+    // Another volume of the same node knows name and version from a listing.
+    let other = node.client(sas("l")).container("data").unwrap();
+    let error = read(&other).await.unwrap_err();
+    assert!(matches!(error, Error::Denied { .. }), "{error}");
+    assert_eq!(node.mock.as_ref().unwrap().counters().read, 1);
+}
+
+#[derive(Debug)]
+struct OneToken;
+
+#[async_trait]
+impl TokenSource for OneToken {
+    async fn token(&self) -> blob_client::Result<Secret<String>> {
+        Ok("token-1".to_owned().into())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_goes_with_the_handle() {
+    let (node, c, content, condition) = without_rest(|node| {
+        node.store.accept_token("token-1");
+        Credentials::Token(Arc::new(OneToken))
+    })
+    .await;
+    let read = async || {
+        let dest = node.arena.alloc(content.len()).unwrap();
+        c.get("r", 0..100_000, &condition, dest).await
+    };
+    for _ in 0..3 {
+        assert!(read().await.unwrap().buffer[..] == content[..]);
+    }
+    let counters = node.mock.as_ref().unwrap().counters();
+    assert_eq!((counters.open, counters.read), (1, 2));
+    // The host presents it with every read, so it ends when the token does.
+    node.store.revoke_token("token-1");
+    let error = read().await.unwrap_err();
+    assert!(matches!(error, Error::Denied { .. }), "{error}");
+}
+
+/// The third odd status of a host that has not shown yet that it knows REST counts as "it does not", and is a guess all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_behind_the_status_that_decides_is_not_a_lost_race() {
+    let node = Node::new(TransportMode::Prefer).await;
+    node.store.create_container("data").unwrap();
+    let key = Credentials::SharedKey {
+        account: DEV_ACCOUNT.into(),
+        key: DEV_KEY.to_owned().into(),
+    };
+    let c = node.client(key).container("data").unwrap();
+    node.faults().update(|f| {
+        f.spoil = Spoil::Status;
+        f.spoil_next = 3;
+    });
+    for _ in 0..2 {
+        c.properties().await.unwrap();
+    }
+    assert_eq!(node.paths.channel_limits(), None, "not decided yet");
+    let options = PutOptions {
+        condition: Condition::absent(),
+        ..PutOptions::default()
+    };
+    c.put("new", Bytes::from_static(b"x").into(), &options)
+        .await
+        .unwrap();
+    assert_eq!(node.faults().get().spoil_next, 0);
+    assert!(node.paths.channel_limits().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_spoiled_answer_while_https_is_dead() {
+    let mut node = Node::new(TransportMode::Prefer).await;
+    let c = node.container().await;
+    let content = bytes(5, 10_000);
+    c.put("b", node.buffer(&content).freeze().into(), &PutOptions::default())
+        .await
+        .unwrap();
+    // Nobody listens where the client's endpoint is; the host reaches the store all the same.
+    node.server = node.store.serve(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let spoil = || {
+        node.faults().update(|f| {
+            f.spoil = Spoil::Crc;
+            f.spoil_next = 1;
+        });
+    };
+    spoil();
+    let dest = node.arena.alloc(10_000).unwrap();
+    let got = c.get("b", 0..10_000, &Condition::none(), dest).await.unwrap();
+    assert!(got.buffer[..] == content[..]);
+    spoil();
+    let options = PutOptions {
+        condition: Condition::absent(),
+        ..PutOptions::default()
+    };
+    c.put("new", Bytes::from_static(b"x").into(), &options)
+        .await
+        .unwrap();
+    assert_eq!(node.stats("https").errors, 2);
+    assert_eq!(node.faults().get().spoil_next, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_devices_counters_are_told() {
+    let node = Node::new(TransportMode::Prefer).await;
+    let c = node.container().await;
+    node.faults().update(|f| f.eagain_next = 3);
+    c.properties().await.unwrap();
+    let device = node.paths.device_stats();
+    assert_eq!((device.eagain, device.written_off, device.reopened), (3, 0, 0));
+    assert!(device.completed >= 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -34,7 +34,8 @@ pub(super) struct Answer {
 pub(super) enum Refusal {
     /// The ring is full: try again.
     Full,
-    /// The device was removed; nothing was sent.
+    /// The device was removed: before anything was sent, or while the host had the request. The drivers answer the latter when
+    /// the channel is closed, so the host writes to the buffers no more.
     Gone,
     /// Anything else.
     Io(io::Error),
@@ -49,9 +50,10 @@ impl Door {
             .write(true)
             .open(path)
             .map_err(|source| match source.raw_os_error().map(Errno::from_raw) {
-                Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => {
-                    ChannelError::Gone { device: name.clone() }
-                }
+                Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => ChannelError::Gone {
+                    device: name.clone(),
+                    sent: false,
+                },
                 _ => ChannelError::Io { call: "open", source },
             })?;
         let abi = probe(&device, &name)?;
@@ -191,6 +193,7 @@ fn known(
             Err(Errno::ENODEV) => {
                 return Err(ChannelError::Gone {
                     device: name.to_owned(),
+                    sent: false,
                 });
             }
             Err(errno) => {

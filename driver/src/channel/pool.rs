@@ -94,7 +94,7 @@ impl Pool {
     pub(super) fn open(config: ChannelConfig) -> Result<Arc<Self>, ChannelError> {
         let door = Door::open(&config.device).map_err(|error| match error {
             // It has never been there, as far as this process knows.
-            ChannelError::Gone { device } => ChannelError::Missing { device },
+            ChannelError::Gone { device, .. } => ChannelError::Missing { device },
             other => other,
         })?;
         Ok(Arc::new(Self {
@@ -129,7 +129,7 @@ impl Pool {
         } = state.door
             && (opening || Instant::now() < next_try)
         {
-            return Err(self.gone());
+            return Err(self.gone(false));
         }
         let (reply, answer) = oneshot::channel();
         let id = state.next_id;
@@ -213,9 +213,10 @@ impl Pool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn gone(&self) -> ChannelError {
+    fn gone(&self, sent: bool) -> ChannelError {
         ChannelError::Gone {
             device: self.config.device.display().to_string(),
+            sent,
         }
     }
 
@@ -360,7 +361,7 @@ impl Pool {
                 }
                 Err(Refusal::Gone) => {
                     self.lost(&door);
-                    return Err(self.gone());
+                    return Err(self.gone(true));
                 }
                 Err(Refusal::Io(source)) => {
                     return Err(ChannelError::Io {
@@ -387,7 +388,7 @@ impl Pool {
                 DoorState::Closed {
                     next_try, opening, ..
                 } if *opening || Instant::now() < *next_try => {
-                    return Err(self.gone());
+                    return Err(self.gone(false));
                 }
                 DoorState::Closed { opening, backoff, .. } => {
                     *opening = true;

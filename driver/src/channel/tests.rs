@@ -1,4 +1,4 @@
-//! What can be shown without a device that answers; the rest stands in e2e/tests/channel.rs, over the mock VSP.
+//! What can be shown without a device that answers; the rest stands in e2e/tests/channel/, over the mock VSP.
 
 use super::*;
 use crate::buffer::{Arena, MAX_BUFFER};

@@ -107,6 +107,8 @@ pub enum Spoil {
     Data,
     /// Executed, but the call ends with EPROTO: what the kernel module says of an answer that makes no sense.
     Protocol,
+    /// Executed, but answered with a host status that nobody knows.
+    Status,
 }
 
 /// What the mock has seen. A snapshot.

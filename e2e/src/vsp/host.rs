@@ -146,6 +146,12 @@ impl Host {
         if plan.spoil == Some(Spoil::Protocol) {
             return Err(Errno::EPROTO);
         }
+        if plan.spoil == Some(Spoil::Status) {
+            return Ok(Answer {
+                status: STATUS_NO_ROOM,
+                len: 0,
+            });
+        }
         if plan.spoil == Some(Spoil::Data) {
             halve(&mut outcome);
         }
@@ -551,6 +557,6 @@ fn spoil_response(spoil: Spoil, response: &mut [u8], request: &RequestSync) -> u
             }
             len
         }
-        Spoil::Json | Spoil::Data | Spoil::Unwritten | Spoil::Protocol => len,
+        Spoil::Json | Spoil::Data | Spoil::Unwritten | Spoil::Protocol | Spoil::Status => len,
     }
 }

@@ -171,7 +171,38 @@ impl Collector for Requests {
             ([("to", "channel")], changes.div_ceil(2)),
             ([("to", "https")], changes / 2),
         ];
-        counter("transport_changes", "Changes of the path of new requests", None).encode(&mut encoder, to)
+        counter("transport_changes", "Changes of the path of new requests", None).encode(&mut encoder, to)?;
+
+        let device = self.0.device_stats();
+        let held: [(Label, usize); 3] = [
+            ([("state", "queued")], device.queued),
+            (
+                [("state", "out")],
+                device.in_flight.saturating_sub(device.written_off),
+            ),
+            ([("state", "lost")], device.written_off),
+        ];
+        Family {
+            kind: MetricType::Gauge,
+            ..counter(
+                "channel_requests",
+                "Requests at the channel's device now; lost: past their deadline",
+                None,
+            )
+        }
+        .encode(&mut encoder, held.map(|(label, n)| (label, n as u64)))?;
+        counter(
+            "channel_ring_full",
+            "Times that the channel's ring was full (EAGAIN)",
+            None,
+        )
+        .encode_one(&mut encoder, device.eagain)?;
+        counter(
+            "channel_reopened",
+            "Times that the channel's device came back",
+            None,
+        )
+        .encode_one(&mut encoder, device.reopened)
     }
 }
 
@@ -232,6 +263,9 @@ mod tests {
             r#"vsc_blob_requests_total{path="https",outcome="answered"} 0"#,
             r#"vsc_blob_transferred_bytes_total{path="channel",direction="read"} 0"#,
             "vsc_blob_failovers_total 0",
+            r#"vsc_blob_channel_requests{state="lost"} 0"#,
+            "vsc_blob_channel_ring_full_total 0",
+            "vsc_blob_channel_reopened_total 0",
         ] {
             assert!(text.contains(line), "no {line} in\n{text}");
         }

@@ -12,12 +12,11 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http::{Method, Uri};
 use rand::Rng as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use vsc_driver::buffer::Arena;
-use vsc_driver::channel::ChannelConfig;
+use vsc_driver::channel::{ChannelConfig, ChannelStats};
 
 use super::breaker::Breaker;
 pub use super::breaker::ChannelState;
@@ -71,7 +70,10 @@ pub(crate) trait Probed: Transport {
     }
 
     /// Shown what HTTPS answered to a request that was not for the channel.
-    fn learn(&self, method: &Method, url: &Uri, response: &Response);
+    fn learn(&self, request: &Request, response: &Response);
+
+    /// Counters of the device underneath.
+    fn device_stats(&self) -> ChannelStats;
 }
 
 type Opening = Pin<Box<dyn Future<Output = Result<Arc<dyn Probed>, String>> + Send>>;
@@ -173,6 +175,12 @@ impl Paths {
     pub fn channel_limits(&self) -> Option<String> {
         let channel = self.channel.as_ref().filter(|c| c.breaker.is_usable())?;
         channel.current()?.limits()
+    }
+
+    /// Counters of the channel's device; all zero until it has been opened for the first time.
+    pub fn device_stats(&self) -> ChannelStats {
+        let open = self.channel.as_ref().and_then(ChannelPath::current);
+        open.map(|channel| channel.device_stats()).unwrap_or_default()
     }
 
     /// Changes of the channel's state as they come, for Events and metrics; `None` when the channel is switched off.
@@ -312,8 +320,7 @@ impl Failover {
         let outcome = channel.send(request).await;
         match &outcome {
             Ok(_) => path.breaker.succeeded(),
-            // Says nothing about the channel's health.
-            Err(error) if error.kind == FailureKind::Unsuitable => return outcome,
+            Err(error) if says_nothing(error.kind) => return outcome,
             Err(error) => path.breaker.failed(error),
         }
         count(
@@ -348,7 +355,12 @@ impl Failover {
         self.channel(path, &*channel, request)
             .await
             .map_err(|error| match error.kind {
-                FailureKind::Unsuitable => required(error.message, false),
+                // Nobody else may take it.
+                FailureKind::Unsuitable => TransportError {
+                    retryable: false,
+                    kind: FailureKind::ChannelRequired,
+                    ..error
+                },
                 FailureKind::PathDown => TransportError {
                     kind: FailureKind::ChannelRequired,
                     ..error
@@ -377,11 +389,11 @@ impl Failover {
             Ok(response) => return Ok(response),
             Err(error) => error,
         };
+        if error.maybe_executed && !spare.idempotent {
+            return Err(error);
+        }
         let unsuitable = error.kind == FailureKind::Unsuitable;
-        if !unsuitable {
-            if error.maybe_executed && !spare.idempotent {
-                return Err(error);
-            }
+        if !says_nothing(error.kind) {
             tracing::debug!(%error, "over HTTPS instead");
             self.counters.channel.moved();
             self.paths.totals.channel.moved();
@@ -402,11 +414,16 @@ impl Failover {
         if !unsuitable {
             return self.https(spare).await;
         }
-        let (method, url) = (spare.method.clone(), spare.url.clone());
+        let asked = spare.with_dest(None);
         let response = self.https(spare).await?;
-        channel.learn(&method, &url, &response);
+        channel.learn(&asked, &response);
         Ok(response)
     }
+}
+
+/// Whether a failure says nothing about the channel's health, so that it counts as none.
+fn says_nothing(kind: FailureKind) -> bool {
+    matches!(kind, FailureKind::Unsuitable | FailureKind::NoMemory)
 }
 
 /// How long the channel may take for a request before HTTPS is the better idea.

@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use serde::Serialize;
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 use vsc_driver::buffer::{Arena, Buffer, PAGE};
-use vsc_driver::channel::{Channel, ChannelConfig, ChannelError, Data, Exchange};
+use vsc_driver::channel::{Channel, ChannelConfig, ChannelError, ChannelStats, Data, Exchange};
 use vsc_driver::framing::request::{Close, Rest, SCHEMA_VERSION};
 use vsc_driver::framing::response::{
     Response as HostResponse, STORE_PAYLOAD_TOO_LARGE, STORE_SUCCESS, STORE_UNREACHABLE,
@@ -100,9 +101,14 @@ impl Vsc {
             if request.method == Method::GET {
                 return self.rest_collect(&body, id, request.timeout).await;
             }
-            let _room = self.room_to_gather(&request.body).await;
+            let began = Instant::now();
+            let room = self.room_to_gather(&request.body);
+            let _room = tokio::time::timeout(request.timeout, room)
+                .await
+                .map_err(|_| no_memory("other requests' bodies are being gathered".to_owned()))?;
             let data = self.outgoing(&request.body)?;
-            let (host, _) = self.rest(&body, id, request.timeout, data).await?;
+            let left = request.timeout.saturating_sub(began.elapsed());
+            let (host, _) = self.rest(&body, id, left, data).await?;
             return answer(host, Bytes::new(), None);
         };
         let (host, data) = self.rest(&body, id, request.timeout, Data::In(dest)).await?;
@@ -151,11 +157,16 @@ impl Vsc {
     ) -> Result<(HostResponse, Data), Refused> {
         let (host, data) = match self.call(framing::Method::Rest, body, id, timeout, data).await {
             Err(CallError::Status(status)) => {
-                let refused = status != STATUS_TIMEOUT && self.rest.refused(status == STATUS_NOT_SUPPORTED);
-                return Err(Refused::Other(if refused {
-                    unsuitable(NO_REST.to_owned())
-                } else {
-                    host_status(status)
+                let outright = status == STATUS_NOT_SUPPORTED;
+                let refused = status != STATUS_TIMEOUT && self.rest.refused(outright);
+                return Err(Refused::Other(match (refused, outright) {
+                    (true, true) => unsuitable(NO_REST.to_owned()),
+                    // What the host meant by this one is a guess, so the request may have been executed.
+                    (true, false) => TransportError {
+                        kind: FailureKind::Unsuitable,
+                        ..host_status(status)
+                    },
+                    (false, _) => host_status(status),
                 }));
             }
             Err(CallError::Transport(error)) => return Err(Refused::Other(error)),
@@ -264,7 +275,7 @@ impl Vsc {
     fn alloc(&self, len: usize) -> Result<Buffer, TransportError> {
         self.arena
             .alloc(len)
-            .map_err(|error| unsuitable(format!("no memory for a channel request: {error}")))
+            .map_err(|error| no_memory(error.to_string()))
     }
 }
 
@@ -275,7 +286,7 @@ impl Transport for Vsc {
         let outcome = self.exchange(request).await;
         match &outcome {
             Ok(response) => self.counters.answered(sent, response.payload_len()),
-            Err(error) if error.kind == FailureKind::Unsuitable => {}
+            Err(error) if matches!(error.kind, FailureKind::Unsuitable | FailureKind::NoMemory) => {}
             Err(_) => self.counters.failed(),
         }
         outcome
@@ -290,7 +301,7 @@ impl Transport for Vsc {
 impl Probed for Vsc {
     fn limits(&self) -> Option<String> {
         let refused = self.rest.is_refused();
-        refused.then(|| format!("{NO_REST}: only reads with a SAS go over it"))
+        refused.then(|| format!("{NO_REST}: only reads with a SAS or a token go over it"))
     }
 
     /// Asks the host to close a handle that nobody has: any well-formed answer shows that it listens, and the store is not
@@ -322,8 +333,12 @@ impl Probed for Vsc {
         }
     }
 
-    fn learn(&self, method: &Method, url: &Uri, response: &Response) {
-        Vsc::learn(self, method, url, response);
+    fn learn(&self, request: &Request, response: &Response) {
+        Vsc::learn(self, request, response);
+    }
+
+    fn device_stats(&self) -> ChannelStats {
+        self.channel.stats()
     }
 }
 
@@ -359,7 +374,8 @@ impl From<Refused> for TransportError {
                 kind: FailureKind::Unsuitable,
                 message: "the answer does not fit one channel request".into(),
                 maybe_executed: true,
-                retryable: false,
+                // The client has to look what became of a write before HTTPS may have it.
+                retryable: true,
             },
             Refused::Other(error) => error,
         }
@@ -379,6 +395,16 @@ fn unsuitable(message: String) -> TransportError {
         message,
         maybe_executed: false,
         retryable: false,
+    }
+}
+
+fn no_memory(message: String) -> TransportError {
+    TransportError {
+        path: CHANNEL,
+        kind: FailureKind::NoMemory,
+        message: format!("no memory for a channel request: {message}"),
+        maybe_executed: false,
+        retryable: true,
     }
 }
 
@@ -410,12 +436,12 @@ fn channel_error(error: ChannelError) -> TransportError {
     let message = error.to_string();
     // (kind, may have been executed, may be tried again)
     let (kind, maybe_executed, retryable) = match error {
-        // Requests that were out when the device went are among these.
-        ChannelError::Gone { .. } => (FailureKind::PathDown, true, true),
+        ChannelError::Gone { sent, .. } => (FailureKind::PathDown, sent, true),
         ChannelError::UnknownAbi { .. } => (FailureKind::PathDown, false, false),
         ChannelError::Stuck { .. } => (FailureKind::PathDown, false, true),
         ChannelError::Busy => (FailureKind::TimedOut, false, true),
-        ChannelError::TimedOut { .. } => (FailureKind::TimedOut, true, true),
+        // Later than the host itself was allowed: whether it still listens is for the prober to find out.
+        ChannelError::TimedOut { .. } => (FailureKind::PathDown, true, true),
         ChannelError::TooLarge { .. } => (FailureKind::Unsuitable, false, false),
         _ => (FailureKind::Unreachable, true, true),
     };

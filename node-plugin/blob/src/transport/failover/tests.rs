@@ -2,9 +2,14 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use bytes::Bytes;
+use http::Method;
+
 use super::*;
-use crate::transport::fake::{Fake, VERSION, answer, failure, refusal, written};
-use crate::types::Body;
+use crate::auth::Credentials;
+use crate::transport::fake::{Fake, VERSION, answer, failure, failure_of, refusal, written};
+use crate::types::{Body, Condition, PutOptions};
+use crate::{Client, ClientConfig};
 
 /// A channel whose answers and probes are scripted.
 #[derive(Debug, Default, Clone)]
@@ -30,7 +35,13 @@ impl Probed for FakeChannel {
         self.probes.fetch_add(1, Ordering::Relaxed);
         self.ill.lock().unwrap().clone().map_or(Ok(()), Err)
     }
-    fn learn(&self, _: &Method, _: &Uri, _: &Response) {}
+    fn learn(&self, _: &Request, _: &Response) {}
+    fn device_stats(&self) -> ChannelStats {
+        ChannelStats {
+            eagain: 7,
+            ..ChannelStats::default()
+        }
+    }
 }
 
 struct Both {
@@ -144,6 +155,73 @@ async fn what_is_not_for_the_channel_is_no_failure_of_it() {
     assert_eq!(both.paths.channel_unusable(), None);
     let stats = transport.stats();
     assert_eq!((stats[0].errors, stats[0].failed_over), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_for_the_channel_may_have_been_executed_there() {
+    let both = Both::new().await;
+    let transport = both.paths.transport(TransportMode::Prefer);
+    both.channel
+        .fake
+        .will(failure(FailureKind::Unsuitable, true, true));
+    let error = transport.send(both.request(false)).await.unwrap_err();
+    assert!(error.maybe_executed && error.retryable);
+    assert!(both.https.sent().is_empty());
+    // Reading twice is reading once.
+    both.channel
+        .fake
+        .will(failure(FailureKind::Unsuitable, true, true));
+    both.https.will(content());
+    transport.send(both.request(true)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_memory_for_the_channel_is_no_failure_of_it_and_not_for_ever() {
+    let both = Both::new().await;
+    let prefer = both.paths.transport(TransportMode::Prefer);
+    let require = both.paths.transport(TransportMode::Require);
+    let no_memory = || failure(FailureKind::NoMemory, false, true);
+    for _ in 0..20 {
+        both.channel.fake.will(no_memory());
+        both.https.will(written());
+        prefer.send(both.request(false)).await.unwrap();
+        both.channel.fake.will(no_memory());
+        let error = require.send(both.request(false)).await.unwrap_err();
+        assert_eq!((error.kind, error.retryable), (FailureKind::NoMemory, true));
+    }
+    assert_eq!(both.paths.channel_unusable(), None);
+    assert_eq!(both.paths.stats()[0].errors, 0);
+    assert_eq!(both.paths.device_stats().eagain, 7);
+}
+
+/// One spoiled answer must not tie a call to a path on which nobody is.
+#[tokio::test(start_paused = true)]
+async fn a_call_returns_to_the_channel_when_https_is_dead() {
+    let both = Both::new().await;
+    let client = Client::new(
+        ClientConfig::new("http://host".parse().unwrap(), Credentials::Anonymous),
+        both.paths.transport(TransportMode::Prefer),
+        Arc::clone(&both.arena),
+    )
+    .unwrap();
+    let c = client.container("data").unwrap();
+    both.https
+        .always(|| failure_of(HTTPS, FailureKind::Nobody, false, true));
+    both.channel.fake.will(broken()).will(content());
+    let dest = both.arena.alloc(7).unwrap();
+    let got = c.get("b", 0..7, &Condition::none(), dest).await.unwrap();
+    assert_eq!(&got.buffer[..], b"content");
+    // A write that may have been executed, which failover leaves to the client.
+    both.channel.fake.will(broken()).will(written());
+    let options = PutOptions {
+        condition: Condition::absent(),
+        ..PutOptions::default()
+    };
+    c.put("b", Bytes::from_static(b"x").into(), &options)
+        .await
+        .unwrap();
+    assert!(both.channel.fake.nothing_left());
+    assert_eq!(both.https.sent().len(), 2);
 }
 
 #[tokio::test(start_paused = true)]

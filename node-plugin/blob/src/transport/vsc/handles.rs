@@ -4,31 +4,47 @@
 //! the first read of a version goes over HTTPS, and what its headers say is remembered under URL and ETag; later reads of that
 //! version (with If-Match, as a file system reads) go over the channel and answer with the remembered headers. Everything else is
 //! not for such a channel.
+//!
+//! The channel is shared by all volumes of a node, the handles are not: whoever has not read a version with his own credentials
+//! over HTTPS finds none, because a handle is the right to read.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use ring::digest;
+use tokio::time::Instant;
 use vsc_driver::channel::Data;
 use vsc_driver::framing;
 use vsc_driver::framing::request::{Authorization, Close, Open, Read, SCHEMA_VERSION};
 use vsc_driver::framing::response::{Response as HostResponse, STORE_SUCCESS};
 
 use super::{
-    CallError, NO_REST, PROBE_TIMEOUT, STATUS_NOT_SUPPORTED, Vsc, exchange_id, host_status, malformed,
-    unsuitable,
+    CHANNEL, CallError, NO_REST, PROBE_TIMEOUT, STATUS_NOT_SUPPORTED, Vsc, exchange_id, host_status,
+    malformed, unsuitable,
 };
 use crate::request::Request;
 use crate::response::Response;
-use crate::transport::TransportError;
+use crate::transport::{FailureKind, TransportError};
 
 /// Versions remembered at most, each with at most one open handle at the host.
 const MAX_VERSIONS: usize = 1024;
 
-/// URL without query, and ETag.
-type Key = (String, String);
+/// One version of a blob, as one holder of credentials may read it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    /// Host and path.
+    blob: String,
+    etag: String,
+    /// SHA-256 of what the request is authorized with: a renewed SAS or token starts anew.
+    credentials: [u8; digest::SHA256_OUTPUT_LEN],
+}
+
+/// The host's handle, once opened. Locked while it is being opened, so that readers who come together open one.
+type Handle = Arc<tokio::sync::Mutex<Option<String>>>;
 
 #[derive(Debug, Default)]
 pub(super) struct Handles(Mutex<Known>);
@@ -46,8 +62,7 @@ struct Version {
     headers: HeaderMap,
     /// Bytes of the whole blob.
     total: u64,
-    /// The host's handle, once opened.
-    handle: Option<String>,
+    handle: Handle,
 }
 
 impl Handles {
@@ -58,8 +73,11 @@ impl Handles {
 
 impl Vsc {
     /// Remembers the version that a read over HTTPS has shown. Cheap and without effect while the host takes REST.
-    pub(crate) fn learn(&self, method: &Method, url: &Uri, response: &Response) {
-        if self.takes_rest() || *method != Method::GET || response.status != StatusCode::PARTIAL_CONTENT {
+    pub(crate) fn learn(&self, request: &Request, response: &Response) {
+        if self.takes_rest()
+            || request.method != Method::GET
+            || response.status != StatusCode::PARTIAL_CONTENT
+        {
             return;
         }
         let text = |name| response.headers.get(name).and_then(|v| v.to_str().ok());
@@ -69,7 +87,7 @@ impl Vsc {
         let (Some(etag), Some(total)) = (text(header::ETAG), total) else {
             return;
         };
-        let key = (without_query(url), etag.to_owned());
+        let key = key(request, etag);
         let mut headers = response.headers.clone();
         for gone in [header::CONTENT_RANGE, header::CONTENT_LENGTH, header::DATE] {
             headers.remove(gone);
@@ -86,7 +104,7 @@ impl Vsc {
             Version {
                 headers,
                 total,
-                handle: None,
+                handle: Handle::default(),
             },
         );
     }
@@ -109,49 +127,35 @@ impl Vsc {
             })?;
         let id = exchange_id(&request.headers);
         let client_request_id = uuid::Uuid::from_bytes(id).to_string();
-        let handle_key = match version.handle {
-            Some(handle) => handle,
-            None => {
-                let body = Open {
-                    schema_version: SCHEMA_VERSION,
-                    url: request.url.to_string(),
-                    authorization: wanted.authorization.clone(),
-                    if_match: Some(wanted.key.1.clone()),
-                    client_request_id: client_request_id.clone(),
-                };
-                let (host, _) = self
-                    .call(framing::Method::Open, &body, id, request.timeout, Data::None)
-                    .await
-                    .map_err(published_call)?;
-                let handle = host
-                    .handle_key
-                    .clone()
-                    .filter(|_| host.status == STORE_SUCCESS)
-                    .ok_or_else(|| refused("open", &host))?;
-                if let Some(version) = self.handles.lock().versions.get_mut(&wanted.key) {
-                    version.handle = Some(handle.clone());
-                }
-                handle
-            }
+        let began = Instant::now();
+        let open = Open {
+            schema_version: SCHEMA_VERSION,
+            url: request.url.to_string(),
+            authorization: wanted.authorization.clone(),
+            if_match: Some(wanted.key.etag.clone()),
+            client_request_id: client_request_id.clone(),
         };
+        let handle_key = self.opened(&version.handle, &open, id, request.timeout).await?;
+        let left = request.timeout.saturating_sub(began.elapsed());
         let end = wanted.range.end.min(version.total);
         let length = end - wanted.range.start;
         let body = Read {
             schema_version: SCHEMA_VERSION,
-            handle_key,
+            handle_key: handle_key.clone(),
             offset: wanted.range.start,
             length,
             authorization: wanted.authorization,
             client_request_id,
         };
         let (host, data) = self
-            .call(framing::Method::Read, &body, id, request.timeout, Data::In(dest))
+            .call(framing::Method::Read, &body, id, left, Data::In(dest))
             .await
             .map_err(published_call)?;
         if host.status != STORE_SUCCESS {
             // The host may have forgotten the handle: the next read opens anew.
-            if let Some(version) = self.handles.lock().versions.get_mut(&wanted.key) {
-                version.handle = None;
+            let mut handle = version.handle.lock().await;
+            if handle.as_ref() == Some(&handle_key) {
+                *handle = None;
             }
             return Err(refused("read", &host));
         }
@@ -179,6 +183,41 @@ impl Vsc {
         })
     }
 
+    /// The handle of a version, opened by the first who asks; the others wait for that.
+    async fn opened(
+        &self,
+        handle: &Handle,
+        open: &Open,
+        id: [u8; 16],
+        timeout: Duration,
+    ) -> Result<String, TransportError> {
+        let began = Instant::now();
+        let mut handle = tokio::time::timeout(timeout, handle.lock())
+            .await
+            .map_err(|_| TransportError {
+                path: CHANNEL,
+                kind: FailureKind::TimedOut,
+                message: "the host did not open the blob in time".into(),
+                maybe_executed: false,
+                retryable: true,
+            })?;
+        if let Some(open) = &*handle {
+            return Ok(open.clone());
+        }
+        let left = timeout.saturating_sub(began.elapsed());
+        let (host, _) = self
+            .call(framing::Method::Open, open, id, left, Data::None)
+            .await
+            .map_err(published_call)?;
+        let new = host
+            .handle_key
+            .clone()
+            .filter(|_| host.status == STORE_SUCCESS)
+            .ok_or_else(|| refused("open", &host))?;
+        *handle = Some(new.clone());
+        Ok(new)
+    }
+
     /// Forgets the versions that are too many, oldest first, and gives their handles back.
     async fn close_oldest(&self) {
         loop {
@@ -190,7 +229,16 @@ impl Vsc {
                 let Some(oldest) = known.age.pop_front() else {
                     return;
                 };
-                known.versions.remove(&oldest).and_then(|version| version.handle)
+                let Some(version) = known.versions.get(&oldest) else {
+                    continue;
+                };
+                // One that is just being opened is in use.
+                let Ok(mut handle) = Arc::clone(&version.handle).try_lock_owned() else {
+                    known.age.push_back(oldest);
+                    return;
+                };
+                known.versions.remove(&oldest);
+                handle.take()
             };
             let Some(handle_key) = handle else { continue };
             let id = uuid::Uuid::new_v4();
@@ -241,18 +289,27 @@ fn wanted(request: &Request) -> Option<Wanted> {
         }),
     };
     Some(Wanted {
-        key: (
-            without_query(&request.url),
-            text(header::IF_MATCH.as_str())?.to_owned(),
-        ),
+        key: key(request, text(header::IF_MATCH.as_str())?),
         range,
         authorization,
     })
 }
 
-fn without_query(url: &Uri) -> String {
-    let authority = url.authority().map_or("", |a| a.as_str());
-    format!("{authority}{}", url.path())
+fn key(request: &Request, etag: &str) -> Key {
+    let url = &request.url;
+    let mut credentials = digest::Context::new(&digest::SHA256);
+    let authorization = request.headers.get(header::AUTHORIZATION);
+    credentials.update(url.query().unwrap_or_default().as_bytes());
+    // No query has a line break.
+    credentials.update(b"\n");
+    credentials.update(authorization.map_or(&[], |value| value.as_bytes()));
+    let mut key = Key {
+        blob: format!("{}{}", url.authority().map_or("", |a| a.as_str()), url.path()),
+        etag: etag.to_owned(),
+        credentials: [0; digest::SHA256_OUTPUT_LEN],
+    };
+    key.credentials.copy_from_slice(credentials.finish().as_ref());
+    key
 }
 
 /// A store's refusal: HTTPS will say properly what it is.

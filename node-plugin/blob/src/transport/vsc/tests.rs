@@ -68,12 +68,13 @@ fn what_a_channel_error_means_for_the_request() {
         (e.kind, e.maybe_executed)
     };
     let device = || "d".to_owned();
+    let gone = |sent| ChannelError::Gone {
+        device: device(),
+        sent,
+    };
     let cases = [
-        (
-            ChannelError::Gone { device: device() },
-            FailureKind::PathDown,
-            true,
-        ),
+        (gone(true), FailureKind::PathDown, true),
+        (gone(false), FailureKind::PathDown, false),
         (
             ChannelError::UnknownAbi { device: device() },
             FailureKind::PathDown,
@@ -84,7 +85,7 @@ fn what_a_channel_error_means_for_the_request() {
             ChannelError::TimedOut {
                 waited: PROBE_TIMEOUT,
             },
-            FailureKind::TimedOut,
+            FailureKind::PathDown,
             true,
         ),
         (
