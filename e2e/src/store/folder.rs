@@ -5,7 +5,8 @@
 //! FOLDER/blobs/<container>/<xx>/<sha256>.json      committed version of a blob: properties and its blocks
 //! FOLDER/data/<xx>/<uuid>                          bytes of one block; written once, removed with its last user
 //! ```
-//! Description files are replaced atomically (written beside, then renamed). Data no description names is swept at start.
+//! Description files are replaced atomically (written beside, then renamed). Data no description names is swept at start, and so are
+//! blobs of containers that are not there.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -125,6 +126,14 @@ impl Folder {
                 }
             }
             out.push((Container::new(file.name, state), blobs));
+        }
+        // Left by a store that ended while it deleted a container: nobody can name these blobs any more.
+        let known: HashSet<PathBuf> = out.iter().map(|(c, _)| folder.blobs_of(&c.name)).collect();
+        for entry in std::fs::read_dir(root.join("blobs"))? {
+            let path = entry?.path();
+            if !known.contains(&path) {
+                std::fs::remove_dir_all(&path)?;
+            }
         }
         let used: HashSet<&Path> = files.values().map(|file| file.path.as_path()).collect();
         for path in files_below(&root.join("data"))? {

@@ -4,7 +4,9 @@
 //! service is listed here: metadata names come back in lower case (HTTP libraries fold header names); the MD5 of a body
 //! that came without one is computed for small bodies only (256 KiB), so that a benchmark does not measure MD5; page and
 //! append blobs exist so that tests can make foreign blobs; snapshots, versions, tags, tiers other than the name,
-//! stored access policies and user delegation keys do not exist and are answered with 501 or an authentication error.
+//! stored access policies and user delegation keys do not exist and are answered with 501 or an authentication error;
+//! the name of a deleted container is free at once, where the service answers ContainerBeingDeleted for half a minute;
+//! blob names are taken as they come, where the service turns `\` into `/` and drops a `.` at the end of a segment.
 
 mod address;
 mod aids;

@@ -67,8 +67,10 @@ impl Server {
         let addr = listener.local_addr()?;
         let endpoint = url::Url::parse(&format!("http://{addr}/{account}"))
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        // Half of the machine, for its clients want the other half.
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
+            .worker_threads((processors / 2).max(2))
             .thread_name("blob-store")
             .enable_all()
             .build()?;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use serde::{Deserialize, Serialize};
 
 use super::content::{Block, BlockRun};
+use super::error::ServiceError;
 use super::headers::{ContentHeaders, Metadata};
 use super::lease::Lease;
 use super::version::Version;
@@ -110,6 +111,8 @@ pub(super) struct Container {
     pub(super) name: String,
     state: Mutex<ContainerState>,
     blobs: RwLock<BTreeMap<String, Arc<Slot>>>,
+    /// Deleted. Whoever found it before may still hold it, and must not write of it to the folder any more.
+    gone: RwLock<bool>,
 }
 
 impl Container {
@@ -119,7 +122,28 @@ impl Container {
             name,
             state: Mutex::new(state),
             blobs: RwLock::default(),
+            gone: RwLock::default(),
         }
+    }
+
+    /// Runs `f`, during which the container is not deleted; an error when it has been.
+    pub(super) fn while_there<R>(
+        &self,
+        f: impl FnOnce() -> Result<R, ServiceError>,
+    ) -> Result<R, ServiceError> {
+        let gone = self.gone.read().unwrap_or_else(PoisonError::into_inner);
+        if *gone {
+            return Err(ServiceError::container_not_found());
+        }
+        f()
+    }
+
+    /// Runs `f`, which removes what is kept of the container, when nobody is writing of it; with its success it is gone.
+    pub(super) fn end(&self, f: impl FnOnce() -> Result<(), ServiceError>) -> Result<(), ServiceError> {
+        let mut gone = self.gone.write().unwrap_or_else(PoisonError::into_inner);
+        f()?;
+        *gone = true;
+        Ok(())
     }
 
     /// Locks its own state.

@@ -459,3 +459,33 @@ fn a_folder_keeps_metadata_and_sweeps_what_nobody_uses() {
     );
     assert_eq!(data_files(), 0);
 }
+
+/// A write that found its container before somebody deleted it must not leave a description in the folder: the data it names
+/// goes with the store, and the folder could not be opened again.
+#[test]
+fn a_write_that_races_the_containers_deletion_leaves_nothing_in_the_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StoreConfig {
+        folder: Some(dir.path().to_owned()),
+        ..Default::default()
+    };
+    let c = Caller::over(BlobStore::new(config.clone()).unwrap()).with_container();
+    c.put("b", b"content");
+    let container = c.store.container("box").unwrap();
+    let blob = container.with_existing("b", |state| state.unwrap().blob.clone().unwrap());
+    c.call("DELETE", "/box?restype=container", &[], b"");
+    let late = container.with_slot("b", |state| {
+        c.store.commit(&container, "b", state, (*blob).clone())
+    });
+    assert_eq!(late.unwrap_err().code, "ContainerNotFound");
+    c.store.create_container("box").unwrap();
+    drop((container, blob, c));
+
+    // What a store left that ended between the two halves of a deletion.
+    let orphan = dir.path().join("blobs").join("0".repeat(64));
+    std::fs::create_dir_all(orphan.join("aa")).unwrap();
+    std::fs::write(orphan.join("aa/b.json"), "{}").unwrap();
+    let c = Caller::over(BlobStore::new(config).unwrap());
+    assert_eq!(c.call("GET", "/box/b", &[], b"").code(), "BlobNotFound");
+    assert!(!orphan.exists());
+}

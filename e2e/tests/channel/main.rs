@@ -3,7 +3,6 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    clippy::undocumented_unsafe_blocks,
     reason = "a failed unwrap is a failed test"
 )]
 

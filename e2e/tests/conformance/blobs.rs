@@ -85,6 +85,10 @@ pub(crate) async fn metadata(c: &Context) -> Result<()> {
     let metadata = Metadata::from([
         ("mode".into(), "0644".into()),
         ("user_x".into(), "a b=c; d".into()),
+        // Signed in the order of a collation, not of bytes: another rule than the service's makes another signature.
+        ("a_b".into(), "1".into()),
+        ("a1".into(), "2".into()),
+        ("ab".into(), "3".into()),
     ]);
     let options = PutOptions {
         metadata: metadata.clone(),

@@ -134,11 +134,12 @@ fn change(
     let mut next = state.clone();
     apply(&mut next);
     next.version = store.clock.next();
-    if let Some(folder) = &store.folder {
-        folder
+    container.while_there(|| match &store.folder {
+        Some(folder) => folder
             .save_container(&container.name, &next)
-            .map_err(folder_failed)?;
-    }
+            .map_err(folder_failed),
+        None => Ok(()),
+    })?;
     *state = next;
     Ok(state.version)
 }
@@ -185,9 +186,10 @@ pub(super) fn delete(store: &BlobStore, call: &Call<'_>) -> Result<Reply, Servic
     conditions.check(Some(state.version), Kind::Write)?;
     let id = headers::lease_id(call.headers)?;
     state.lease.check(id, true, Resource::Container, Instant::now())?;
-    if let Some(folder) = &store.folder {
-        folder.remove_container(name).map_err(folder_failed)?;
-    }
+    container.end(|| match &store.folder {
+        Some(folder) => folder.remove_container(name).map_err(folder_failed),
+        None => Ok(()),
+    })?;
     containers.remove(name);
     Ok(Reply::new(202))
 }

@@ -101,18 +101,19 @@ impl Call<'_> {
 
 impl BlobStore {
     /// Makes a version of a blob the committed one.
-    fn commit(
+    pub(super) fn commit(
         &self,
         container: &Container,
         name: &str,
         state: &mut SlotState,
         blob: Blob,
     ) -> Result<(), ServiceError> {
-        if let Some(folder) = &self.folder {
-            folder
+        container.while_there(|| match &self.folder {
+            Some(folder) => folder
                 .save_blob(&container.name, name, &blob)
-                .map_err(folder_failed)?;
-        }
+                .map_err(folder_failed),
+            None => Ok(()),
+        })?;
         state.blob = Some(Arc::new(blob));
         Ok(())
     }
