@@ -222,9 +222,9 @@ proptest! {
 
     #[test]
     fn garbage_is_an_error_and_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-        let _ = list_page(&bytes);
-        let _ = block_list(&bytes);
-        let _ = error_body(&bytes);
+        prop_assert!(list_page(&bytes).is_err());
+        prop_assert!(block_list(&bytes).is_err());
+        prop_assert_eq!(error_body(&bytes), None);
     }
 
     #[test]
