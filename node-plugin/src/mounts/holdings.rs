@@ -3,16 +3,19 @@
 //! A container has no size that could be asked for. Listing is the only way to know, and costs a request for each 5,000
 //! blobs; so no call waits for more than a moment, a count is good for a while, and it ends at a limit.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use blob_client::{ListItem, ListOptions};
 use blob_fs::Store;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 /// How long a count is good for. Kubelet asks every minute or so.
 const GOOD_FOR: Duration = Duration::from_secs(15 * 60);
+/// When a count that failed is tried again.
+const AGAIN_AFTER: Duration = Duration::from_secs(60);
 /// Requests of one count at most: 100,000 blobs.
 const PAGES: usize = 20;
 /// How long a call waits for the first count of a volume.
@@ -38,9 +41,14 @@ pub struct Counter {
     runtime: tokio::runtime::Handle,
     /// One count at a time in the whole process.
     turn: Arc<Semaphore>,
-    /// When the latest count was started.
-    started: Mutex<Option<Instant>>,
-    latest: watch::Sender<Option<Holdings>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    latest: Option<Holdings>,
+    /// When the next count is to be started; `None` before the first.
+    due: Option<Instant>,
 }
 
 impl Counter {
@@ -60,32 +68,33 @@ impl Counter {
             prefix,
             runtime,
             turn,
-            started: Mutex::default(),
-            latest: watch::Sender::new(None),
+            known: Mutex::default(),
         })
     }
 
-    /// The latest count, after starting a new one when it is old. The very first is waited for, for a moment: `None` when it
-    /// takes longer, or fails.
+    /// The latest count, after starting a new one when it is due. The call that starts the very first waits for it, for a moment:
+    /// `None` when it takes longer, or fails.
     pub async fn holdings(self: &Arc<Self>) -> Option<Holdings> {
-        let mut latest = self.latest.subscribe();
-        self.start_if_due();
-        if latest.borrow().is_none() {
-            // Too late is as good as not yet; the sender lives in self.
-            let _ = tokio::time::timeout(FIRST, latest.wait_for(Option::is_some)).await;
+        let started = self.start_if_due();
+        if let Some(counting) = started.filter(|_| self.known().latest.is_none()) {
+            // Too late is as good as not yet: the count goes on.
+            let _ = tokio::time::timeout(FIRST, counting).await;
         }
-        *latest.borrow()
+        self.known().latest
     }
 
-    fn start_if_due(self: &Arc<Self>) {
-        let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
-        if started.is_some_and(|at| at.elapsed() < GOOD_FOR) {
-            return;
+    fn start_if_due(self: &Arc<Self>) -> Option<JoinHandle<()>> {
+        {
+            let mut known = self.known();
+            let now = Instant::now();
+            if known.due.is_some_and(|due| now < due) {
+                return None;
+            }
+            known.due = Some(now + GOOD_FOR);
         }
-        *started = Some(Instant::now());
         // Weak: a volume that is unmounted meanwhile need not be counted to the end.
         let (counter, turn) = (Arc::downgrade(self), Arc::clone(&self.turn));
-        self.runtime.spawn(async move {
+        Some(self.runtime.spawn(async move {
             // The semaphore is never closed.
             let _turn = turn.acquire_owned().await;
             let mut holdings = Holdings::default();
@@ -101,14 +110,20 @@ impl Counter {
                     // The file system tells its users what is wrong with the service.
                     Err(error) => {
                         tracing::debug!(%error, "a volume could not be counted");
+                        counter.known().due = Some(Instant::now() + AGAIN_AFTER);
                         return;
                     }
                 }
             }
             if let Some(counter) = counter.upgrade() {
-                counter.latest.send_replace(Some(holdings));
+                counter.known().latest = Some(holdings);
             }
-        });
+        }))
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Whole after a panic elsewhere: each field stands for itself.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds one page; answers where the next one starts.
@@ -180,13 +195,15 @@ mod tests {
         );
         tokio::time::advance(GOOD_FOR).await;
         // This call gets the old count and starts a new one.
-        counter.holdings().await;
-        counter
-            .latest
-            .subscribe()
-            .wait_for(|h| *h == Some(all(10, 4)))
-            .await
-            .unwrap();
+        assert_eq!(counter.holdings().await, Some(first));
+        counted(&counter, Some(all(10, 4))).await;
+    }
+
+    /// Waits until the latest count is this one.
+    async fn counted(counter: &Arc<Counter>, wanted: Option<Holdings>) {
+        while counter.known().latest != wanted {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     #[tokio::test]
@@ -196,25 +213,39 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_service_that_is_away_or_slow_does_not_hold_the_call() {
-        let away = store();
-        away.fail(Op::List, Fault::Lost, 1);
-        assert_eq!(counter(&away, "").holdings().await, None);
+    async fn a_slow_service_holds_one_call_for_a_moment() {
         let slow = store();
         slow.set_delay(Duration::from_secs(10));
         let counter = counter(&slow, "");
         let began = Instant::now();
         assert_eq!(counter.holdings().await, None);
+        assert_eq!(counter.holdings().await, None);
+        // The clock is the test's own: it moves only while everybody waits.
         assert!(
             began.elapsed() <= FIRST + Duration::from_millis(10),
             "{:?}",
             began.elapsed()
         );
-        counter
-            .latest
-            .subscribe()
-            .wait_for(Option::is_some)
-            .await
-            .unwrap();
+        let all = Holdings {
+            bytes: 9,
+            blobs: 3,
+            all: true,
+        };
+        counted(&counter, Some(all)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_count_that_failed_is_tried_again_and_waited_for_by_nobody() {
+        let away = store();
+        away.fail(Op::List, Fault::Lost, 1);
+        let counter = counter(&away, "");
+        let began = Instant::now();
+        for _ in 0..100 {
+            assert_eq!(counter.holdings().await, None);
+        }
+        assert!(began.elapsed() < FIRST, "{:?}", began.elapsed());
+        assert_eq!(away.counters().of(Op::List), 1, "and asked once");
+        tokio::time::advance(AGAIN_AFTER).await;
+        assert!(counter.holdings().await.is_some());
     }
 }
