@@ -99,19 +99,13 @@ fn wrong_arguments_are_named() {
         &["999", "octal"],
     );
     refused(&["node"], &["--node-id"]);
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().to_str().unwrap();
+    let node = ["node", "--node-id", "n", "--state-dir", state];
     refused(
-        &[
-            "node",
-            "--node-id",
-            "n",
-            "--endpoint",
-            "tcp://127.0.0.1:1",
-            "--state-dir",
-            "/tmp",
-        ],
+        &[&node[..], &["--endpoint", "tcp://127.0.0.1:1"]].concat(),
         &["--endpoint", "unix"],
     );
-    let node = ["node", "--node-id", "n", "--state-dir", "/tmp"];
     refused(
         &[&node[..], &["--max-volumes", "0"]].concat(),
         &["--max-volumes", "0"],

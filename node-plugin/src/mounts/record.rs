@@ -77,7 +77,8 @@ impl Records {
             if file.extension().is_none_or(|e| e != "json") {
                 continue;
             }
-            match serde_json::from_slice::<Record>(&std::fs::read(&file)?) {
+            let read = std::fs::read(&file).and_then(|text| Ok(serde_json::from_slice::<Record>(&text)?));
+            match read {
                 Ok(record) if record.version == VERSION => {
                     by_path.insert(record.path.clone(), (file, record));
                 }
@@ -211,6 +212,8 @@ mod tests {
     fn a_broken_record_does_not_stop_the_driver() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("x.json"), "{").unwrap();
+        // Not even readable.
+        std::fs::create_dir(folder.path().join("y.json")).unwrap();
         let records = Records::open(folder.path()).unwrap();
         assert!(records.all().is_empty());
         records.check().unwrap();
