@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use nix::sys::signal::Signal;
 
 use super::backend::Backend;
@@ -73,10 +73,13 @@ impl Plugin {
         self.folder.path().join("controller.sock")
     }
 
-    /// Registration socket of the node.
+    /// Registration socket of the node, which it makes after the one for calls.
     pub fn registration_socket(&self) -> Result<PathBuf> {
-        let mut entries = std::fs::read_dir(self.folder.path().join("registry"))?;
-        Ok(entries.next().context("no registration socket")??.path())
+        let registry = self.folder.path().join("registry");
+        wait_for("the registration socket", PATIENCE, || {
+            let entry = std::fs::read_dir(&registry)?.next().transpose()?;
+            Ok(entry.map(|entry| entry.path()))
+        })
     }
 
     /// The controller's process.
