@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vsc_driver::buffer::Arena;
 
@@ -115,6 +116,7 @@ pub struct Volume {
     tasks: TaskTracker,
     runtime: tokio::runtime::Handle,
     session: JoinHandle<io::Result<()>>,
+    ended: CancellationToken,
 }
 
 impl Volume {
@@ -150,9 +152,14 @@ impl Volume {
         .map_err(unreachable_root)?;
         let tasks = TaskTracker::new();
         let session = fuse::serve(Arc::clone(&tree), fd, resources.runtime.clone(), tasks.clone())?;
-        let session = std::thread::Builder::new()
-            .name("fuse-session".into())
-            .spawn(move || session.run())?;
+        let ended = CancellationToken::new();
+        let session = std::thread::Builder::new().name("fuse-session".into()).spawn({
+            let ended = ended.clone().drop_guard();
+            move || {
+                let _ended = ended;
+                session.run()
+            }
+        })?;
         let read_ahead = match profile {
             Profile::General | Profile::Streaming | Profile::ReadonlyShared => 16 * 1024,
             Profile::SmallFiles => 1024,
@@ -166,7 +173,14 @@ impl Volume {
             tasks,
             runtime: resources.runtime.clone(),
             session,
+            ended,
         })
+    }
+
+    /// Cancelled once the session has ended (unmounted, aborted, or failed); also while [`Volume::join`] is at work, which goes on
+    /// to commit what was accepted.
+    pub fn ended(&self) -> CancellationToken {
+        self.ended.clone()
     }
 
     /// False once the session has ended (unmounted, aborted, or failed).
@@ -187,6 +201,7 @@ impl Volume {
             tasks,
             runtime,
             session,
+            ended: _,
         } = self;
         let ended = session
             .join()

@@ -12,7 +12,7 @@ use vsc_driver::loader::{Loader, LoaderConfig, NodeStep, Restriction};
 
 use super::DeviceArgs;
 use crate::mounts::bounded::bounded;
-use crate::mounts::mounter::{Kernel, Mounter};
+use crate::mounts::mounter::{Kernel, Mounter, says_dead};
 use crate::mounts::mountinfo;
 
 /// How long a mount may take to answer before it counts as dead here.
@@ -94,8 +94,10 @@ pub struct MountReport {
     pub read_only: bool,
     /// Number of its FUSE connection.
     pub connection: u32,
-    /// Why it is dead; `None` when it answers.
+    /// Why it does not answer; `None` when it does.
     pub problem: Option<String>,
+    /// Nobody serves it any more.
+    pub dead: bool,
 }
 
 /// Looks, tells, and answers whether volumes can be mounted.
@@ -125,6 +127,7 @@ pub async fn examine(config: LoaderConfig) -> anyhow::Result<Report> {
         let at = mount.at.clone();
         let answer = bounded("stat", PATIENCE, move || Kernel.answers(&at)).await;
         mounts.push(MountReport {
+            dead: matches!(&answer, Ok(Err(error)) if says_dead(error)),
             path: mount.at.display().to_string(),
             read_only: mount.read_only(),
             connection: mount.minor,
@@ -242,7 +245,13 @@ fn sentences(report: &Report) -> String {
     for mount in &report.mounts {
         let state = match &mount.problem {
             None => "answers".to_owned(),
-            Some(problem) => format!("DEAD: {problem}; free it with `umount -l {}`", mount.path),
+            Some(problem) if mount.dead => {
+                format!("DEAD: {problem}; free it with `umount -l {}`", mount.path)
+            }
+            // Its changes would be lost.
+            Some(problem) => {
+                format!("does not answer for now: {problem}; do not unmount it while a process serves it")
+            }
         };
         let access = if mount.read_only {
             "read-only"

@@ -5,6 +5,7 @@ mod publish;
 mod stage;
 
 use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -76,11 +77,30 @@ impl NodeService {
         self
     }
 
-    fn report(&self, volume_id: &str, path: &str, tell: impl FnOnce(&Link, VolumeAt)) {
-        if let Some(link) = self.link.as_ref().filter(|_| !volume_id.is_empty()) {
+    /// Tells the cluster about a failure.
+    fn report(&self, volume_id: &str, path: &str, error: &Error, tell: impl FnOnce(&Link, VolumeAt)) {
+        // "Another call is at work" is nobody's trouble.
+        if error.reason == Reason::OperationPending || volume_id.is_empty() {
+            return;
+        }
+        if let Some(link) = &self.link {
             let (handle, path) = (volume_id.to_owned(), PathBuf::from(path));
             tell(link, VolumeAt { handle, path });
         }
+    }
+
+    /// Runs a call to its end also when nobody waits for it any more: the server drops a call whose caller has gone (kubelet's
+    /// deadline, a closed connection), and what it had done by then would be a mount without a record.
+    async fn to_its_end<T, F>(&self, call: impl FnOnce(Self) -> F) -> Result<Response<T>, Status>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<Response<T>, Status>> + Send + 'static,
+    {
+        let ended = tokio::spawn(call(self.clone())).await;
+        ended.unwrap_or_else(|error| {
+            let error = Error::new(Reason::NodeError, format!("the call did not end well: {error}"));
+            Err(error.into())
+        })
     }
 }
 
@@ -132,23 +152,23 @@ impl Node for NodeService {
         request: Request<NodeStageVolumeRequest>,
     ) -> Result<Response<NodeStageVolumeResponse>, Status> {
         let request = request.into_inner();
-        let result = self.stage(&request).await;
-        self.failures.note(&request.volume_id, result.as_ref().err());
-        if let Err(error) = &result {
-            self.report(
-                &request.volume_id,
-                &request.staging_target_path,
-                |link, volume| {
+        self.to_its_end(|node| async move {
+            let result = node.stage(&request).await;
+            node.failures.note(&request.volume_id, result.as_ref().err());
+            if let Err(error) = &result {
+                let (id, path) = (&request.volume_id, &request.staging_target_path);
+                node.report(id, path, error, |link, volume| {
                     let (reason, message) = (error.reason.to_string(), error.to_string());
                     link.reporter.staging_failed(volume, &reason, &message);
-                },
-            );
-        }
-        answer(
-            "NodeStageVolume",
-            &request.volume_id,
-            result.map(|()| NodeStageVolumeResponse {}),
-        )
+                });
+            }
+            answer(
+                "NodeStageVolume",
+                &request.volume_id,
+                result.map(|()| NodeStageVolumeResponse {}),
+            )
+        })
+        .await
     }
 
     async fn node_unstage_volume(
@@ -156,15 +176,18 @@ impl Node for NodeService {
         request: Request<NodeUnstageVolumeRequest>,
     ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
         let request = request.into_inner();
-        let result = self.unstage(&request).await;
-        if result.is_ok() {
-            self.failures.note(&request.volume_id, None);
-        }
-        answer(
-            "NodeUnstageVolume",
-            &request.volume_id,
-            result.map(|()| NodeUnstageVolumeResponse {}),
-        )
+        self.to_its_end(|node| async move {
+            let result = node.unstage(&request).await;
+            if result.is_ok() {
+                node.failures.note(&request.volume_id, None);
+            }
+            answer(
+                "NodeUnstageVolume",
+                &request.volume_id,
+                result.map(|()| NodeUnstageVolumeResponse {}),
+            )
+        })
+        .await
     }
 
     async fn node_publish_volume(
@@ -172,20 +195,24 @@ impl Node for NodeService {
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
         let request = request.into_inner();
-        let result = self.publish(&request).await;
-        self.failures.note(&request.volume_id, result.as_ref().err());
-        if let Err(error) = &result {
-            self.report(&request.volume_id, &request.target_path, |link, volume| {
-                let (reason, message) = (error.reason.to_string(), error.to_string());
-                let pod = pod_of(&request.volume_context);
-                link.reporter.publishing_failed(volume, pod, &reason, &message);
-            });
-        }
-        answer(
-            "NodePublishVolume",
-            &request.volume_id,
-            result.map(|()| NodePublishVolumeResponse {}),
-        )
+        self.to_its_end(|node| async move {
+            let result = node.publish(&request).await;
+            node.failures.note(&request.volume_id, result.as_ref().err());
+            if let Err(error) = &result {
+                let (id, path) = (&request.volume_id, &request.target_path);
+                node.report(id, path, error, |link, volume| {
+                    let (reason, message) = (error.reason.to_string(), error.to_string());
+                    let pod = pod_of(&request.volume_context);
+                    link.reporter.publishing_failed(volume, pod, &reason, &message);
+                });
+            }
+            answer(
+                "NodePublishVolume",
+                &request.volume_id,
+                result.map(|()| NodePublishVolumeResponse {}),
+            )
+        })
+        .await
     }
 
     async fn node_unpublish_volume(
@@ -193,12 +220,15 @@ impl Node for NodeService {
         request: Request<NodeUnpublishVolumeRequest>,
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
         let request = request.into_inner();
-        let result = self.unpublish(&request).await;
-        answer(
-            "NodeUnpublishVolume",
-            &request.volume_id,
-            result.map(|()| NodeUnpublishVolumeResponse {}),
-        )
+        self.to_its_end(|node| async move {
+            let result = node.unpublish(&request).await;
+            answer(
+                "NodeUnpublishVolume",
+                &request.volume_id,
+                result.map(|()| NodeUnpublishVolumeResponse {}),
+            )
+        })
+        .await
     }
 
     async fn node_get_volume_stats(

@@ -152,6 +152,8 @@ reasons! {
     NotStaged => FailedPrecondition, "Call NodeStageVolume first and publish from its staging path";
     /// The mount's process has ended (restart of the node plugin).
     MountDead => FailedPrecondition, "Delete the pods of this volume on this node: the next stage mounts it afresh";
+    /// The pod wants the volume in another way than it is mounted on this node.
+    StagedForOthers => FailedPrecondition, "Give all pods that use the volume on this node the same fsGroup; after a change of mountOptions or accessModes end them, and start them again";
     /// Block access, or another capability that a container cannot offer.
     CapabilityExceeded => FailedPrecondition, "Ask ValidateVolumeCapabilities what the volume can do; only file system access is offered";
     /// A volume for one writer is published at another path already.
@@ -168,6 +170,10 @@ reasons! {
     EndpointUnreachable => Unavailable, "Check server / storageEndpointSuffix, DNS and the network from the node to the storage account";
     /// The service throttles or has a bad moment.
     ServiceBusy => Unavailable, "Wait; the orchestrator retries by itself";
+    /// The mount is served and does not answer for now.
+    MountSilent => Unavailable, "See the log of the node plugin for what the service answers; the mount stays, and the orchestrator retries by itself";
+    /// Unmounted, with changes that are still on their way to the service.
+    CommitPending => Unavailable, "Wait; the orchestrator retries by itself, and the log of the node plugin says what the service answers";
     /// No answer within the deadline.
     ServiceTimeout => DeadlineExceeded, "Check the network from the node to the storage account";
     /// The file system was mounted and does not answer.

@@ -36,20 +36,44 @@ where
     T: Send + 'static,
     F: FnOnce() -> T + Send + 'static,
 {
-    let (done, result) = oneshot::channel();
+    // A receiver that gave up is no error of the call.
+    bounded_or(call, limit, work, drop).await
+}
+
+/// The same for a call that leaves something behind: `late` gets what came when nobody waited for it any more, on the call's
+/// own thread. Either it gets the result or the caller does.
+pub async fn bounded_or<T, F, L>(
+    call: &'static str,
+    limit: Duration,
+    work: F,
+    late: L,
+) -> Result<T, BoundedError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> T + Send + 'static,
+    L: FnOnce(T) + Send + 'static,
+{
+    let (done, mut result) = oneshot::channel();
     std::thread::Builder::new()
         .name(call.to_owned())
-        // A receiver that gave up is no error of the call.
-        .spawn(move || drop(done.send(work())))
+        .spawn(move || {
+            if let Err(value) = done.send(work()) {
+                late(value);
+            }
+        })
         .map_err(|source| BoundedError::Thread { call, source })?;
-    match tokio::time::timeout(limit, result).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(_)) => Err(BoundedError::Thread {
-            call,
-            source: io::Error::other("the thread panicked"),
-        }),
-        Err(_) => Err(BoundedError::TimedOut { call, limit }),
+    let panicked = |_| BoundedError::Thread {
+        call,
+        source: io::Error::other("the thread panicked"),
+    };
+    if let Ok(ended) = tokio::time::timeout(limit, &mut result).await {
+        return ended.map_err(panicked);
     }
+    // It may have come in this moment; after the close it cannot.
+    result.close();
+    result
+        .try_recv()
+        .map_err(|_| BoundedError::TimedOut { call, limit })
 }
 
 #[cfg(test)]
@@ -67,6 +91,22 @@ mod tests {
             "{result:?}"
         );
         drop(release);
+    }
+
+    #[tokio::test]
+    async fn what_comes_too_late_is_handed_over() {
+        let (release, blocked) = mpsc::channel::<()>();
+        let (told, late) = mpsc::channel();
+        let work = move || blocked.recv().map_or(0, |()| 7);
+        let result = bounded_or("mount", Duration::from_millis(20), work, move |value| {
+            told.send(value).unwrap();
+        })
+        .await;
+        assert!(matches!(result, Err(BoundedError::TimedOut { .. })), "{result:?}");
+        release.send(()).unwrap();
+        assert_eq!(late.recv().unwrap(), 7);
+        let in_time = bounded_or("mount", Duration::from_secs(60), || 8, |_| panic!("handed over"));
+        assert_eq!(in_time.await.unwrap(), 8);
     }
 
     #[tokio::test]

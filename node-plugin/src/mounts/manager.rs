@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use blob_fs::{Resources, VolumeConfig};
-use tokio::sync::Semaphore;
+use futures::future::join_all;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
-use super::bounded::{BoundedError, bounded};
+use super::bounded::{BoundedError, bounded, bounded_or};
 use super::holdings::{Counter, Holdings};
-use super::mounter::{Mounter, Serving, Usage};
+use super::mounter::{Mounter, Serving, Usage, says_dead, unmount_only};
 use super::mountinfo::{self, Mount};
 use super::record::{Record, Records, Target};
 use crate::csi::status::{Error, Reason, Result};
@@ -21,21 +24,27 @@ use crate::csi::status::{Error, Reason, Result};
 pub struct Patience {
     /// A stat of the root directory. The answer may need a request to the service.
     pub answer: Duration,
+    /// What asks only the kernel: the mount table, a directory of the node, a lazy unmount.
+    pub local: Duration,
     /// mount(2) and the kernel's handshake.
     pub mount: Duration,
     /// umount(2).
     pub unmount: Duration,
     /// Committing what is dirty at the end. Kubelet gives a call two minutes.
     pub commit: Duration,
+    /// The end of all volumes together when the process ends. The chart gives it two minutes, calls at work among them.
+    pub shut_down: Duration,
 }
 
 impl Default for Patience {
     fn default() -> Self {
         Self {
             answer: Duration::from_secs(15),
+            local: Duration::from_secs(30),
             mount: Duration::from_secs(30),
             unmount: Duration::from_secs(10),
             commit: Duration::from_secs(90),
+            shut_down: Duration::from_secs(100),
         }
     }
 }
@@ -47,10 +56,24 @@ pub enum Condition {
     NotMounted,
     /// Somebody else's mount, with its type.
     Foreign(String),
-    /// Ours, and not answering; why.
+    /// Ours, and nobody serves it any more; why.
     Dead(String),
+    /// Ours and served, but its root cannot be had for now: the service fails, or takes too long. Pods may have open files in it
+    /// and changes on their way, and it goes on by itself: it is never taken away by force.
+    Silent(String),
     /// Ours and answering.
     Healthy,
+}
+
+/// Whose connection an unmount may abort. An abort loses what is not committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Abort {
+    /// Nobody's: it is one of several binds, and is taken out of the tree at most.
+    Never,
+    /// That of a mount which nobody serves.
+    Dead,
+    /// That of a mount which does not answer either: nobody has used it yet.
+    Silent,
 }
 
 /// All mounts of a node plugin.
@@ -60,6 +83,10 @@ pub struct Mounts {
     resources: Resources,
     records: Records,
     live: Mutex<BTreeMap<PathBuf, Live>>,
+    /// Unmounted, and not committed to the end yet.
+    ending: Mutex<BTreeMap<PathBuf, Ending>>,
+    /// Connections of which a stat has not returned in time; gone with the thread that waits for it.
+    stuck: Mutex<BTreeMap<u32, Weak<()>>>,
     patience: Patience,
     /// File systems that may be served at a time.
     limit: usize,
@@ -72,6 +99,29 @@ pub struct Mounts {
 struct Live {
     serving: Box<dyn Serving>,
     counter: Arc<Counter>,
+}
+
+/// A file system after its unmount, with a thread that commits what was accepted.
+#[derive(Debug, Clone)]
+struct Ending {
+    /// Its session has ended: what takes time now is the commit.
+    ended: CancellationToken,
+    /// How the commit ended.
+    outcome: watch::Receiver<Option<Result<(), String>>>,
+}
+
+impl Ending {
+    fn of(serving: Box<dyn Serving>) -> io::Result<Self> {
+        let ended = serving.ended();
+        let (done, outcome) = watch::channel(None);
+        std::thread::Builder::new()
+            .name("commit".to_owned())
+            .spawn(move || {
+                let result = serving.join().map_err(|error| error.to_string());
+                done.send_replace(Some(result));
+            })?;
+        Ok(Self { ended, outcome })
+    }
 }
 
 /// Mounts at one path that are taken down at most; more is a loop of somebody mounting.
@@ -92,6 +142,8 @@ impl Mounts {
             resources,
             records,
             live: Mutex::default(),
+            ending: Mutex::default(),
+            stuck: Mutex::default(),
             patience,
             turn: Arc::new(Semaphore::new(1)),
         })
@@ -165,24 +217,71 @@ impl Mounts {
         if !top.is_ours() {
             return Ok(Condition::Foreign(top.fs_type.clone()));
         }
-        if let Some(live) = self.lock().get(path)
-            && !live.serving.is_serving()
-        {
+        let served = self.is_served(top.minor);
+        if served == Some(false) {
             return Ok(Condition::Dead("its session has ended".into()));
         }
-        let (mounter, at) = (self.mounter.clone(), path.to_owned());
-        Ok(
-            match bounded("stat", self.patience.answer, move || mounter.answers(&at)).await {
-                Ok(Ok(())) => Condition::Healthy,
-                Ok(Err(error)) => Condition::Dead(error.to_string()),
-                Err(error) => Condition::Dead(error.to_string()),
-            },
-        )
+        let Err(error) = self.ask(top).await else {
+            return Ok(Condition::Healthy);
+        };
+        let why = error.to_string();
+        // Of a process that is not this one, and has stopped.
+        let abandoned = error.kind() == io::ErrorKind::TimedOut && served.is_none();
+        Ok(if says_dead(&error) || abandoned {
+            Condition::Dead(why)
+        } else {
+            Condition::Silent(why)
+        })
+    }
+
+    /// Whether the session of a connection goes on; `None` when it is not one of this process. The kernel gives the number of a
+    /// connection that has ended to the next one, so that the one that goes on counts.
+    fn is_served(&self, connection: u32) -> Option<bool> {
+        self.lock()
+            .values()
+            .filter(|live| live.serving.connection() == connection)
+            .map(|live| live.serving.is_serving())
+            .max()
+    }
+
+    /// Asks the file system of a mount. While one stat hangs there is no second one, which would leave one more thread behind.
+    async fn ask(&self, mount: &Mount) -> io::Result<()> {
+        let stuck = |connection| {
+            let stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
+            stuck
+                .get(&connection)
+                .is_some_and(|asking: &Weak<()>| asking.strong_count() > 0)
+        };
+        if stuck(mount.minor) {
+            let text = "an earlier stat has not returned yet";
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        }
+        let (mounter, at, asking) = (self.mounter.clone(), mount.at.clone(), Arc::new(()));
+        let returned = Arc::downgrade(&asking);
+        let answer = bounded("stat", self.patience.answer, move || {
+            let _asking = asking;
+            mounter.answers(&at)
+        })
+        .await;
+        if let Err(BoundedError::TimedOut { .. }) = answer {
+            let mut stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
+            stuck.retain(|_, asking| asking.strong_count() > 0);
+            stuck.insert(mount.minor, returned);
+        }
+        flatten(answer)
     }
 
     /// Mounts and serves a volume at an existing directory, waits until it answers, and remembers it.
     pub async fn start(&self, record: Record, config: VolumeConfig) -> Result<()> {
         let path = record.path.clone();
+        match self.committed(&path).await {
+            Err(error) if error.reason == Reason::CommitPending => return Err(error),
+            // Told now, because the call that waited for it has gone.
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "changes of the former mount are lost")
+            }
+            Ok(()) => {}
+        }
         let (mounter, at, resources) = (self.mounter.clone(), path.clone(), self.resources.clone());
         let counter = Counter::new(
             Arc::clone(&config.store),
@@ -190,85 +289,154 @@ impl Mounts {
             self.resources.runtime.clone(),
             Arc::clone(&self.turn),
         );
-        let served = bounded("mount", self.patience.mount, move || {
-            mounter.serve(config, &at, &resources)
-        })
-        .await;
-        let failure = match served {
-            Ok(Ok(serving)) => {
+        let late = {
+            let (mounter, at) = (mounter.clone(), path.clone());
+            move |served: io::Result<Box<dyn Serving>>| {
+                let Some(serving) = served.ok().filter(|serving| serving.is_serving()) else {
+                    return;
+                };
+                tracing::warn!(path = %at.display(), "a mount came too late and is taken away");
+                if let Err(error) = unmount_only(&*mounter, &at, serving.connection()) {
+                    tracing::warn!(path = %at.display(), %error, "could not take a late mount away");
+                }
+            }
+        };
+        let work = move || mounter.serve(config, &at, &resources);
+        let served = bounded_or("mount", self.patience.mount, work, late).await;
+        let failure = match flatten(served) {
+            Ok(serving) => {
                 self.lock().insert(path.clone(), Live { serving, counter });
-                match self.condition(&path).await? {
-                    Condition::Healthy => match self.records.put(record) {
+                match self.condition(&path).await {
+                    Ok(Condition::Healthy) => match self.records.put(record) {
                         Ok(()) => return Ok(()),
                         Err(error) => {
                             Error::new(Reason::NodeError, format!("state of {}: {error}", path.display()))
                         }
                     },
-                    other => Error::new(
+                    Ok(other) => Error::new(
                         Reason::FileSystemSilent,
                         format!("{}: mounted, but it does not answer: {other:?}", path.display()),
                     ),
+                    Err(error) => error,
                 }
             }
-            Ok(Err(error)) => Error::new(
-                Reason::MountFailed,
-                format!("mount of {}: {error}", path.display()),
-            ),
             Err(error) => Error::new(
                 Reason::MountFailed,
                 format!("mount of {}: {error}", path.display()),
             ),
         };
         // Half a mount is worse than none: a pod would write into it, or beneath it.
-        if let Err(error) = self.stop(&path).await {
+        if let Err(error) = self.take_down(&path, Abort::Silent).await {
             tracing::warn!(path = %path.display(), %error, "could not take a failed mount down");
         }
         Err(failure)
     }
 
     /// Unmounts a volume, waits until everything accepted is committed, and forgets it. Nothing there is fine.
+    ///
+    /// # Errors
+    /// `CommitPending` when the commit takes longer than a call may: the next call goes on waiting for it.
     pub async fn stop(&self, path: &Path) -> Result<()> {
-        self.unmount(path, true).await?;
-        let serving = self.lock().remove(path).map(|live| live.serving);
-        self.records.remove(path).map_err(|e| node_error(path, &e))?;
-        let Some(serving) = serving else { return Ok(()) };
-        match bounded("commit", self.patience.commit, move || serving.join()).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Error::new(
+        self.take_down(path, Abort::Dead).await
+    }
+
+    async fn take_down(&self, path: &Path, abort: Abort) -> Result<()> {
+        self.unmount(path, abort).await?;
+        let live = self.lock().remove(path);
+        if let Some(live) = live {
+            let ending = Ending::of(live.serving).map_err(|e| node_error(path, &e))?;
+            self.ending().insert(path.to_owned(), ending);
+        }
+        let committed = self.committed(path).await;
+        match &committed {
+            Err(error) if error.reason == Reason::CommitPending => {}
+            _ => self.records.remove(path).map_err(|e| node_error(path, &e))?,
+        }
+        committed
+    }
+
+    /// Waits until what was mounted at a path, and is not any more, has committed its last changes.
+    async fn committed(&self, path: &Path) -> Result<()> {
+        let Some(mut ending) = self.ending().get(path).cloned() else {
+            return Ok(());
+        };
+        let limit = self.patience.commit;
+        let outcome = tokio::time::timeout(limit, ending.outcome.wait_for(Option::is_some)).await;
+        let failure = match outcome {
+            Ok(Ok(outcome)) => outcome.as_ref().and_then(|result| result.clone().err()),
+            Ok(Err(_)) => Some("the thread that commits them panicked".to_owned()),
+            Err(_) if ending.ended.is_cancelled() => {
+                return Err(Error::new(
+                    Reason::CommitPending,
+                    format!(
+                        "{}: unmounted, but the last changes are not committed after {limit:?}",
+                        path.display()
+                    ),
+                ));
+            }
+            Err(_) => {
+                // Held from another mount namespace; its thread goes on serving and committing until that ends.
+                tracing::warn!(path = %path.display(), ?limit, "the file system is still in use elsewhere");
+                None
+            }
+        };
+        self.ending().remove(path);
+        match failure {
+            None => Ok(()),
+            Some(error) => Err(Error::new(
                 Reason::ServiceError,
                 format!(
                     "{}: unmounted, but the last changes could not be committed: {error}",
                     path.display()
                 ),
             )),
-            Err(error @ BoundedError::TimedOut { .. }) => {
-                // Held from another mount namespace; its thread goes on serving and committing until that ends.
-                tracing::warn!(path = %path.display(), %error, "the file system is still in use elsewhere");
-                Ok(())
-            }
-            Err(error) => Err(node_error(path, &error)),
         }
     }
 
     /// Binds a mounted volume to a pod's directory, creating it.
     pub async fn bind(&self, source: &Path, target: &Path, args: Target) -> Result<()> {
+        let Some(staged) = self.mount_at(source).await? else {
+            return Err(Error::new(
+                Reason::NotStaged,
+                format!("{}: the volume is not mounted there any more", source.display()),
+            ));
+        };
         self.prepare_target(target).await?;
-        let (mounter, from, to, read_only) = (
-            self.mounter.clone(),
-            source.to_owned(),
-            target.to_owned(),
-            args.read_only,
-        );
-        let bound = bounded("bind", self.patience.mount, move || {
-            mounter.bind(&from, &to, read_only)
-        })
-        .await;
-        flatten(bound).map_err(|error| {
+        let failed = |error: &dyn std::fmt::Display| {
             Error::new(
                 Reason::MountFailed,
                 format!("bind of {} to {}: {error}", source.display(), target.display()),
             )
-        })?;
+        };
+        let late = {
+            let (mounter, at) = (self.mounter.clone(), target.to_owned());
+            move |bound: io::Result<()>| {
+                if bound.is_ok() && unmount_only(&*mounter, &at, staged.minor).is_err() {
+                    tracing::warn!(path = %at.display(), "could not take a bind away that came too late");
+                }
+            }
+        };
+        let (mounter, from, to) = (self.mounter.clone(), source.to_owned(), target.to_owned());
+        let work = move || mounter.bind(&from, &to, args.read_only);
+        let bound = bounded_or("bind", self.patience.mount, work, late).await;
+        flatten(bound).map_err(|error| failed(&error))?;
+        // The mount may have gone in between: then it is the node's own disk that was bound.
+        let there = self.mount_at(target).await?;
+        if !there.is_some_and(|there| there.same_file_system(&staged)) {
+            let (mounter, at) = (self.mounter.clone(), target.to_owned());
+            let undone = bounded("umount -l", self.patience.local, move || {
+                mounter.unmount(&at, true)
+            });
+            if let Err(error) = flatten(undone.await) {
+                tracing::error!(path = %target.display(), %error, "a bind of something else could not be undone");
+            }
+            return Err(failed(&"the volume was not there any more"));
+        }
+        self.remember_target(source, target, args)
+    }
+
+    /// Notes where a volume is published.
+    pub fn remember_target(&self, source: &Path, target: &Path, args: Target) -> Result<()> {
         let remembered = self.records.update(source, |record| {
             record.targets.insert(target.to_owned(), args);
         });
@@ -277,7 +445,7 @@ impl Mounts {
 
     /// Takes a pod's directory away. Nothing there is fine; files left in it are not ours to delete.
     pub async fn unbind(&self, target: &Path) -> Result<()> {
-        self.unmount(target, false).await?;
+        self.unmount(target, Abort::Never).await?;
         self.remove_target(target).await?;
         for record in self
             .records
@@ -298,7 +466,7 @@ impl Mounts {
         let path = target.to_owned();
         let found = bounded(
             "mkdir",
-            self.patience.answer,
+            self.patience.local,
             move || match std::fs::symlink_metadata(&path) {
                 Ok(found) => Ok(found.is_dir()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -327,7 +495,7 @@ impl Mounts {
     /// Removes an empty target directory.
     pub async fn remove_target(&self, target: &Path) -> Result<()> {
         let path = target.to_owned();
-        let removed = bounded("rmdir", self.patience.answer, move || std::fs::remove_dir(&path)).await;
+        let removed = bounded("rmdir", self.patience.local, move || std::fs::remove_dir(&path)).await;
         match flatten(removed) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -343,6 +511,38 @@ impl Mounts {
                 format!("target_path: {} cannot be removed: {error}", target.display()),
             )),
         }
+    }
+
+    /// Whose path this is: the volume whose file system is mounted or bound there; when it is none of them, those that are
+    /// remembered there.
+    pub async fn volumes_at(&self, path: &Path) -> Result<Vec<Record>> {
+        let mut records = self.records.all();
+        let table = self.table().await?;
+        if let Some(there) = mountinfo::at(&table, path).filter(|m| m.is_ours()) {
+            let of = |record: &Record| {
+                mountinfo::at(&table, &record.path).is_some_and(|mount| mount.same_file_system(there))
+            };
+            if let Some(index) = records.iter().position(of) {
+                return Ok(vec![records.swap_remove(index)]);
+            }
+        }
+        records.retain(|record| record.path == path || record.targets.contains_key(path));
+        Ok(records)
+    }
+
+    /// Whether this process serves a file system that is mounted at a path itself.
+    pub fn serves(&self, path: &Path) -> bool {
+        self.lock().contains_key(path)
+    }
+
+    /// Those of the targets at which a mount of this driver is still to be seen.
+    pub async fn still_mounted(
+        &self,
+        mut targets: BTreeMap<PathBuf, Target>,
+    ) -> Result<BTreeMap<PathBuf, Target>> {
+        let table = self.table().await?;
+        targets.retain(|target, _| mountinfo::at(&table, target).is_some_and(Mount::is_ours));
+        Ok(targets)
     }
 
     /// The mount at a path, if it is one of this driver.
@@ -383,22 +583,37 @@ impl Mounts {
     /// A volume that pods use stays mounted: its pods get ENOTCONN when the process is gone. Unmounting it here would
     /// let them go on writing, to the node's disk. Returns the number of volumes left in place.
     pub async fn shut_down(&self) -> usize {
-        let paths: Vec<PathBuf> = self.lock().keys().cloned().collect();
-        let mut left = 0;
-        for path in paths {
-            let in_use = match self.records.get(&path) {
-                Some(record) if record.inline => true,
-                _ => !self.bound_at(&path).await.unwrap_or_default().is_empty(),
-            };
-            if in_use {
-                left += 1;
-                self.sync(&path).await;
-            } else if let Err(error) = self.stop(&path).await {
-                tracing::warn!(path = %path.display(), %error, "could not unmount at the end");
-                left += 1;
+        let mut paths: Vec<PathBuf> = self.lock().keys().cloned().collect();
+        paths.extend(self.ending().keys().cloned());
+        let gone = AtomicUsize::new(0);
+        let gone = &gone;
+        let ends = paths.iter().map(|path| async move {
+            if self.end(path).await {
+                gone.fetch_add(1, Ordering::Relaxed);
             }
+        });
+        let limit = self.patience.shut_down;
+        if tokio::time::timeout(limit, join_all(ends)).await.is_err() {
+            tracing::error!(?limit, "the process ends before all changes are committed");
         }
-        left
+        paths.len() - gone.load(Ordering::Relaxed)
+    }
+
+    /// The end of the process for one volume. True when it is not mounted any more.
+    async fn end(&self, path: &Path) -> bool {
+        let in_use = match self.records.get(path) {
+            Some(record) if record.inline => self.lock().contains_key(path),
+            _ => !self.bound_at(path).await.unwrap_or_default().is_empty(),
+        };
+        if in_use {
+            self.sync(path).await;
+            return false;
+        }
+        let stopped = self.stop(path).await;
+        if let Err(error) = &stopped {
+            tracing::warn!(path = %path.display(), %error, "could not unmount at the end");
+        }
+        stopped.is_ok()
     }
 
     /// Commits what is dirty in one mount.
@@ -420,9 +635,8 @@ impl Mounts {
         }
     }
 
-    /// Unmounts everything of ours at a path. A dead or hung mount is detached; `abort` ends its connection too, which
-    /// is right for the mount itself and wrong for one of several binds.
-    async fn unmount(&self, path: &Path, abort: bool) -> Result<()> {
+    /// Unmounts everything of ours at a path. A dead mount is detached, and so is a bind that does not answer; see [`Abort`].
+    async fn unmount(&self, path: &Path, abort: Abort) -> Result<()> {
         for _ in 0..MOST_STACKED {
             let table = self.table().await?;
             let Some(mount) = mountinfo::at(&table, path).cloned() else {
@@ -443,21 +657,26 @@ impl Mounts {
                 mounter.unmount(&at, false)
             })
             .await;
-            let error = match plain {
-                Ok(Ok(())) => continue,
-                Ok(Err(error)) if error.raw_os_error() == Some(libc::EINVAL) => continue,
-                Ok(Err(error)) => error.to_string(),
-                Err(error) => error.to_string(),
+            let error = match flatten(plain) {
+                Ok(()) => continue,
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => continue,
+                Err(error) => error,
+            };
+            let failed = |why: &str| {
+                let text = format!("umount of {}: {error}{why}", path.display());
+                Err(Error::new(Reason::UnmountFailed, text))
             };
             match self.condition(path).await? {
-                Condition::Healthy => {
-                    let text = format!("umount of {}: {error}", path.display());
-                    return Err(Error::new(Reason::UnmountFailed, text));
+                Condition::Healthy => return failed(""),
+                Condition::Silent(why) if abort == Abort::Dead => {
+                    return failed(&format!(
+                        "; the mount is served and does not answer for now: {why}"
+                    ));
                 }
-                Condition::NotMounted => return Ok(()),
-                state => {
-                    tracing::warn!(path = %path.display(), error, ?state, "detaching a dead mount");
-                    self.detach(&mount, abort).await?;
+                Condition::NotMounted | Condition::Foreign(_) => {}
+                state @ (Condition::Dead(_) | Condition::Silent(_)) => {
+                    tracing::warn!(path = %path.display(), %error, ?state, "detaching a mount that does not answer");
+                    self.detach(&mount, abort != Abort::Never).await?;
                 }
             }
         }
@@ -470,10 +689,10 @@ impl Mounts {
     /// Takes a mount out of the tree, whoever uses it.
     async fn detach(&self, mount: &Mount, abort: bool) -> Result<()> {
         let (mounter, doomed) = (self.mounter.clone(), mount.clone());
-        let detached = bounded("umount -l", self.patience.unmount, move || {
-            if abort {
-                // First: whoever is blocked on it holds locks that the unmount may want.
-                mounter.abort(&doomed)?;
+        let detached = bounded("umount -l", self.patience.local, move || {
+            // First: whoever is blocked on it holds locks that the unmount may want. Without it they stay blocked, but the path is free.
+            if abort && let Err(error) = mounter.abort(&doomed) {
+                tracing::warn!(path = %doomed.at.display(), %error, "could not abort the connection of a dead mount");
             }
             mounter.unmount(&doomed.at, true)
         });
@@ -489,13 +708,18 @@ impl Mounts {
 
     async fn table(&self) -> Result<Vec<Mount>> {
         let mounter = self.mounter.clone();
-        let table = bounded("mountinfo", self.patience.answer, move || mounter.table()).await;
+        let table = bounded("mountinfo", self.patience.local, move || mounter.table()).await;
         flatten(table).map_err(|e| Error::new(Reason::NodeError, format!("/proc/self/mountinfo: {e}")))
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Live>> {
         // Whole after a panic elsewhere: every change is one insert or remove.
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ending(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Ending>> {
+        // Whole after a panic elsewhere, like the other.
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

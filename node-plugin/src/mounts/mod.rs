@@ -5,7 +5,7 @@
 
 pub mod bounded;
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 pub mod holdings;
 pub mod manager;
 pub mod mounter;

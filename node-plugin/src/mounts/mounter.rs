@@ -2,11 +2,14 @@
 
 use std::fmt::Debug;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use blob_fs::{Resources, Volume, VolumeConfig};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio_util::sync::CancellationToken;
 
 use super::mountinfo::{self, Mount};
 
@@ -15,8 +18,12 @@ const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 
 /// A file system being served.
 pub trait Serving: Send + Sync + Debug {
+    /// Number of its connection: the minor of its mounts in the mount table.
+    fn connection(&self) -> u32;
     /// False once the session has ended.
     fn is_serving(&self) -> bool;
+    /// Cancelled once the session has ended, also while `join` is at work.
+    fn ended(&self) -> CancellationToken;
     /// Commits everything dirty.
     fn sync(&self) -> io::Result<()>;
     /// Waits for the end of the session after an unmount, and until everything accepted is committed.
@@ -37,7 +44,8 @@ pub struct Usage {
 pub trait Mounter: Send + Sync + Debug + 'static {
     /// The mount table.
     fn table(&self) -> io::Result<Vec<Mount>>;
-    /// Mounts a file system at a directory and serves it; returns once the kernel has shaken hands.
+    /// Mounts a file system at a directory, spelled as the mount table spells it, and serves it; returns once the kernel has
+    /// shaken hands. After an error nothing of it is mounted.
     fn serve(&self, config: VolumeConfig, at: &Path, resources: &Resources) -> io::Result<Box<dyn Serving>>;
     /// Asks the file system at a path, past the kernel's caches, and for its root directory.
     fn answers(&self, at: &Path) -> io::Result<()>;
@@ -55,15 +63,64 @@ pub trait Mounter: Send + Sync + Debug + 'static {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Kernel;
 
-impl Serving for Volume {
+/// A volume and the number of its connection.
+#[derive(Debug)]
+struct Served {
+    volume: Volume,
+    connection: u32,
+}
+
+impl Serving for Served {
+    fn connection(&self) -> u32 {
+        self.connection
+    }
     fn is_serving(&self) -> bool {
-        Volume::is_serving(self)
+        self.volume.is_serving()
+    }
+    fn ended(&self) -> CancellationToken {
+        self.volume.ended()
     }
     fn sync(&self) -> io::Result<()> {
-        Volume::sync(self)
+        self.volume.sync()
     }
     fn join(self: Box<Self>) -> io::Result<()> {
-        Volume::join(*self)
+        self.volume.join()
+    }
+}
+
+/// Whether an answer of a FUSE mount says that nobody serves it any more: the kernel gives these itself, never a file system that
+/// runs. Whatever else fails there is a service that fails.
+pub fn says_dead(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
+}
+
+/// Takes the mount of a connection away that has not ended. Another one that has come to the same path meanwhile stays: the call
+/// that mounted this one may have taken so long that its caller gave up and mounted anew. After its end the kernel gives the
+/// number to the next file system, and it says nothing any more.
+pub(super) fn unmount_only(mounter: &dyn Mounter, at: &Path, connection: u32) -> io::Result<()> {
+    match mountinfo::at(&mounter.table()?, at) {
+        Some(top) if top.is_ours() && top.minor == connection => mounter.unmount(at, true),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the file system behind a descriptor of `/dev/fuse` has been unmounted or aborted (fuse: its poll).
+fn has_ended(device: &OwnedFd) -> bool {
+    let mut asked = [PollFd::new(device.as_fd(), PollFlags::empty())];
+    poll(&mut asked, PollTimeout::ZERO).is_ok()
+        && asked[0]
+            .revents()
+            .is_some_and(|events| events.contains(PollFlags::POLLERR))
+}
+
+/// The connection of the uppermost mount at a path.
+fn connection_at(at: &Path) -> io::Result<u32> {
+    match mountinfo::at(&mountinfo::read()?, at) {
+        Some(top) if top.is_ours() => Ok(top.minor),
+        _ => Err(io::Error::other(format!(
+            "{}: mounted, and not in the mount table",
+            at.display()
+        ))),
     }
 }
 
@@ -74,11 +131,19 @@ impl Mounter for Kernel {
 
     fn serve(&self, config: VolumeConfig, at: &Path, resources: &Resources) -> io::Result<Box<dyn Serving>> {
         let fd = blob_fs::fuse::mount(at, &config.name, config.read_only)?;
+        // Asked at once: later somebody else's mount may be on top.
+        let known = connection_at(at).and_then(|connection| Ok((connection, fd.try_clone()?)));
+        let (connection, device) = known.inspect_err(|_| {
+            // Mounted this moment, so it is on top; the error that matters is the other one.
+            let _ = umount2(at, MntFlags::MNT_DETACH);
+        })?;
         match Volume::serve(config, fd, at.to_owned(), resources) {
-            Ok(volume) => Ok(Box::new(volume)),
+            Ok(volume) => Ok(Box::new(Served { volume, connection })),
             Err(error) => {
-                // Nobody serves it: take it away again, whatever the unmount says the first error is the one to tell.
-                let _ = umount2(at, MntFlags::MNT_DETACH);
+                if !has_ended(&device) {
+                    // Nobody serves it: take it away again, whatever the unmount says the first error is the one to tell.
+                    let _ = unmount_only(self, at, connection);
+                }
                 Err(error)
             }
         }

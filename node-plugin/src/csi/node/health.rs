@@ -68,14 +68,8 @@ impl NodeService {
         };
         match self.mounts.condition(&path).await? {
             Condition::NotMounted | Condition::Foreign(_) => Err(not_there()),
-            Condition::Dead(why) => Ok(NodeGetVolumeStatsResponse {
-                // Kubelet drops an answer without usage, and the condition with it.
-                usage: usage(Usage::default()),
-                volume_condition: Some(VolumeCondition {
-                    abnormal: true,
-                    message: dead(&why),
-                }),
-            }),
+            Condition::Dead(why) => Ok(abnormal(Reason::MountDead, &why)),
+            Condition::Silent(why) => Ok(abnormal(Reason::MountSilent, &why)),
             Condition::Healthy => {
                 let space = self.mounts.usage(&path).await?;
                 let held = self.mounts.holdings(&record.path).await;
@@ -109,14 +103,16 @@ impl NodeService {
         }
         let mut health_statuses = Vec::new();
         for record in mounted {
-            let message = match self.mounts.condition(&record.path).await? {
+            let (reason, message) = match self.mounts.condition(&record.path).await? {
                 Condition::Healthy => continue,
-                Condition::Dead(why) => dead(&why),
-                Condition::NotMounted | Condition::Foreign(_) => {
-                    format!("not mounted at {} any more", record.path.display())
-                }
+                Condition::Dead(why) => (Reason::MountDead, unanswered(Reason::MountDead, &why)),
+                Condition::Silent(why) => (Reason::MountSilent, unanswered(Reason::MountSilent, &why)),
+                Condition::NotMounted | Condition::Foreign(_) => (
+                    Reason::MountDead,
+                    format!("not mounted at {} any more", record.path.display()),
+                ),
             };
-            health_statuses.push(inaccessible(Reason::MountDead, message));
+            health_statuses.push(inaccessible(reason, message));
             // (status, reason) must be unique.
             break;
         }
@@ -157,8 +153,20 @@ impl NodeService {
     }
 }
 
-fn dead(why: &str) -> String {
-    format!("the mount does not answer ({why}); {}", Reason::MountDead.hint())
+/// Statistics of a mount that does not answer.
+fn abnormal(reason: Reason, why: &str) -> NodeGetVolumeStatsResponse {
+    NodeGetVolumeStatsResponse {
+        // Kubelet drops an answer without usage, and the condition with it.
+        usage: usage(Usage::default()),
+        volume_condition: Some(VolumeCondition {
+            abnormal: true,
+            message: unanswered(reason, why),
+        }),
+    }
+}
+
+fn unanswered(reason: Reason, why: &str) -> String {
+    format!("the mount does not answer ({why}); {}", reason.hint())
 }
 
 fn inaccessible(reason: Reason, message: String) -> VolumeHealthEntry {

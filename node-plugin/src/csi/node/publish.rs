@@ -35,8 +35,9 @@ impl NodeService {
         }
         let staging = resolved("staging_target_path", &request.staging_target_path)?;
         let staged = self.staged(volume_id, &staging)?;
-        match self.mounts.condition(&staging).await? {
-            Condition::Healthy => {}
+        let silent = match self.mounts.condition(&staging).await? {
+            Condition::Healthy => None,
+            Condition::Silent(why) => Some(why),
             Condition::Dead(why) => {
                 return Err(Error::new(
                     Reason::MountDead,
@@ -55,7 +56,7 @@ impl NodeService {
                     ),
                 ));
             }
-        }
+        };
         let args = Target {
             read_only: request.readonly,
             access,
@@ -63,6 +64,10 @@ impl NodeService {
         self.check_arguments(&staged, &args, request)?;
         if self.published_alike(&staged, &target, &args).await? {
             return Ok(());
+        }
+        if let Some(why) = silent {
+            // A pod that has the volume keeps it; a new one waits until it can be used.
+            return Err(silent_mount("staging_target_path", &staging, &why));
         }
         self.check_other_targets(&staged, &target, &args).await?;
         self.mounts.bind(&staging, &target, args).await
@@ -72,14 +77,19 @@ impl NodeService {
         let volume_id = required("volume_id", &request.volume_id)?;
         let target = resolved("target_path", &request.target_path)?;
         let _guard = self.guards.enter(volume_id)?;
-        match self.mounts.records().get(&target) {
-            Some(record) if record.inline && record.volume_id == volume_id => {
-                self.mounts.stop(&target).await?;
-                self.tokens().remove(&target);
-                self.mounts.remove_target(&target).await
-            }
-            _ => self.mounts.unbind(&target).await,
+        let there = self.mounts.volumes_at(&target).await?;
+        let own = there.iter().find(|record| record.volume_id == volume_id);
+        let staged_there = own.is_some_and(|record| record.path == target && !record.inline);
+        if staged_there || (own.is_none() && !there.is_empty()) {
+            // Idempotent: this volume is not published there. Another one, or a staging path, is not this call's to take away.
+            return Ok(());
         }
+        if own.is_some_and(|record| record.inline) || self.mounts.serves(&target) {
+            self.mounts.stop(&target).await?;
+            self.tokens().remove(&target);
+            return self.mounts.remove_target(&target).await;
+        }
+        self.mounts.unbind(&target).await
     }
 
     /// An inline volume, or one with the pod's own token: mounted at the target, there is no stage. Kubelet calls again
@@ -106,14 +116,18 @@ impl NodeService {
             access: record.access.clone(),
         };
         record.targets.insert(target.to_owned(), args);
+        let known = self.mounts.records().get(target);
+        let alike = known.as_ref() == Some(&record);
+        if alike && let (Some(given), Some(token)) = (self.tokens().get(target), &token) {
+            // Before the mount is asked anything: with the old token it may not answer.
+            given.replace(token.clone());
+        }
         match self.mounts.condition(target).await? {
-            Condition::Healthy => {
-                if self.mounts.records().get(target).as_ref() == Some(&record) {
-                    if let (Some(given), Some(token)) = (self.tokens().get(target), token) {
-                        given.replace(token);
-                    }
-                    return Ok(());
-                }
+            Condition::Healthy | Condition::Silent(_) if alike => return Ok(()),
+            Condition::Silent(why) if known.is_none() => {
+                return Err(silent_mount("target_path", target, &why));
+            }
+            Condition::Healthy | Condition::Silent(_) => {
                 return Err(Error::new(
                     Reason::PublishedDifferently,
                     format!(
@@ -164,7 +178,7 @@ impl NodeService {
     ) -> Result<()> {
         if let Some(field) = staged.access.difference(&args.access) {
             return Err(Error::new(
-                Reason::CapabilityExceeded,
+                Reason::StagedForOthers,
                 format!("{field}: the volume is staged with another one on this node"),
             ));
         }
@@ -186,7 +200,7 @@ impl NodeService {
                 self.mounts.unbind(target).await?;
                 return Ok(false);
             }
-            Condition::Healthy => {}
+            Condition::Healthy | Condition::Silent(_) => {}
         }
         let differs = |what: &str| {
             Err(Error::new(
@@ -214,7 +228,10 @@ impl NodeService {
             },
             // The record was lost between the bind and its writing; the mount itself knows readonly.
             None if there.read_only() != (args.read_only || source.read_only()) => differs("readonly"),
-            None => Ok(true),
+            None => {
+                self.mounts.remember_target(&staged.path, target, args.clone())?;
+                Ok(true)
+            }
         }
     }
 
@@ -237,6 +254,13 @@ impl NodeService {
         }
         Ok(())
     }
+}
+
+fn silent_mount(field: &str, path: &Path, why: &str) -> Error {
+    Error::new(
+        Reason::MountSilent,
+        format!("{field}: the mount at {} does not answer: {why}", path.display()),
+    )
 }
 
 fn foreign(target: &Path, fs_type: &str) -> Error {

@@ -26,7 +26,7 @@ impl NodeService {
         let attributes = Attributes::parse(&request.volume_context, Scope::Attributes)?;
         let options = MountOptions::parse(&access.mount_flags)?;
         let secrets = Secrets::parse(&request.secrets)?;
-        let record = Record::new(volume_id, &path, access, stable_context(&request.volume_context));
+        let mut record = Record::new(volume_id, &path, access, stable_context(&request.volume_context));
 
         let _guard = self.guards.enter(volume_id)?;
         if attributes.identity.with_pod_token {
@@ -34,10 +34,15 @@ impl NodeService {
             return Ok(());
         }
         match self.mounts.condition(&path).await? {
-            Condition::Healthy => return self.staged_alike(&record),
+            Condition::Healthy | Condition::Silent(_) => return self.staged_alike(&record),
             Condition::Dead(why) => {
                 tracing::info!(volume_id, path = %path.display(), why, "taking a dead mount down before staging");
+                let former = self.mounts.records().get(&path);
                 self.mounts.stop(&path).await?;
+                if let Some(former) = former.filter(|former| former.volume_id == volume_id) {
+                    // Pods of the dead mount are still asked about, and taken away.
+                    record.targets = self.mounts.still_mounted(former.targets).await?;
+                }
             }
             Condition::Foreign(fs_type) => {
                 return Err(Error::new(
@@ -50,11 +55,12 @@ impl NodeService {
             }
             Condition::NotMounted => {}
         }
-        if !path.is_dir() {
+        // A link would be mounted at its target, where nobody looks for it.
+        if !std::fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir()) {
             return Err(Error::new(
                 Reason::StagingPathMissing,
                 format!(
-                    "staging_target_path: {} is not an existing directory",
+                    "staging_target_path: {} is not an existing directory (nor may it be a link to one)",
                     path.display()
                 ),
             ));
@@ -77,16 +83,16 @@ impl NodeService {
         let path = resolved("staging_target_path", &request.staging_target_path)?;
         let _guard = self.guards.enter(volume_id)?;
         if let Some(record) = self.mounts.records().get(&path)
-            && record.volume_id != volume_id
+            && (record.volume_id != volume_id || record.inline)
         {
-            // Idempotent: this volume is not staged there, and the other one is not ours to end.
+            // Idempotent: this volume is not staged there, and the other one, or the pod's own mount, is not ours to end.
             return Ok(());
         }
         let condition = self.mounts.condition(&path).await?;
         if matches!(condition, Condition::Foreign(_)) {
             return Ok(());
         }
-        if condition == Condition::Healthy {
+        if matches!(condition, Condition::Healthy | Condition::Silent(_)) {
             let bound = self.mounts.bound_at(&path).await?;
             if let Some(target) = bound.first() {
                 return Err(Error::new(

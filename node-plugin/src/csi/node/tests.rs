@@ -1,15 +1,20 @@
-//! What a failed call tells the cluster: the pod and the claim that wait for it.
+//! What a failed call tells the cluster - the pod and the claim that wait for it -, and calls over a kernel in memory.
 
 use blob_client::transport::failover::{ChannelState, Paths};
-use blob_fs::{Budget, Resources};
+use blob_fs::store::fake::FakeStore;
+use blob_fs::{Budget, Resources, VolumeConfig};
 use tokio_util::sync::CancellationToken;
 use vsc_driver::buffer::Arena;
 
 use super::*;
 use crate::cluster::fake::{FakeCluster, NODE, claim, pod};
 use crate::cluster::{Membership, Reporter};
-use crate::mounts::Kernel;
+use crate::csi::capability::Access;
+use crate::mounts::fake::FakeKernel;
 use crate::mounts::manager::Patience;
+use crate::mounts::mountinfo::FS_TYPE;
+use crate::mounts::record::Record;
+use crate::mounts::{Kernel, Mounter};
 
 const UID: &str = "uid-of-pod-reader";
 
@@ -20,22 +25,24 @@ struct World {
     _stop: tokio_util::sync::DropGuard,
 }
 
-/// A node in a cluster with one claim, `team/data`, of volume `h`, used by pod `team/reader`.
-fn world() -> World {
+/// A node with its state in a folder.
+fn service(kernel: Arc<dyn Mounter>, folder: &Path) -> NodeService {
     let runtime = tokio::runtime::Handle::current();
     let arena = Arena::new(64 << 20).unwrap();
-    let folder = tempfile::tempdir().unwrap();
     let resources = Resources {
         budget: Budget::new(32 << 20),
         arena: arena.clone(),
         runtime: runtime.clone(),
     };
-    let mounts = Mounts::new(
-        Arc::new(Kernel),
-        resources,
-        &folder.path().join("state"),
-        Patience::default(),
-    );
+    let mounts = Mounts::new(kernel, resources, &folder.join("state"), Patience::default());
+    let connector = Connector::new(Paths::new(None, arena.clone(), runtime), arena);
+    NodeService::new(NODE, Arc::new(mounts.unwrap()), connector, None)
+}
+
+/// A node in a cluster with one claim, `team/data`, of volume `h`, used by pod `team/reader`.
+fn world() -> World {
+    let folder = tempfile::tempdir().unwrap();
+    let service = service(Arc::new(Kernel), folder.path());
     let cluster = FakeCluster::new();
     cluster.set(|state| {
         state.pods.push(pod("team", "reader", &["data"]));
@@ -58,8 +65,6 @@ fn world() -> World {
     };
     let stop = CancellationToken::new();
     tokio::spawn(membership.keep(link.reporter.clone(), stop.clone()));
-    let connector = Connector::new(Paths::new(None, arena.clone(), runtime), arena);
-    let service = NodeService::new(NODE, Arc::new(mounts.unwrap()), connector, None);
     World {
         service: service.in_cluster(link),
         cluster,
@@ -113,6 +118,37 @@ async fn a_failed_stage_becomes_an_event_of_the_pod_and_the_claim() {
 }
 
 #[tokio::test]
+async fn a_call_that_has_to_wait_is_no_event() {
+    let world = world();
+    let staging = world.folder.path().join("globalmount");
+    std::fs::create_dir(&staging).unwrap();
+    let mut request = NodeStageVolumeRequest {
+        volume_id: "h".into(),
+        staging_target_path: staging.display().to_string(),
+        volume_capability: Some(capability()),
+        volume_context: map(&[("containerName", "photos")]),
+        ..NodeStageVolumeRequest::default()
+    };
+    let first = world.service.guards.enter("h").unwrap();
+    let status = world
+        .service
+        .node_stage_volume(Request::new(request.clone()))
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), tonic::Code::Aborted);
+    drop(first);
+    // Events are sent in order: with this one there, the other one is not to come.
+    request.volume_context = map(&[("contianerName", "photos")]);
+    let status = world.service.node_stage_volume(Request::new(request)).await;
+    assert_eq!(status.unwrap_err().code(), tonic::Code::InvalidArgument);
+    let told = [
+        ("PersistentVolumeClaim", "data", "UnknownKey", 1),
+        ("Pod", "reader", "UnknownKey", 1),
+    ];
+    world.cluster.until(|state| state.told() == told).await;
+}
+
+#[tokio::test]
 async fn a_failed_inline_volume_becomes_an_event_of_its_pod() {
     let world = world();
     let target = world
@@ -140,4 +176,72 @@ async fn a_failed_inline_volume_becomes_an_event_of_its_pod() {
     let told = [("Pod", "reader", "SecretNamespaceRefused", 1)];
     world.cluster.until(|state| state.told() == told).await;
     assert!(!target.exists(), "nothing is left behind");
+}
+
+fn record(volume_id: &str, path: &Path, context: &HashMap<String, String>) -> Record {
+    let access = Access::parse(Some(&capability()), Reason::CapabilityExceeded).unwrap();
+    Record::new(volume_id, path, access, stable_context(context))
+}
+
+#[tokio::test]
+async fn a_target_that_its_record_lost_is_remembered_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = FakeKernel::new();
+    let service = service(kernel.clone(), folder.path());
+    let (staging, target) = (folder.path().join("globalmount"), folder.path().join("mount"));
+    let request = NodePublishVolumeRequest {
+        volume_id: "h".into(),
+        staging_target_path: staging.display().to_string(),
+        target_path: target.display().to_string(),
+        volume_capability: Some(capability()),
+        volume_context: map(&[("containerName", "photos")]),
+        ..NodePublishVolumeRequest::default()
+    };
+    let records = service.mounts.records();
+    records
+        .put(record("h", &staging, &request.volume_context))
+        .unwrap();
+    kernel.add(&staging, FS_TYPE);
+    // The process ended between the bind and the record of it.
+    kernel.bind(&staging, &target, false).unwrap();
+    service.node_publish_volume(Request::new(request)).await.unwrap();
+    assert!(records.get(&staging).unwrap().targets.contains_key(&target));
+    assert_eq!(kernel.mounts(), [staging, target], "and bound once");
+}
+
+#[tokio::test]
+async fn a_call_goes_on_when_its_caller_has_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = FakeKernel::new();
+    let service = service(kernel.clone(), folder.path());
+    let staging = folder.path().join("globalmount");
+    let config = VolumeConfig::new("acct/photos", Arc::new(FakeStore::new()));
+    let staged = record("h", &staging, &HashMap::new());
+    service.mounts.start(staged, config).await.unwrap();
+    let unstage = || {
+        service.node_unstage_volume(Request::new(NodeUnstageVolumeRequest {
+            volume_id: "h".into(),
+            staging_target_path: staging.display().to_string(),
+        }))
+    };
+    kernel.hold_commits(true);
+    tokio::select! {
+        ended = unstage() => panic!("it did not wait for the commit: {ended:?}"),
+        () = until(|| kernel.mounts().is_empty()) => {}
+    }
+    let again = unstage().await.unwrap_err();
+    assert_eq!(again.code(), tonic::Code::Aborted, "the first call is at work");
+    kernel.hold_commits(false);
+    until(|| service.mounts.records().all().is_empty()).await;
+    // It lets go of the volume a moment later.
+    while let Err(status) = unstage().await {
+        assert_eq!(status.code(), tonic::Code::Aborted);
+    }
+}
+
+/// Waits for a condition.
+async fn until(mut met: impl FnMut() -> bool) {
+    while !met() {
+        tokio::task::yield_now().await;
+    }
 }

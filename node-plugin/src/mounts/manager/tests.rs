@@ -11,12 +11,18 @@ use super::super::fake::{FakeKernel, Health};
 use super::*;
 use crate::csi::capability::Access;
 
-/// Short for what must time out, long for what must not.
+/// Nothing of a test should come near it.
+const LONG: Duration = Duration::from_secs(60);
+/// For what hangs on purpose.
+const SHORT: Duration = Duration::from_millis(50);
+
 const PATIENCE: Patience = Patience {
-    answer: Duration::from_millis(100),
-    mount: Duration::from_secs(60),
-    unmount: Duration::from_millis(100),
-    commit: Duration::from_secs(60),
+    answer: LONG,
+    local: LONG,
+    mount: LONG,
+    unmount: LONG,
+    commit: LONG,
+    shut_down: LONG,
 };
 
 struct House {
@@ -44,6 +50,16 @@ impl House {
             runtime: tokio::runtime::Handle::current(),
         };
         Mounts::new(kernel.clone(), resources, &folder.path().join("state"), PATIENCE).unwrap()
+    }
+
+    /// From here on calls to the kernel hang, and are not waited for.
+    fn hang(&mut self) {
+        (self.mounts.patience.answer, self.mounts.patience.unmount) = (SHORT, SHORT);
+        self.kernel.set(Health::Hung);
+    }
+
+    async fn condition(&self) -> Condition {
+        self.mounts.condition(&self.staging()).await.unwrap()
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -82,15 +98,9 @@ fn target(read_only: bool) -> Target {
 #[tokio::test]
 async fn a_volume_is_mounted_bound_unbound_and_gone() {
     let house = House::new();
-    assert_eq!(
-        house.mounts.condition(&house.staging()).await.unwrap(),
-        Condition::NotMounted
-    );
+    assert_eq!(house.condition().await, Condition::NotMounted);
     house.start().await.unwrap();
-    assert_eq!(
-        house.mounts.condition(&house.staging()).await.unwrap(),
-        Condition::Healthy
-    );
+    assert_eq!(house.condition().await, Condition::Healthy);
 
     let pod = house.path("pods/1/mount");
     house
@@ -128,8 +138,8 @@ async fn a_volume_is_mounted_bound_unbound_and_gone() {
 
 #[tokio::test]
 async fn a_file_system_that_does_not_answer_is_taken_down_again() {
-    let house = House::new();
-    house.kernel.set(Health::Hung);
+    let mut house = House::new();
+    house.hang();
     let error = house.start().await.unwrap_err();
     assert_eq!(error.reason, Reason::FileSystemSilent, "{error}");
     assert!(house.kernel.mounts().is_empty());
@@ -169,18 +179,204 @@ async fn a_refused_mount_is_told() {
 }
 
 #[tokio::test]
-async fn a_hung_mount_goes_within_bounds_and_its_connection_is_aborted() {
-    let house = House::new();
+async fn a_hung_mount_that_nobody_serves_goes_within_bounds() {
+    let mut house = House::new();
     house.start().await.unwrap();
-    house.kernel.set(Health::Hung);
+    // Another process serves it, and has stopped.
+    house.mounts = House::open(&house.kernel, &house.folder);
+    house.hang();
+    assert!(matches!(house.condition().await, Condition::Dead(_)));
     house.mounts.stop(&house.staging()).await.unwrap();
     assert!(house.kernel.mounts().is_empty());
     assert_eq!(house.kernel.aborted().len(), 1);
 }
 
 #[tokio::test]
-async fn a_hung_bind_is_detached_and_its_siblings_live() {
+async fn a_mount_whose_abort_fails_is_detached_all_the_same() {
+    let mut house = House::new();
+    house.start().await.unwrap();
+    house.mounts = House::open(&house.kernel, &house.folder);
+    house.kernel.refuse_aborts();
+    house.hang();
+    house.mounts.stop(&house.staging()).await.unwrap();
+    assert!(house.kernel.mounts().is_empty());
+}
+
+#[tokio::test]
+async fn a_served_mount_is_never_aborted() {
+    let mut house = House::new();
+    house.start().await.unwrap();
+    // The service fails, in each way that the file system has for it, and somebody has a file open.
+    house.kernel.set_busy(&house.staging());
+    for errno in [libc::EIO, libc::EACCES, libc::ENXIO, libc::ESTALE] {
+        house.kernel.set(Health::Failing(errno));
+        let condition = house.condition().await;
+        assert!(
+            matches!(condition, Condition::Silent(_)),
+            "{errno}: {condition:?}"
+        );
+        let error = house.mounts.stop(&house.staging()).await.unwrap_err();
+        assert_eq!(error.reason, Reason::UnmountFailed, "{error}");
+    }
+    // It takes longer than a call may.
+    house.hang();
+    assert!(matches!(house.condition().await, Condition::Silent(_)));
+    let error = house.mounts.stop(&house.staging()).await.unwrap_err();
+    assert_eq!(error.reason, Reason::UnmountFailed, "{error}");
+    assert_eq!(house.kernel.mounts(), [house.staging()]);
+    assert!(house.kernel.aborted().is_empty());
+    assert_eq!(house.mounts.served(), 1);
+    house.kernel.set(Health::Answering);
+}
+
+#[tokio::test]
+async fn only_what_says_that_nobody_serves_it_is_dead() {
     let house = House::new();
+    house.start().await.unwrap();
+    for errno in [libc::ENOTCONN, libc::ECONNABORTED] {
+        house.kernel.set(Health::Failing(errno));
+        assert!(matches!(house.condition().await, Condition::Dead(_)), "{errno}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_system_that_hangs_is_asked_once() {
+    let mut house = House::new();
+    house.start().await.unwrap();
+    let asked = house.kernel.asked();
+    house.hang();
+    for _ in 0..10 {
+        assert!(matches!(house.condition().await, Condition::Silent(_)));
+    }
+    assert_eq!(house.kernel.asked(), asked + 1);
+    // The one that waits returns, and the next call asks again.
+    house.kernel.set(Health::Answering);
+    house.mounts.patience.answer = LONG;
+    while house.condition().await != Condition::Healthy {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_mount_that_comes_too_late_is_taken_away_and_its_successor_stays() {
+    let mut house = House::new();
+    house.kernel.hold_next_mount();
+    house.mounts.patience.mount = SHORT;
+    let error = house.start().await.unwrap_err();
+    assert_eq!(error.reason, Reason::MountFailed, "{error}");
+    assert!(house.kernel.mounts().is_empty());
+    house.mounts.patience.mount = LONG;
+    house.start().await.unwrap();
+    house.kernel.let_mounts_go_on();
+    house.kernel.until_dropped(1);
+    assert_eq!(house.kernel.mounts(), [house.staging()]);
+    assert_eq!(house.condition().await, Condition::Healthy);
+    house.mounts.stop(&house.staging()).await.unwrap();
+
+    // Nobody has mounted anew, and the first mount could not be taken away either.
+    house.kernel.hold_next_mount();
+    house.kernel.set_busy(&house.staging());
+    house.mounts.patience.mount = SHORT;
+    house.start().await.unwrap_err();
+    assert_eq!(house.kernel.mounts(), [house.staging()]);
+    house.kernel.let_mounts_go_on();
+    house.kernel.until_dropped(3);
+    assert!(house.kernel.mounts().is_empty());
+}
+
+#[tokio::test]
+async fn what_is_not_committed_is_not_unmounted_well() {
+    let mut house = House::new();
+    house.start().await.unwrap();
+    house.kernel.hold_commits(true);
+    house.mounts.patience.commit = SHORT;
+    for _ in 0..2 {
+        let error = house.mounts.stop(&house.staging()).await.unwrap_err();
+        assert_eq!(error.reason, Reason::CommitPending, "{error}");
+        assert_eq!(error.reason.code(), tonic::Code::Unavailable);
+    }
+    let error = house.start().await.unwrap_err();
+    assert_eq!(error.reason, Reason::CommitPending, "{error}");
+    assert_eq!(house.mounts.records().all().len(), 1, "kubelet comes again");
+    house.kernel.hold_commits(false);
+    house.mounts.patience.commit = LONG;
+    house.mounts.stop(&house.staging()).await.unwrap();
+    assert!(house.mounts.records().all().is_empty());
+    house.start().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_system_that_others_hold_does_not_keep_the_unmount() {
+    let mut house = House::new();
+    house.start().await.unwrap();
+    house.kernel.hold_sessions(true);
+    house.mounts.patience.commit = SHORT;
+    house.mounts.stop(&house.staging()).await.unwrap();
+    assert!(house.mounts.records().all().is_empty());
+    house.kernel.hold_sessions(false);
+}
+
+#[tokio::test]
+async fn a_bind_of_something_else_is_undone() {
+    let house = House::new();
+    house.start().await.unwrap();
+    let pod = house.path("1");
+    // The mount has gone: the directory beneath it is bound.
+    house.kernel.bind_shows("ext4");
+    let error = house
+        .mounts
+        .bind(&house.staging(), &pod, target(false))
+        .await
+        .unwrap_err();
+    assert_eq!(error.reason, Reason::MountFailed, "{error}");
+    assert_eq!(house.kernel.mounts(), [house.staging()]);
+    assert!(
+        house
+            .mounts
+            .records()
+            .get(&house.staging())
+            .unwrap()
+            .targets
+            .is_empty()
+    );
+}
+
+#[tokio::test]
+async fn a_path_belongs_to_the_volume_that_is_there() {
+    let house = House::new();
+    house.start().await.unwrap();
+    let pod = house.path("1");
+    house
+        .mounts
+        .bind(&house.staging(), &pod, target(false))
+        .await
+        .unwrap();
+    let at = async |path: &Path| {
+        let records = house.mounts.volumes_at(path).await.unwrap().into_iter();
+        records.map(|record| record.volume_id).collect::<Vec<_>>()
+    };
+    assert_eq!(at(&house.staging()).await, ["v"]);
+    assert_eq!(at(&pod).await, ["v"]);
+    assert!(at(&house.path("2")).await.is_empty());
+    // What is mounted counts for more than what another volume remembers.
+    let mut other = Record::new("a", &house.path("a"), access(), BTreeMap::new());
+    other.targets.insert(pod.clone(), target(false));
+    other.targets.insert(house.path("2"), target(false));
+    house.mounts.records().put(other).unwrap();
+    assert_eq!(at(&pod).await, ["v"]);
+    assert_eq!(at(&house.path("2")).await, ["a"]);
+    // Also when the process ended between the bind and its record.
+    let forgotten = house
+        .mounts
+        .records()
+        .update(&house.staging(), |record| record.targets.clear());
+    forgotten.unwrap();
+    assert_eq!(at(&pod).await, ["v"]);
+}
+
+#[tokio::test]
+async fn a_hung_bind_is_detached_and_its_siblings_live() {
+    let mut house = House::new();
     house.start().await.unwrap();
     let pods = [house.path("1"), house.path("2")];
     for pod in &pods {
@@ -190,10 +386,11 @@ async fn a_hung_bind_is_detached_and_its_siblings_live() {
             .await
             .unwrap();
     }
-    house.kernel.set(Health::Hung);
+    house.hang();
     house.mounts.unbind(&pods[0]).await.unwrap();
     assert_eq!(house.kernel.mounts(), [house.staging(), pods[1].clone()]);
     assert!(house.kernel.aborted().is_empty());
+    house.kernel.set(Health::Answering);
 }
 
 #[tokio::test]
@@ -203,10 +400,7 @@ async fn a_busy_mount_stays_and_says_so() {
     house.kernel.set_busy(&house.staging());
     let error = house.mounts.stop(&house.staging()).await.unwrap_err();
     assert_eq!(error.reason, Reason::UnmountFailed);
-    assert_eq!(
-        house.mounts.condition(&house.staging()).await.unwrap(),
-        Condition::Healthy
-    );
+    assert_eq!(house.condition().await, Condition::Healthy);
 }
 
 #[tokio::test]
@@ -290,4 +484,32 @@ async fn shutting_down_leaves_what_pods_use() {
     house.mounts.unbind(&pod).await.unwrap();
     assert_eq!(house.mounts.shut_down().await, 0);
     assert!(house.kernel.mounts().is_empty());
+}
+
+#[tokio::test]
+async fn all_volumes_end_at_once_and_within_one_limit() {
+    let mut house = House::new();
+    let paths = ["1", "2", "3", "4"].map(|name| house.path(name));
+    for path in &paths {
+        let record = Record::new(&path.display().to_string(), path, access(), BTreeMap::new());
+        let config = VolumeConfig::new("acct/c", Arc::new(FakeStore::new()));
+        house.mounts.start(record, config).await.unwrap();
+    }
+    // None of them can commit, and the process does not wait for ever.
+    house.kernel.hold_commits(true);
+    house.mounts.patience.shut_down = SHORT;
+    assert_eq!(house.mounts.shut_down().await, 4);
+    // One after the other, the first would keep the others from being begun with.
+    house.mounts.patience.shut_down = LONG;
+    let all_begun = async {
+        while !house.kernel.mounts().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        house.kernel.hold_commits(false);
+    };
+    let (left, ()) = tokio::join!(house.mounts.shut_down(), all_begun);
+    assert_eq!(
+        left, 0,
+        "what had begun to end the first time is waited for as well"
+    );
 }
