@@ -23,8 +23,9 @@ use e2e::harness::backend::{Backend, Kind};
 use e2e::harness::csi::{CsiClient, Volume, mount_capability};
 use e2e::harness::plugin::{Plugin, attributes, secrets};
 use e2e::harness::{PATIENCE, runtime, wait_for};
-use e2e::store::{AccountKey, DEV_ACCOUNT, DEV_KEY, SasOptions};
+use e2e::store::{AccountKey, DEV_ACCOUNT, DEV_KEY, Fault, FaultRule, Operation, SasOptions};
 use nix::sys::signal::Signal;
+use tokio::sync::watch;
 use tonic::{Code, Status};
 
 /// A plugin, a service with one container `photos`, and a client of both halves.
@@ -75,10 +76,10 @@ impl World {
         call(self.node.node.clone().node_publish_volume(request))
     }
     fn unpublish(&self, request: NodeUnpublishVolumeRequest) -> Result<NodeUnpublishVolumeResponse, Status> {
-        call(self.node.node.clone().node_unpublish_volume(request))
+        unless_busy(|| call(self.node.node.clone().node_unpublish_volume(request.clone())))
     }
     fn unstage(&self, request: NodeUnstageVolumeRequest) -> Result<NodeUnstageVolumeResponse, Status> {
-        call(self.node.node.clone().node_unstage_volume(request))
+        unless_busy(|| call(self.node.node.clone().node_unstage_volume(request.clone())))
     }
     fn stats(&self, volume: &Volume, path: &Path) -> Result<NodeGetVolumeStatsResponse, Status> {
         call(
@@ -141,6 +142,75 @@ fn call<T>(rpc: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Res
         .block_on(limited)
         .expect("the call did not return")
         .map(tonic::Response::into_inner)
+}
+
+/// How long a mount may be in use without a reason.
+const BUSY: Duration = Duration::from_secs(5);
+
+/// Repeats an unmount as kubelet does. Busy for a moment is no error: a process that another test is just starting holds a copy of
+/// every descriptor of this one until it has become its program.
+fn unless_busy<T>(mut rpc: impl FnMut() -> Result<T, Status>) -> Result<T, Status> {
+    wait_for("the mount not to be in use", BUSY, || match rpc() {
+        Err(status) if status.message().contains("busy") && status.message().ends_with("[UnmountFailed]") => {
+            Ok(None)
+        }
+        result => Ok(Some(result)),
+    })
+    .unwrap()
+}
+
+/// A way to the service that nothing passes until it is opened.
+struct Gate {
+    /// For the attribute `server`.
+    server: String,
+    open: watch::Sender<bool>,
+    arrived: watch::Receiver<usize>,
+}
+
+impl Gate {
+    fn new(world: &World) -> Self {
+        let service = world.backend.endpoint();
+        let to = (service.host_str().unwrap().to_owned(), service.port().unwrap());
+        let listener = runtime()
+            .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
+            .unwrap();
+        let server = format!("http://{}/{DEV_ACCOUNT}", listener.local_addr().unwrap());
+        let (open, opened) = watch::channel(false);
+        let (told, arrived) = watch::channel(0);
+        runtime().spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                told.send_modify(|clients| *clients += 1);
+                let (mut opened, to) = (opened.clone(), to.clone());
+                tokio::spawn(async move {
+                    // An error is a gate that was dropped, and a service or client that has gone.
+                    if opened.wait_for(|open| *open).await.is_err() {
+                        return;
+                    }
+                    if let Ok(mut service) = tokio::net::TcpStream::connect(to).await {
+                        let _ = tokio::io::copy_bidirectional(&mut client, &mut service).await;
+                    }
+                });
+            }
+        });
+        Self {
+            server,
+            open,
+            arrived,
+        }
+    }
+
+    /// Waits until somebody stands before it.
+    fn until_somebody_waits(&mut self) {
+        let arrived = self.arrived.wait_for(|clients| *clients > 0);
+        runtime()
+            .block_on(async { tokio::time::timeout(PATIENCE, arrived).await.map(|r| r.map(drop)) })
+            .expect("nobody came")
+            .unwrap();
+    }
+
+    fn open(&self) {
+        self.open.send_replace(true);
+    }
 }
 
 /// The refusal has this code, this reason, and names these things.

@@ -140,6 +140,42 @@ fn unmounting_by_hand_ends_it_well() {
     assert_eq!(mount.stored("a"), b"hello");
 }
 
+/// A call to mount that took so long that its caller has unmounted and mounted anew: what it cleans up is its own.
+#[test]
+fn a_mount_that_fails_late_leaves_its_successor_alone() {
+    use blob_fs::VolumeConfig;
+    use blob_fs::store::fake::{FakeStore, Fault, Op};
+    use vsc_blob_csi::mounts::Mounter;
+    let scratch = tree::scratch().unwrap();
+    let at = tree::folder(scratch.path().join("mnt")).unwrap();
+    let budget = BudgetArgs {
+        budget: ByteSize(32 << 20),
+    };
+    let resources = {
+        let _runtime = runtime().enter();
+        budget.resources().unwrap()
+    };
+    let failing = FakeStore::new();
+    failing.set_delay(Duration::from_secs(3));
+    failing.fail(Op::List, Fault::Lost, 1);
+    let late = std::thread::spawn({
+        let (at, resources) = (at.clone(), resources.clone());
+        move || {
+            let config = VolumeConfig::new("acct/late", Arc::new(failing));
+            Kernel.serve(config, &at, &resources).map(drop)
+        }
+    });
+    wait_for("the first mount", LIMIT, || Ok(mounted(&at).then_some(()))).unwrap();
+    Kernel.unmount(&at, true).unwrap();
+    let config = VolumeConfig::new("acct/next", Arc::new(FakeStore::new()));
+    let next = Kernel.serve(config, &at, &resources).unwrap();
+    late.join().unwrap().unwrap_err();
+    assert!(mounted(&at), "the successor's mount is gone");
+    Kernel.answers(&at).unwrap();
+    Kernel.unmount(&at, true).unwrap();
+    next.join().unwrap();
+}
+
 /// The node plugin's way with a mount that does not answer: a real one, its process stopped in the middle.
 #[test]
 fn a_hung_mount_is_taken_down_within_bounds() {

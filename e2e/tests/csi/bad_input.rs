@@ -104,13 +104,10 @@ fn a_sas_without_the_right_is_denied() {
 #[test]
 fn an_unreachable_endpoint_is_unavailable() {
     let world = World::new();
-    // A port that was free a moment ago, with nobody behind it.
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
-    let server = format!("http://127.0.0.1:{port}/{DEV_ACCOUNT}");
+    // A port that nobody listens at, and that is taken, so that no other test gets it.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let server = format!("http://{}/{DEV_ACCOUNT}", socket.local_addr().unwrap());
     let volume = world.volume(&[("server", &server)]);
     refused(
         world.stage(volume.stage()),
@@ -168,6 +165,41 @@ fn a_second_stage_with_other_arguments_already_exists() {
     );
     // The first is as it was.
     world.stage(volume.stage()).unwrap();
+    world.unstage(volume.unstage()).unwrap();
+}
+
+#[test]
+fn a_publish_in_another_way_than_the_stage_names_what_differs() {
+    let world = World::new();
+    let volume = world.volume(&[]);
+    world.stage(volume.stage()).unwrap();
+    let mut of_a_group = mount_capability(&[]);
+    if let Some(AccessType::Mount(mount)) = &mut of_a_group.access_type {
+        mount.volume_mount_group = "3000".into();
+    }
+    for (capability, field) in [
+        (capability(Mode::SingleNodeWriter), "access_mode"),
+        (Some(mount_capability(&["uid=1000"])), "mount_flags"),
+        (Some(of_a_group), "volume_mount_group"),
+    ] {
+        let mut publish = volume.publish();
+        publish.volume_capability = capability;
+        refused(
+            world.publish(publish),
+            Code::FailedPrecondition,
+            "StagedForOthers",
+            &[field, "fsGroup", "mountOptions"],
+        );
+        assert_eq!(mounts(&volume.target), 0);
+    }
+    let mut publish = volume.publish();
+    publish.volume_context.insert("prefix".into(), "album".into());
+    refused(
+        world.publish(publish),
+        Code::AlreadyExists,
+        "StagedDifferently",
+        &["prefix"],
+    );
     world.unstage(volume.unstage()).unwrap();
 }
 
@@ -244,6 +276,16 @@ fn a_missing_staging_path_is_a_failed_precondition() {
         "StagingPathMissing",
         &["staging_target_path"],
     );
+    let mut link = volume.stage();
+    link.staging_target_path = world.path("link").display().to_string();
+    std::os::unix::fs::symlink(&volume.staging, &link.staging_target_path).unwrap();
+    refused(
+        world.stage(link),
+        Code::FailedPrecondition,
+        "StagingPathMissing",
+        &["staging_target_path", "link"],
+    );
+    assert_eq!(mounts(&volume.staging), 0);
     let mut unset = volume.publish();
     unset.staging_target_path.clear();
     refused(

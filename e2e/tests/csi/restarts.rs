@@ -1,4 +1,4 @@
-//! What pods and calls meet when the node process ends.
+//! What pods and calls meet when the node process ends, when the service fails, and when callers go away.
 
 use super::*;
 
@@ -71,21 +71,222 @@ fn a_terminated_node_leaves_volumes_in_use_and_unmounts_the_others() {
 }
 
 #[test]
-fn one_call_per_volume_at_a_time() {
+fn a_stage_before_the_old_pods_are_gone_knows_them() {
+    let mut world = World::new();
+    let volume = world.volume(&[]);
+    world.stage(volume.stage()).unwrap();
+    world.publish(volume.publish()).unwrap();
+    world.plugin.restart_node(Signal::SIGKILL).unwrap();
+    world.node = world.plugin.node().unwrap();
+
+    world.stage(volume.stage()).unwrap();
+    let stats = world.stats(&volume, &volume.target).unwrap();
+    assert!(
+        stats.volume_condition.unwrap().abnormal,
+        "the old pod's mount is dead"
+    );
+    // The next pod at the same path gets the new mount.
+    world.publish(volume.publish()).unwrap();
+    assert_eq!(mounts(&volume.target), 1);
+    std::fs::write(volume.target.join("a"), "hello").unwrap();
+    world.unpublish(volume.unpublish()).unwrap();
+    world.unstage(volume.unstage()).unwrap();
+}
+
+/// Two volumes, one staged and one inline, each published and with a file open; every look at them asks the service.
+struct InUse {
+    staged: Volume,
+    inline: Volume,
+    files: [std::fs::File; 2],
+}
+
+impl InUse {
+    fn new(world: &World) -> Self {
+        let mut staged = world.volume(&[]);
+        staged.id = "staged".into();
+        let mut inline = world.volume(&[("csi.storage.k8s.io/ephemeral", "true"), ("prefix", "album")]);
+        inline.id = "inline".into();
+        inline.target = world.path("pods/2/mount");
+        let used = |volume: &Volume| std::fs::File::create(volume.target.join("open")).unwrap();
+        world.stage(Self::stage(&staged)).unwrap();
+        world.publish(Self::publish(&staged)).unwrap();
+        world.publish(Self::publish(&inline)).unwrap();
+        let files = [used(&staged), used(&inline)];
+        Self {
+            staged,
+            inline,
+            files,
+        }
+    }
+
+    /// No attribute is believed without asking.
+    fn capability() -> Option<VolumeCapability> {
+        Some(mount_capability(&["attr_timeout=0"]))
+    }
+
+    fn stage(volume: &Volume) -> NodeStageVolumeRequest {
+        NodeStageVolumeRequest {
+            volume_capability: Self::capability(),
+            ..volume.stage()
+        }
+    }
+
+    fn publish(volume: &Volume) -> NodePublishVolumeRequest {
+        NodePublishVolumeRequest {
+            volume_capability: Self::capability(),
+            ..volume.publish()
+        }
+    }
+
+    /// What pods had open goes on, and everything goes the ordinary way.
+    fn end(self, world: &World) {
+        use std::io::Write;
+        for mut file in self.files {
+            file.write_all(b"hello").unwrap();
+            file.sync_all().unwrap();
+        }
+        assert!(world.has("photos", "open") && world.has("photos", "album/open"));
+        world.unpublish(self.inline.unpublish()).unwrap();
+        world.unpublish(self.staged.unpublish()).unwrap();
+        world.unstage(self.staged.unstage()).unwrap();
+    }
+}
+
+fn everything(fault: Fault) -> FaultRule {
+    FaultRule {
+        operation: None,
+        ..FaultRule::every(Operation::ListBlobs, fault)
+    }
+}
+
+#[test]
+fn a_service_that_fails_takes_no_mount_away() {
+    let world = World::new();
+    let store = world.backend.store().unwrap();
+    let used = InUse::new(&world);
+    for (status, code) in [(404, "ContainerNotFound"), (403, "AuthorizationFailure")] {
+        let code = code.to_owned();
+        store.inject(everything(Fault::Answer {
+            status,
+            code,
+            retry_after: None,
+        }));
+        for _ in 0..2 {
+            world.stage(InUse::stage(&used.staged)).unwrap();
+            world.publish(InUse::publish(&used.staged)).unwrap();
+            world.publish(InUse::publish(&used.inline)).unwrap();
+        }
+        let stats = world.stats(&used.inline, &used.inline.target).unwrap();
+        let condition = stats.volume_condition.unwrap();
+        assert!(
+            condition.abnormal && condition.message.contains("does not answer"),
+            "{condition:?}"
+        );
+        store.clear_faults();
+    }
+    used.end(&world);
+}
+
+#[test]
+fn a_service_that_hangs_takes_no_mount_away_and_holds_no_call() {
+    let world = World::new();
+    let store = world.backend.store().unwrap();
+    let used = InUse::new(&world);
+    store.inject(everything(Fault::Hang));
+    for _ in 0..10 {
+        // Only the first of them waits for an answer.
+        world.stage(InUse::stage(&used.staged)).unwrap();
+        world.publish(InUse::publish(&used.staged)).unwrap();
+    }
+    let mut another = InUse::publish(&used.staged);
+    another.target_path = world.path("pods/3/mount").display().to_string();
+    refused(
+        world.publish(another),
+        Code::Unavailable,
+        "MountSilent",
+        &["staging_target_path"],
+    );
+    refused(
+        world.unstage(used.staged.unstage()),
+        Code::FailedPrecondition,
+        "TargetInUse",
+        &["still published"],
+    );
+    store.clear_faults();
+    // The request that hangs is given up and repeated.
+    wait_for("the mount to answer again", PATIENCE, || {
+        let stats = world.stats(&used.staged, &used.staged.target)?;
+        Ok((!stats.volume_condition.unwrap().abnormal).then_some(()))
+    })
+    .unwrap();
+    used.end(&world);
+}
+
+#[test]
+fn a_call_that_nobody_waits_for_goes_to_its_end() {
     let world = World::new();
     let volume = world.volume(&[]);
-    // Two stages at once: one is told to come again, or both meet one after the other; never two mounts.
-    let mut clients = [world.node.node.clone(), world.node.node.clone()];
-    let [a, b] = &mut clients;
-    let (first, second) = runtime().block_on(async {
-        tokio::join!(
-            a.node_stage_volume(volume.stage()),
-            b.node_stage_volume(volume.stage())
-        )
+    // After the mount, and before the file system answers.
+    let slow = Fault::Delay(Duration::from_secs(5));
+    let store = world.backend.store().unwrap();
+    store.inject(FaultRule::next(Operation::GetContainerProperties, slow));
+    let (mut client, request) = (world.node.node.clone(), volume.stage());
+    let stage = runtime().spawn(async move { client.node_stage_volume(request).await });
+    wait_for("the mount", PATIENCE, || {
+        Ok((mounts(&volume.staging) == 1).then_some(()))
+    })
+    .unwrap();
+    stage.abort();
+    let ended = wait_for("the first call to end", PATIENCE, || {
+        match world.stage(volume.stage()) {
+            Err(status) if status.code() == Code::Aborted => Ok(None),
+            ended => Ok(Some(ended)),
+        }
     });
-    for result in [first, second] {
-        assert!(result.is_ok() || result.unwrap_err().code() == Code::Aborted);
-    }
+    ended.unwrap().unwrap();
     assert_eq!(mounts(&volume.staging), 1);
+    world.publish(volume.publish()).unwrap();
+    std::fs::write(volume.target.join("a"), "hello").unwrap();
+    world.unpublish(volume.unpublish()).unwrap();
     world.unstage(volume.unstage()).unwrap();
+}
+
+#[test]
+fn one_call_per_volume_at_a_time() {
+    let world = World::new();
+    let staged = world.volume(&[]);
+    let mut inline = world.volume(&[("csi.storage.k8s.io/ephemeral", "true")]);
+    inline.id = "inline".into();
+    for mut volume in [staged, inline] {
+        // The first call waits for the container's first answer.
+        let mut gate = Gate::new(&world);
+        volume.context.insert("server".into(), gate.server.clone());
+        let (mut client, is_inline) = (world.node.node.clone(), volume.id == "inline");
+        let (stage, publish) = (volume.stage(), volume.publish());
+        let first = runtime().spawn(async move {
+            if is_inline {
+                client.node_publish_volume(publish).await.map(drop)
+            } else {
+                client.node_stage_volume(stage).await.map(drop)
+            }
+        });
+        gate.until_somebody_waits();
+        let (code, reason, names) = (Code::Aborted, "OperationPending", [volume.id.as_str()]);
+        refused(world.stage(volume.stage()), code, reason, &names);
+        refused(world.publish(volume.publish()), code, reason, &names);
+        refused(world.unpublish(volume.unpublish()), code, reason, &names);
+        refused(world.unstage(volume.unstage()), code, reason, &names);
+        gate.open();
+        let first = runtime().block_on(async { tokio::time::timeout(PATIENCE, first).await });
+        first.expect("the call did not return").unwrap().unwrap();
+        let at = if is_inline {
+            &volume.target
+        } else {
+            &volume.staging
+        };
+        assert_eq!(mounts(at), 1);
+        world.unpublish(volume.unpublish()).unwrap();
+        world.unstage(volume.unstage()).unwrap();
+        assert_eq!(mounts(at), 0);
+    }
 }

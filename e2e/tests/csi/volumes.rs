@@ -74,6 +74,51 @@ fn an_inline_volume_needs_no_stage() {
 }
 
 #[test]
+fn only_the_volume_at_a_target_is_taken_away() {
+    let world = World::new();
+    world.put("photos", "a.jpg");
+    let staged = world.volume(&[]);
+    let mut inline = world.volume(&[("csi.storage.k8s.io/ephemeral", "true")]);
+    inline.id = "inline".into();
+    inline.target = world.path("pods/2/mount");
+    world.stage(staged.stage()).unwrap();
+    world.publish(staged.publish()).unwrap();
+    world.publish(inline.publish()).unwrap();
+    let taken_from = |id: &str, target: &Path| {
+        let request = NodeUnpublishVolumeRequest {
+            volume_id: id.into(),
+            target_path: target.display().to_string(),
+        };
+        world.unpublish(request).unwrap();
+        let request = NodeUnstageVolumeRequest {
+            volume_id: id.into(),
+            staging_target_path: target.display().to_string(),
+        };
+        // A path that a pod uses is refused or nobody's to unstage, but never touched.
+        drop(world.unstage(request));
+    };
+    for target in [&staged.target, &inline.target, &staged.staging] {
+        taken_from("another", target);
+    }
+    taken_from(&staged.id, &inline.target);
+    taken_from(&inline.id, &staged.target);
+    world
+        .unpublish(NodeUnpublishVolumeRequest {
+            target_path: staged.staging.display().to_string(),
+            ..staged.unpublish()
+        })
+        .unwrap();
+    for path in [&staged.target, &inline.target, &staged.staging] {
+        assert_eq!(mounts(path), 1, "{}", path.display());
+        assert_eq!(std::fs::read(path.join("a.jpg")).unwrap(), b"hello");
+    }
+    world.unpublish(inline.unpublish()).unwrap();
+    world.unpublish(staged.unpublish()).unwrap();
+    world.unstage(staged.unstage()).unwrap();
+    assert_eq!(mounts(&staged.staging) + mounts(&inline.target), 0);
+}
+
+#[test]
 fn read_only_is_read_only_in_each_way() {
     let world = World::new();
     world.put("photos", "a.jpg");
@@ -280,8 +325,9 @@ fn kubelet_finds_the_driver() {
     });
 }
 
-/// An endpoint that gives this access token to everybody, as Entra ID and the instance metadata service do; its URL.
-fn token_endpoint(token: &'static str) -> String {
+/// An endpoint that gives access tokens, as Entra ID and the instance metadata service do: `token` makes one out of a request's
+/// body. Its URL.
+fn token_endpoint(token: impl Fn(&str) -> String + Send + 'static) -> String {
     use std::io::{BufRead, BufReader, Read, Write};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -300,7 +346,9 @@ fn token_endpoint(token: &'static str) -> String {
                     length = value.trim().parse().unwrap();
                 }
             }
-            reader.read_exact(&mut vec![0; length]).unwrap();
+            let mut asked = vec![0; length];
+            reader.read_exact(&mut asked).unwrap();
+            let token = token(&String::from_utf8_lossy(&asked));
             let body = format!(
                 r#"{{"token_type":"Bearer","access_token":"{token}","expires_in":3600,"expires_on":"4102444800","resource":"x"}}"#
             );
@@ -321,7 +369,7 @@ fn a_managed_identity_needs_no_secret() {
     let world = World::new();
     world.put("photos", "a.jpg");
     world.backend.store().unwrap().accept_token("token-of-the-node");
-    let endpoint = format!("{}/msi", token_endpoint("token-of-the-node"));
+    let endpoint = format!("{}/msi", token_endpoint(|_| "token-of-the-node".into()));
     let mut volume = world.volume(&[("AzureStorageAuthType", "MSI"), ("MSIEndpoint", &endpoint)]);
     volume.secrets.clear();
     world.stage(volume.stage()).unwrap();
@@ -346,7 +394,7 @@ fn a_pods_own_token_mounts_at_the_publish() {
     let world = World::new();
     world.put("photos", "a.jpg");
     world.backend.store().unwrap().accept_token("token-of-the-pod");
-    let authority = token_endpoint("token-of-the-pod");
+    let authority = token_endpoint(|_| "token-of-the-pod".into());
     let tokens = r#"{"api://AzureADTokenExchange":{"token":"federated","expirationTimestamp":"2100-01-01T00:00:00Z"}}"#;
     let mut volume = world.volume(&[
         ("mountWithWorkloadIdentityToken", "true"),
@@ -378,4 +426,53 @@ fn a_pods_own_token_mounts_at_the_publish() {
     world.unpublish(volume.unpublish()).unwrap();
     assert!(!volume.target.exists());
     world.unstage(volume.unstage()).unwrap();
+}
+
+/// Kubelet brings the newer token when the older one has ended: a mount that cannot answer any more must get it, not go.
+#[test]
+fn a_pods_newer_token_reaches_a_mount_whose_older_one_has_ended() {
+    use std::io::Write;
+    let world = World::new();
+    let store = world.backend.store().unwrap();
+    let authority = token_endpoint(|body| {
+        let newer = body.contains("client_assertion=newer");
+        if newer { "token-2" } else { "token-1" }.into()
+    });
+    let mut volume = world.volume(&[
+        ("mountWithWorkloadIdentityToken", "true"),
+        ("ClientID", "00000000-0000-0000-0000-000000000001"),
+        ("tenantID", "00000000-0000-0000-0000-000000000002"),
+        ("AzureStorageAADEndpoint", &authority),
+        ("prefix", "album"),
+    ]);
+    volume.secrets.clear();
+    let publish = |token: &str| {
+        let mut request = volume.publish();
+        request.volume_capability = Some(mount_capability(&["attr_timeout=0"]));
+        let tokens = format!(
+            r#"{{"api://AzureADTokenExchange":{{"token":"{token}","expirationTimestamp":"2100-01-01T00:00:00Z"}}}}"#
+        );
+        request
+            .volume_context
+            .insert("csi.storage.k8s.io/serviceAccount.tokens".into(), tokens);
+        world.publish(request).unwrap();
+    };
+    store.accept_token("token-1");
+    publish("older");
+    let mut file = std::fs::File::create(volume.target.join("open")).unwrap();
+    store.revoke_token("token-1");
+    store.accept_token("token-2");
+    let denied = std::fs::metadata(&volume.target).unwrap_err();
+    assert_eq!(denied.raw_os_error(), Some(libc::EACCES));
+    publish("newer");
+    // An access token that was just fetched is used for some seconds, whatever the service says of it.
+    wait_for("the newer token to be used", PATIENCE, || {
+        Ok(std::fs::metadata(&volume.target).ok())
+    })
+    .unwrap();
+    file.write_all(b"hello").unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    assert!(world.has("photos", "album/open"));
+    world.unpublish(volume.unpublish()).unwrap();
 }
