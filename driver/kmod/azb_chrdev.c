@@ -93,14 +93,18 @@ out:
 
 /* the flags that a submitter may set; the kernel's own are in the top byte */
 #define AZB_URING_USER_FLAGS	0x00ffffff
+/* longest time-out where a closed ring has to wait for its commands */
+#define AZB_URING_MAX_TIMEOUT_MS	(5 * 60 * 1000)
 
 static void azb_uring_done(struct io_uring_cmd *cmd, int ret, u64 extra,
 			   unsigned int flags)
 {
-#ifdef AZB_URING_ISSUE_FLAGS
-	io_uring_cmd_done(cmd, ret, extra, flags);
-#else
+#if defined(AZB_URING_DONE32)
+	io_uring_cmd_done32(cmd, ret, extra, flags);
+#elif defined(AZB_URING_TW_PLAIN)
 	io_uring_cmd_done(cmd, ret, extra);
+#else
+	io_uring_cmd_done(cmd, ret, extra, flags);
 #endif
 }
 
@@ -112,8 +116,8 @@ static struct azb_request **azb_uring_slot(struct io_uring_cmd *cmd)
 
 static const struct azb_uring_cmd *azb_uring_area(struct io_uring_cmd *cmd)
 {
-#ifdef AZB_URING_IN_OWN_DIR
-	return io_uring_sqe_cmd(cmd->sqe);
+#ifdef AZB_URING_SQE
+	return (const void *)cmd->sqe->cmd;
 #else
 	return cmd->cmd;
 #endif
@@ -137,7 +141,13 @@ static void azb_uring_finish(struct io_uring_cmd *cmd, unsigned int flags)
 	azb_request_put(req);
 }
 
-#ifdef AZB_URING_ISSUE_FLAGS
+#if defined(AZB_URING_TW_TOKEN)
+static void azb_uring_task_work(struct io_tw_req tw_req, io_tw_token_t tw)
+{
+	azb_uring_finish(io_uring_cmd_from_tw(tw_req),
+			 IO_URING_CMD_TASK_WORK_ISSUE_FLAGS);
+}
+#elif defined(AZB_URING_TW_FLAGS)
 static void azb_uring_task_work(struct io_uring_cmd *cmd, unsigned int flags)
 {
 	azb_uring_finish(cmd, flags);
@@ -172,6 +182,19 @@ static int azb_uring_cancel(struct io_uring_cmd *cmd, unsigned int flags)
 }
 #endif
 
+/*
+ * A ring that cannot cancel its commands waits for the host when it is closed,
+ * and so does exec(): the host has to be told to end them.
+ */
+static bool azb_uring_timeout_ok(const struct azb_request *req)
+{
+#ifdef AZB_URING_CANCEL
+	return true;
+#else
+	return req->timeout && req->timeout <= AZB_URING_MAX_TIMEOUT_MS;
+#endif
+}
+
 static int azb_uring_cmd(struct io_uring_cmd *cmd, unsigned int flags)
 {
 	struct azb_request_sync __user *user;
@@ -200,6 +223,11 @@ static int azb_uring_cmd(struct io_uring_cmd *cmd, unsigned int flags)
 			return ret;
 		azb_uring_done(cmd, ret, 0, flags);
 		return -EIOCBQUEUED;
+	}
+
+	if (!azb_uring_timeout_ok(req)) {
+		azb_request_put(req);
+		return -EINVAL;
 	}
 
 	/* one reference is the command's, this one is for the lines below */
