@@ -22,14 +22,18 @@ use std::time::Duration;
 use thiserror::Error;
 use tracing::info;
 
-use self::state::{Lock, State};
+use self::state::Lock;
 use crate::channel::{Abi, ChannelError};
 
 pub use self::manifest::Manifest;
+pub use self::modules::Rung;
 pub use self::orphan::Orphan;
-pub use self::report::{Module, ModuleStep, NodeStep, Outcome, Report, Status, Step, Unloaded};
-pub use self::restriction::Restriction;
-pub use self::system::{Kernel, Ran, System};
+pub use self::report::{
+    Module, ModuleStep, NodeStep, Outcome, Outdated, Report, Status, Step, Unloaded, Unloading,
+};
+pub use self::restriction::{Restriction, Unread};
+pub use self::state::LoadedModule;
+pub use self::system::{Insert, Kernel, Ran, System};
 
 /// Class of the device on the VMBus, as `class_id` in sysfs spells it without braces.
 pub const CLASS_ID: &str = "0590b792-db64-45cc-81db-b8d70c577c9e";
@@ -51,12 +55,18 @@ pub struct LoaderConfig {
     pub prebuilt: PathBuf,
     /// Sources of the module (driver/kmod) to build against the node's headers; `None` switches that rung off.
     pub source: Option<PathBuf>,
+    /// Rungs that are left out.
+    pub skip: Vec<Rung>,
     /// Folder of the lock and of the state file; must not survive a reboot to no purpose, so below `/run`.
     pub state: PathBuf,
     /// How long the node may take to appear after a module was loaded.
     pub node_wait: Duration,
     /// How long another loader may hold the lock.
     pub lock_wait: Duration,
+    /// How long loading a module may take, without a build.
+    pub load_wait: Duration,
+    /// How long a build may take.
+    pub build_wait: Duration,
 }
 
 impl Default for LoaderConfig {
@@ -67,14 +77,18 @@ impl Default for LoaderConfig {
             device: "/dev/azure_blob".into(),
             prebuilt: "/usr/lib/vsc-blob-csi/modules".into(),
             source: None,
+            skip: Vec::new(),
             state: "/run/vsc-blob-csi".into(),
             node_wait: Duration::from_secs(10),
-            lock_wait: Duration::from_secs(120),
+            lock_wait: Duration::from_secs(60),
+            load_wait: Duration::from_secs(60),
+            build_wait: Duration::from_secs(600),
         }
     }
 }
 
-/// What keeps the loader from working at all. That no module could be loaded is not among it.
+/// What keeps the loader from working at all. Neither that no module could be loaded nor that another loader is at work is
+/// among it: see [`Outcome`].
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum LoaderError {
@@ -86,7 +100,7 @@ pub enum LoaderError {
         /// The operating system's error.
         source: io::Error,
     },
-    /// Another loader is at work, or hangs.
+    /// Another loader is at work, or hangs. Only from [`unload`](Loader::unload).
     #[error("{path} has been locked by another loader for more than {waited:?}")]
     Locked {
         /// The lock file.
@@ -138,8 +152,19 @@ impl<S: System> Loader<S> {
             return Ok(report);
         };
 
-        let _lock = Lock::take(&self.config)?;
+        let _lock = match Lock::take(&self.config) {
+            Ok(lock) => lock,
+            Err(LoaderError::Locked { path, waited }) => {
+                report.outcome = Outcome::Locked {
+                    path,
+                    seconds: waited.as_secs(),
+                };
+                return Ok(report);
+            }
+            Err(error) => return Err(error),
+        };
         report.orphan = orphan::keep_from_drivers(&self.config.root);
+        report.outdated = self.outdated(&report.kernel)?;
         let node = self.node();
         report.steps.push(Step::Node(node.clone()));
         if let NodeStep::Present { abi } = node {
@@ -151,13 +176,14 @@ impl<S: System> Loader<S> {
             return Ok(report);
         }
 
-        for rung in [
-            modules::Rung::InBox,
-            modules::Rung::Prebuilt,
-            modules::Rung::Build,
-        ] {
-            let outcome = self.climb(rung, &report.kernel, &device)?;
+        report.unread = restriction::all(&self.config.root).unread;
+        for rung in [Rung::InBox, Rung::Prebuilt, Rung::Build] {
+            let outcome = self.climb(rung, &report.kernel, &device);
             report.steps.push(rung.step(outcome.clone()));
+            if let ModuleStep::TimedOut { .. } = outcome {
+                // It may end yet, and would then meet what another rung has done.
+                break;
+            }
             if let ModuleStep::Loaded { abi, module } = outcome {
                 info!(
                     module,
@@ -184,6 +210,7 @@ impl<S: System> Loader<S> {
     pub fn status(&self) -> Result<Status, LoaderError> {
         let kernel = self.release()?;
         let device = self.offered();
+        let restrictions = restriction::all(&self.config.root);
         Ok(Status {
             vmbus: self.root("sys/bus/vmbus").is_dir(),
             offered: device.is_some(),
@@ -193,28 +220,42 @@ impl<S: System> Loader<S> {
                 .into_iter()
                 .filter_map(|name| self.loaded(name))
                 .collect(),
-            restrictions: restriction::all(&self.config.root),
-            prebuilt: Manifest::read(&self.config.prebuilt, &kernel).is_ok_and(|found| found.is_some()),
-            loaded_by_us: State::read(&self.config)?,
+            restrictions: restrictions.found,
+            unread: restrictions.unread,
+            in_box: modules::in_box(&self.config.host_root, &kernel),
+            prebuilt: self
+                .config
+                .prebuilt
+                .is_dir()
+                .then(|| Manifest::read(&self.config.prebuilt, &kernel).is_ok_and(|found| found.is_some())),
+            loaded_by_us: state::read(&self.config)?,
+            outdated: self.outdated(&kernel)?,
             orphan: orphan::look(&self.config.root),
             kernel,
         })
     }
 
-    /// Unloads the module that [`load`](Self::load) has loaded. Never one that is in use, nor one of somebody else.
+    /// Unloads what [`load`](Self::load) has loaded. Never a module that is in use, nor one of somebody else.
     ///
     /// # Errors
     /// See [`LoaderError`].
-    pub fn unload(&self) -> Result<Unloaded, LoaderError> {
+    pub fn unload(&self) -> Result<Unloading, LoaderError> {
         let _lock = Lock::take(&self.config)?;
-        let ours = State::read(&self.config)?;
-        let Some(module) = [OURS, IN_BOX].into_iter().find_map(|name| self.loaded(name)) else {
-            State::remove(&self.config)?;
-            return Ok(Unloaded::NotLoaded);
-        };
-        if ours.is_none_or(|state| state.module != module.name) {
-            return Ok(Unloaded::NotOurs { module: module.name });
+        let ours = state::read(&self.config)?;
+        let mut modules = Vec::new();
+        for name in [OURS, IN_BOX] {
+            let known = ours.iter().any(|known| known.module == name);
+            match self.loaded(name) {
+                Some(module) if known => modules.push(self.unload_one(module)?),
+                Some(module) => modules.push(Unloaded::NotOurs { module: module.name }),
+                None if known => state::forget(&self.config, name)?,
+                None => {}
+            }
         }
+        Ok(Unloading { modules })
+    }
+
+    fn unload_one(&self, module: Module) -> Result<Unloaded, LoaderError> {
         // The kernel asks again, without a gap; this is for the message, and for not trying.
         if module.users > 0 {
             return Ok(Unloaded::InUse {
@@ -224,7 +265,7 @@ impl<S: System> Loader<S> {
         }
         match self.system.unload_module(&module.name) {
             Ok(()) => {
-                State::remove(&self.config)?;
+                state::forget(&self.config, &module.name)?;
                 Ok(Unloaded::Done { module: module.name })
             }
             Err(nix::errno::Errno::EWOULDBLOCK) => Ok(Unloaded::InUse {
@@ -236,6 +277,23 @@ impl<S: System> Loader<S> {
                 reason: errno.desc().to_owned(),
             }),
         }
+    }
+
+    /// Whether the prebuilt file for this kernel is another one than we have loaded. A manifest that does not fit says nothing.
+    fn outdated(&self, kernel: &str) -> Result<Option<Outdated>, LoaderError> {
+        let Ok(Some(manifest)) = Manifest::read(&self.config.prebuilt, kernel) else {
+            return Ok(None);
+        };
+        Ok(state::read(&self.config)?
+            .into_iter()
+            .filter(|known| known.module == OURS && self.loaded(OURS).is_some())
+            .filter_map(|known| known.digest)
+            .find(|digest| !digest.eq_ignore_ascii_case(&manifest.sha256))
+            .map(|loaded| Outdated {
+                module: OURS.to_owned(),
+                loaded,
+                prebuilt: manifest.sha256,
+            }))
     }
 
     fn root(&self, path: &str) -> PathBuf {

@@ -9,6 +9,7 @@ fn driver(arguments: &[&str]) -> Output {
         .arg("driver")
         .args(arguments)
         .env_remove("VSC_BLOB_CSI_DRIVER_OFF")
+        .env_remove("VSC_BLOB_CSI_DRIVER_SKIP")
         .output()
         .unwrap()
 }
@@ -52,4 +53,17 @@ fn off_is_off() {
         .output()
         .unwrap();
     assert!(text(&output).contains(r#""result":"off""#), "{output:?}");
+}
+
+#[test]
+fn options_are_checked() {
+    if Path::new("/sys/bus/vmbus").exists() {
+        eprintln!("this machine has a VMBus, so the outcome of a load is not known beforehand");
+        return;
+    }
+    // Nothing to do is a success.
+    assert!(text(&driver(&["load", "--strict"])).starts_with("not offered: "));
+    assert!(text(&driver(&["load", "--skip", "in-box,prebuilt"])).starts_with("not offered: "));
+    let output = driver(&["load", "--skip", "nonsense"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
 }

@@ -6,24 +6,41 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use tracing::warn;
 
 use super::manifest::{Manifest, digest};
 use super::report::{ModuleStep, NodeStep, Step};
 use super::restriction;
-use super::state::{State, boot_id};
-use super::system::System;
-use super::{IN_BOX, Loader, LoaderError, OURS, driver_of, inside};
+use super::state::{self, LoadedModule};
+use super::system::{Insert, System, within};
+use super::{IN_BOX, Loader, LoaderConfig, OURS, driver_of, inside};
 
 /// How often the node is looked for.
 const POLL: Duration = Duration::from_millis(20);
+/// How our own module, and the one that the kernel ships, are inserted.
+const ASYNCHRONOUS: Insert = Insert {
+    compressed: false,
+    asynchronous: true,
+};
+/// Where modprobe looks for its settings (modprobe.d(5)).
+const MODPROBE_FOLDERS: [&str; 5] = [
+    "etc/modprobe.d",
+    "run/modprobe.d",
+    "usr/local/lib/modprobe.d",
+    "usr/lib/modprobe.d",
+    "lib/modprobe.d",
+];
 /// Lines of a failed program that are kept for the report.
 const TAIL: usize = 5;
 
-/// See the module.
+/// A way to get a module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rung {
+pub enum Rung {
+    /// The module that the node's kernel ships.
     InBox,
+    /// A prebuilt module of ours.
     Prebuilt,
+    /// A module built on the node.
     Build,
 }
 
@@ -38,38 +55,63 @@ impl Rung {
     }
 }
 
+/// What a rung has brought into the kernel.
+struct Brought {
+    /// It was not there before.
+    new: bool,
+    /// SHA-256 of its file; `None` for the kernel's own.
+    digest: Option<String>,
+}
+
 impl<S: System> Loader<S> {
     /// Tries one rung. `device` is the offered device's folder in sysfs.
-    pub(super) fn climb(&self, rung: Rung, kernel: &str, device: &Path) -> Result<ModuleStep, LoaderError> {
+    pub(super) fn climb(&self, rung: Rung, kernel: &str, device: &Path) -> ModuleStep {
         let name = if rung == Rung::InBox { IN_BOX } else { OURS };
         // A module of ours beside a driver that has the device would find nothing to serve.
         if let Some(driver) = driver_of(device)
             && driver != name
         {
-            return Ok(ModuleStep::Taken { driver });
+            return ModuleStep::Taken { driver };
+        }
+        if self.config.skip.contains(&rung) {
+            return ModuleStep::Off;
         }
         // Loaded before, by whomever: there is nothing to load, and no new state to remember.
         if self.loaded(name).is_some() {
-            return Ok(self.await_node(name));
+            return self.await_node(name);
         }
         let loaded = match rung {
             Rung::InBox => self.load_in_box(kernel),
             Rung::Prebuilt => self.load_prebuilt(kernel),
             Rung::Build => self.load_built(kernel),
         };
-        let digest = match loaded {
-            Ok(digest) => digest,
-            Err(step) => return Ok(step),
+        let brought = match loaded {
+            Ok(brought) => brought,
+            Err(step) => {
+                // It may come yet, and is ours then.
+                if matches!(step, ModuleStep::TimedOut { .. }) {
+                    self.remember(name, kernel, None);
+                }
+                return step;
+            }
         };
         // Before the node is waited for: what was loaded must be known also if we end here.
-        State {
-            boot_id: boot_id(&self.config),
-            release: kernel.to_owned(),
-            module: name.to_owned(),
-            digest,
+        if brought.new {
+            self.remember(name, kernel, brought.digest);
         }
-        .write(&self.config)?;
-        Ok(self.await_node(name))
+        self.await_node(name)
+    }
+
+    /// Notes a module as ours. That it cannot be noted keeps nobody from using it; it is then not ours to unload.
+    fn remember(&self, module: &str, kernel: &str, digest: Option<String>) {
+        let loaded = LoadedModule {
+            module: module.to_owned(),
+            release: kernel.to_owned(),
+            digest,
+        };
+        if let Err(error) = state::add(&self.config, loaded) {
+            warn!(module, %error, "the module that was loaded cannot be noted; `driver unload` will leave it alone");
+        }
     }
 
     /// The node, which a driver makes a moment after its module was loaded.
@@ -95,6 +137,7 @@ impl<S: System> Loader<S> {
     /// The first restriction that stops a module, signed or not.
     fn forbidden(&self, signed: bool) -> Result<(), ModuleStep> {
         match restriction::all(&self.config.root)
+            .found
             .into_iter()
             .find(|restriction| !signed || restriction.stops_signed())
         {
@@ -103,31 +146,62 @@ impl<S: System> Loader<S> {
         }
     }
 
-    fn load_in_box(&self, kernel: &str) -> Result<Option<String>, ModuleStep> {
+    fn load_in_box(&self, kernel: &str) -> Result<Brought, ModuleStep> {
         // Asked before modprobe is: its messages are for people.
-        if !ships_in_box(&self.config.host_root, kernel) {
-            return Err(ModuleStep::None);
+        match in_box(&self.config.host_root, kernel) {
+            Some(true) => {}
+            Some(false) => return Err(ModuleStep::None),
+            None => {
+                let folder = self.config.host_root.join("lib/modules").join(kernel);
+                return Err(ModuleStep::Unseen {
+                    folder: folder.display().to_string(),
+                });
+            }
+        }
+        if let Some(by) = switched_off(&self.config, IN_BOX) {
+            return Err(ModuleStep::SwitchedOff { by });
         }
         // The distribution has signed it.
         self.forbidden(true)?;
-        // It has no alias that udev could load it by, so it must be named.
-        match self.system.run(&self.config.host_root, "modprobe", &[IN_BOX]) {
-            Ok(ran) if ran.success => Ok(None),
+        // It has no alias that udev could load it by, so it must be named. With -b a name counts as an alias does: a
+        // machine's blacklist is obeyed.
+        match self.system.run(
+            &self.config.host_root,
+            "modprobe",
+            &["-b", IN_BOX, "async_probe"],
+            self.config.load_wait,
+        ) {
+            Ok(ran) if ran.success => {
+                // A command in place of the module, or a blacklist that we have not understood.
+                if self.loaded(IN_BOX).is_none() {
+                    return Err(ModuleStep::SwitchedOff {
+                        by: "modprobe loads nothing: see `modprobe --showconfig`".to_owned(),
+                    });
+                }
+                Ok(Brought {
+                    new: true,
+                    digest: None,
+                })
+            }
             Ok(ran) => Err(ModuleStep::Refused {
                 reason: tail(&ran.output),
             }),
-            // An image without programs, with the machine's modules mounted.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.insert_in_box(kernel),
-            Err(error) => Err(ModuleStep::Refused {
-                reason: format!("modprobe: {error}"),
-            }),
+            Err(error) => match error.kind() {
+                // An image without programs, with the machine's modules mounted.
+                io::ErrorKind::NotFound => self.insert_in_box(kernel),
+                io::ErrorKind::TimedOut => Err(timed_out(self.config.load_wait)),
+                _ => Err(ModuleStep::Refused {
+                    reason: format!("modprobe: {error}"),
+                }),
+            },
         }
     }
 
     /// What modprobe does: the modules that it needs, then the module itself.
-    fn insert_in_box(&self, kernel: &str) -> Result<Option<String>, ModuleStep> {
+    fn insert_in_box(&self, kernel: &str) -> Result<Brought, ModuleStep> {
         let folder = self.config.host_root.join("lib/modules").join(kernel);
-        let (file, needed) = in_box_entry(&folder).ok_or(ModuleStep::None)?;
+        let (file, needed) = in_box_entry(&folder).flatten().ok_or(ModuleStep::None)?;
+        let mut new = true;
         // The index lists what needs nothing last.
         for file in needed.iter().rev().chain([&file]) {
             let name = module_name(file);
@@ -138,41 +212,41 @@ impl<S: System> Loader<S> {
             let module = File::open(&path).map_err(|error| ModuleStep::Unfit {
                 problem: format!("{}: {error}", path.display()),
             })?;
-            let compressed = !file.ends_with(".ko");
-            match self.system.load_module(&module, compressed) {
-                Ok(()) | Err(Errno::EEXIST) => {}
-                Err(Errno::EINVAL | Errno::EOPNOTSUPP) if compressed => {
-                    return Err(ModuleStep::Refused {
-                        reason: format!(
-                            "{name}: its file is compressed, which this kernel does not unpack, and there is no modprobe here"
-                        ),
-                    });
-                }
-                Err(errno) => {
-                    return Err(ModuleStep::Refused {
-                        reason: format!("{name}: {}", errno.desc()),
-                    });
-                }
-            }
+            let how = Insert {
+                compressed: !file.ends_with(".ko"),
+                // What others need must be ready when they come.
+                asynchronous: name == IN_BOX,
+            };
+            new = self.insert(&name, module, how)?;
         }
-        Ok(None)
+        Ok(Brought { new, digest: None })
     }
 
-    fn load_prebuilt(&self, kernel: &str) -> Result<Option<String>, ModuleStep> {
+    fn load_prebuilt(&self, kernel: &str) -> Result<Brought, ModuleStep> {
+        if !self.config.prebuilt.is_dir() {
+            return Err(ModuleStep::Unseen {
+                folder: self.config.prebuilt.display().to_string(),
+            });
+        }
         let manifest = match Manifest::read(&self.config.prebuilt, kernel) {
             Ok(Some(manifest)) => manifest,
             Ok(None) => return Err(ModuleStep::None),
             Err(problem) => return Err(ModuleStep::Unfit { problem }),
         };
+        if let Some(by) = switched_off(&self.config, OURS) {
+            return Err(ModuleStep::SwitchedOff { by });
+        }
         self.forbidden(manifest.signer.is_some())?;
         let module = manifest
             .open_module(&self.config.prebuilt)
             .map_err(|problem| ModuleStep::Unfit { problem })?;
-        self.insert(&module)?;
-        Ok(Some(manifest.sha256))
+        Ok(Brought {
+            new: self.insert(OURS, module, ASYNCHRONOUS)?,
+            digest: Some(manifest.sha256),
+        })
     }
 
-    fn load_built(&self, kernel: &str) -> Result<Option<String>, ModuleStep> {
+    fn load_built(&self, kernel: &str) -> Result<Brought, ModuleStep> {
         let Some(source) = &self.config.source else {
             return Err(ModuleStep::Off);
         };
@@ -206,8 +280,15 @@ impl<S: System> Loader<S> {
                     &format!("KDIR={}", headers.display()),
                     "modules",
                 ],
+                self.config.build_wait,
             )
-            .map_err(unfit("make"))?;
+            .map_err(|error| match error.kind() {
+                // Unlike a module that is being loaded, a build that was ended brings nothing later.
+                io::ErrorKind::TimedOut => ModuleStep::BuildFailed {
+                    output: format!("not ended after {} s", self.config.build_wait.as_secs()),
+                },
+                _ => unfit("make")(error),
+            })?;
         if !ran.success {
             return Err(ModuleStep::BuildFailed {
                 output: tail(&ran.output),
@@ -216,31 +297,88 @@ impl<S: System> Loader<S> {
         let path = folder.join(OURS).with_extension("ko");
         let mut module = File::open(&path).map_err(unfit("the built module"))?;
         let digest = digest(&mut module).map_err(unfit("the built module"))?;
-        self.insert(&module)?;
+        let new = self.insert(OURS, module, ASYNCHRONOUS)?;
         let _ = fs::remove_dir_all(&folder);
-        Ok(Some(digest))
+        Ok(Brought {
+            new,
+            digest: Some(digest),
+        })
     }
 
-    /// `finit_module`. Somebody who was quicker has done as well.
-    fn insert(&self, module: &File) -> Result<(), ModuleStep> {
-        match self.system.load_module(module, false) {
-            Ok(()) | Err(Errno::EEXIST) => Ok(()),
-            Err(errno) => Err(ModuleStep::Refused {
-                reason: errno.desc().to_owned(),
-            }),
+    /// `finit_module`. Whether the module is new: somebody who was quicker has done as well, and it is his then.
+    fn insert(&self, name: &str, module: File, how: Insert) -> Result<bool, ModuleStep> {
+        let system = self.system.clone();
+        let Some(outcome) = within(self.config.load_wait, move || system.load_module(&module, how)) else {
+            return Err(timed_out(self.config.load_wait));
+        };
+        let errno = match outcome {
+            Ok(()) => return Ok(true),
+            Err(Errno::EEXIST) => return Ok(false),
+            Err(errno) => errno,
+        };
+        let reason = format!("{name}: {}", errno.desc());
+        Err(match errno {
+            Errno::EKEYREJECTED | Errno::ENOKEY | Errno::EBADMSG => ModuleStep::Signature { reason },
+            Errno::EPERM if restriction::may_load(&self.config.root) == Some(false) => ModuleStep::Refused {
+                reason: format!("{reason}; this process has no right to load modules (CAP_SYS_MODULE)"),
+            },
+            // A kernel that is locked down says no more than this. Without a sign of that it is some policy of the machine.
+            Errno::EPERM if restriction::may_apply(&self.config.root) => ModuleStep::Signature { reason },
+            Errno::EINVAL | Errno::EOPNOTSUPP if how.compressed => ModuleStep::Refused {
+                reason: format!(
+                    "{name}: its file is compressed, which this kernel does not unpack, and there is no modprobe here"
+                ),
+            },
+            _ => ModuleStep::Refused { reason },
+        })
+    }
+}
+
+fn timed_out(limit: Duration) -> ModuleStep {
+    ModuleStep::TimedOut {
+        seconds: limit.as_secs(),
+    }
+}
+
+/// Where the machine says that a module is not to be loaded: on the kernel's command line, or in the settings of modprobe,
+/// as far as they can be seen from here. The kernel itself obeys only the former.
+fn switched_off(config: &LoaderConfig, module: &str) -> Option<String> {
+    let line = fs::read_to_string(config.root.join("proc/cmdline")).unwrap_or_default();
+    for word in line.split_whitespace() {
+        if let Some((key @ ("module_blacklist" | "modprobe.blacklist"), list)) = word.split_once('=')
+            && list.split(',').any(|name| module_name(name) == module)
+        {
+            return Some(format!("{key} on the kernel's command line"));
         }
     }
+    MODPROBE_FOLDERS.iter().find_map(|folder| {
+        let files = fs::read_dir(config.host_root.join(folder)).ok()?;
+        files.flatten().find_map(|file| {
+            let path = file.path();
+            if path.extension().is_none_or(|extension| extension != "conf") {
+                return None;
+            }
+            let text = fs::read_to_string(&path).ok()?;
+            let line = text.lines().find(|line| {
+                let mut words = line.split_whitespace();
+                matches!(words.next(), Some("blacklist" | "install"))
+                    && words.next().is_some_and(|name| module_name(name) == module)
+            })?;
+            Some(format!("{}: {}", path.display(), line.trim()))
+        })
+    })
 }
 
-/// Whether the node's kernel comes with the module, compressed or not.
-fn ships_in_box(host_root: &Path, kernel: &str) -> bool {
-    in_box_entry(&host_root.join("lib/modules").join(kernel)).is_some()
+/// Whether the node's kernel comes with the module, compressed or not; `None` when its modules cannot be seen from here.
+pub(super) fn in_box(host_root: &Path, kernel: &str) -> Option<bool> {
+    in_box_entry(&host_root.join("lib/modules").join(kernel)).map(|entry| entry.is_some())
 }
 
-/// The module's file, and the files that it needs, as the index of a kernel's folder lists them.
-fn in_box_entry(folder: &Path) -> Option<(String, Vec<String>)> {
+/// The module's file, and the files that it needs, as the index of a kernel's folder lists them; the outer `None` when there
+/// is no index.
+fn in_box_entry(folder: &Path) -> Option<Option<(String, Vec<String>)>> {
     let text = fs::read_to_string(folder.join("modules.dep")).ok()?;
-    text.lines().find_map(|line| {
+    Some(text.lines().find_map(|line| {
         let (file, needed) = line.split_once(':')?;
         (module_name(file) == IN_BOX).then(|| {
             (
@@ -248,7 +386,7 @@ fn in_box_entry(folder: &Path) -> Option<(String, Vec<String>)> {
                 needed.split_whitespace().map(str::to_owned).collect(),
             )
         })
-    })
+    }))
 }
 
 /// Name in the kernel of a module's file: without folder and endings, dashes as underscores.

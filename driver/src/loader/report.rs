@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-use super::restriction::Restriction;
-use super::state::State;
+use super::restriction::{Restriction, Unread};
+use super::state::LoadedModule;
 use super::{IN_BOX, Orphan};
 use crate::channel::Abi;
 
@@ -26,6 +26,10 @@ pub struct Report {
     pub steps: Vec<Step>,
     /// The virtual PCI device that comes with the device and has nothing behind it.
     pub orphan: Orphan,
+    /// A module that the loader has loaded before, and for which there is another file now.
+    pub outdated: Option<Outdated>,
+    /// What could not be found out of what keeps the kernel from taking modules.
+    pub unread: Vec<Unread>,
 }
 
 impl Report {
@@ -35,6 +39,16 @@ impl Report {
             outcome: Outcome::Https,
             steps: Vec::new(),
             orphan: Orphan::Absent,
+            outdated: None,
+            unread: Vec::new(),
+        }
+    }
+
+    /// Whether the device is in service, or there is none: false when the loader had something to do and could not.
+    pub fn is_good(&self) -> bool {
+        match self.outcome {
+            Outcome::NotOffered { .. } | Outcome::Ready { .. } | Outcome::Closed => true,
+            Outcome::Https | Outcome::Locked { .. } => false,
         }
     }
 
@@ -48,8 +62,38 @@ impl Report {
                 Some(Step::Build(_)) => "Built",
                 Some(Step::Node(_)) | None => "NodePresent",
             },
-            Outcome::Https => "NoModule",
+            Outcome::Https => match self.steps.last() {
+                Some(
+                    Step::InBox(ModuleStep::TimedOut { .. })
+                    | Step::Prebuilt(ModuleStep::TimedOut { .. })
+                    | Step::Build(ModuleStep::TimedOut { .. }),
+                ) => "TimedOut",
+                _ => "NoModule",
+            },
+            Outcome::Locked { .. } => "Locked",
         }
+    }
+}
+
+/// A module in the kernel that is older than the file for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Outdated {
+    /// Its name.
+    pub module: String,
+    /// SHA-256 of the file that was loaded.
+    pub loaded: String,
+    /// SHA-256 of the prebuilt file for this kernel.
+    pub prebuilt: String,
+}
+
+impl fmt::Display for Outdated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} was loaded from another file than the prebuilt one that is here now (sha256 {}, now {}); to change to it, end the \
+             node plugin, then `driver unload` and `driver load`, or restart the machine",
+            self.module, self.loaded, self.prebuilt
+        )
     }
 }
 
@@ -71,6 +115,13 @@ pub enum Outcome {
     Closed,
     /// The device is offered, but no rung led to a node: HTTPS.
     Https,
+    /// Another loader is at work, or hangs: nothing was done.
+    Locked {
+        /// The lock file.
+        path: String,
+        /// Seconds waited for it.
+        seconds: u64,
+    },
 }
 
 /// One rung.
@@ -127,6 +178,16 @@ pub enum ModuleStep {
     None,
     /// This rung is switched off.
     Off,
+    /// The machine's own settings forbid the module; not tried.
+    SwitchedOff {
+        /// Where they say so.
+        by: String,
+    },
+    /// The file cannot be seen from here, so it is not known whether there is one.
+    Unseen {
+        /// The folder that is not there.
+        folder: String,
+    },
     /// The kernel would not take it; not tried.
     Forbidden {
         /// What forbids it.
@@ -151,6 +212,16 @@ pub enum ModuleStep {
     Refused {
         /// The error.
         reason: String,
+    },
+    /// The kernel did not take it because of its signature, or for want of one.
+    Signature {
+        /// The error.
+        reason: String,
+    },
+    /// It was begun and had not ended in time; it may still end by itself. Nothing else was tried.
+    TimedOut {
+        /// Seconds waited.
+        seconds: u64,
     },
     /// It is loaded, but no node appeared.
     NoNode {
@@ -192,10 +263,16 @@ pub struct Status {
     pub modules: Vec<Module>,
     /// What keeps the kernel from taking modules.
     pub restrictions: Vec<Restriction>,
-    /// There is a prebuilt module for this kernel.
-    pub prebuilt: bool,
+    /// What of that could not be found out.
+    pub unread: Vec<Unread>,
+    /// The kernel ships a module for the device; `None` when its modules cannot be seen from here.
+    pub in_box: Option<bool>,
+    /// There is a prebuilt module for this kernel; `None` when the folder of prebuilt modules cannot be seen from here.
+    pub prebuilt: Option<bool>,
     /// What the loader has loaded since the machine started.
-    pub loaded_by_us: Option<State>,
+    pub loaded_by_us: Vec<LoadedModule>,
+    /// One of these for which there is another file now.
+    pub outdated: Option<Outdated>,
     /// The virtual PCI device that comes with the device and has nothing behind it.
     pub orphan: Orphan,
 }
@@ -233,11 +310,16 @@ impl Status {
                     format!("the host offers the device, but the driver {driver} has it and brings no node")
                 }
                 (None, None) => {
-                    let prebuilt = if self.prebuilt { "a" } else { "no" };
-                    let mut text = format!(
-                        "the host offers the device, but no kernel module for it is loaded (there is {prebuilt} prebuilt one for \
-                         the kernel {kernel}"
-                    );
+                    let mut text =
+                        "the host offers the device, but no kernel module for it is loaded (".to_owned();
+                    text.push_str(&match self.prebuilt {
+                        Some(true) => format!("there is a prebuilt one for the kernel {kernel}"),
+                        Some(false) => format!("there is no prebuilt one for the kernel {kernel}"),
+                        None => format!("prebuilt ones, for the kernel {kernel}, cannot be seen from here"),
+                    });
+                    if self.in_box == Some(true) {
+                        text.push_str(&format!("; the kernel ships {IN_BOX}"));
+                    }
                     for restriction in &self.restrictions {
                         text.push_str(&format!("; {restriction}"));
                     }
@@ -251,6 +333,35 @@ impl Status {
 
 /// What [`unload`](super::Loader::unload) did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Unloading {
+    /// The modules that were there, one after the other.
+    pub modules: Vec<Unloaded>,
+}
+
+impl Unloading {
+    /// Whether no module is left.
+    pub fn is_good(&self) -> bool {
+        self.modules
+            .iter()
+            .all(|module| matches!(module, Unloaded::Done { .. }))
+    }
+}
+
+impl fmt::Display for Unloading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.modules.is_empty() {
+            return write!(f, "no module is loaded");
+        }
+        for (index, module) in self.modules.iter().enumerate() {
+            let lead = if index == 0 { "" } else { "\n" };
+            write!(f, "{lead}{module}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What became of one module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "result", rename_all = "camelCase")]
 pub enum Unloaded {
     /// The module is gone.
@@ -258,8 +369,6 @@ pub enum Unloaded {
         /// Its name.
         module: String,
     },
-    /// None was loaded.
-    NotLoaded,
     /// The loader has not loaded it, so it leaves it.
     NotOurs {
         /// Its name.
@@ -283,6 +392,19 @@ pub enum Unloaded {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.say_outcome(f)?;
+        if let Some(outdated) = &self.outdated {
+            write!(f, "\n  {outdated}")?;
+        }
+        if matches!(self.orphan, Orphan::Failed { .. }) {
+            write!(f, "\n  companion PCI device: {}", self.orphan)?;
+        }
+        Ok(())
+    }
+}
+
+impl Report {
+    fn say_outcome(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.outcome {
             Outcome::NotOffered { vmbus: false } => write!(
                 f,
@@ -329,8 +451,16 @@ impl fmt::Display for Report {
                 for step in &self.steps {
                     write!(f, "\n  {step}")?;
                 }
+                for unread in &self.unread {
+                    write!(f, "\n  restrictions: {unread}")?;
+                }
                 Ok(())
             }
+            Outcome::Locked { path, seconds } => write!(
+                f,
+                "locked: another loader has held {path} for more than {seconds} s, so nothing was done; if no channel comes up, volumes \
+                 use HTTPS"
+            ),
         }
     }
 }
@@ -364,11 +494,21 @@ impl fmt::Display for ModuleStep {
             Self::Closed { module } => write!(f, "{module} is loaded; this process may not open its node"),
             Self::None => write!(f, "there is none for this kernel"),
             Self::Off => write!(f, "switched off"),
+            Self::SwitchedOff { by } => write!(f, "not tried, the machine forbids it ({by})"),
+            Self::Unseen { folder } => write!(f, "not tried, {folder} cannot be seen from here"),
             Self::Forbidden { by } => write!(f, "not tried, {by}"),
             Self::Taken { driver } => write!(f, "not tried, the driver {driver} has the device"),
             Self::Unfit { problem } => write!(f, "not tried, {problem}"),
             Self::BuildFailed { output } => write!(f, "failed: {output}"),
             Self::Refused { reason } => write!(f, "refused: {reason}"),
+            Self::Signature { reason } => write!(
+                f,
+                "refused: the kernel takes only modules that are signed with a key it knows, as under Secure Boot ({reason})"
+            ),
+            Self::TimedOut { seconds } => write!(
+                f,
+                "not ended after {seconds} s; it may still end by itself, so nothing else was tried"
+            ),
             Self::NoNode { module } => write!(f, "{module} is loaded, but its device node did not appear"),
             Self::Unusable { module, reason } => {
                 write!(f, "{module} is loaded, but its node cannot be used: {reason}")
@@ -392,13 +532,21 @@ impl fmt::Display for Status {
         for restriction in &self.restrictions {
             writeln!(f, "restriction: {restriction}")?;
         }
-        writeln!(
-            f,
-            "prebuilt module for this kernel: {}",
-            if self.prebuilt { "yes" } else { "no" }
-        )?;
-        if let Some(state) = &self.loaded_by_us {
-            writeln!(f, "loaded by us: {state}")?;
+        for unread in &self.unread {
+            writeln!(f, "restriction: not known, {unread}")?;
+        }
+        let seen = |there| match there {
+            Some(true) => "yes",
+            Some(false) => "no",
+            None => "not known, its folder cannot be seen from here",
+        };
+        writeln!(f, "{IN_BOX} of this kernel: {}", seen(self.in_box))?;
+        writeln!(f, "prebuilt module for this kernel: {}", seen(self.prebuilt))?;
+        for module in &self.loaded_by_us {
+            writeln!(f, "loaded by us: {module}")?;
+        }
+        if let Some(outdated) = &self.outdated {
+            writeln!(f, "outdated: {outdated}")?;
         }
         write!(f, "companion PCI device: {}", self.orphan)
     }
@@ -408,7 +556,6 @@ impl fmt::Display for Unloaded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Done { module } => write!(f, "{module} is unloaded"),
-            Self::NotLoaded => write!(f, "no module is loaded"),
             Self::NotOurs { module } => {
                 write!(f, "{module} was not loaded by this program, so it is left alone")
             }

@@ -18,6 +18,9 @@ const RELEASE: &str = "6.12.1-test-amd64";
 const DEVICE: &str = "sys/bus/vmbus/devices/11111111-0000-0000-0000-000000000001";
 const SECURE_BOOT: &str = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
 
+/// How modprobe is called.
+const MODPROBE: &str = "modprobe -b hv_azure_blob async_probe";
+
 /// How the fake kernel behaves.
 #[derive(Debug, Clone, Copy)]
 struct Behavior {
@@ -32,6 +35,10 @@ struct Behavior {
     open: bool,
     /// There is a program modprobe.
     programs: bool,
+    /// modprobe finds a command in the module's place and says that all is well.
+    nothing: bool,
+    /// Loading does not come to an end.
+    hangs: bool,
 }
 
 impl Default for Behavior {
@@ -44,6 +51,8 @@ impl Default for Behavior {
             speaks: true,
             open: true,
             programs: true,
+            nothing: false,
+            hangs: false,
         }
     }
 }
@@ -69,14 +78,14 @@ impl FakeSystem {
 }
 
 impl System for FakeSystem {
-    fn load_module(&self, mut module: &File, compressed: bool) -> Result<(), Errno> {
+    fn load_module(&self, mut module: &File, how: Insert) -> Result<(), Errno> {
         // From its beginning, whatever was read before: as the kernel does.
         io::Seek::rewind(&mut module).unwrap();
         let mut text = Vec::new();
         io::Read::read_to_end(&mut module, &mut text).unwrap();
         assert!(!text.is_empty());
         // The kernel's own modules hold their name here.
-        let call = if compressed {
+        let call = if how.compressed {
             "finit_module(compressed)"
         } else {
             "finit_module"
@@ -89,6 +98,15 @@ impl System for FakeSystem {
             None => (call.to_owned(), OURS),
         };
         self.note(call);
+        assert_eq!(how.asynchronous, name == OURS || name == IN_BOX, "{name}");
+        if self.behavior.hangs {
+            // Longer than any test; the thread ends with them.
+            std::thread::sleep(Duration::from_secs(3600));
+        }
+        if self.behavior.load == Err(Errno::EEXIST) {
+            // Somebody was quicker.
+            self.loaded(name);
+        }
         self.behavior.load?;
         if name == OURS || name == IN_BOX {
             self.loaded(name);
@@ -105,15 +123,18 @@ impl System for FakeSystem {
         Ok(())
     }
 
-    fn run(&self, root: &Path, program: &str, arguments: &[&str]) -> io::Result<Ran> {
+    fn run(&self, root: &Path, program: &str, arguments: &[&str], _: Duration) -> io::Result<Ran> {
         self.note(format!("{program} {}", arguments.join(" ")));
         assert_eq!(root, self.root.join("host"));
         if program == "modprobe" {
             if !self.behavior.programs {
                 return Err(io::ErrorKind::NotFound.into());
             }
-            if self.behavior.modprobe {
-                self.loaded(arguments[0]);
+            if self.behavior.hangs {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            if self.behavior.modprobe && !self.behavior.nothing {
+                self.loaded(arguments[1]);
             }
             return Ok(Ran {
                 success: self.behavior.modprobe,
@@ -157,6 +178,9 @@ struct Machine {
     behavior: Behavior,
     calls: Arc<Mutex<Vec<String>>>,
     source: Option<PathBuf>,
+    skip: Vec<Rung>,
+    /// Long, except where a call is to hang.
+    load_wait: Duration,
 }
 
 fn write(root: &Path, path: &str, text: &str) {
@@ -172,6 +196,8 @@ impl Machine {
             behavior: Behavior::default(),
             calls: Arc::default(),
             source: None,
+            skip: Vec::new(),
+            load_wait: Duration::from_secs(60),
         };
         machine.file("proc/sys/kernel/osrelease", &format!("{RELEASE}\n"));
         machine.file("proc/sys/kernel/random/boot_id", "boot-1\n");
@@ -181,6 +207,8 @@ impl Machine {
     /// A machine that is offered the device, without any driver for it.
     fn offered() -> Self {
         let machine = Self::new();
+        machine.file(&format!("host/lib/modules/{RELEASE}/modules.dep"), "");
+        fs::create_dir_all(machine.config().prebuilt).unwrap();
         machine.file(
             "sys/bus/vmbus/devices/other/class_id",
             "{f8615163-df3e-46c5-913f-f2d2f965ed0e}\n",
@@ -230,9 +258,11 @@ impl Machine {
             host_root: self.root().join("host"),
             prebuilt: self.root().join("prebuilt"),
             source: self.source.clone(),
+            skip: self.skip.clone(),
             state: self.root().join("run"),
             node_wait: Duration::from_millis(60),
             lock_wait: Duration::from_millis(60),
+            load_wait: self.load_wait,
             ..LoaderConfig::default()
         }
     }
@@ -254,8 +284,14 @@ impl Machine {
         std::mem::take(&mut *self.calls.lock().unwrap())
     }
 
-    fn state(&self) -> Option<State> {
-        State::read(&self.config()).unwrap()
+    fn state(&self) -> Vec<LoadedModule> {
+        state::read(&self.config()).unwrap()
+    }
+
+    /// The one module that is remembered.
+    fn remembered(&self) -> LoadedModule {
+        let [module] = self.state().try_into().unwrap();
+        module
     }
 }
 
@@ -271,14 +307,14 @@ fn loaded(module: &str) -> ModuleStep {
 }
 
 /// The step of a rung that was tried.
-fn step(report: &Report, rung: modules::Rung) -> ModuleStep {
+fn step(report: &Report, rung: Rung) -> ModuleStep {
     report
         .steps
         .iter()
         .find_map(|step| match (rung, step) {
-            (modules::Rung::InBox, Step::InBox(step))
-            | (modules::Rung::Prebuilt, Step::Prebuilt(step))
-            | (modules::Rung::Build, Step::Build(step)) => Some(step.clone()),
+            (Rung::InBox, Step::InBox(step))
+            | (Rung::Prebuilt, Step::Prebuilt(step))
+            | (Rung::Build, Step::Build(step)) => Some(step.clone()),
             _ => None,
         })
         .unwrap()
@@ -320,7 +356,7 @@ fn rung_1_a_node_that_answers_is_used_as_it_is() {
     assert_eq!(report.code(), "NodePresent");
     assert_eq!(report.steps, [Step::Node(NodeStep::Present { abi: Abi::List })]);
     assert!(machine.calls().is_empty());
-    assert_eq!(machine.state(), None);
+    assert_eq!(machine.state(), []);
 }
 
 #[test]
@@ -342,9 +378,9 @@ fn rung_2_the_kernels_own_module_comes_first() {
     let report = machine.load();
     assert_eq!(report.outcome, ready());
     assert_eq!(report.code(), "InBox");
-    assert_eq!(step(&report, modules::Rung::InBox), loaded(IN_BOX));
-    assert_eq!(machine.calls(), ["modprobe hv_azure_blob"]);
-    let state = machine.state().unwrap();
+    assert_eq!(step(&report, Rung::InBox), loaded(IN_BOX));
+    assert_eq!(machine.calls(), [MODPROBE]);
+    let state = machine.remembered();
     assert_eq!((state.module.as_str(), state.digest), (IN_BOX, None));
 }
 
@@ -356,7 +392,7 @@ fn rung_2_a_similar_name_is_another_module() {
         "kernel/hv_azure_blob_test.ko:\nkernel/xhv_azure_blob.ko:\nkernel/other.ko: kernel/hv_azure_blob.ko\n",
     );
     let report = machine.load();
-    assert_eq!(step(&report, modules::Rung::InBox), ModuleStep::None);
+    assert_eq!(step(&report, Rung::InBox), ModuleStep::None);
     assert!(machine.calls().is_empty());
 }
 
@@ -367,12 +403,12 @@ fn rung_2_what_modprobe_says_is_kept_and_the_next_rung_tried() {
     let report = machine.load();
     assert_eq!(report.outcome, ready());
     assert_eq!(
-        step(&report, modules::Rung::InBox),
+        step(&report, Rung::InBox),
         ModuleStep::Refused {
             reason: "modprobe: ERROR: could not insert 'hv_azure_blob': No such device".to_owned()
         }
     );
-    assert_eq!(step(&report, modules::Rung::Prebuilt), loaded(OURS));
+    assert_eq!(step(&report, Rung::Prebuilt), loaded(OURS));
 }
 
 /// An image that holds one program has no modprobe.
@@ -393,17 +429,13 @@ fn rung_2_works_without_modprobe() {
     // In the kernel already: not loaded once more.
     machine.file("sys/module/hv_vmbus/refcnt", "3\n");
     let report = machine.load();
-    assert_eq!(step(&report, modules::Rung::InBox), loaded(IN_BOX));
+    assert_eq!(step(&report, Rung::InBox), loaded(IN_BOX));
     assert_eq!(report.code(), "InBox");
     assert_eq!(
         machine.calls(),
-        [
-            "modprobe hv_azure_blob",
-            "finit_module hv_helper",
-            "finit_module hv_azure_blob"
-        ]
+        [MODPROBE, "finit_module hv_helper", "finit_module hv_azure_blob"]
     );
-    assert_eq!(machine.state().unwrap().module, IN_BOX);
+    assert_eq!(machine.remembered().module, IN_BOX);
 }
 
 #[test]
@@ -417,14 +449,14 @@ fn rung_2_a_compressed_module_is_unpacked_by_the_kernel_or_refused_with_the_reas
         );
     }
     machine.behavior.load = Err(Errno::EOPNOTSUPP);
-    let ModuleStep::Refused { reason } = step(&machine.load(), modules::Rung::InBox) else {
+    let ModuleStep::Refused { reason } = step(&machine.load(), Rung::InBox) else {
         panic!("not refused");
     };
     assert!(reason.contains("hv_vmbus: its file is compressed"), "{reason}");
     machine.calls();
 
     machine.behavior.load = Ok(());
-    assert_eq!(step(&machine.load(), modules::Rung::InBox), loaded(IN_BOX));
+    assert_eq!(step(&machine.load(), Rung::InBox), loaded(IN_BOX));
     assert_eq!(
         machine.calls()[1..],
         [
@@ -441,7 +473,7 @@ fn a_node_that_this_process_may_not_open_is_left_to_others() {
     machine.behavior.open = false;
     let report = machine.load();
     assert_eq!((&report.outcome, report.code()), (&Outcome::Closed, "InBox"));
-    assert_eq!(machine.calls(), ["modprobe hv_azure_blob"]);
+    assert_eq!(machine.calls(), [MODPROBE]);
     assert!(
         report
             .to_string()
@@ -465,7 +497,7 @@ fn rung_3_a_prebuilt_module_for_exactly_this_kernel_is_loaded() {
     assert_eq!(report.outcome, ready());
     assert_eq!(report.code(), "Prebuilt");
     assert_eq!(machine.calls(), ["finit_module"]);
-    let state = machine.state().unwrap();
+    let state = machine.remembered();
     assert_eq!((state.module.as_str(), state.release.as_str()), (OURS, RELEASE));
     assert_eq!(state.digest.unwrap().len(), 64);
 
@@ -473,14 +505,14 @@ fn rung_3_a_prebuilt_module_for_exactly_this_kernel_is_loaded() {
     let report = machine.load();
     assert_eq!(report.code(), "NodePresent");
     assert!(machine.calls().is_empty());
-    assert!(machine.state().is_some());
+    assert_eq!(machine.state().len(), 1);
 }
 
 #[test]
 fn rung_3_none_for_this_kernel() {
     let machine = Machine::offered();
     machine.file("prebuilt/6.12.1-other/azb_vsc.json", "{}");
-    assert_eq!(step(&machine.load(), modules::Rung::Prebuilt), ModuleStep::None);
+    assert_eq!(step(&machine.load(), Rung::Prebuilt), ModuleStep::None);
 }
 
 #[test]
@@ -516,12 +548,12 @@ fn rung_3_a_file_or_manifest_that_does_not_fit_is_not_loaded() {
         ),
     ] {
         let report = machine.load();
-        let ModuleStep::Unfit { problem } = step(&report, modules::Rung::Prebuilt) else {
+        let ModuleStep::Unfit { problem } = step(&report, Rung::Prebuilt) else {
             panic!("{report:?}");
         };
         assert!(problem.contains(expected), "{problem}");
         assert!(machine.calls().is_empty());
-        assert_eq!(machine.state(), None);
+        assert_eq!(machine.state(), []);
     }
 }
 
@@ -557,7 +589,7 @@ fn rung_3_an_unsigned_module_is_not_tried_where_the_kernel_would_refuse_it() {
         machine.file(path, text);
         let report = machine.load();
         assert_eq!(
-            step(&report, modules::Rung::Prebuilt),
+            step(&report, Rung::Prebuilt),
             ModuleStep::Forbidden { by },
             "{path}"
         );
@@ -572,7 +604,7 @@ fn rung_3_a_signed_module_is_tried_unless_modules_are_off() {
     for (path, text, by) in RESTRICTIONS {
         let machine = Machine::offered().prebuilt(r#""Build key""#);
         machine.file(path, text);
-        let step = step(&machine.load(), modules::Rung::Prebuilt);
+        let step = step(&machine.load(), Rung::Prebuilt);
         if by == Restriction::ModulesDisabled {
             assert_eq!(step, ModuleStep::Forbidden { by });
         } else {
@@ -586,7 +618,7 @@ fn rung_2_is_signed_by_the_distribution_and_stopped_only_when_modules_are_off() 
     for (path, text, by) in RESTRICTIONS {
         let machine = Machine::offered().in_box();
         machine.file(path, text);
-        let step = step(&machine.load(), modules::Rung::InBox);
+        let step = step(&machine.load(), Rung::InBox);
         if by == Restriction::ModulesDisabled {
             assert_eq!(step, ModuleStep::Forbidden { by });
         } else {
@@ -611,22 +643,110 @@ fn restrictions_that_are_off_do_not_restrict() {
 
 #[test]
 fn rung_3_the_kernels_refusal_is_kept() {
-    for (errno, expected) in [
-        (Errno::ENOEXEC, "Exec format error"),
+    let mut machine = Machine::offered().prebuilt("null");
+    machine.behavior.load = Err(Errno::ENOEXEC);
+    let report = machine.load();
+    assert_eq!(
+        step(&report, Rung::Prebuilt),
+        ModuleStep::Refused {
+            reason: "azb_vsc: Exec format error".to_owned()
+        }
+    );
+    assert_eq!(report.code(), "NoModule");
+    assert!(!report.is_good());
+    assert_eq!(machine.state(), []);
+}
+
+#[test]
+fn rung_3_a_refusal_of_the_signature_is_told_as_that() {
+    for (errno, said) in [
         (Errno::EKEYREJECTED, "Key was rejected by service"),
+        (Errno::ENOKEY, "Required key not available"),
     ] {
-        let mut machine = Machine::offered().prebuilt("null");
+        let mut machine = Machine::offered().prebuilt(r#""Build key""#);
         machine.behavior.load = Err(errno);
         let report = machine.load();
         assert_eq!(
-            step(&report, modules::Rung::Prebuilt),
-            ModuleStep::Refused {
-                reason: expected.to_owned()
+            step(&report, Rung::Prebuilt),
+            ModuleStep::Signature {
+                reason: format!("azb_vsc: {said}")
             }
         );
-        assert_eq!(report.code(), "NoModule");
-        assert_eq!(machine.state(), None);
+        assert!(report.to_string().contains("Secure Boot"), "{report}");
     }
+}
+
+/// EPERM has several causes; what is said depends on what can be seen of them.
+#[test]
+fn rung_3_a_permission_denied_is_put_down_to_its_cause() {
+    let refusal = |files: &[(&str, &str)]| {
+        let mut machine = Machine::offered().prebuilt(r#""Build key""#);
+        machine.behavior.load = Err(Errno::EPERM);
+        for (path, text) in files {
+            machine.file(path, text);
+        }
+        step(&machine.load(), Rung::Prebuilt)
+    };
+    let lockdown = (
+        "sys/kernel/security/lockdown",
+        "none [integrity] confidentiality\n",
+    );
+    let full = ("proc/self/status", "Name:\tx\nCapEff:\t000001ffffffffff\n");
+    let without = ("proc/self/status", "CapEff:\t00000000a80425fb\n");
+    assert!(matches!(refusal(&[lockdown, full]), ModuleStep::Signature { .. }));
+    assert!(matches!(refusal(&[lockdown]), ModuleStep::Signature { .. }));
+    let ModuleStep::Refused { reason } = refusal(&[full]) else {
+        panic!("nothing wants a signature here");
+    };
+    assert_eq!(reason, "azb_vsc: Operation not permitted");
+    let ModuleStep::Refused { reason } = refusal(&[lockdown, without]) else {
+        panic!("the process may not load modules");
+    };
+    assert!(reason.contains("CAP_SYS_MODULE"), "{reason}");
+}
+
+/// A container runtime covers folders, and a policy forbids reading: both are no proof that nothing restricts.
+#[test]
+fn restrictions_that_cannot_be_read_are_told() {
+    let mut machine = Machine::offered().prebuilt("null");
+    machine.behavior.load = Err(Errno::EPERM);
+    fs::create_dir_all(machine.root().join("sys/firmware")).unwrap();
+    fs::create_dir_all(machine.root().join("sys/kernel/security")).unwrap();
+    // Not a file: an error that is not "not found", whoever runs the test.
+    fs::create_dir_all(machine.root().join("sys/module/module/parameters/sig_enforce")).unwrap();
+    let unread = machine.loader().status().unwrap().unread;
+    assert_eq!(
+        unread
+            .iter()
+            .map(|unread| unread.path.as_str())
+            .collect::<Vec<_>>(),
+        [
+            "sys/kernel/security/lockdown",
+            "sys/module/module/parameters/sig_enforce",
+            SECURE_BOOT,
+        ]
+    );
+    assert_eq!(unread[0].reason, "/sys/kernel/security is empty here");
+    assert_eq!(unread[2].reason, "/sys/firmware is empty here");
+    let report = machine.load();
+    assert_eq!(report.unread, unread);
+    assert!(
+        matches!(step(&report, Rung::Prebuilt), ModuleStep::Signature { .. }),
+        "{report}"
+    );
+    assert!(report.to_string().contains("could not be read"), "{report}");
+    let text = machine.loader().status().unwrap().to_string();
+    assert!(
+        text.contains("not known, /sys/kernel/security/lockdown"),
+        "{text}"
+    );
+
+    // A folder with something in it is what it seems to be, and so is one that is not there.
+    let machine = Machine::offered();
+    machine
+        .file("sys/firmware/acpi/tables", "")
+        .file("sys/kernel/security/lsm", "");
+    assert_eq!(machine.loader().status().unwrap().unread, []);
 }
 
 #[test]
@@ -635,12 +755,12 @@ fn a_module_without_a_node_is_reported_and_remembered() {
     machine.behavior.node = false;
     let report = machine.load();
     assert_eq!(
-        step(&report, modules::Rung::Prebuilt),
+        step(&report, Rung::Prebuilt),
         ModuleStep::NoNode {
             module: OURS.to_owned()
         }
     );
-    assert_eq!(machine.state().unwrap().module, OURS);
+    assert_eq!(machine.remembered().module, OURS);
     // It is not loaded twice.
     machine.calls();
     machine.load();
@@ -660,15 +780,15 @@ fn a_device_of_another_driver_is_left_to_it() {
     let taken = ModuleStep::Taken {
         driver: "uio_hv_generic".to_owned(),
     };
-    assert_eq!(step(&report, modules::Rung::InBox), taken);
-    assert_eq!(step(&report, modules::Rung::Prebuilt), taken);
+    assert_eq!(step(&report, Rung::InBox), taken);
+    assert_eq!(step(&report, Rung::Prebuilt), taken);
     assert!(machine.calls().is_empty());
 }
 
 #[test]
 fn rung_4_is_off_by_default() {
     let machine = Machine::offered();
-    assert_eq!(step(&machine.load(), modules::Rung::Build), ModuleStep::Off);
+    assert_eq!(step(&machine.load(), Rung::Build), ModuleStep::Off);
 }
 
 fn with_source(makefile: &str) -> Machine {
@@ -690,7 +810,7 @@ fn rung_4_builds_against_the_headers_of_the_node() {
     )
     .unwrap();
     let report = machine.load();
-    assert_eq!(step(&report, modules::Rung::Build), loaded(OURS));
+    assert_eq!(step(&report, Rung::Build), loaded(OURS));
     assert_eq!(report.code(), "Built");
     let calls = machine.calls();
     assert!(
@@ -698,13 +818,13 @@ fn rung_4_builds_against_the_headers_of_the_node() {
         "{calls:?}"
     );
     assert_eq!(calls[1], "finit_module");
-    assert!(machine.state().unwrap().digest.is_some());
+    assert!(machine.remembered().digest.is_some());
 }
 
 #[test]
 fn rung_4_without_headers_there_is_nothing_to_build() {
     let machine = with_source("modules:\n\techo >azb_vsc.ko\n");
-    assert_eq!(step(&machine.load(), modules::Rung::Build), ModuleStep::None);
+    assert_eq!(step(&machine.load(), Rung::Build), ModuleStep::None);
     assert!(machine.calls().is_empty());
 }
 
@@ -713,7 +833,7 @@ fn rung_4_a_failed_build_tells_its_last_lines() {
     let machine = with_source("modules:\n\t@echo 'azb_main.c:1: error: no such kernel' >&2; exit 1\n");
     machine.file(&format!("host/lib/modules/{RELEASE}/build/Makefile"), "");
     let report = machine.load();
-    let ModuleStep::BuildFailed { output } = step(&report, modules::Rung::Build) else {
+    let ModuleStep::BuildFailed { output } = step(&report, Rung::Build) else {
         panic!("{report:?}");
     };
     assert!(output.contains("no such kernel"), "{output}");
@@ -723,7 +843,10 @@ fn rung_4_a_failed_build_tells_its_last_lines() {
 fn one_loader_at_a_time() {
     let machine = Machine::offered().prebuilt("null");
     let held = Lock::take(&machine.config()).unwrap();
-    let error = machine.loader().load().unwrap_err();
+    let report = machine.load();
+    assert!(matches!(report.outcome, Outcome::Locked { .. }), "{report}");
+    assert_eq!((report.code(), report.is_good()), ("Locked", false));
+    let error = machine.loader().unload().unwrap_err();
     assert!(matches!(error, LoaderError::Locked { .. }), "{error}");
     assert!(machine.calls().is_empty());
     drop(held);
@@ -754,38 +877,255 @@ fn loaders_that_start_together_load_once() {
 fn the_state_of_another_start_or_a_broken_one_counts_as_none() {
     let machine = Machine::offered().prebuilt("null");
     machine.load();
-    assert!(machine.state().is_some());
+    assert_eq!(machine.state().len(), 1);
     machine.file("proc/sys/kernel/random/boot_id", "boot-2\n");
-    assert_eq!(machine.state(), None);
+    assert_eq!(machine.state(), []);
     machine.file("run/driver.json", "{");
-    assert_eq!(machine.state(), None);
+    assert_eq!(machine.state(), []);
 }
 
 #[test]
 fn unload_takes_away_only_what_load_has_brought() {
     let machine = Machine::offered().prebuilt("null");
-    assert_eq!(machine.loader().unload().unwrap(), Unloaded::NotLoaded);
+    let unload = || machine.loader().unload().unwrap();
+    assert_eq!(unload().modules, []);
+    assert!(unload().is_good());
 
     machine.file("sys/module/azb_vsc/refcnt", "0\n");
     assert_eq!(
-        machine.loader().unload().unwrap(),
-        Unloaded::NotOurs {
+        unload().modules,
+        [Unloaded::NotOurs {
             module: OURS.to_owned()
-        }
+        }]
     );
+    assert!(!unload().is_good());
     assert!(machine.calls().is_empty());
     fs::remove_dir_all(machine.root().join("sys/module/azb_vsc")).unwrap();
 
     machine.load();
     machine.calls();
+    let done = unload();
     assert_eq!(
-        machine.loader().unload().unwrap(),
-        Unloaded::Done {
+        done.modules,
+        [Unloaded::Done {
             module: OURS.to_owned()
-        }
+        }]
     );
+    assert!(done.is_good());
     assert_eq!(machine.calls(), ["delete_module azb_vsc"]);
-    assert_eq!(machine.state(), None);
+    assert_eq!(machine.state(), []);
+}
+
+/// The kernel's own module brings no node, so ours is loaded as well: both are remembered, and both are taken away.
+#[test]
+fn two_modules_are_both_remembered() {
+    let mut machine = Machine::offered().in_box().prebuilt("null");
+    machine.behavior.node = false;
+    let report = machine.load();
+    let no_node = |module: &str| ModuleStep::NoNode {
+        module: module.to_owned(),
+    };
+    assert_eq!(step(&report, Rung::InBox), no_node(IN_BOX));
+    assert_eq!(step(&report, Rung::Prebuilt), no_node(OURS));
+    let names: Vec<String> = machine.state().into_iter().map(|known| known.module).collect();
+    assert_eq!(names, [IN_BOX, OURS]);
+    machine.calls();
+    let done = |module: &str| Unloaded::Done {
+        module: module.to_owned(),
+    };
+    assert_eq!(
+        machine.loader().unload().unwrap().modules,
+        [done(OURS), done(IN_BOX)]
+    );
+    assert_eq!(
+        machine.calls(),
+        ["delete_module azb_vsc", "delete_module hv_azure_blob"]
+    );
+    assert_eq!(machine.state(), []);
+}
+
+/// A module that somebody else loads at the same moment is his.
+#[test]
+fn a_module_that_was_there_first_is_not_ours() {
+    let mut machine = Machine::offered().prebuilt("null");
+    machine.behavior.load = Err(Errno::EEXIST);
+    assert_eq!(step(&machine.load(), Rung::Prebuilt), loaded(OURS));
+    assert_eq!(machine.state(), []);
+    assert_eq!(
+        machine.loader().unload().unwrap().modules,
+        [Unloaded::NotOurs {
+            module: OURS.to_owned()
+        }]
+    );
+}
+
+#[test]
+fn a_module_that_has_gone_by_itself_is_forgotten() {
+    let machine = Machine::offered().prebuilt("null");
+    machine.load();
+    fs::remove_dir_all(machine.root().join("sys/module/azb_vsc")).unwrap();
+    assert_eq!(machine.loader().unload().unwrap().modules, []);
+    assert_eq!(machine.state(), []);
+}
+
+#[test]
+fn another_file_than_the_one_that_was_loaded_is_told() {
+    let machine = Machine::offered().prebuilt("null");
+    assert_eq!(machine.load().outdated, None);
+    assert_eq!(machine.load().outdated, None, "the same file");
+    let before = machine.remembered().digest.unwrap();
+
+    machine.file(&format!("prebuilt/{RELEASE}/azb_vsc.ko"), "another");
+    let machine = machine.manifest(RELEASE, RELEASE, &"ab".repeat(32), "null");
+    let expected = Some(Outdated {
+        module: OURS.to_owned(),
+        loaded: before,
+        prebuilt: "ab".repeat(32),
+    });
+    let report = machine.load();
+    assert_eq!((report.code(), &report.outdated), ("NodePresent", &expected));
+    assert!(report.to_string().contains("driver unload"), "{report}");
+    let status = machine.loader().status().unwrap();
+    assert_eq!(status.outdated, expected);
+    assert!(status.to_string().contains("outdated: azb_vsc"), "{status}");
+
+    machine.loader().unload().unwrap();
+    assert_eq!(machine.loader().status().unwrap().outdated, None);
+}
+
+/// A module whose loading hangs must not hang the container that waits for the loader.
+#[test]
+fn loading_that_hangs_is_left_behind() {
+    let mut machine = Machine::offered().prebuilt("null");
+    machine.behavior.hangs = true;
+    machine.load_wait = Duration::from_millis(50);
+    machine.source = Some(machine.root().join("source"));
+    let report = machine.load();
+    assert_eq!(step(&report, Rung::Prebuilt), ModuleStep::TimedOut { seconds: 0 });
+    assert_eq!(
+        (&report.outcome, report.code(), report.is_good()),
+        (&Outcome::Https, "TimedOut", false)
+    );
+    // It may still come: nothing else is tried, and it is ours to unload.
+    assert!(
+        !report.steps.iter().any(|step| matches!(step, Step::Build(_))),
+        "{report}"
+    );
+    assert_eq!(machine.remembered().module, OURS);
+}
+
+#[test]
+fn a_modprobe_that_hangs_ends_the_attempt() {
+    let mut machine = Machine::offered().in_box().prebuilt("null");
+    machine.behavior.hangs = true;
+    let report = machine.load();
+    assert_eq!(step(&report, Rung::InBox), ModuleStep::TimedOut { seconds: 60 });
+    assert_eq!(report.code(), "TimedOut");
+    assert_eq!(machine.calls(), [MODPROBE]);
+    assert_eq!(machine.remembered().module, IN_BOX);
+}
+
+#[test]
+fn rungs_can_be_left_out() {
+    let mut machine = Machine::offered().in_box().prebuilt("null");
+    machine.skip = vec![Rung::InBox];
+    let report = machine.load();
+    assert_eq!(step(&report, Rung::InBox), ModuleStep::Off);
+    assert_eq!(step(&report, Rung::Prebuilt), loaded(OURS));
+    assert_eq!(machine.calls(), ["finit_module"]);
+
+    let mut machine = Machine::offered().in_box().prebuilt("null");
+    machine.skip = vec![Rung::InBox, Rung::Prebuilt];
+    assert_eq!(machine.load().outcome, Outcome::Https);
+    assert!(machine.calls().is_empty());
+}
+
+#[test]
+fn rung_2_the_machines_settings_are_obeyed() {
+    for (path, text, named) in [
+        (
+            "host/etc/modprobe.d/blob.conf",
+            "# why\nblacklist hv-azure-blob\n",
+            "blob.conf: blacklist hv-azure-blob",
+        ),
+        (
+            "host/usr/lib/modprobe.d/blob.conf",
+            "install hv_azure_blob /bin/false\n",
+            "blob.conf: install",
+        ),
+        (
+            "proc/cmdline",
+            "quiet module_blacklist=floppy,hv_azure_blob\n",
+            "module_blacklist on the kernel's command line",
+        ),
+    ] {
+        for programs in [true, false] {
+            let mut machine = Machine::offered().in_box();
+            machine.behavior.programs = programs;
+            machine.file(path, text);
+            let ModuleStep::SwitchedOff { by } = step(&machine.load(), Rung::InBox) else {
+                panic!("{text:?} is not obeyed");
+            };
+            assert!(by.contains(named), "{by}");
+            assert!(machine.calls().is_empty());
+        }
+    }
+    // Comments, other modules, files of another kind, a setting of another command.
+    let machine = Machine::offered().in_box();
+    machine
+        .file(
+            "host/etc/modprobe.d/a.conf",
+            "#blacklist hv_azure_blob\nblacklist hv_azure\n",
+        )
+        .file("host/etc/modprobe.d/b.conf.bak", "blacklist hv_azure_blob\n")
+        .file("host/etc/modprobe.d/c.conf", "options hv_azure_blob x=1\n")
+        .file("proc/cmdline", "xmodule_blacklist=hv_azure_blob\n");
+    assert_eq!(step(&machine.load(), Rung::InBox), loaded(IN_BOX));
+}
+
+/// modprobe succeeds also when a setting keeps it from loading anything.
+#[test]
+fn rung_2_a_modprobe_that_loads_nothing_is_not_believed() {
+    let mut machine = Machine::offered().in_box();
+    machine.behavior.nothing = true;
+    let report = machine.load();
+    assert!(
+        matches!(step(&report, Rung::InBox), ModuleStep::SwitchedOff { .. }),
+        "{report}"
+    );
+    assert_eq!(machine.state(), []);
+}
+
+/// A container that does not have the folders must not say that there is nothing in them.
+#[test]
+fn folders_that_cannot_be_seen_are_not_empty() {
+    let machine = Machine::offered();
+    fs::remove_dir_all(machine.root().join("host")).unwrap();
+    fs::remove_dir_all(machine.config().prebuilt).unwrap();
+    let status = machine.loader().status().unwrap();
+    assert_eq!((status.in_box, status.prebuilt), (None, None));
+    assert!(
+        status.problem().unwrap().contains("cannot be seen from here"),
+        "{:?}",
+        status.problem()
+    );
+    let report = machine.load();
+    for rung in [Rung::InBox, Rung::Prebuilt] {
+        assert!(
+            matches!(step(&report, rung), ModuleStep::Unseen { .. }),
+            "{report}"
+        );
+    }
+}
+
+/// What was loaded serves, whether it can be noted or not.
+#[test]
+fn a_state_that_cannot_be_written_keeps_nobody_from_the_device() {
+    let machine = Machine::offered().prebuilt("null");
+    // A folder in the place of the file.
+    fs::create_dir_all(machine.config().state.join("driver.json.new")).unwrap();
+    assert_eq!(machine.load().outcome, ready());
+    assert_eq!(machine.state(), []);
 }
 
 #[test]
@@ -794,23 +1134,25 @@ fn a_module_in_use_is_never_unloaded() {
     machine.load();
     machine.calls();
     machine.file("sys/module/azb_vsc/refcnt", "2\n");
-    let in_use = |users| Unloaded::InUse {
-        module: OURS.to_owned(),
-        users,
+    let in_use = |users| {
+        [Unloaded::InUse {
+            module: OURS.to_owned(),
+            users,
+        }]
     };
-    assert_eq!(machine.loader().unload().unwrap(), in_use(2));
+    assert_eq!(machine.loader().unload().unwrap().modules, in_use(2));
     assert!(machine.calls().is_empty(), "it was not even tried");
 
     // Opened between our look and the call: the kernel refuses.
     machine.file("sys/module/azb_vsc/refcnt", "0\n");
     machine.behavior.unload = Err(Errno::EWOULDBLOCK);
-    assert_eq!(machine.loader().unload().unwrap(), in_use(0));
-    assert!(machine.state().is_some());
+    assert_eq!(machine.loader().unload().unwrap().modules, in_use(0));
+    assert_eq!(machine.state().len(), 1);
 
     machine.behavior.unload = Err(Errno::EPERM);
     assert!(matches!(
-        machine.loader().unload().unwrap(),
-        Unloaded::Refused { .. }
+        machine.loader().unload().unwrap().modules[..],
+        [Unloaded::Refused { .. }]
     ));
 }
 
@@ -835,6 +1177,24 @@ fn the_companion_device_is_kept_from_drivers() {
         Orphan::Bound {
             driver: "hv_pci".to_owned()
         }
+    );
+}
+
+#[test]
+fn a_companion_device_that_cannot_be_kept_is_told() {
+    let machine = Machine::offered().prebuilt("null");
+    machine.file(
+        &format!("{ORPHAN}/device_id"),
+        "{d4573da2-2caa-4711-a8f9-bbabf4ee9685}\n",
+    );
+    // Not a file: it cannot be written, whoever runs the test.
+    fs::create_dir_all(machine.root().join(ORPHAN).join("driver_override")).unwrap();
+    let report = machine.load();
+    assert_eq!(report.outcome, ready());
+    let text = report.to_string();
+    assert!(
+        text.contains("companion PCI device: could not be kept from drivers"),
+        "{text}"
     );
 }
 
@@ -869,8 +1229,11 @@ fn status_looks_and_does_not_touch() {
             "node": {"state": "absent"},
             "modules": [],
             "restrictions": ["sigEnforce"],
+            "unread": [],
+            "in_box": true,
             "prebuilt": true,
-            "loaded_by_us": null,
+            "loaded_by_us": [],
+            "outdated": null,
             "orphan": {"state": "absent"},
         })
     );
@@ -895,6 +1258,8 @@ fn reports_are_stable_json() {
                 {"rung": "build", "state": "off"},
             ],
             "orphan": {"state": "absent"},
+            "outdated": null,
+            "unread": [],
         })
     );
 }
@@ -910,10 +1275,62 @@ fn the_digest_is_sha256() {
     );
 }
 
+/// Longer than any of these programs runs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a program has started is ended with it.
+#[test]
+fn the_real_system_ends_a_program_that_takes_too_long() {
+    let folder = TempDir::new().unwrap();
+    let note = folder.path().join("pid");
+    let script = format!("sleep 3600 & echo $! >{}; wait", note.display());
+    // The program is given time to write the note: it is ended only after that.
+    let error = (1..)
+        .find_map(|seconds| {
+            let limit = Duration::from_secs(seconds);
+            let error = Kernel
+                .run(Path::new("/"), "sh", &["-c", &script], limit)
+                .unwrap_err();
+            fs::read_to_string(&note)
+                .is_ok_and(|text| text.ends_with('\n'))
+                .then_some(error)
+        })
+        .unwrap();
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    let pid = fs::read_to_string(&note).unwrap();
+    let stat = PathBuf::from(format!("/proc/{}/stat", pid.trim()));
+    // Gone, or dead and not yet collected by the machine's init.
+    let dead = || fs::read_to_string(&stat).map_or(true, |text| text.contains(") Z "));
+    let began = std::time::Instant::now();
+    while !dead() {
+        assert!(began.elapsed() < PATIENCE, "{} still runs", pid.trim());
+        std::thread::yield_now();
+    }
+}
+
+/// A child in the background keeps the stream; the program itself has ended.
+#[test]
+fn the_real_system_does_not_wait_for_ever_for_what_a_program_leaves_behind() {
+    let ran = Kernel
+        .run(
+            Path::new("/"),
+            "sh",
+            &["-c", "sleep 30 & echo out"],
+            Duration::from_secs(2),
+        )
+        .unwrap();
+    assert!(ran.success);
+}
+
 #[test]
 fn the_real_system_runs_programs() {
     let ran = Kernel
-        .run(Path::new("/"), "sh", &["-c", "echo out; echo err >&2; exit 3"])
+        .run(
+            Path::new("/"),
+            "sh",
+            &["-c", "echo out; echo err >&2; exit 3"],
+            PATIENCE,
+        )
         .unwrap();
     assert!(!ran.success);
     assert_eq!(ran.output, "out\nerr\n");
@@ -923,7 +1340,9 @@ fn the_real_system_runs_programs() {
 fn the_real_system_changes_its_root() {
     // A folder without any program in it; a user who may not change the root is refused.
     let empty = TempDir::new().unwrap();
-    let error = Kernel.run(empty.path(), "sh", &["-c", "true"]).unwrap_err();
+    let error = Kernel
+        .run(empty.path(), "sh", &["-c", "true"], PATIENCE)
+        .unwrap_err();
     let expected = if nix::unistd::geteuid().is_root() {
         io::ErrorKind::NotFound
     } else {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
-use vsc_driver::loader::{Loader, LoaderConfig, NodeStep, Restriction};
+use vsc_driver::loader::{Loader, LoaderConfig, NodeStep, Outdated, Restriction};
 
 use super::DeviceArgs;
 use crate::mounts::bounded::bounded;
@@ -66,6 +66,8 @@ pub struct ChannelReport {
     pub modules: Vec<String>,
     /// What keeps the kernel from taking modules.
     pub restrictions: Vec<Restriction>,
+    /// The module in the kernel is another one than the prebuilt one that is here now.
+    pub outdated: Option<Outdated>,
     /// Why it cannot be used.
     pub problem: Option<String>,
 }
@@ -178,6 +180,7 @@ fn examine_channel(config: LoaderConfig) -> anyhow::Result<ChannelReport> {
         code: status.code(),
         modules: status.modules.into_iter().map(|module| module.name).collect(),
         restrictions: status.restrictions,
+        outdated: status.outdated,
         problem,
     })
 }
@@ -221,6 +224,9 @@ fn sentences(report: &Report) -> String {
             "Channel: kernel modules: {}.",
             channel.modules.join(", ")
         ));
+    }
+    if let Some(outdated) = &channel.outdated {
+        lines.push(format!("Channel: {outdated}."));
     }
     for restriction in &channel.restrictions {
         lines.push(format!("Kernel: {restriction}."));
@@ -333,13 +339,21 @@ mod tests {
             &["the host does not offer the device"],
         )
         .await;
+        // The folder of prebuilt modules is there, with one for another kernel.
         told(
-            &[offered],
+            &[offered, ("modules/6.1.0-other/azb_vsc.json", b"{}")],
             "NoModule",
             &[
                 "no kernel module for it is loaded",
                 "no prebuilt one for the kernel 6.8.0-test",
             ],
+        )
+        .await;
+        // The container does not have the folder, as on most nodes.
+        told(
+            &[offered],
+            "NoModule",
+            &["prebuilt ones, for the kernel 6.8.0-test, cannot be seen from here"],
         )
         .await;
         told(
