@@ -50,6 +50,8 @@ static struct gpadl gpadls[GPADLS];
 static struct ring to_host, to_guest;
 static bool is_open;
 static u32 open_vp;
+static bool refuse_open;
+static bool ambush;		/* taken by whoever springs it */
 
 /*
  * Interrupts.  The per-CPU works are set up at run time: the per-CPU section of
@@ -198,7 +200,10 @@ static void open_channel(const struct vmbus_channel_open_channel *req)
 	struct gpadl *g = find_gpadl(req->ringbuffer_gpadlhandle);
 	u32 split = req->downstream_ringbuffer_pageoffset;
 
-	if (!g || map_ring(&to_host, g->pfns, split) ||
+	if (refuse_open) {
+		refuse_open = false;
+		result.status = 1;
+	} else if (!g || map_ring(&to_host, g->pfns, split) ||
 	    map_ring(&to_guest, g->pfns + split, g->npages - split)) {
 		close_rings();
 		result.status = 1;
@@ -389,8 +394,40 @@ int hv_synic_cleanup(unsigned int cpu)
 	return 0;
 }
 
+static int rescind(void)
+{
+	struct vmbus_channel_rescind_offer rescind = {
+		.header.msgtype = CHANNELMSG_RESCIND_CHANNELOFFER,
+		.child_relid = RELID,
+	};
+
+	if (offer_state != OFFER_MADE)
+		return -ENODEV;
+	offer_state = OFFER_RESCINDED;
+	send_message(&rescind, sizeof(rescind));
+	return 0;
+}
+
+static void ambush_work(struct work_struct *work)
+{
+	mutex_lock(&host_lock);
+	rescind();
+	mutex_unlock(&host_lock);
+}
+
+static DECLARE_WORK(ambush_now, ambush_work);
+
+/* called by the sender of a packet, where it may sleep */
 u64 swhost_signal_event(u16 code, u64 connection)
 {
+	if (xchg(&ambush, false)) {
+		struct vmbus_channel *channel = relid2channel(RELID);
+
+		queue_work(host_wq, &ambush_now);
+		/* the bus marks the channel before it removes the device */
+		while (channel && !READ_ONCE(channel->rescind))
+			usleep_range(50, 100);
+	}
 	wake_up_all(&doorbell);
 	return 0;
 }
@@ -542,6 +579,34 @@ static int do_dma(const struct swhost_dma *dma)
 	return ret;
 }
 
+static const struct file_operations decoy_fops = {
+	.owner = THIS_MODULE,
+};
+
+static struct miscdevice decoy_misc = {
+	.minor = MISC_DYNAMIC_MINOR,
+	.name = "azure_blob",
+	.fops = &decoy_fops,
+};
+
+static DEFINE_MUTEX(decoy_lock);
+static bool decoy;
+
+static int set_decoy(bool on)
+{
+	int ret = 0;
+
+	mutex_lock(&decoy_lock);
+	if (on && !decoy)
+		ret = misc_register(&decoy_misc);
+	else if (!on && decoy)
+		misc_deregister(&decoy_misc);
+	if (!ret)
+		decoy = on;
+	mutex_unlock(&decoy_lock);
+	return ret;
+}
+
 static long swhost_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 {
 	struct swhost_dma dma;
@@ -552,22 +617,11 @@ static long swhost_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 		if (copy_from_user(&dma, (void __user *)arg, sizeof(dma)))
 			return -EFAULT;
 		return do_dma(&dma);
-	case SWHOST_RESCIND: {
-		struct vmbus_channel_rescind_offer rescind = {
-			.header.msgtype = CHANNELMSG_RESCIND_CHANNELOFFER,
-			.child_relid = RELID,
-		};
-
+	case SWHOST_RESCIND:
 		mutex_lock(&host_lock);
-		if (offer_state == OFFER_MADE) {
-			offer_state = OFFER_RESCINDED;
-			send_message(&rescind, sizeof(rescind));
-		} else {
-			ret = -ENODEV;
-		}
+		ret = rescind();
 		mutex_unlock(&host_lock);
 		return ret;
-	}
 	case SWHOST_OFFER:
 		mutex_lock(&host_lock);
 		if (offer_state == OFFER_NONE)
@@ -576,6 +630,21 @@ static long swhost_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 			ret = -EBUSY;
 		mutex_unlock(&host_lock);
 		return ret;
+	case SWHOST_REFUSE:
+		mutex_lock(&host_lock);
+		refuse_open = true;
+		mutex_unlock(&host_lock);
+		return 0;
+	case SWHOST_AMBUSH:
+		WRITE_ONCE(ambush, true);
+		return 0;
+	case SWHOST_DECOY: {
+		int on;
+
+		if (get_user(on, (int __user *)arg))
+			return -EFAULT;
+		return set_decoy(on);
+	}
 	}
 	return -ENOTTY;
 }
@@ -623,6 +692,7 @@ static void __exit swhost_exit(void)
 	int i;
 
 	misc_deregister(&swhost_misc);
+	set_decoy(false);
 	swhost_bus_stop();
 	destroy_workqueue(host_wq);
 	for (i = 0; i < GPADLS; i++)

@@ -38,6 +38,16 @@ struct swhost_dma {
 #define SWHOST_RESCIND	_IO('m', 2)
 /* offer again; EBUSY until the guest has released the former offer */
 #define SWHOST_OFFER	_IO('m', 3)
+/* the next OPENCHANNEL is refused */
+#define SWHOST_REFUSE	_IO('m', 4)
+/*
+ * The offer is taken back while the next packet is being sent: after it was
+ * written, before the guest's bus looks whether the channel is still there.
+ * The ring to the host has to be empty then.
+ */
+#define SWHOST_AMBUSH	_IO('m', 5)
+/* a node of the module's name is there already (1), or is taken away (0) */
+#define SWHOST_DECOY	_IOW('m', 6, int)
 
 #ifdef __KERNEL__
 int swhost_bus_start(void);

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, bail};
 use vsc_driver::uapi::{CMD_LIST, RequestSync};
@@ -13,6 +13,7 @@ use crate::client::{Control, Device, Frame};
 use crate::memory::Memory;
 use crate::ring::Ring;
 use crate::service::Task;
+use crate::system::{SOON, wait_until};
 
 /// Bytes of data in a child's request.
 pub(crate) const CHILD_DATA: usize = 64 * 1024;
@@ -37,6 +38,16 @@ pub(crate) fn start(role: &str, file: Option<&File>) -> Result<Child> {
         }
     }
     command.spawn().context(role.to_owned())
+}
+
+/// Waits for a killed child to be gone; fails when the driver keeps it.
+pub(crate) fn wait_gone(child: &mut Child) -> Result<ExitStatus> {
+    let mut status = None;
+    wait_until("the killed process to be gone", SOON, || {
+        status = child.try_wait().ok().flatten();
+        status.is_some()
+    })?;
+    status.context("no status")
 }
 
 /// The child's exit code, which is an errno (0 = the call succeeded).

@@ -32,6 +32,9 @@ mod raw {
     nix::ioctl_write_ptr!(dma, b'm', 1, Dma);
     nix::ioctl_none!(rescind, b'm', 2);
     nix::ioctl_none!(offer, b'm', 3);
+    nix::ioctl_none!(refuse, b'm', 4);
+    nix::ioctl_none!(ambush, b'm', 5);
+    nix::ioctl_write_ptr!(decoy, b'm', 6, libc::c_int);
 }
 
 /// One request as the host sees it.
@@ -228,6 +231,31 @@ impl Host {
         unsafe { raw::rescind(self.node.as_raw_fd()) }
             .map(drop)
             .context("rescind")
+    }
+
+    /// Refuses the next attempt of the guest to open the channel.
+    pub(crate) fn refuse_next_open(&self) -> Result<()> {
+        // SAFETY: no argument.
+        unsafe { raw::refuse(self.node.as_raw_fd()) }
+            .map(drop)
+            .context("refuse")
+    }
+
+    /// Takes the offer back in the middle of the next send: the packet is in the ring, the sender has not returned.
+    /// The ring has to be empty then.
+    pub(crate) fn rescind_at_next_send(&self) -> Result<()> {
+        // SAFETY: no argument.
+        unsafe { raw::ambush(self.node.as_raw_fd()) }
+            .map(drop)
+            .context("ambush")
+    }
+
+    /// Puts another device's node in the place of the module's, or takes it away.
+    pub(crate) fn decoy(&self, there: bool) -> Result<()> {
+        // SAFETY: the argument is an int that outlives the call.
+        unsafe { raw::decoy(self.node.as_raw_fd(), &libc::c_int::from(there)) }
+            .map(drop)
+            .context("decoy")
     }
 
     /// Offers the device again; EBUSY while the former offer stands.

@@ -80,6 +80,20 @@ impl Memory {
         Ok(self)
     }
 
+    /// Takes the pages from `offset` on away from every access. They stay mapped, so that nothing else comes in their place.
+    pub(crate) fn fence(&self, offset: usize) -> Result<()> {
+        assert!(offset.is_multiple_of(PAGE) && offset < self.len);
+        // SAFETY: the rest of our own mapping; nobody holds a reference into it.
+        unsafe {
+            mprotect(
+                self.start.byte_add(offset),
+                self.len - offset,
+                ProtFlags::PROT_NONE,
+            )
+        }?;
+        Ok(())
+    }
+
     /// Address of the byte at `offset`.
     pub(crate) fn address(&self, offset: usize) -> u64 {
         (self.start.as_ptr().addr() + offset) as u64

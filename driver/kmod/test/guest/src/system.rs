@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::kmod::{DeleteModuleFlags, ModuleInitFlags, delete_module, finit_module};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
@@ -47,6 +47,7 @@ pub(crate) fn load_module(path: impl AsRef<Path>) -> Result<()> {
 pub(crate) fn loader() -> Loader {
     Loader::new(LoaderConfig {
         prebuilt: "/modules".into(),
+        node_wait: SOON,
         ..LoaderConfig::default()
     })
 }
@@ -56,6 +57,46 @@ pub(crate) fn load() -> Result<()> {
     let report = loader().load()?;
     ensure!(matches!(report.outcome, Outcome::Ready { .. }), "{report}");
     Ok(())
+}
+
+/// References to the module under test: open nodes, and requests of a ring that holds one open.
+pub(crate) fn users() -> Result<u64> {
+    let path = "/sys/module/azb_vsc/refcnt";
+    fs::read_to_string(path)
+        .context(path)?
+        .trim()
+        .parse()
+        .context(path)
+}
+
+/// Whether a ring of this kernel takes its commands back when it is closed (Linux 6.7).
+pub(crate) fn ring_cancels() -> Result<bool> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut parts = release.split(['.', '-', '+']).map(str::parse::<u32>);
+    match (parts.next(), parts.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor) >= (6, 7)),
+        _ => bail!("kernel release {release:?}"),
+    }
+}
+
+/// The name of the one device on the bus.
+pub(crate) fn device_name() -> Result<String> {
+    fs::read_dir(format!("{BUS}/devices"))?
+        .next()
+        .context("no device on the bus")??
+        .file_name()
+        .into_string()
+        .map_err(|name| anyhow!("odd device name {}", name.display()))
+}
+
+/// Gives a device without a driver to the module under test.
+pub(crate) fn bind(device: &str) -> std::io::Result<()> {
+    fs::write(format!("{BUS}/drivers/azb_vsc/bind"), device)
+}
+
+/// Takes the device from the module under test; waits for the host to return what it holds.
+pub(crate) fn unbind(device: &str) -> std::io::Result<()> {
+    fs::write(format!("{BUS}/drivers/azb_vsc/unbind"), device)
 }
 
 /// Unloads the module under test; fails at once while it is in use.
@@ -83,7 +124,7 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut yes: impl FnMut() -> b
 }
 
 /// Longest wait for something that a software-emulated machine does in milliseconds.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(40);
 
 /// Waits for the node to be there (or not).
 pub(crate) fn wait_node(there: bool) -> Result<()> {

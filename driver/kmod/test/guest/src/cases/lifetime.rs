@@ -54,7 +54,7 @@ fn killed(bench: &Bench, role: &str, file: Option<&std::fs::File>) -> Result<()>
     );
     child.kill()?;
     // Returns only when the task has left the call: the host still holds the request.
-    let status = child.wait()?;
+    let status = child::wait_gone(&mut child)?;
     ensure!(status.code().is_none(), "the child ended by itself: {status}");
     let listing = pending()?;
     ensure!(
@@ -112,7 +112,7 @@ pub(crate) fn unload_waits(bench: &Bench) -> Result<()> {
     let mut child = child::start("hold-private", None)?;
     let packet = bench.service.take_one()?;
     child.kill()?;
-    child.wait()?;
+    child::wait_gone(&mut child)?;
     let unload = std::thread::spawn(unload_module);
     // The node goes first; the module stays for its request.
     wait_node(false)?;

@@ -4,8 +4,10 @@ mod hostile;
 mod lifetime;
 mod pages;
 mod pressure;
+mod probe;
 mod refusal;
 mod removal;
+mod shortage;
 mod transfer;
 mod uring;
 mod whole;
@@ -20,7 +22,7 @@ macro_rules! cases {
 
 /// All of them.
 pub(crate) fn all() -> Vec<Case> {
-    cases![
+    let mut all = cases![
         whole::load,
         refusal::numbers,
         refusal::lengths,
@@ -46,13 +48,7 @@ pub(crate) fn all() -> Vec<Case> {
         uring::refusals,
         uring::ring_closed,
         uring::killed,
-        whole::quiet_log,
-        hostile::short_answer,
-        hostile::oversized_answer,
-        hostile::unknown_id,
-        hostile::answered_twice,
-        hostile::wrong_type,
-        hostile::flood,
+        whole::no_leak,
         whole::loader_unloads,
         lifetime::plain_signal,
         lifetime::killed_private,
@@ -61,10 +57,33 @@ pub(crate) fn all() -> Vec<Case> {
         lifetime::unload_waits,
         removal::drained,
         removal::unanswered,
+        removal::with_ring,
         removal::channel_reopens,
-        removal::under_load,
         removal::unbind,
+        removal::unbind_with_ring,
+        // What comes before is ordinary operation.
+        whole::quiet_log,
+        removal::under_load,
+        removal::met_while_sent,
+        hostile::short_answer,
+        hostile::oversized_answer,
+        hostile::unknown_id,
+        hostile::answered_twice,
+        hostile::wrong_type,
+        hostile::flood,
+        probe::open_refused,
+        probe::name_taken,
+        shortage::request,
+        shortage::probe,
+        whole::no_leak,
         whole::loader_meets_modules_disabled,
         whole::clean_kernel,
-    ]
+    ];
+    // Only the debug kernel can let an allocation fail, and look for what was lost.
+    all.retain(|case| match case.name {
+        "whole::no_leak" => whole::finds_leaks(),
+        name if name.starts_with("shortage::") => shortage::can_fail(),
+        _ => true,
+    });
+    all
 }

@@ -1,7 +1,7 @@
 //! The asynchronous door.
 
 use anyhow::{Result, ensure};
-use vsc_driver::uapi::CMD_LIST;
+use vsc_driver::uapi::{CMD_LIST, RequestSync};
 
 use crate::child::{self, CHILD_DATA};
 use crate::client::{Control, Device};
@@ -9,7 +9,7 @@ use crate::memory::{Memory, PAGE};
 use crate::ring::Ring;
 use crate::runner::Bench;
 use crate::service::{Mode, Task, checksum, pattern};
-use crate::system::{SOON, pending, wait_until};
+use crate::system::{SOON, pending, ring_cancels, users, wait_until};
 
 /// One request each way; the answer comes in the struct and in the completion.
 pub(crate) fn both_ways(_: &Bench) -> Result<()> {
@@ -94,7 +94,8 @@ pub(crate) fn refusals(_: &Bench) -> Result<()> {
     let control = Control::new(Task::Sum)?;
     let mut frame = control.frame((0, 0), 0);
     let good = Box::new(frame.request());
-    let address = std::ptr::from_ref(good.as_ref()).expose_provenance() as u64;
+    let at = |request: &RequestSync| std::ptr::from_ref(request).expose_provenance() as u64;
+    let address = at(&good);
     let mut expect = |what: &str, command, area, errno: i32| -> Result<()> {
         ring.submit_area(&device, command, area, usize::MAX)?;
         let done = ring.wait()?;
@@ -104,11 +105,34 @@ pub(crate) fn refusals(_: &Bench) -> Result<()> {
     expect("reserved word", CMD_LIST, [address, 1], libc::EINVAL)?;
     expect("unknown number", 7, [address, 0], libc::EINVAL)?;
     expect("unmapped struct", CMD_LIST, [0, 0], libc::EFAULT)?;
+    // Where a closed ring must wait for the host, the host must be told to end the request.
+    let refused = if ring_cancels()? { 0 } else { libc::EINVAL };
+    for (timeout_ms, errno) in [
+        (0, refused),
+        (300_001, refused),
+        (u32::MAX, refused),
+        (300_000, 0),
+    ] {
+        let request = Box::new(RequestSync { timeout_ms, ..*good });
+        expect(
+            &format!("time-out {timeout_ms}"),
+            CMD_LIST,
+            [at(&request), 0],
+            errno,
+        )?;
+    }
     frame.request.1 = 0;
     ring.submit(&device, &frame)?;
     let done = ring.wait()?;
     ensure!(done.result == -libc::EINVAL, "no request: {done:?}");
     Ok(())
+}
+
+/// Waits until the host is the only one who has the `n` requests.
+fn wait_abandoned(n: usize) -> Result<()> {
+    wait_until("the requests to be abandoned", SOON, || {
+        pending().is_ok_and(|lines| lines.len() == n && lines.iter().all(|line| line.ends_with(" abandoned")))
+    })
 }
 
 /// A ring is closed with requests in flight: the host's late writes still land in pinned pages.
@@ -122,8 +146,22 @@ pub(crate) fn ring_closed(bench: &Bench) -> Result<()> {
         ring.submit(&device, &control.frame((memory.address(0), 4 * PAGE as u32), 0))?;
     }
     let held = bench.service.take(4)?;
-    drop(ring);
     drop(device);
+    wait_until("the ring alone to hold the node open", SOON, || {
+        users().is_ok_and(|n| n == 1)
+    })?;
+    drop(ring);
+    if ring_cancels()? {
+        // It is gone before the host has answered; nothing but the host has the requests.
+        wait_abandoned(4)?;
+        wait_until("the ring to be gone", SOON, || users().is_ok_and(|n| n == 0))?;
+    } else {
+        let listing = pending()?;
+        ensure!(
+            listing.len() == 4 && listing.iter().all(|line| line.ends_with(" uring")),
+            "the listing is {listing:?}"
+        );
+    }
     for packet in &held {
         bench.service.serve(packet)?;
     }
@@ -140,7 +178,10 @@ pub(crate) fn killed(bench: &Bench) -> Result<()> {
     let mut child = child::start("hold-ring", None)?;
     let held = bench.service.take(4)?;
     child.kill()?;
-    child.wait()?;
+    child::wait_gone(&mut child)?;
+    if ring_cancels()? {
+        wait_abandoned(4)?;
+    }
     ensure!(pending()?.len() == 4, "{} requests pending", pending()?.len());
     for packet in &held {
         ensure!(packet.data.1 as usize == CHILD_DATA, "{packet:?}");
