@@ -1,4 +1,4 @@
-//! docs/troubleshooting.md against the error table: an entry for each reason, in the table's order, with its code.
+//! docs/troubleshooting.md against the error table: an entry for each reason, in the table's order, with its code or its Event.
 //!
 //! `UPDATE_DOCS=1 cargo test -p vsc-blob-csi --test docs` sorts the entries, corrects their codes, adds headings for new
 //! reasons and drops entries of reasons that are gone. What an entry says is written by hand.
@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use vsc_blob_csi::csi::status::Reason;
+use vsc_blob_csi::csi::status::{Change, Reason};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/troubleshooting.md");
 
@@ -38,7 +38,7 @@ fn parse(text: &str) -> Page {
             page.before = format!("{section}\n");
         } else if is_entry(section) {
             let (name, text) = section.split_once('\n').unwrap_or((section, ""));
-            let text = match text.strip_prefix("Code ") {
+            let text = match text.strip_prefix("Code ").or(text.strip_prefix("Event ")) {
                 Some(coded) => coded.split_once(". ").map_or("", |(_, rest)| rest),
                 None => text,
             };
@@ -58,13 +58,24 @@ fn parse(text: &str) -> Page {
     page
 }
 
+/// Each row of the table, and what its entry begins with.
+fn rows() -> Vec<(String, String)> {
+    let failures = Reason::ALL
+        .iter()
+        .map(|reason| (reason.to_string(), format!("Code {:?}", reason.code())));
+    let changes = Change::ALL.iter().map(|change| {
+        let kind = if change.is_warning() { "Warning" } else { "Normal" };
+        (change.to_string(), format!("Event of type {kind}"))
+    });
+    failures.chain(changes).collect()
+}
+
 /// The page as it has to be: the table's rows with the texts there are.
 fn generate(page: &Page) -> String {
     let mut text = format!("{}\n", page.before.trim_end());
-    for reason in Reason::ALL {
-        let name = reason.to_string();
+    for (name, what) in rows() {
         let own = page.entries.get(&name).map_or("", String::as_str);
-        text.push_str(&format!("\n## {name}\nCode {:?}. {own}\n", reason.code()));
+        text.push_str(&format!("\n## {name}\n{what}. {own}\n"));
     }
     if !page.after.is_empty() {
         text.push_str(&format!("\n{}\n", page.after.trim_end()));
@@ -82,7 +93,7 @@ fn troubleshooting_has_one_entry_for_each_reason() {
     } else {
         for name in page.entries.keys() {
             assert!(
-                Reason::ALL.iter().any(|reason| reason.to_string() == *name),
+                rows().iter().any(|(row, _)| row == name),
                 "docs/troubleshooting.md documents {name}, which no row has"
             );
         }
@@ -92,11 +103,11 @@ fn troubleshooting_has_one_entry_for_each_reason() {
             "docs/troubleshooting.md differs from the table, first here (is, should be): {differs:?}; run with UPDATE_DOCS=1"
         );
     }
-    for reason in Reason::ALL {
-        let own = page.entries.get(&reason.to_string());
+    for (name, _) in rows() {
+        let own = page.entries.get(&name);
         assert!(
             own.is_some_and(|text| text.len() > 40),
-            "docs/troubleshooting.md: write under `## {reason}` what happened and what to do"
+            "docs/troubleshooting.md: write under `## {name}` what happened and what to do"
         );
     }
 }

@@ -12,6 +12,7 @@ use super::pace::{Pauses, Told};
 use super::queue::{About, Notice, Queue};
 use super::volumes::{self, VolumeAt};
 use super::{Error, EventView, Membership, ObjectRef, Result};
+use crate::csi::status::Change;
 
 /// Longest message the API server accepts, in bytes (core/v1 Event validation).
 const LONGEST_MESSAGE: usize = 1024;
@@ -87,13 +88,16 @@ pub(super) async fn watch_transport(membership: &Membership, reporter: &Reporter
         let usable = state.unusable.is_none();
         let tell = |usable: bool, why: &str| {
             let about = About::Transport(targets.clone());
-            if usable {
-                let text = "requests of this node use the accelerated channel";
-                reporter.put(about, "ChannelRestored", text, false);
+            let (change, text) = if usable {
+                (
+                    Change::ChannelRestored,
+                    Change::ChannelRestored.message().to_owned(),
+                )
             } else {
-                let text = format!("requests of this node go over HTTPS: {why}");
-                reporter.put(about, "ChannelLost", &text, true);
-            }
+                let text = format!("{}: {why}", Change::ChannelLost.message());
+                (Change::ChannelLost, text)
+            };
+            reporter.put(about, &change.to_string(), &text, change.is_warning());
         };
         // Another reason for the same state is no change.
         if missed > 1 {

@@ -31,13 +31,9 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}. {} [{}]",
-            self.message.trim_end_matches('.'),
-            self.reason.hint(),
-            self.reason
-        )
+        let message = self.message.trim_end_matches('.');
+        let stop = if message.ends_with('?') { "" } else { "." };
+        write!(f, "{message}{stop} {} [{}]", self.reason.hint(), self.reason)
     }
 }
 
@@ -188,6 +184,42 @@ reasons! {
     NodeError => Internal, "See the log of the node plugin";
 }
 
+/// What an Event tells without a call that failed. The names are stable, as those of [`Reason`] are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Requests of the node take HTTPS from now on.
+    ChannelLost,
+    /// Requests of the node take the channel again.
+    ChannelRestored,
+}
+
+impl Change {
+    /// Every row.
+    pub const ALL: &'static [Change] = &[Change::ChannelLost, Change::ChannelRestored];
+
+    /// Whether the Event is of type Warning; else it is Normal.
+    pub fn is_warning(self) -> bool {
+        self == Self::ChannelLost
+    }
+
+    /// What happened, one sentence.
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::ChannelLost => "requests of this node go over HTTPS",
+            Self::ChannelRestored => "requests of this node use the accelerated channel",
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ChannelLost => "ChannelLost",
+            Self::ChannelRestored => "ChannelRestored",
+        })
+    }
+}
+
 impl From<blob_client::Error> for Error {
     fn from(error: blob_client::Error) -> Self {
         use blob_client::Error as E;
@@ -254,6 +286,9 @@ mod tests {
             );
             assert!(names.insert(name), "two rows of one name");
         }
+        for change in Change::ALL {
+            assert!(names.insert(change.to_string()), "{change}: two rows of one name");
+        }
     }
 
     #[test]
@@ -269,6 +304,12 @@ mod tests {
         );
         assert!(status.message().ends_with("[UnknownKey]"), "{}", status.message());
         assert!(status.details().is_empty());
+    }
+
+    #[test]
+    fn a_question_needs_no_full_stop() {
+        let error = Error::new(Reason::UnknownKey, "unknown key \"x\"; did you mean \"y\"?");
+        assert!(error.to_string().contains("\"y\"? Correct"), "{error}");
     }
 
     #[test]
