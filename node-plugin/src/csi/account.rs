@@ -59,6 +59,10 @@ impl Account {
         let suffix = suffix.strip_prefix("blob.").unwrap_or(suffix);
         let endpoint = Url::parse(&format!("https://{name}.blob.{suffix}"));
         let endpoint = endpoint.map_err(|e| wrong("storageEndpointSuffix", suffix, &e.to_string()))?;
+        if endpoint.path() != "/" || more_than_a_place(&endpoint) {
+            let wanted = "only the domain of the cloud is wanted, for instance core.windows.net";
+            return Err(wrong("storageEndpointSuffix", suffix, wanted));
+        }
         Ok(Self {
             name: name.to_owned(),
             endpoint,
@@ -72,19 +76,19 @@ impl Account {
         } else {
             format!("https://{server}")
         };
-        let mut endpoint = Url::parse(&text).map_err(|e| wrong("server", server, &e.to_string()))?;
+        let parsed = Url::parse(&text);
+        if may_hold_a_secret(server) || parsed.as_ref().is_ok_and(more_than_a_place) {
+            return Err(Error::new(
+                Reason::InvalidValue,
+                "server: only scheme, host, port and an emulator's account; a SAS belongs into the Secret",
+            ));
+        }
+        let mut endpoint = parsed.map_err(|e| wrong("server", server, &e.to_string()))?;
         if !matches!(endpoint.scheme(), "http" | "https") {
             return Err(wrong(
                 "server",
                 server,
                 "the scheme must be https, or http for an emulator",
-            ));
-        }
-        if endpoint.query().is_some() || endpoint.fragment().is_some() || !endpoint.username().is_empty() {
-            // Not echoed: a SAS may hide in there.
-            return Err(Error::new(
-                Reason::InvalidValue,
-                "server: only scheme, host, port and an emulator's account; a SAS belongs into the Secret",
             ));
         }
         let in_path = first_segment(&endpoint).map(str::to_owned);
@@ -122,7 +126,7 @@ impl Account {
     /// Splits `ENDPOINT/CONTAINER[/PREFIX]`, as the `mount` command takes it; prefix without slashes at its ends.
     pub fn split_url(text: &str) -> Result<(Self, String, String)> {
         let url = Url::parse(text).map_err(|e| wrong("URL", text, &e.to_string()))?;
-        if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() {
+        if more_than_a_place(&url) {
             return Err(Error::new(
                 Reason::InvalidValue,
                 "URL: no query or user name; a SAS belongs into AZURE_STORAGE_SAS_TOKEN, where `ps` does not show it",
@@ -237,7 +241,7 @@ fn agree<'a>(a: (&str, Option<&'a str>), b: (&str, Option<&'a str>)) -> Result<O
     match (a.1, b.1) {
         (Some(x), Some(y)) if x != y => Err(Error::new(
             Reason::ConflictingFields,
-            format!("{}: it says {x:?}, {} says {y:?}", a.0, b.0),
+            format!("{}: it says {}, {} says {}", a.0, shown(x), b.0, shown(y)),
         )),
         (x, y) => Ok(x.or(y)),
     }
@@ -261,7 +265,30 @@ fn check_name(name: &str) -> Result<()> {
 }
 
 fn wrong(field: &str, value: &str, why: &str) -> Error {
-    Error::new(Reason::InvalidValue, format!("{field}: {value:?}: {why}"))
+    Error::new(Reason::InvalidValue, format!("{field}: {}: {why}", shown(value)))
+}
+
+/// Whether a URL says more than where something is.
+pub(super) fn more_than_a_place(url: &Url) -> bool {
+    url.query().is_some()
+        || url.fragment().is_some()
+        || !url.username().is_empty()
+        || url.password().is_some()
+}
+
+/// Messages reach the log, Events and the status of objects that more people read than may read Secrets: a pasted SAS URL or
+/// a password in front of a host must not be repeated.
+fn may_hold_a_secret(value: &str) -> bool {
+    value.contains(['?', '@', '#']) || value.to_ascii_lowercase().contains("sig=")
+}
+
+/// A value as messages quote it.
+pub(super) fn shown(value: &str) -> String {
+    if may_hold_a_secret(value) {
+        "(not repeated: it may hold a secret)".to_owned()
+    } else {
+        format!("{value:?}")
+    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use blob_client::transport::Transport;
 use serde::Deserialize;
 use url::Url;
 
+use super::account;
 use super::status::{Error, Reason, Result};
 use super::volume_context::{Attributes, AuthType, Secrets};
 
@@ -114,7 +115,17 @@ fn url(field: &str, text: Option<&str>) -> Result<Option<Url>> {
         } else {
             format!("https://{text}")
         };
-        Url::parse(&full).map_err(|e| Error::new(Reason::InvalidValue, format!("{field}: {text:?}: {e}")))
+        let wrong = |why: String| {
+            Error::new(
+                Reason::InvalidValue,
+                format!("{field}: {}: {why}", account::shown(text)),
+            )
+        };
+        let url = Url::parse(&full).map_err(|e| wrong(e.to_string()))?;
+        if account::more_than_a_place(&url) {
+            return Err(wrong("no query and no user name belong there".to_owned()));
+        }
+        Ok(url)
     });
     parsed.transpose()
 }
@@ -197,6 +208,15 @@ mod tests {
         assert_eq!(user_assigned, Some(UserAssigned::ClientId("id".into())));
         assert_eq!(endpoint.unwrap().as_str(), "http://127.0.0.1:1/msi");
         assert!(secret.is_some());
+        for pasted in [
+            "http://me:canary@127.0.0.1/msi",
+            "127.0.0.1/msi?key=canary",
+            "http://me:canary@x:y",
+        ] {
+            let error = found(AuthType::Msi, &[("MSIEndpoint", pasted)], &[]).unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains("MSIEndpoint") && !text.contains("canary"), "{text}");
+        }
         let both = [
             ("AzureStorageIdentityClientID", "a"),
             ("AzureStorageIdentityResourceID", "b"),

@@ -140,12 +140,53 @@ fn wrong_endpoints_name_their_field() {
         assert_eq!(error.reason, *reason, "{error}");
         assert!(error.message.contains(field), "{error}");
     }
-    let error = resolve(
-        &[("server", "https://acct.blob.core.windows.net/?sig=canary")],
-        &[],
-    )
-    .unwrap_err();
-    assert!(!error.to_string().contains("canary"), "{error}");
+}
+
+/// People paste SAS URLs and connection strings; what they paste must not reach a log or an Event.
+#[test]
+fn wrong_endpoints_do_not_leak() {
+    let pasted = [
+        ("server", "https://acct.blob.core.windows.net/?sig=canary"),
+        ("server", "https://acct.blob.core.windows.net/#canary"),
+        ("server", "abfss://acct.dfs.core.windows.net/?sig=canary"),
+        ("server", "https://acct .blob.core.windows.net/?sig=canary"),
+        ("server", "https://acct.blob.core.windows.net/x%3Fsig=canary"),
+        ("server", "http://:canary@127.0.0.1/devstoreaccount1"),
+        ("server", "me:canary@acct.blob.core.windows.net"),
+        ("server", "https://me:canary@acct.blob.core.windows.net:port"),
+        ("storageAccount", "acct?sig=canary"),
+        ("storageEndpointSuffix", "core.windows.net/?sig=canary"),
+        ("storageEndpointSuffix", "x:canary@example.com"),
+        ("storageEndpointSuffix", "core.windows.net/canary?"),
+    ];
+    for (field, value) in pasted {
+        let account = ("storageAccount", "acct");
+        let all = [account, (field, value)];
+        let attributes = match field {
+            "storageEndpointSuffix" => &all[..],
+            _ => &all[1..],
+        };
+        let error = resolve(attributes, &[]).unwrap_err();
+        assert_eq!(error.reason, Reason::InvalidValue, "{value}: {error}");
+        let text = error.to_string();
+        assert!(
+            text.contains(field) && !text.contains("canary"),
+            "{value}: {text}"
+        );
+    }
+    for url in [
+        "abfss://acct.dfs.core.windows.net?sig=canary",
+        "http://acct:80canary@x:y/c",
+        "//acct.blob.core.windows.net/c?sig=canary",
+        "http://:canary@127.0.0.1/devstoreaccount1/c",
+        "https://acct.blob.core.windows.net/c#canary",
+    ] {
+        let text = Account::split_url(url).unwrap_err().to_string();
+        assert!(
+            text.starts_with("URL") && !text.contains("canary"),
+            "{url}: {text}"
+        );
+    }
 }
 
 #[test]
