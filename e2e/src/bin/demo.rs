@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use blob_client::transport::PathStats;
 use clap::Parser;
 use csi_proto::csi::{
     GetPluginInfoRequest, NodeGetInfoRequest, NodeGetVolumeStatsRequest, ProbeRequest,
@@ -53,6 +54,36 @@ struct Traffic {
     errors: u64,
 }
 
+impl Traffic {
+    fn add(&mut self, path: &PathStats) {
+        self.requests += path.requests;
+        self.bytes += path.bytes_in + path.bytes_out;
+        self.errors += path.errors + path.failed_over;
+    }
+}
+
+/// Of both paths.
+#[derive(Debug, Clone, Copy, Default)]
+struct Paths {
+    channel: Traffic,
+    https: Traffic,
+}
+
+impl Paths {
+    fn add(&mut self, stats: impl IntoIterator<Item = (String, Vec<PathStats>)>) {
+        for path in stats.into_iter().flat_map(|(_, paths)| paths) {
+            match path.path {
+                "channel" => self.channel.add(&path),
+                _ => self.https.add(&path),
+            }
+        }
+    }
+
+    fn errors(&self) -> u64 {
+        self.channel.errors + self.https.errors
+    }
+}
+
 /// Everything that runs. Fields are dropped in the order in which they have to end.
 struct Demo {
     node: CsiClient,
@@ -62,8 +93,8 @@ struct Demo {
     volume: Volume,
     staged: bool,
     published: bool,
-    channel: Traffic,
-    https: Traffic,
+    /// Of the stagings that have ended.
+    ended: Paths,
     device: MockVsp,
     _server: Server,
     folder: tempfile::TempDir,
@@ -91,27 +122,21 @@ async fn main() -> Result<ExitCode> {
     };
     if shown.is_ok() && !arguments.check {
         let at = demo.volume.target.display();
+        demo.print_traffic();
         println!("\nThe volume stays at {at} until Ctrl-C: look at it from another terminal.");
         interrupted.cancelled().await;
         println!();
     }
     // Cleaned up in every case; the first error counts.
     let cleaned = demo.clean_up().await;
-    let (channel, https) = (demo.channel, demo.https);
+    let ended = demo.traffic();
+    if shown.is_ok() && cleaned.is_ok() {
+        demo.print_traffic();
+    }
     drop(demo);
     shown.and(cleaned)?;
 
-    let errors = channel.errors + https.errors;
-    println!(
-        "\nHTTPS:   {:>5} requests {:>12} bytes",
-        https.requests, https.bytes
-    );
-    println!(
-        "channel: {:>5} requests {:>12} bytes",
-        channel.requests, channel.bytes
-    );
-    println!("{} bytes over the channel, {errors} errors", channel.bytes);
-    Ok(if errors == 0 && channel.bytes > 0 {
+    Ok(if ended.errors() == 0 && ended.channel.bytes > 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -213,8 +238,7 @@ impl Demo {
             volume,
             staged: false,
             published: false,
-            channel: Traffic::default(),
-            https: Traffic::default(),
+            ended: Paths::default(),
             device,
             _server: server,
             folder,
@@ -339,17 +363,36 @@ impl Demo {
             self.node.node.node_unstage_volume(self.volume.unstage()).await?;
             self.staged = false;
             said("Node.NodeUnstageVolume", self.volume.staging.display());
-            for path in counters.into_iter().flat_map(|(_, paths)| paths) {
-                let traffic = match path.path {
-                    "channel" => &mut self.channel,
-                    _ => &mut self.https,
-                };
-                traffic.requests += path.requests;
-                traffic.bytes += path.bytes_in + path.bytes_out;
-                traffic.errors += path.errors + path.failed_over;
-            }
+            self.ended.add(counters);
         }
         Ok(())
+    }
+
+    /// Up to now, the staging that is there included.
+    fn traffic(&self) -> Paths {
+        let mut traffic = self.ended;
+        if self.staged {
+            traffic.add(self.plugin.connector.stats());
+        }
+        traffic
+    }
+
+    fn print_traffic(&self) {
+        let traffic = self.traffic();
+        let Paths { channel, https } = traffic;
+        println!(
+            "\nHTTPS:   {:>5} requests {:>12} bytes",
+            https.requests, https.bytes
+        );
+        println!(
+            "channel: {:>5} requests {:>12} bytes",
+            channel.requests, channel.bytes
+        );
+        println!(
+            "{} bytes over the channel, {} errors",
+            channel.bytes,
+            traffic.errors()
+        );
     }
 
     /// Undoes everything, whatever state it is in.
