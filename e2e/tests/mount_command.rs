@@ -1,7 +1,8 @@
 //! `vsc-blob-csi mount` and signals: what each does, and what the exit code says.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A failed unwrap is a failed test.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -257,4 +258,72 @@ fn bad_input_is_named_and_nothing_stays_mounted() {
         "[ChannelRequired]",
     );
     failed(&mut command("photos", &at), "URL: ");
+}
+
+/// Gives the first `answers` requests an empty listing and is silent from then on; each request's first line is told.
+fn falls_silent(answers: usize) -> (String, std::sync::mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!(
+        "http://{}/devstoreaccount1/photos",
+        listener.local_addr().unwrap()
+    );
+    let (told, asked) = std::sync::mpsc::channel();
+    let count = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    // Ends with the process of the tests.
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (told, count) = (told.clone(), Arc::clone(&count));
+            std::thread::spawn(move || serve_some(stream.unwrap(), answers, &count, &told));
+        }
+    });
+    (url, asked)
+}
+
+fn serve_some(
+    stream: TcpStream,
+    answers: usize,
+    count: &std::sync::atomic::AtomicUsize,
+    told: &std::sync::mpsc::Sender<String>,
+) {
+    let mut reader = BufReader::new(stream);
+    loop {
+        let (mut first, mut line) = (String::new(), String::new());
+        if !reader.read_line(&mut first).is_ok_and(|read| read > 0) {
+            return;
+        }
+        while reader.read_line(&mut line).is_ok_and(|read| read > 2) {
+            line.clear();
+        }
+        let silent = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) >= answers;
+        // Nobody listens any more when the test has seen enough.
+        let _ = told.send(first);
+        if !silent {
+            let body = r#"<?xml version="1.0" encoding="utf-8"?><EnumerationResults><Blobs/><NextMarker/></EnumerationResults>"#;
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            reader.get_mut().write_all(answer.as_bytes()).unwrap();
+        }
+    }
+}
+
+/// An endpoint that does not answer is given up at the first signal, not after all deadlines, and nothing stays mounted.
+#[test]
+fn a_signal_ends_a_mount_that_waits_for_the_service() {
+    for (answers, told) in [
+        (0, "stopped before anything was mounted"),
+        (1, "stopped before the file system answered"),
+    ] {
+        let scratch = tree::scratch().unwrap();
+        let at = tree::folder(scratch.path().join("mnt")).unwrap();
+        let (url, asked) = falls_silent(answers);
+        let mut process = Running::start("mount", &mut command(&url, &at)).unwrap();
+        for _ in 0..=answers {
+            asked.recv_timeout(LIMIT).unwrap();
+        }
+        process.signal(Signal::SIGINT).unwrap();
+        let status = process.wait(LIMIT).unwrap();
+        let output = process.output();
+        assert_eq!(status.code(), Some(1), "{output}");
+        assert!(output.contains(told), "{output}");
+        assert!(!mounted(&at));
+    }
 }

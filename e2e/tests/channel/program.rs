@@ -4,6 +4,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
+use e2e::harness::PATIENCE;
+use e2e::harness::process::Running;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vsc_driver::channel::{Channel, ChannelConfig, ChannelError, Data};
@@ -129,6 +131,36 @@ async fn a_device_whose_server_is_killed_is_gone_and_its_successor_is_found() {
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;
     }
     assert_eq!(channel.stats().reopened, 1);
+}
+
+/// A stuck host must not take the doctor with it: that is what one asks it about.
+#[test]
+fn the_doctor_tells_of_a_device_that_does_not_answer() {
+    let mut program = start(&["--endpoint", "http://127.0.0.1:1"]);
+    let _out = mounted(&mut program);
+    let pid = Pid::from_raw(program.child.id() as i32);
+    kill(pid, Signal::SIGSTOP).unwrap();
+    // A thread that still runs would answer once more.
+    e2e::harness::wait_for("every thread to stop", PATIENCE, || {
+        let mut stopped = true;
+        for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+            let stat = std::fs::read_to_string(task?.path().join("stat"))?;
+            stopped &= stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T"));
+        }
+        Ok(stopped.then_some(()))
+    })
+    .unwrap();
+    let mut command = Command::new(e2e::harness::tools::vsc_blob_csi().unwrap());
+    command
+        .arg("doctor")
+        .arg("--device")
+        .arg(program.dir.path().join("azure_blob"));
+    let mut doctor = Running::start("doctor", &mut command).unwrap();
+    doctor.wait(PATIENCE).unwrap();
+    let report = doctor.output();
+    assert!(report.contains("it does not answer"), "{report}");
+    assert!(report.contains("FUSE: "), "the rest is told:\n{report}");
+    kill(pid, Signal::SIGCONT).unwrap();
 }
 
 #[test]

@@ -15,8 +15,10 @@ use crate::mounts::bounded::bounded;
 use crate::mounts::mounter::{Kernel, Mounter, says_dead};
 use crate::mounts::mountinfo;
 
-/// How long a mount may take to answer before it counts as dead here.
+/// How long a mount or the device may take to answer before it counts as dead here.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Where no device is.
+const NOWHERE: &str = "/nonexistent/azure_blob";
 
 /// Options of `doctor`.
 #[derive(Debug, Clone, Args)]
@@ -123,7 +125,7 @@ pub async fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
 
 /// Looks at everything; at the channel as the loader sees it.
 pub async fn examine(config: LoaderConfig) -> anyhow::Result<Report> {
-    let channel = examine_channel(config)?;
+    let channel = examine_channel(config).await?;
     let mut mounts = Vec::new();
     for mount in mountinfo::read()?.into_iter().filter(mountinfo::Mount::is_ours) {
         let at = mount.at.clone();
@@ -155,9 +157,25 @@ pub async fn examine(config: LoaderConfig) -> anyhow::Result<Report> {
     })
 }
 
-fn examine_channel(config: LoaderConfig) -> anyhow::Result<ChannelReport> {
+/// A host that is stuck lets nobody open the device: what is to be told then is all the rest.
+async fn examine_channel(config: LoaderConfig) -> anyhow::Result<ChannelReport> {
     let device = config.device.display().to_string();
-    let status = Loader::new(config).status().context("looking at the channel")?;
+    let without_device = LoaderConfig {
+        device: NOWHERE.into(),
+        ..config.clone()
+    };
+    let status = bounded("ioctl", PATIENCE, move || Loader::new(config).status()).await;
+    let status = match status {
+        Ok(status) => status.context("looking at the channel")?,
+        Err(error) => {
+            let loader = Loader::new(without_device);
+            let mut status = loader.status().context("looking at the channel")?;
+            status.node = NodeStep::Unusable {
+                reason: format!("it does not answer: {error}"),
+            };
+            status
+        }
+    };
     let abi = match status.node {
         NodeStep::Present { abi } => Some(abi.name()),
         _ => None,

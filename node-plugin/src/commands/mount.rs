@@ -1,6 +1,7 @@
 //! `mount`: one container at a directory, served in the foreground until it is unmounted.
 
 use std::path::{Path, PathBuf};
+use std::pin::{Pin, pin};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use crate::csi::account::Account;
 use crate::csi::connect::{self, Connector};
 use crate::mounts::bounded::bounded;
 use crate::mounts::mounter::{Kernel, Mounter, Serving};
+use crate::mounts::mountinfo;
 
 /// Options of `mount`.
 #[derive(Debug, Clone, Args)]
@@ -31,8 +33,8 @@ use crate::mounts::mounter::{Kernel, Mounter, Serving};
 Credentials come from the environment, where `ps` does not show them: AZURE_STORAGE_KEY (and AZURE_STORAGE_ACCOUNT, when the \
 URL does not name the account) or AZURE_STORAGE_SAS_TOKEN. Without either the container has to be public.
 
-Prints one line, `mounted URL at DIR`, when the file system answers. Ctrl-C or SIGTERM unmounts and commits what is not \
-written yet; a second one detaches a mount that is still in use. The exit code is 0 when everything written is in the \
+Prints one line, `mounted URL at DIR`, when the file system answers. Ctrl-C or SIGTERM before that gives up; after it, it \
+unmounts and commits what is not written yet; a second one detaches a mount that is still in use. The exit code is 0 when everything written is in the \
 container.
 
 Example:
@@ -137,10 +139,24 @@ pub async fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
     }
     let resources = args.budget.resources()?;
     let paths = args.device.paths(&resources);
-    first_look(&paths).await;
+    tokio::select! {
+        () = first_look(&paths) => {}
+        () = signals.next() => bail!("stopped before anything was mounted"),
+    }
     let connector = Connector::new(paths, resources.arena.clone());
-    let (config, client) = configure(&args, &connector).await?;
-    let serving = start(config, &dir, &resources).await?;
+    let (config, client) = tokio::select! {
+        configured = configure(&args, &connector) => configured?,
+        () = signals.next() => bail!("stopped before anything was mounted"),
+    };
+    let below = newest_at(&dir)?;
+    let mut starting = pin!(start(config, &dir, &resources));
+    let serving = tokio::select! {
+        started = &mut starting => started?,
+        () = signals.next() => {
+            abandon(starting, &dir, below).await?;
+            bail!("stopped before the file system answered; nothing was written");
+        }
+    };
     // On a thread of its own: the runtime would wait for a blocking task at the end, and a third signal must not.
     let (done, mut ended) = oneshot::channel();
     std::thread::Builder::new()
@@ -253,6 +269,34 @@ async fn start(config: VolumeConfig, dir: &Path, resources: &Resources) -> anyho
         return Err(error.context(format!("{}: mounted, but it does not answer", dir.display())));
     }
     Ok(serving)
+}
+
+/// Connection of the uppermost mount at a directory.
+fn newest_at(dir: &Path) -> anyhow::Result<Option<u32>> {
+    let table = Kernel.table().context("reading the mount table")?;
+    Ok(mountinfo::at(&table, dir).map(|mount| mount.minor))
+}
+
+/// Ends a start that nobody wants any more: takes its mount away, which what is left of it ends with the process. `below`: what
+/// was mounted there before.
+async fn abandon(
+    mut starting: Pin<&mut impl Future<Output = anyhow::Result<Box<dyn Serving>>>>,
+    dir: &Path,
+    below: Option<u32>,
+) -> anyhow::Result<()> {
+    // Mounting is the first step of a start: this is not for long.
+    while newest_at(dir)? == below {
+        tokio::select! {
+            started = &mut starting => match started {
+                Ok(_) => break,
+                // It failed by itself and left nothing.
+                Err(_) => return Ok(()),
+            },
+            () = tokio::time::sleep(RETRY) => {}
+        }
+    }
+    let detached = Kernel.unmount(dir, true);
+    detached.with_context(|| format!("umount -l {}", dir.display()))
 }
 
 /// Between attempts to unmount a mount that is in use.
