@@ -17,6 +17,9 @@ use crate::store::{DEV_ACCOUNT, DEV_KEY};
 /// Name of the node in all suites.
 pub const NODE_ID: &str = "node-1";
 
+/// Everything the program can say, so that a secret in a log would be seen.
+const EVERYTHING: &str = "trace,h2=info,hyper=info,tonic=info";
+
 /// A running node and controller. Dropping it ends both and frees their mounts.
 #[derive(Debug)]
 pub struct Plugin {
@@ -36,7 +39,8 @@ impl Plugin {
         command
             .arg(folder.path().join("controller.sock"))
             .arg("--device")
-            .arg(&device);
+            .arg(&device)
+            .env("RUST_LOG", EVERYTHING);
         let controller = Running::start("controller", &mut command)?;
         std::fs::create_dir(folder.path().join("registry"))?;
         let plugin = Self {
@@ -136,8 +140,7 @@ fn start_node(folder: &Path, device: &Path) -> Result<Running> {
     command.arg("--device").arg(device);
     command.arg("--state-dir").arg(folder.join("state"));
     command.arg("--registration-dir").arg(folder.join("registry"));
-    // Everything the program can say, so that a secret in a log would be seen.
-    command.env("RUST_LOG", "trace,h2=info,hyper=info,tonic=info");
+    command.env("RUST_LOG", EVERYTHING);
     Running::start("node", &mut command)
 }
 

@@ -1,6 +1,34 @@
 //! Volumes created and deleted: containers, directories, names, marks.
 
+use std::sync::{Arc, Mutex};
+
+use blob_client::Condition;
+
 use super::*;
+
+impl World {
+    /// ValidateVolumeCapabilities of a created volume, with a change of the request.
+    fn validate(
+        &self,
+        volume: &csi_proto::csi::Volume,
+        change: impl FnOnce(&mut ValidateVolumeCapabilitiesRequest),
+    ) -> Result<ValidateVolumeCapabilitiesResponse, Status> {
+        let mut request = ValidateVolumeCapabilitiesRequest {
+            volume_id: volume.volume_id.clone(),
+            volume_context: volume.volume_context.clone(),
+            volume_capabilities: vec![mount_capability(&[])],
+            secrets: secrets(),
+            ..Default::default()
+        };
+        change(&mut request);
+        call(
+            self.controller
+                .controller
+                .clone()
+                .validate_volume_capabilities(request),
+        )
+    }
+}
 
 #[test]
 fn a_container_per_volume() {
@@ -277,30 +305,110 @@ fn changing_the_root_directory_keeps_the_volume_ours() {
     }
 }
 
-/// A log line must never hold a secret, at any level.
+/// A log line must never hold a secret, at any level, whether the call goes well or not.
 #[test]
 fn no_secret_is_logged() {
     let world = World::new();
     let volume = world.volume(&[]);
     world.stage(volume.stage()).unwrap();
-    let mut wrong = world.volume(&[("containerName", "nothere")]);
-    wrong.id = "other".into();
-    wrong.staging = world.path("staging-2");
-    std::fs::create_dir(&wrong.staging).unwrap();
-    world.stage(wrong.stage()).unwrap_err();
     world.unstage(volume.unstage()).unwrap();
-    let log = wait_for("the refusal in the log", PATIENCE, || {
-        let log = world.plugin.node_process().output();
-        Ok(log.contains("ContainerNotFound").then_some(log))
-    })
-    .unwrap();
-    world.create(world.wanted("pvc-1", &[])).unwrap();
-    assert!(!log.contains(DEV_KEY), "the account key is in the node's log");
-    let log = world.plugin.controller_process().output();
-    assert!(
-        !log.contains(DEV_KEY),
-        "the account key is in the controller's log"
-    );
+    let created = world.create(world.wanted("pvc-1", &[])).unwrap();
+    world.delete(&created.volume_id).unwrap();
+
+    // An endpoint that gives tokens to managed identities and refuses everybody else.
+    let (tokens, _) = token_endpoint("canary-access-token");
+    let msi = [("AzureStorageAuthType", "MSI"), ("MSIEndpoint", tokens.as_str())];
+    let spn = [
+        ("AzureStorageAuthType", "SPN"),
+        ("AzureStorageSPNClientID", "11111111-2222-3333-4444-555555555555"),
+        ("AzureStorageSPNTenantID", "11111111-2222-3333-4444-666666666666"),
+        ("AzureStorageAADEndpoint", tokens.as_str()),
+    ];
+    let pasted = [(
+        "server",
+        "https://devstoreaccount1.blob.core.windows.net/?sig=canary-in-server",
+    )];
+    let login = [("server", "http://:canary-password@127.0.0.1:1/devstoreaccount1")];
+    type Case<'a> = (&'a [(&'a str, &'a str)], (&'a str, &'a str), Code);
+    let cases: [Case<'_>; 6] = [
+        (
+            &[],
+            ("azurestorageaccountkey", "Y2FuYXJ5LWtleQ=="),
+            Code::Unauthenticated,
+        ),
+        (
+            &[],
+            (
+                "azurestorageaccountsastoken",
+                "sv=2024-08-04&se=2099-01-01T00%3A00%3A00Z&sr=c&sp=rl&sig=canary-sas",
+            ),
+            Code::Unauthenticated,
+        ),
+        (&msi, ("msisecret", "canary-msi-secret"), Code::Unauthenticated),
+        (
+            &spn,
+            ("azurestoragespnclientsecret", "canary-client-secret"),
+            Code::Unauthenticated,
+        ),
+        (
+            &pasted,
+            ("azurestorageaccountkey", DEV_KEY),
+            Code::InvalidArgument,
+        ),
+        (&login, ("azurestorageaccountkey", DEV_KEY), Code::InvalidArgument),
+    ];
+    for (class, (key, secret), code) in cases {
+        let secrets = HashMap::from([(key.to_owned(), secret.to_owned())]);
+        let mut wanted = world.wanted("pvc-2", class);
+        wanted.secrets.clone_from(&secrets);
+        let created = world.create(wanted).unwrap_err();
+        let mut volume = world.volume(class);
+        volume.secrets = secrets;
+        let staged = world.stage(volume.stage()).unwrap_err();
+        for status in [created, staged] {
+            assert_eq!(status.code(), code, "{key}: {status:?}");
+            assert!(!status.message().contains("canary"), "{}", status.message());
+        }
+    }
+    // The pod's token, which kubelet hands over with the volume.
+    let mut pods = world.volume(&[
+        ("mountWithWorkloadIdentityToken", "true"),
+        ("ClientID", "11111111-2222-3333-4444-555555555555"),
+        ("tenantID", "11111111-2222-3333-4444-666666666666"),
+        ("AzureStorageAADEndpoint", &tokens),
+        (
+            "csi.storage.k8s.io/serviceAccount.tokens",
+            r#"{"api://AzureADTokenExchange":{"token":"canary-pod-token","expirationTimestamp":"2099-01-01T00:00:00Z"}}"#,
+        ),
+    ]);
+    pods.secrets.clear();
+    let status = world.publish(pods.publish()).unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
+    assert!(!status.message().contains("canary"), "{}", status.message());
+
+    // What comes last is in the log when all before it is.
+    let mut last = world.volume(&[("containerName", "last-of-all")]);
+    last.staging = world.path("staging-2");
+    std::fs::create_dir(&last.staging).unwrap();
+    world.stage(last.stage()).unwrap_err();
+    let wanted = world.wanted("pvc-3", &[("containerName", "last-of-all"), ("prefix", "x")]);
+    world.create(wanted).unwrap_err();
+    for process in [world.plugin.node_process(), world.plugin.controller_process()] {
+        let log = wait_for("the last refusal in the log", PATIENCE, || {
+            let log = process.output();
+            let last = |line: &str| line.contains("ContainerNotFound") && line.contains("last-of-all");
+            Ok(log.lines().any(last).then_some(log))
+        })
+        .unwrap();
+        assert!(
+            log.contains("DEBUG") && log.contains("TRACE"),
+            "not at every level:\n{log}"
+        );
+        for secret in ["canary", "Y2FuYXJ5LWtleQ==", DEV_KEY] {
+            let line = log.lines().find(|line| line.contains(secret));
+            assert!(line.is_none(), "a secret in: {line:?}");
+        }
+    }
 }
 
 /// Container metadata of a created volume is readable by people and by the next CreateVolume.
@@ -312,4 +420,270 @@ fn a_created_container_says_whose_it_is() {
     let (_, metadata): (_, Metadata) = runtime().block_on(container.client().properties()).unwrap();
     assert_eq!(metadata["vsccsi_capacity"], (1u64 << 30).to_string());
     assert!(metadata.contains_key("vsccsi_name") && metadata.contains_key("vsccsi_parameters"));
+}
+
+/// The controller has no device of the channel; that a volume demands it is for the nodes to see to.
+#[test]
+fn transport_require_is_for_the_nodes() {
+    let world = World::new();
+    let volume = world
+        .create(world.wanted("pvc-1", &[("transport", "require")]))
+        .unwrap();
+    assert_eq!(volume.volume_context["transport"], "require");
+    let validate = world.validate(&volume, |_| {}).unwrap();
+    assert!(validate.confirmed.is_some(), "{validate:?}");
+    let mut staged = world.volume(&[]);
+    staged.id.clone_from(&volume.volume_id);
+    staged.context.clone_from(&volume.volume_context);
+    refused(
+        world.stage(staged.stage()),
+        Code::FailedPrecondition,
+        "ChannelRequired",
+        &["transport"],
+    );
+    world.delete(&volume.volume_id).unwrap();
+    assert!(!world.exists("pvc-1"));
+}
+
+/// Nobody gives the controller a pod's token: it takes the provisioner's Secret.
+#[test]
+fn a_class_whose_pods_mount_as_themselves() {
+    let world = World::new();
+    let class = [
+        ("mountWithWorkloadIdentityToken", "true"),
+        ("ClientID", "11111111-2222-3333-4444-555555555555"),
+        ("tenantID", "11111111-2222-3333-4444-666666666666"),
+    ];
+    let volume = world.create(world.wanted("pvc-1", &class)).unwrap();
+    assert_eq!(volume.volume_context["mountWithWorkloadIdentityToken"], "true");
+    assert!(
+        !volume.volume_id.contains("client="),
+        "the pods' identity is not the controller's: {}",
+        volume.volume_id
+    );
+    let validate = world.validate(&volume, |_| {}).unwrap();
+    assert!(validate.confirmed.is_some(), "{validate:?}");
+    world.delete(&volume.volume_id).unwrap();
+    assert!(!world.exists("pvc-1"));
+}
+
+/// DeleteVolume is told nothing but the id: it has to be the same identity on a node that has several.
+#[test]
+fn a_volume_is_deleted_with_the_identity_that_created_it() {
+    let world = World::new();
+    let (tokens, asked) = token_endpoint("token-1");
+    world.backend.store().unwrap().accept_token("token-1");
+    let class = [
+        ("AzureStorageAuthType", "MSI"),
+        (
+            "AzureStorageIdentityClientID",
+            "11111111-2222-3333-4444-555555555555",
+        ),
+        ("MSIEndpoint", tokens.as_str()),
+    ];
+    let mut wanted = world.wanted("pvc-1", &class);
+    wanted.secrets.clear();
+    let volume = world.create(wanted).unwrap();
+    assert!(world.exists("pvc-1"));
+    let before = asked.lock().unwrap().len();
+    let request = DeleteVolumeRequest {
+        volume_id: volume.volume_id,
+        secrets: HashMap::new(),
+    };
+    call(world.controller.controller.clone().delete_volume(request)).unwrap();
+    assert!(!world.exists("pvc-1"));
+    let asked = asked.lock().unwrap();
+    assert!(asked.len() > before, "the token of another client was used");
+    for line in asked.iter() {
+        assert!(
+            line.contains("client_id=11111111-2222-3333-4444-555555555555"),
+            "{line}"
+        );
+    }
+}
+
+/// The outer one's deletion would be the inner one's.
+#[test]
+fn no_volume_is_created_inside_another() {
+    let world = World::new();
+    let at = |prefix| [("containerName", "photos"), ("prefix", prefix)];
+    world.create(world.wanted("pvc-1", &at("team"))).unwrap();
+    for inner in ["team/data", "team/a/b/c"] {
+        refused(
+            world.create(world.wanted("pvc-2", &at(inner))),
+            Code::AlreadyExists,
+            "NameTaken",
+            &["prefix", inner, "\"team\"", "\"pvc-1\""],
+        );
+    }
+    world.create(world.wanted("pvc-2", &at("team-2/data"))).unwrap();
+    world.create(world.wanted("pvc-3", &[])).unwrap();
+    let inner = [("containerName", "pvc-3"), ("prefix", "x")];
+    refused(
+        world.create(world.wanted("pvc-4", &inner)),
+        Code::AlreadyExists,
+        "NameTaken",
+        &["container \"pvc-3\""],
+    );
+}
+
+/// Volumes that are inside others all the same - created before that was refused, or moved there - keep the outer one.
+#[test]
+fn a_volume_inside_another_is_not_deleted_with_it() {
+    let world = World::new();
+    let at = [("containerName", "photos"), ("prefix", "team")];
+    let outer = [
+        (
+            world.create(world.wanted("pvc-1", &at)).unwrap(),
+            "photos",
+            "team/",
+        ),
+        (world.create(world.wanted("pvc-2", &[])).unwrap(), "pvc-2", ""),
+    ];
+    let mark = [
+        ("vsccsi_name", "inner%2D1"),
+        ("vsccsi_capacity", "0"),
+        ("vsccsi_parameters", "x"),
+    ];
+    let mark: Metadata = mark.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+    for (volume, container, inside) in outer {
+        let view = world.backend.container(container).unwrap();
+        let inner = format!("{inside}a/inner");
+        view.write(&inner, &b""[..], &mark).unwrap();
+        world.put(container, &format!("{inner}/precious"));
+        world.put(container, &format!("{inside}a-file-before-it"));
+        refused(
+            world.delete(&volume.volume_id),
+            Code::FailedPrecondition,
+            "HoldsAnotherVolume",
+            &[inner.as_str(), "\"inner-1\""],
+        );
+        assert!(world.has(container, &format!("{inner}/precious")));
+        assert!(world.has(container, &format!("{inside}a-file-before-it")));
+        runtime()
+            .block_on(view.client().delete(&inner, &Condition::none()))
+            .unwrap();
+        world.delete(&volume.volume_id).unwrap();
+        let gone = world.backend.container(container).unwrap().blobs();
+        assert!(gone.is_err() || !world.has(container, &format!("{inner}/precious")));
+    }
+}
+
+/// The same place for one claim after the other: a deletion of the first that comes late is not one of the second.
+#[test]
+fn a_late_deletion_leaves_the_next_volume_alone() {
+    let world = World::new();
+    let directory = [
+        ("containerName", "photos"),
+        ("prefix", "${pvc.metadata.name}"),
+        ("csi.storage.k8s.io/pvc/name", "data"),
+    ];
+    let container = [
+        ("containerName", "${pvc.metadata.name}"),
+        ("csi.storage.k8s.io/pvc/name", "data"),
+    ];
+    for (class, at, blob) in [
+        (&directory[..], "photos", "data/x"),
+        (&container[..], "data", "x"),
+    ] {
+        let first = world.create(world.wanted("pvc-1", class)).unwrap();
+        world.delete(&first.volume_id).unwrap();
+        let second = world.create(world.wanted("pvc-2", class)).unwrap();
+        assert_ne!(first.volume_id, second.volume_id);
+        world.put(at, blob);
+        world.delete(&first.volume_id).unwrap();
+        assert!(world.has(at, blob), "{at}/{blob}");
+        world.delete(&second.volume_id).unwrap();
+        assert!(world.backend.container(at).unwrap().blobs().is_err() || !world.has(at, blob));
+    }
+}
+
+/// Only what was looked at is confirmed.
+#[test]
+fn validation_compares_what_it_confirms() {
+    let world = World::new();
+    let class = [
+        ("containerName", "photos"),
+        ("prefix", "v"),
+        ("transport", "https"),
+    ];
+    let wanted = world.wanted("pvc-1", &class);
+    let parameters = wanted.parameters.clone();
+    let volume = world.create(wanted).unwrap();
+    let plain = world.validate(&volume, |_| {}).unwrap().confirmed.unwrap();
+    assert_eq!(plain.volume_context, volume.volume_context);
+    assert!(plain.parameters.is_empty());
+    let same = world.validate(&volume, |request| request.parameters.clone_from(&parameters));
+    assert_eq!(same.unwrap().confirmed.unwrap().parameters, parameters);
+
+    type Change<'a> = &'a dyn Fn(&mut ValidateVolumeCapabilitiesRequest);
+    let set = |map: &mut HashMap<String, String>, key: &str, value: &str| {
+        map.insert(key.to_owned(), value.to_owned());
+    };
+    let wrong: [(&str, Change<'_>); 7] = [
+        ("mutable_parameters", &|r| {
+            set(&mut r.mutable_parameters, "iops", "5")
+        }),
+        ("transpot", &|r| set(&mut r.parameters, "transpot", "https")),
+        ("parameters", &|r| set(&mut r.parameters, "transport", "prefer")),
+        ("containerName", &|r| {
+            set(&mut r.volume_context, "containerName", "other")
+        }),
+        ("prefix", &|r| set(&mut r.volume_context, "prefix", "v/w")),
+        ("prefix", &|r| drop(r.volume_context.remove("prefix"))),
+        ("server", &|r| {
+            set(
+                &mut r.volume_context,
+                "server",
+                "http://127.0.0.1:1/devstoreaccount1",
+            );
+        }),
+    ];
+    for (named, change) in wrong {
+        let answer = world.validate(&volume, change).unwrap();
+        assert!(
+            answer.confirmed.is_none() && answer.message.contains(named),
+            "{named}: {answer:?}"
+        );
+    }
+}
+
+/// Gives this token to whoever asks as a managed identity, and refuses what comes by POST; the URL, and the request lines.
+fn token_endpoint(token: &'static str) -> (String, Arc<Mutex<Vec<String>>>) {
+    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let lines = asked.clone();
+    // Ends with the process of the tests.
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut reader = BufReader::new(stream.unwrap());
+            let (mut first, mut line, mut length) = (String::new(), String::new(), 0);
+            reader.read_line(&mut first).unwrap();
+            while reader.read_line(&mut line).unwrap() > 2 {
+                if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+                line.clear();
+            }
+            reader.read_exact(&mut vec![0; length]).unwrap();
+            let (status, body) = if first.starts_with("GET ") {
+                let text = format!(
+                    r#"{{"access_token":"{token}","expires_on":"4102444800","token_type":"Bearer","resource":"https://storage.azure.com"}}"#
+                );
+                ("200 OK", text)
+            } else {
+                let text = r#"{"error":"invalid_client","error_description":"no such application"}"#;
+                ("401 Unauthorized", text.to_owned())
+            };
+            lines.lock().unwrap().push(first);
+            let answer = format!(
+                "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            reader.get_mut().write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    (url, asked)
 }

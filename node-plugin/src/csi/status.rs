@@ -160,6 +160,8 @@ reasons! {
     NotReady => FailedPrecondition, "See `vsc-blob-csi doctor` on the node";
     /// onDelete asks to delete what this driver did not create.
     NotCreatedHere => FailedPrecondition, "Delete it by hand, or set the reclaim policy to Retain";
+    /// Another created volume is inside the one that is to be deleted.
+    HoldsAnotherVolume => FailedPrecondition, "Delete the volume inside it first, or set the reclaim policy to Retain";
     /// The path still holds something after the unmount.
     TargetInUse => FailedPrecondition, "Look what is left at the path; the driver never deletes files of the node";
     /// The endpoint does not answer.

@@ -1,7 +1,8 @@
 //! The id of a volume this driver created: readable, and enough to delete it without the StorageClass.
 //!
-//! `ACCOUNT#CONTAINER#PREFIX#ON_DELETE`, `#ENDPOINT` when it is not the public cloud's, and `#NAMESPACE/NAME` when the
-//! class named a Secret by `secretName` (after an empty `#` in the public cloud). In the prefix `%` and `#` are
+//! `ACCOUNT#CONTAINER#PREFIX#ON_DELETE`, followed by what the volume needs of these, in this order: `#ENDPOINT` when it is not
+//! the public cloud's, `#NAMESPACE/NAME` when the class named a Secret by `secretName`, `#auth=`, `#msi=` and their like for the
+//! identity that the class named, and `#name=DIGEST` of the volume's CSI name. In prefix and values `%` and `#` are
 //! percent-encoded. Volume ids that users write for static volumes may be anything; they do not parse here.
 
 use std::fmt;
@@ -11,9 +12,11 @@ use url::Url;
 
 use super::account::Account;
 use super::named_secret::SecretRef;
-use super::volume_context::OnDelete;
+use super::volume_context::{AuthType, Identity, OnDelete};
 
 const SEPARATORS: &AsciiSet = &CONTROLS.add(b'%').add(b'#');
+const AUTH: &str = "auth";
+const NAME: &str = "name";
 
 /// Where a created volume is and what happens to it on deletion.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,12 +31,32 @@ pub struct VolumeId {
     pub on_delete: OnDelete,
     /// The Secret that the class named, for DeleteVolume, which gets no parameters.
     pub secret: Option<SecretRef>,
+    /// `AzureStorageAuthType` of the class, for the same reason.
+    pub auth_type: Option<AuthType>,
+    /// The identity that the class named, without the pods' own.
+    pub identity: Identity,
+    /// Digest of the volume's CSI name; `None` in ids that were given before it was written down.
+    pub name: Option<String>,
+}
+
+/// Settings of an identity by their keys in an id: short, because CSI gives a string 128 bytes.
+fn settings(identity: &mut Identity) -> [(&'static str, &mut Option<String>); 8] {
+    [
+        ("msi", &mut identity.msi_client_id),
+        ("msires", &mut identity.msi_resource_id),
+        ("msiat", &mut identity.msi_endpoint),
+        ("spn", &mut identity.spn_client_id),
+        ("spntenant", &mut identity.spn_tenant_id),
+        ("client", &mut identity.client_id),
+        ("tenant", &mut identity.tenant_id),
+        ("login", &mut identity.aad_endpoint),
+    ]
 }
 
 impl VolumeId {
     /// Reads an id of ours; `None` for any other.
     pub fn parse(text: &str) -> Option<Self> {
-        let mut parts = text.splitn(6, '#');
+        let mut parts = text.split('#');
         let name = parts.next().filter(|p| !p.is_empty())?;
         let container = parts.next().filter(|p| !p.is_empty())?;
         let prefix = percent_decode_str(parts.next()?).decode_utf8().ok()?;
@@ -42,28 +65,48 @@ impl VolumeId {
             "retain" => OnDelete::Retain,
             _ => return None,
         };
-        let cloud = Account::in_cloud(name, "core.windows.net").ok()?;
-        let endpoint = match parts.next() {
-            Some(endpoint) if !endpoint.is_empty() => Url::parse(endpoint).ok()?,
-            _ => cloud.endpoint,
-        };
-        let secret = match parts.next() {
-            Some(secret) => {
-                let (namespace, name) = secret.split_once('/')?;
-                Some(SecretRef::new(namespace, name).ok()?)
-            }
-            None => None,
-        };
-        Some(Self {
-            account: Account {
-                name: cloud.name,
-                endpoint,
-            },
+        let mut id = Self {
+            account: Account::in_cloud(name, "core.windows.net").ok()?,
             container: container.to_owned(),
             prefix: prefix.into_owned(),
             on_delete,
-            secret,
-        })
+            secret: None,
+            auth_type: None,
+            identity: Identity::default(),
+            name: None,
+        };
+        // An empty one stood for the public cloud before a Secret.
+        for part in parts.filter(|part| !part.is_empty()) {
+            id.read(part)?;
+        }
+        Some(id)
+    }
+
+    /// One part of those that tell by themselves what they are; `None` when it is none of them.
+    fn read(&mut self, part: &str) -> Option<()> {
+        if let Some((key, value)) = part.split_once('=') {
+            let value = || Some(percent_decode_str(value).decode_utf8().ok()?.into_owned());
+            if key == AUTH {
+                self.auth_type = Some(AuthType::named(&value()?)?);
+                return Some(());
+            }
+            if key == NAME {
+                self.name = Some(value()?);
+                return Some(());
+            }
+            let mut settings = settings(&mut self.identity).into_iter();
+            if let Some((_, setting)) = settings.find(|(known, _)| *known == key) {
+                *setting = Some(value()?);
+                return Some(());
+            }
+        }
+        if part.contains("://") {
+            self.account.endpoint = Url::parse(part).ok()?;
+            return Some(());
+        }
+        let (namespace, name) = part.split_once('/')?;
+        self.secret = Some(SecretRef::new(namespace, name).ok()?);
+        Some(())
     }
 }
 
@@ -73,16 +116,27 @@ impl fmt::Display for VolumeId {
             OnDelete::Delete => "delete",
             OnDelete::Retain => "retain",
         };
-        let prefix = utf8_percent_encode(&self.prefix, SEPARATORS);
+        let encoded = |text| utf8_percent_encode(text, SEPARATORS);
+        let prefix = encoded(&self.prefix);
         write!(f, "{}#{}#{prefix}#{on_delete}", self.account.name, self.container)?;
         let cloud = Account::in_cloud(&self.account.name, "core.windows.net").map(|a| a.endpoint);
         if cloud.ok().as_ref() != Some(&self.account.endpoint) {
             write!(f, "#{}", self.account.endpoint.as_str().trim_end_matches('/'))?;
-        } else if self.secret.is_some() {
-            f.write_str("#")?;
         }
         if let Some(SecretRef { namespace, name }) = &self.secret {
             write!(f, "#{namespace}/{name}")?;
+        }
+        if let Some(auth_type) = self.auth_type {
+            write!(f, "#{AUTH}={}", auth_type.name())?;
+        }
+        let mut identity = self.identity.clone();
+        for (key, value) in settings(&mut identity) {
+            if let Some(value) = value {
+                write!(f, "#{key}={}", encoded(value))?;
+            }
+        }
+        if let Some(name) = &self.name {
+            write!(f, "#{NAME}={}", encoded(name))?;
         }
         Ok(())
     }
@@ -92,33 +146,67 @@ impl fmt::Display for VolumeId {
 mod tests {
     use super::*;
 
-    #[test]
-    fn ids_are_readable() {
-        let id = VolumeId {
-            account: Account::in_cloud("acct", "core.windows.net").unwrap(),
-            container: "pvc-1".into(),
-            prefix: String::new(),
+    fn at(account: Account, container: &str, prefix: &str) -> VolumeId {
+        VolumeId {
+            account,
+            container: container.into(),
+            prefix: prefix.into(),
             on_delete: OnDelete::Delete,
             secret: None,
-        };
+            auth_type: None,
+            identity: Identity::default(),
+            name: None,
+        }
+    }
+
+    #[test]
+    fn ids_are_readable() {
+        let id = at(
+            Account::in_cloud("acct", "core.windows.net").unwrap(),
+            "pvc-1",
+            "",
+        );
         assert_eq!(id.to_string(), "acct#pvc-1##delete");
         let named = VolumeId {
             secret: Some(SecretRef::new("team", "storage-key").unwrap()),
+            name: Some("0123456789".into()),
+            ..id.clone()
+        };
+        assert_eq!(
+            named.to_string(),
+            "acct#pvc-1##delete#team/storage-key#name=0123456789"
+        );
+        let managed = VolumeId {
+            auth_type: Some(AuthType::Msi),
+            identity: Identity {
+                msi_client_id: Some("b4d0".into()),
+                ..Identity::default()
+            },
             ..id
         };
-        assert_eq!(named.to_string(), "acct#pvc-1##delete##team/storage-key");
+        assert_eq!(managed.to_string(), "acct#pvc-1##delete#auth=MSI#msi=b4d0");
         let (account, container, prefix) =
             Account::split_url("http://127.0.0.1:10000/devstoreaccount1/shared/team/data").unwrap();
         let id = VolumeId {
-            account,
-            container,
-            prefix,
             on_delete: OnDelete::Retain,
-            secret: None,
+            ..at(account, &container, &prefix)
         };
         assert_eq!(
             id.to_string(),
             "devstoreaccount1#shared#team/data#retain#http://127.0.0.1:10000/devstoreaccount1"
+        );
+    }
+
+    /// Volumes outlive the release that created them.
+    #[test]
+    fn ids_of_earlier_releases_are_read() {
+        let id = VolumeId::parse("acct#pvc-1##delete##team/storage-key").unwrap();
+        assert_eq!(id.secret, Some(SecretRef::new("team", "storage-key").unwrap()));
+        assert_eq!((id.name, id.auth_type), (None, None));
+        let id = VolumeId::parse("devstoreaccount1#c#p#delete#http://127.0.0.1:1/devstoreaccount1#team/k");
+        assert_eq!(
+            id.unwrap().account.endpoint.as_str(),
+            "http://127.0.0.1:1/devstoreaccount1"
         );
     }
 
@@ -133,6 +221,8 @@ mod tests {
             "acct###delete",
             "acct#c##delete##team",
             "acct#c##delete##team/../nodes",
+            "acct#c##delete#auth=Password",
+            "acct#c##delete#colour=blue",
         ] {
             assert_eq!(VolumeId::parse(other), None, "{other}");
         }
@@ -140,14 +230,30 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn ids_read_back(name in "[a-z0-9]{3,24}", container in "[a-z0-9-]{3,63}", prefix in "[^/\u{0}]{0,40}(/[^/\u{0}]{1,20}){0,2}", retain: bool, port in 0u16.., secret in proptest::option::of(("[a-z]{1,8}", "[a-z0-9]{1,8}"))) {
-            let mut account = Account::in_cloud(&name, "core.windows.net").unwrap();
+        fn ids_read_back(
+            name in "[a-z0-9]{3,24}",
+            container in "[a-z0-9-]{3,63}",
+            prefix in "[^/\u{0}]{0,40}(/[^/\u{0}]{1,20}){0,2}",
+            retain: bool,
+            port in 0u16..,
+            secret in proptest::option::of(("[a-z]{1,8}", "[a-z0-9]{1,8}")),
+            auth in 0usize..4,
+            values in proptest::collection::vec(proptest::option::of("[^\u{0}]{1,30}"), 8),
+            digest in proptest::option::of("[0-9a-f]{10}"),
+        ) {
+            let mut id = at(Account::in_cloud(&name, "core.windows.net").unwrap(), &container, &prefix);
             if port > 1000 {
-                account.endpoint = Url::parse(&format!("http://127.0.0.1:{port}/{name}")).unwrap();
+                id.account.endpoint = Url::parse(&format!("http://127.0.0.1:{port}/{name}")).unwrap();
             }
-            let on_delete = if retain { OnDelete::Retain } else { OnDelete::Delete };
-            let secret = secret.map(|(namespace, name)| SecretRef::new(&namespace, &name).unwrap());
-            let id = VolumeId { account, container, prefix, on_delete, secret };
+            if retain {
+                id.on_delete = OnDelete::Retain;
+            }
+            id.secret = secret.map(|(namespace, name)| SecretRef::new(&namespace, &name).unwrap());
+            id.auth_type = [None, Some(AuthType::Msi), Some(AuthType::Spn), Some(AuthType::WorkloadIdentity)][auth];
+            for ((_, setting), value) in settings(&mut id.identity).into_iter().zip(values) {
+                *setting = value;
+            }
+            id.name = digest;
             proptest::prop_assert_eq!(VolumeId::parse(&id.to_string()), Some(id));
         }
     }

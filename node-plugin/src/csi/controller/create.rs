@@ -2,18 +2,18 @@
 
 use std::collections::HashMap;
 
-use blob_client::{Condition, Container, Error as BlobError, ListOptions, PutOptions};
+use blob_client::{Condition, Container, Error as BlobError, ListOptions, Metadata, PutOptions};
 use csi_proto::csi::{CapacityRange, CreateVolumeRequest, Volume};
 
-use super::ControllerService;
-use super::ownership::{Mark, short_digest};
+use super::ownership::{Mark, name_digest, short_digest};
+use super::{ControllerService, explain_identity, pods_identity};
 use crate::csi::account::Account;
 use crate::csi::capability::Access;
 use crate::csi::connect;
 use crate::csi::named_secret;
 use crate::csi::required;
 use crate::csi::status::{Error, Reason, Result};
-use crate::csi::volume_context::{Attributes, MountOptions, OnDelete, Scope, Secrets};
+use crate::csi::volume_context::{Attributes, AuthType, Identity, MountOptions, OnDelete, Scope, Secrets};
 use crate::csi::volume_id::VolumeId;
 
 /// Longest name of a container (REST, "Naming and referencing containers").
@@ -44,12 +44,7 @@ impl ControllerService {
         let secrets = self.secrets(secrets, named.as_ref()).await?;
         let account = Account::resolve(&attributes, &secrets)?;
         let place = Place::plan(name, &attributes)?;
-        let credentials = self
-            .connector
-            .credentials(&account, &attributes, &secrets, None)?;
-        let client = self
-            .connector
-            .client(&account, credentials, attributes.transport)?;
+        let client = self.client(&account, &attributes, &secrets)?;
         let container = connect::container(&client, &place.container)?.for_a_verdict(connect::FIRST_ANSWER);
 
         let _guard = self.guards.enter(name)?;
@@ -59,7 +54,13 @@ impl ControllerService {
             prefix => create_directory(&container, prefix, &mark, attributes.on_delete).await,
         };
         let found = found.map_err(|error| match error {
-            Failure::Blob(error) => connect::explain(&account, &place.container, error),
+            Failure::Blob(error) => {
+                let error = connect::explain(&account, &place.container, error);
+                match pods_identity(&attributes) {
+                    true => explain_identity(error, &request.secrets),
+                    false => error,
+                }
+            }
             Failure::Told(error) => error,
         })?;
         let capacity = match found {
@@ -81,6 +82,9 @@ impl ControllerService {
             prefix: place.prefix.clone(),
             on_delete: attributes.on_delete,
             secret: named,
+            auth_type: attributes.auth_type.filter(|_| !pods_identity(&attributes)),
+            identity: identity_for_deletion(&attributes),
+            name: Some(name_digest(name)),
         };
         let mut context = volume_context(&request.parameters, &account, &place);
         keep_namespace(&mut context, &attributes);
@@ -96,10 +100,10 @@ impl ControllerService {
 
 /// Where a volume goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Place {
-    container: String,
+pub(super) struct Place {
+    pub(super) container: String,
     /// Empty: the container is the volume.
-    prefix: String,
+    pub(super) prefix: String,
 }
 
 impl Place {
@@ -210,10 +214,17 @@ async fn create_directory(
     mark: &Mark,
     on_delete: OnDelete,
 ) -> Result<Found, Failure> {
-    match container.head(prefix, &Condition::none()).await {
-        Ok(properties) => return Ok(Mark::read(&properties.metadata).map_or(Found::Unmarked, Found::Marked)),
-        Err(BlobError::BlobNotFound { .. }) => {}
+    let there = match container.head(prefix, &Condition::none()).await {
+        Ok(properties) => match Mark::read(&properties.metadata) {
+            Some(mark) => return Ok(Found::Marked(mark)),
+            None => true,
+        },
+        Err(BlobError::BlobNotFound { .. }) => false,
         Err(error) => return Err(error.into()),
+    };
+    check_outside(container, prefix).await?;
+    if there {
+        return Ok(Found::Unmarked);
     }
     let inside = ListOptions {
         prefix: format!("{prefix}/"),
@@ -238,6 +249,74 @@ async fn create_directory(
             Ok(Mark::read(&properties.metadata).map_or(Found::Unmarked, Found::Marked))
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+/// A volume inside another one would be deleted with it.
+async fn check_outside(container: &Container, prefix: &str) -> Result<(), Failure> {
+    let refuse = |what: String, metadata: &Metadata| match Mark::read(metadata) {
+        Some(mark) => Err(Failure::Told(Error::new(
+            Reason::NameTaken,
+            format!(
+                "prefix: {prefix:?} is inside {what}, which belongs to volume {:?}",
+                mark.name
+            ),
+        ))),
+        None => Ok(()),
+    };
+    match container.properties().await {
+        Ok((_, metadata)) => refuse(format!("container {:?}", container.name()), &metadata)?,
+        // A SAS for the container may not ask; DeleteVolume looks before it deletes.
+        Err(BlobError::Denied { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    for (end, _) in prefix.match_indices('/') {
+        let above = &prefix[..end];
+        match container.head(above, &Condition::none()).await {
+            Ok(properties) => refuse(format!("{above:?}"), &properties.metadata)?,
+            // A SAS for a directory may not look above it.
+            Err(BlobError::BlobNotFound { .. } | BlobError::Denied { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// What DeleteVolume has to know of the class's identity, which it is not told.
+fn identity_for_deletion(attributes: &Attributes) -> Identity {
+    let Identity {
+        msi_client_id,
+        msi_resource_id,
+        msi_endpoint,
+        spn_client_id,
+        spn_tenant_id,
+        aad_endpoint,
+        client_id,
+        tenant_id,
+        with_pod_token: _,
+    } = attributes.identity.clone();
+    let none = Identity::default();
+    match attributes.auth_type {
+        _ if pods_identity(attributes) => Identity { aad_endpoint, ..none },
+        Some(AuthType::Msi) => Identity {
+            msi_client_id,
+            msi_resource_id,
+            msi_endpoint,
+            ..none
+        },
+        Some(AuthType::Spn) => Identity {
+            spn_client_id,
+            spn_tenant_id,
+            aad_endpoint,
+            ..none
+        },
+        Some(AuthType::WorkloadIdentity) => Identity {
+            client_id,
+            tenant_id,
+            aad_endpoint,
+            ..none
+        },
+        Some(AuthType::Key | AuthType::Sas | AuthType::Anonymous) | None => none,
     }
 }
 
@@ -291,13 +370,18 @@ fn check_request(request: &CreateVolumeRequest) -> Result<()> {
             "volume_content_source: snapshots and clones are not offered",
         ));
     }
-    if let Some(key) = request.mutable_parameters.keys().min() {
-        return Err(Error::new(
+    check_mutable(&request.mutable_parameters)
+}
+
+/// There are none to set.
+pub(super) fn check_mutable(parameters: &HashMap<String, String>) -> Result<()> {
+    match parameters.keys().min() {
+        Some(key) => Err(Error::new(
             Reason::NotSupportedYet,
             format!("mutable_parameters: {key:?} cannot be set"),
-        ));
+        )),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// volumeAttributes of the new PersistentVolume: everything the node needs, nothing of the claim.

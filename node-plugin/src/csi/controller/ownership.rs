@@ -23,8 +23,17 @@ pub(super) struct Mark {
 }
 
 impl Mark {
-    /// The mark of a request; keys that the provisioner adds per claim do not count.
+    /// The mark of a request.
     pub(super) fn new(name: &str, capacity: i64, parameters: &HashMap<String, String>) -> Self {
+        Self {
+            name: name.to_owned(),
+            capacity,
+            parameters: Self::digest(parameters),
+        }
+    }
+
+    /// Digest of parameters; keys that the provisioner adds per claim do not count.
+    pub(super) fn digest(parameters: &HashMap<String, String>) -> String {
         let stable: BTreeMap<String, &String> = parameters
             .iter()
             .map(|(key, value)| (key.to_ascii_lowercase(), value))
@@ -35,11 +44,7 @@ impl Mark {
             // Lengths keep `a=bc` and `ab=c` apart.
             text.push_str(&format!("{}:{key}{}:{value}", key.len(), value.len()));
         }
-        Self {
-            name: name.to_owned(),
-            capacity,
-            parameters: short_digest(&text),
-        }
+        short_digest(&text)
     }
 
     /// Reads a mark; `None` for what this driver did not create.
@@ -74,6 +79,14 @@ pub(super) fn short_digest(text: &str) -> String {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect()
+}
+
+/// What a volume id says of the volume's CSI name: two claims that use one place after each other are told apart by it, and the
+/// id stays within the 128 bytes that CSI gives a string.
+pub(super) fn name_digest(name: &str) -> String {
+    let mut digest = short_digest(name);
+    digest.truncate(10);
+    digest
 }
 
 #[cfg(test)]

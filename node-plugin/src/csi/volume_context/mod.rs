@@ -56,6 +56,11 @@ impl AuthType {
             .find(|(_, t)| *t == self)
             .map_or("Key", |(name, _)| name)
     }
+
+    /// The reverse of [`name`](Self::name).
+    pub fn named(word: &str) -> Option<Self> {
+        AUTH_TYPES.iter().find(|(name, _)| *name == word).map(|(_, t)| *t)
+    }
 }
 
 /// `onDelete`: what happens to the data when the volume is deleted.

@@ -164,3 +164,85 @@ async fn create_and_delete_read_the_secret_that_the_class_names() {
     assert_eq!(error.reason, Reason::SecretNotFound, "{error}");
     assert_eq!(cluster.calls(), ["secret team/key", "secret team/key"]);
 }
+
+fn class(pairs: &[(&str, &str)]) -> Attributes {
+    let map = pairs
+        .iter()
+        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+        .collect();
+    Attributes::parse(&map, Scope::Class).unwrap()
+}
+
+/// Of what a class says about its pods the controller takes nothing for itself but where to log in.
+#[test]
+fn the_controller_is_none_of_the_pods() {
+    use super::super::own_access;
+    use blob_client::transport::failover::TransportMode;
+
+    let pods = class(&[
+        ("mountWithWorkloadIdentityToken", "true"),
+        ("ClientID", "app"),
+        ("tenantID", "tenant"),
+        ("AzureStorageAADEndpoint", "https://login.example.com"),
+        ("transport", "require"),
+    ]);
+    let own = own_access(&pods, &Secrets::default());
+    assert_eq!(own.transport, TransportMode::Prefer);
+    assert!(
+        matches!(own.auth_type, Some(AuthType::Msi | AuthType::WorkloadIdentity)),
+        "the driver's own: {own:?}"
+    );
+    let wanted = Identity {
+        aad_endpoint: Some("https://login.example.com".into()),
+        ..Identity::default()
+    };
+    assert_eq!(own.identity, wanted);
+    let key = HashMap::from([("azurestorageaccountkey".to_owned(), "a2V5".to_owned())]);
+    let own = own_access(&pods, &Secrets::parse(&key).unwrap());
+    assert_eq!(own.auth_type, None, "the key");
+
+    let other = class(&[("AzureStorageAuthType", "WorkloadIdentity"), ("ClientID", "app")]);
+    assert_eq!(own_access(&other, &Secrets::default()), other);
+}
+
+/// DeleteVolume gets what the class's kind of identity needs, and nothing else of it.
+#[test]
+fn the_id_keeps_the_identity_of_the_class() {
+    let all = [
+        ("AzureStorageIdentityClientID", "msi"),
+        ("AzureStorageSPNClientID", "spn"),
+        ("AzureStorageSPNTenantID", "spn-tenant"),
+        ("ClientID", "client"),
+        ("tenantID", "tenant"),
+    ];
+    let kept = |kind: &str| {
+        let pairs = [&all[..], &[("AzureStorageAuthType", kind)]].concat();
+        identity_for_deletion(&class(&pairs))
+    };
+    let some = |text: &str| Some(text.to_owned());
+    let none = Identity::default();
+    assert_eq!(
+        kept("MSI"),
+        Identity {
+            msi_client_id: some("msi"),
+            ..none.clone()
+        }
+    );
+    assert_eq!(
+        kept("SPN"),
+        Identity {
+            spn_client_id: some("spn"),
+            spn_tenant_id: some("spn-tenant"),
+            ..none.clone()
+        }
+    );
+    assert_eq!(
+        kept("WorkloadIdentity"),
+        Identity {
+            client_id: some("client"),
+            tenant_id: some("tenant"),
+            ..none.clone()
+        }
+    );
+    assert_eq!(kept("Key"), none);
+}
