@@ -327,3 +327,38 @@ fn a_signal_ends_a_mount_that_waits_for_the_service() {
         assert!(!mounted(&at));
     }
 }
+/// HTTPS_PROXY is where https:// endpoints are asked for, and a refusal names it.
+#[test]
+fn the_environments_proxy_is_asked() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let proxy = listener.local_addr().unwrap().to_string();
+    let (told, asked) = std::sync::mpsc::channel();
+    // Ends with the process of the tests.
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut reader = BufReader::new(stream.unwrap());
+            let mut line = String::new();
+            reader.read_line(&mut line).unwrap();
+            let _ = told.send(line);
+            let refusal = b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n";
+            let _ = reader.get_mut().write_all(refusal);
+        }
+    });
+    let scratch = tree::scratch().unwrap();
+    let at = tree::folder(scratch.path().join("mnt")).unwrap();
+    let mut command = command("https://acct.blob.core.windows.net/photos", &at);
+    command.env("HTTPS_PROXY", format!("http://me:canary@{proxy}"));
+    command.env_remove("NO_PROXY").env_remove("no_proxy");
+    let mut process = Running::start("mount", &mut command).unwrap();
+    assert_eq!(
+        asked.recv_timeout(LIMIT).unwrap().trim_end(),
+        "CONNECT acct.blob.core.windows.net:443 HTTP/1.1"
+    );
+    let status = process.wait(LIMIT).unwrap();
+    let output = process.output();
+    assert_eq!(status.code(), Some(1), "{output}");
+    assert!(
+        output.contains(&proxy) && output.contains("HTTPS_PROXY") && !output.contains("canary"),
+        "{output}"
+    );
+}

@@ -24,6 +24,7 @@ use vsc_driver::buffer::Buffer;
 
 use self::renewed::Renewed;
 use super::counters::Counters;
+use super::proxy::{Proxied, Proxies};
 use super::{FailureKind, PathStats, Transport, TransportError};
 use crate::request::Request;
 use crate::response::Response;
@@ -53,7 +54,7 @@ const MAX_HEADERS: usize = 512;
 /// Bound of bodies that are collected in memory: error texts, block lists (50,000 entries) and listings (5,000 entries).
 const COLLECT_LIMIT: usize = 64 * 1024 * 1024;
 
-type Pool = Client<HttpsConnector<HttpConnector>, Pieces>;
+type Pool = Client<HttpsConnector<Proxied>, Pieces>;
 
 /// The connection pool; cheap to clone, clones share it and the counters.
 #[derive(Debug, Clone)]
@@ -64,8 +65,8 @@ pub struct Https {
 }
 
 impl Https {
-    /// A pool that trusts the machine's root certificates. A machine without any can still reach `http://` endpoints; TLS
-    /// then fails with the certificate's reason.
+    /// A pool that trusts the machine's root certificates and takes the environment's proxy. A machine without any certificate can
+    /// still reach `http://` endpoints; TLS then fails with the certificate's reason.
     pub fn new() -> Self {
         let native = rustls_native_certs::load_native_certs();
         for error in &native.errors {
@@ -76,17 +77,21 @@ impl Https {
         if added == 0 {
             tracing::warn!("this machine has no root certificates: https:// endpoints will not be trusted");
         }
-        Self::with_roots(roots)
+        Self::over(roots, Proxies::from_env())
     }
 
-    /// A pool that trusts exactly these roots.
+    /// A pool that trusts exactly these roots and takes no proxy.
     pub fn with_roots(roots: rustls::RootCertStore) -> Self {
+        Self::over(roots, Proxies::none())
+    }
+
+    fn over(roots: rustls::RootCertStore, proxies: Proxies) -> Self {
         // The provider is named here, so that nothing depends on a process-wide default.
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let pool = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map(|builder| builder.with_root_certificates(roots).with_no_client_auth())
-            .map(|tls| Renewed::new(move || pool(tls.clone())))
+            .map(|tls| Renewed::new(move || pool(tls.clone(), proxies.clone())))
             .map_err(|error| format!("TLS cannot be set up: {error}"));
         Self {
             pool,
@@ -181,7 +186,7 @@ impl Transport for Https {
     }
 }
 
-fn pool(tls: rustls::ClientConfig) -> Pool {
+fn pool(tls: rustls::ClientConfig, proxies: Proxies) -> Pool {
     let mut http = HttpConnector::new();
     http.enforce_http(false);
     http.set_nodelay(true);
@@ -194,7 +199,7 @@ fn pool(tls: rustls::ClientConfig) -> Pool {
         .with_tls_config(tls)
         .https_or_http()
         .enable_http1()
-        .wrap_connector(http);
+        .wrap_connector(proxies.over(http));
     Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(POOL_IDLE)

@@ -6,6 +6,7 @@ pub mod failover;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod https;
+mod proxy;
 pub mod vsc;
 
 use async_trait::async_trait;
