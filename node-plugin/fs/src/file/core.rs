@@ -8,7 +8,7 @@ use blob_client::{Error, Written};
 use tokio::sync::{Notify, OwnedMutexGuard};
 use vsc_driver::buffer::{Buffer, Slice};
 
-use super::{Base, Blocks, Env, FileError, State};
+use super::{At, Base, Blocks, Env, FileError, State};
 use crate::budget::{Kind, Permit};
 use crate::read::fetch::size_class;
 use crate::read::streams::Pace;
@@ -32,6 +32,19 @@ pub(crate) struct Core {
     /// A block that was on its way is staged, or has failed.
     pub(crate) staged: Notify,
     state: Mutex<State>,
+}
+
+/// See [`super::Hold`].
+#[derive(Debug)]
+pub(crate) struct Held {
+    core: Arc<Core>,
+    _guard: OwnedMutexGuard<()>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.core.lock().held = false;
+    }
 }
 
 enum Attempt {
@@ -77,10 +90,10 @@ impl Core {
         }
     }
 
-    pub(crate) fn try_write(self: &Arc<Self>, offset: u64, data: &[u8]) -> Result<bool, FileError> {
+    pub(crate) fn try_write(self: &Arc<Self>, at: At, data: &[u8]) -> Result<bool, FileError> {
         let mut spares = Vec::new();
         loop {
-            match self.attempt(offset, data, &mut spares)? {
+            match self.attempt(at, data, &mut spares)? {
                 Attempt::Done => return Ok(true),
                 Attempt::CommitFirst => return Ok(false),
                 Attempt::Needs(needs) => {
@@ -98,10 +111,10 @@ impl Core {
         }
     }
 
-    pub(crate) async fn write(self: &Arc<Self>, offset: u64, data: &[u8]) -> Result<(), FileError> {
+    pub(crate) async fn write(self: &Arc<Self>, at: At, data: &[u8]) -> Result<(), FileError> {
         let mut spares = Vec::new();
         loop {
-            match self.attempt(offset, data, &mut spares)? {
+            match self.attempt(at, data, &mut spares)? {
                 Attempt::Done => return Ok(()),
                 Attempt::CommitFirst => {
                     self.commit(None).await?;
@@ -131,13 +144,12 @@ impl Core {
         Some((permit, len))
     }
 
-    fn attempt(
-        self: &Arc<Self>,
-        offset: u64,
-        data: &[u8],
-        spares: &mut Vec<Spare>,
-    ) -> Result<Attempt, FileError> {
+    fn attempt(self: &Arc<Self>, at: At, data: &[u8], spares: &mut Vec<Spare>) -> Result<Attempt, FileError> {
         let mut state = self.lock();
+        let offset = match at {
+            At::Offset(offset) => offset,
+            At::End => state.size,
+        };
         let range = self.range(&state, offset, data.len() as u64)?;
         if range.is_empty() {
             return Ok(Attempt::Done);
@@ -242,12 +254,20 @@ impl Core {
         Ok(())
     }
 
-    pub(crate) async fn hold(self: &Arc<Self>) -> Result<OwnedMutexGuard<()>, FileError> {
+    pub(crate) async fn hold(self: &Arc<Self>) -> Result<Held, FileError> {
         loop {
             let guard = Arc::clone(&self.commits).lock_owned().await;
             self.settle_doubt(None).await?;
-            if !self.lock().has_remote(0..u64::MAX) {
-                return Ok(guard);
+            {
+                let mut state = self.lock();
+                if !state.has_remote(0..u64::MAX) {
+                    // What is staged from now on stays in memory, too: it may be staged under a name that is about to go.
+                    state.held = true;
+                    return Ok(Held {
+                        core: Arc::clone(self),
+                        _guard: guard,
+                    });
+                }
             }
             drop(guard);
             self.commit(None).await?;
@@ -317,6 +337,7 @@ impl Core {
             }
         }
         let mut state = self.lock();
+        state.owed = state.is_dirty();
         // Writes may have come meanwhile: they stay on top.
         let epoch = state.epoch;
         for gap in gaps(&state) {

@@ -160,6 +160,21 @@ pub struct Base {
     pub writable: bool,
 }
 
+/// Where a write goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    /// To this offset in bytes.
+    Offset(u64),
+    /// To the end of the file, wherever it is when the bytes are taken (O_APPEND).
+    End,
+}
+
+impl From<u64> for At {
+    fn from(offset: u64) -> Self {
+        Self::Offset(offset)
+    }
+}
+
 /// Bytes answered to a read: one contiguous slice (fuser replies with one slice).
 #[derive(Debug, Clone)]
 pub enum ReadData {
@@ -188,7 +203,7 @@ pub struct Reader {
 /// Keeps the version of a file still: no commit runs while it lives. See [`File::hold`].
 #[derive(Debug)]
 pub struct Hold {
-    _guard: tokio::sync::OwnedMutexGuard<()>,
+    _held: self::core::Held,
 }
 
 /// Content of one blob version plus what was written on top of it and not committed yet.
@@ -253,13 +268,13 @@ impl File {
     }
 
     /// Takes the bytes if the budget has room without waiting; false = call [`File::write`] with an owned copy.
-    pub fn try_write(&self, offset: u64, data: &[u8]) -> Result<bool, FileError> {
-        self.core.try_write(offset, data)
+    pub fn try_write(&self, at: impl Into<At>, data: &[u8]) -> Result<bool, FileError> {
+        self.core.try_write(at.into(), data)
     }
 
     /// Takes the bytes, waiting for the budget (staging dirty blocks meanwhile).
-    pub async fn write(&self, offset: u64, data: &[u8]) -> Result<(), FileError> {
-        self.core.write(offset, data).await
+    pub async fn write(&self, at: impl Into<At>, data: &[u8]) -> Result<(), FileError> {
+        self.core.write(at.into(), data).await
     }
 
     /// Sets the size: cuts, or grows with a hole.
@@ -309,11 +324,11 @@ impl File {
     }
 
     /// Keeps the version still while the tree changes the blob (metadata, name): waits for a running commit, holds off
-    /// others, and makes reads that meet the new version wait for [`File::rebase`] or [`File::moved`] instead of
+    /// others, keeps in memory what is written meanwhile, and makes reads that meet the new version wait for [`File::rebase`] or [`File::moved`] instead of
     /// reporting a foreign change. Data that is only staged is committed first, so that it does not stay behind under
     /// the old name. Calling [`File::commit`] while holding waits for ever.
     pub async fn hold(&self) -> Result<Hold, FileError> {
-        self.core.hold().await.map(|guard| Hold { _guard: guard })
+        self.core.hold().await.map(|held| Hold { _held: held })
     }
 
     /// After the tree changed only the blob's metadata: the base has a new version with the same bytes. Call it while

@@ -85,6 +85,10 @@ pub(crate) struct State {
     pub(crate) registered: bool,
     pub(crate) stale: bool,
     pub(crate) detached: bool,
+    /// There was something to commit when the content was detached. Owed again if the blob turns out to stay.
+    pub(crate) owed: bool,
+    /// Somebody holds the version still: nothing may be only in the service.
+    pub(crate) held: bool,
     pub(crate) metadata: Option<Metadata>,
     pub(crate) written: Option<Written>,
     pub(crate) ids: Ids,
@@ -133,6 +137,8 @@ impl State {
             registered: false,
             stale: false,
             detached: false,
+            owed: false,
+            held: false,
             metadata: None,
             written: None,
             ids: Ids::default(),
@@ -142,7 +148,7 @@ impl State {
 
     pub(crate) fn is_dirty(&self) -> bool {
         if self.detached {
-            return false;
+            return self.stale && self.owed;
         }
         match &self.base {
             None => true,
@@ -279,35 +285,44 @@ impl State {
         wanted
     }
 
+    /// Holes from `from` on (within the size), in order; adjacent ones are not joined.
+    fn holes_from(&self, from: u64) -> impl Iterator<Item = Range<u64>> + '_ {
+        let mut at = from;
+        let written = self.overlay.segments(from..self.size).map(|(range, _, segment)| {
+            let hole = matches!(segment.content, Content::Hole);
+            (range, hole)
+        });
+        // The end is a segment of nothing, behind the last gap.
+        let end = std::iter::once((self.size..self.size, false));
+        written.chain(end).flat_map(move |(range, hole)| {
+            let gap = at.min(range.start)..range.start;
+            at = range.end;
+            self.holes_of_base(gap).chain(hole.then_some(range))
+        })
+    }
+
+    /// Holes of a range that the overlay has nothing for.
+    fn holes_of_base(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
+        let valid = self.base_valid.clamp(range.start, range.end);
+        let first = self.holes.partition_point(|h| h.end <= range.start);
+        let known = self.holes[first..]
+            .iter()
+            .take_while(move |h| h.start < valid)
+            .map(move |h| h.start.max(range.start)..h.end.min(valid))
+            .filter(|h| !h.is_empty());
+        let past = (valid < range.end).then_some(valid..range.end);
+        known.chain(past)
+    }
+
     /// All holes of the file as it is now, sorted, adjacent ones joined.
     pub(crate) fn all_holes(&self) -> Vec<Range<u64>> {
         let mut all: Vec<Range<u64>> = Vec::new();
-        let mut push = |range: Range<u64>| {
-            if range.is_empty() {
-                return;
-            }
+        for range in self.holes_from(0) {
             match all.last_mut() {
                 Some(last) if last.end == range.start => last.end = range.end,
                 _ => all.push(range),
             }
-        };
-        let mut at = 0;
-        let gap = |range: Range<u64>, push: &mut dyn FnMut(Range<u64>)| {
-            let valid = self.base_valid.clamp(range.start, range.end.max(range.start));
-            let first = self.holes.partition_point(|h| h.end <= range.start);
-            for hole in self.holes[first..].iter().take_while(|h| h.start < valid) {
-                push(hole.start.max(range.start)..hole.end.min(valid));
-            }
-            push(valid.max(range.start)..range.end);
-        };
-        for (range, _, segment) in self.overlay.segments(0..self.size) {
-            gap(at..range.start, &mut push);
-            at = range.end;
-            if matches!(segment.content, Content::Hole) {
-                push(range);
-            }
         }
-        gap(at..self.size, &mut push);
         all
     }
 
@@ -315,11 +330,13 @@ impl State {
         if offset >= self.size {
             return None;
         }
-        let data = self
-            .all_holes()
-            .into_iter()
-            .find(|h| h.contains(&offset))
-            .map_or(offset, |h| h.end);
+        let mut data = offset;
+        for hole in self.holes_from(offset) {
+            if hole.start > data {
+                break;
+            }
+            data = hole.end;
+        }
         (data < self.size).then_some(data)
     }
 
@@ -327,8 +344,8 @@ impl State {
         if offset >= self.size {
             return None;
         }
-        let hole = self.all_holes().into_iter().find(|h| h.end > offset);
-        Some(hole.map_or(self.size, |h| h.start.max(offset)))
+        let hole = self.holes_from(offset).next();
+        Some(hole.map_or(self.size, |h| h.start))
     }
 
     /// Staged blocks that touch `range`.

@@ -122,8 +122,16 @@ impl Core {
             let snapshot = self.snapshot();
             match self.send(&snapshot, &metadata).await {
                 // Staged blocks are kept for a week at most, and a commit of somebody else discards them.
-                Err(FileError::Client(error))
-                    if !last_try && is_service(&error, "InvalidBlockList") && self.forget_staged() => {}
+                Err(FileError::Client(error)) if !last_try && is_service(&error, "InvalidBlockList") => {
+                    if !self.forget_staged() {
+                        // Asking again will not bring them back.
+                        tracing::error!(
+                            blob = snapshot.blob,
+                            "data that was sent to the service and kept nowhere else was discarded by it"
+                        );
+                        return Err(self.turn_stale());
+                    }
+                }
                 other => return other.map(Some),
             }
         }

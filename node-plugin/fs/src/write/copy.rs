@@ -8,7 +8,7 @@ use blob_client::{BlockId, ETag, Error};
 use futures::stream::{StreamExt, TryStreamExt};
 
 use super::overlay::Content;
-use crate::file::{Core, FileError, Reader, StagedBlock, State};
+use crate::file::{At, Core, FileError, Reader, StagedBlock, State};
 
 /// What goes through memory at once, in bytes.
 const CHUNK: u64 = 1 << 20;
@@ -84,7 +84,7 @@ impl Core {
         len: u64,
     ) -> Result<u64, FileError> {
         let data = source.read(&Reader::default(), from, len as usize).await?;
-        self.write(to, &data).await?;
+        self.write(At::Offset(to), &data).await?;
         Ok(data.len() as u64)
     }
 

@@ -134,6 +134,9 @@ impl Core {
 
     /// Drops the memory of staged blocks; bytes freed.
     fn drop_staged(&self, state: &mut State) -> u64 {
+        if state.held {
+            return 0;
+        }
         let done: Vec<Range<u64>> = state
             .staged
             .iter()

@@ -363,3 +363,22 @@ async fn what_cannot_be_written_says_so() {
         Err(FileError::TooLarge)
     ));
 }
+
+/// Staged blocks live for a week. When they were all there was, no number of tries brings them back.
+#[tokio::test(flavor = "multi_thread")]
+async fn staged_blocks_that_the_service_has_discarded_are_told_once_and_for_all() {
+    let world = World::new(512 << 20, tiny());
+    let file = world.create();
+    file.write(0, &pattern(0, 1000)).await.unwrap();
+    while !file.core.lock().has_remote(0..u64::MAX) {
+        world.env.budget.relieve(1);
+        tokio::task::yield_now().await;
+    }
+    world
+        .store
+        .fail(Op::Commit, Fault::Status(400, "InvalidBlockList"), 1);
+    for _ in 0..2 {
+        let error = file.commit(Metadata::new()).await.unwrap_err();
+        assert!(matches!(error, FileError::Stale), "{error}");
+    }
+}

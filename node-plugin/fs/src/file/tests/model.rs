@@ -200,7 +200,7 @@ impl Run {
             Step::Append(len) => {
                 let at = self.model.len() as u64;
                 let data = pattern(at, *len);
-                self.retry(async || self.file.write(at, &data).await).await;
+                self.retry(async || self.file.write(At::End, &data).await).await;
                 put_at(&mut self.model, at, &data);
             }
             Step::Truncate(size) => {
@@ -245,6 +245,13 @@ impl Run {
             }
             Step::Rename => {
                 let hold = self.retry(async || self.file.hold().await).await;
+                // Memory is short in the middle of it.
+                for _ in 0..2 {
+                    self.world.env.budget.relieve(1);
+                    for _ in 0..5 {
+                        tokio::task::yield_now().await;
+                    }
+                }
                 self.names += 1;
                 let name = format!("file{}", self.names);
                 let copied = match self.file.etag() {

@@ -102,6 +102,64 @@ async fn a_writer_reads_back_what_is_only_staged() {
     assert!(world.content() == expected);
 }
 
+/// While somebody holds the version still, what was written stays in memory: a block staged under the old name would be lost with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_during_a_move_stays_in_memory() {
+    let world = World::new(SMALL, tiny());
+    let file = world.create();
+    file.write(0, &pattern(0, 1000)).await.unwrap();
+    let written = commit(&file).await.unwrap();
+    let hold = file.hold().await.unwrap();
+    let copied = world
+        .store
+        .copy(
+            "file",
+            Some(&written.etag),
+            "new",
+            None,
+            &blob_client::Condition::none(),
+        )
+        .await
+        .unwrap();
+    file.write(1000, &pattern(1000, 1000)).await.unwrap();
+    let staged = || {
+        let state = file.core.lock();
+        !state.staged.is_empty() && state.staging == 0 && state.staged.values().all(|block| block.done)
+    };
+    while !staged() {
+        world.env.budget.relieve(1);
+        tokio::task::yield_now().await;
+    }
+    world.env.budget.relieve(1);
+    assert!(!file.core.lock().has_remote(0..u64::MAX));
+    file.moved("new".into(), Some(&copied));
+    drop(hold);
+    assert_eq!(read(&file, 0, 2000).await, pattern(0, 2000));
+    commit(&file).await.unwrap();
+    assert_eq!(&world.store.content("new").unwrap()[..], pattern(0, 2000));
+}
+
+/// The blob of an open file could not be deleted: what was to be committed is not forgotten without a word.
+#[tokio::test]
+async fn data_of_a_deletion_that_failed_is_owed() {
+    let world = World::usual();
+    world.store.foreign_put("file", pattern(0, 1000), Metadata::new());
+    for dirty in [false, true] {
+        let file = world.open();
+        if dirty {
+            file.write(0, b"mine").await.unwrap();
+        }
+        assert!(file.detach(8 << 20).await.unwrap());
+        assert!(
+            commit(&file).await.is_none(),
+            "deleted: nothing is to be committed"
+        );
+        file.give_up();
+        assert_eq!(file.commit(Metadata::new()).await.is_err(), dirty);
+        assert!(file.write(0, b"more").await.is_err());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_stay_within_the_budget() {
     let world = World::new(SMALL, Tuning::default());
@@ -192,6 +250,36 @@ async fn many_tasks_on_one_file() {
     pressure.abort();
     commit(&file).await;
     assert_eq!(world.content(), [59; 4000]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn appends_at_the_end_overwrite_nothing() {
+    let world = World::new(SMALL, tiny());
+    let file = world.create();
+    let tasks: Vec<_> = (0..8u8)
+        .map(|task| {
+            let file = Arc::clone(&file);
+            tokio::spawn(async move {
+                for n in 0..100 {
+                    if !file.try_write(At::End, &[task + 1; 10]).unwrap() {
+                        file.write(At::End, &[task + 1; 10]).await.unwrap();
+                    }
+                    if n % 40 == 0 {
+                        file.commit(Metadata::new()).await.unwrap();
+                    }
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    commit(&file).await;
+    let content = world.content();
+    assert_eq!(content.len(), 8000);
+    for line in content.chunks(10) {
+        assert!(line.iter().all(|b| *b == line[0]), "{line:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
