@@ -107,7 +107,9 @@ pub struct FakeStore {
     state: Mutex<State>,
     /// While closed (false), calls wait at the door of the service.
     gate: watch::Sender<bool>,
-    /// One permit for each call that has come to the gate.
+    /// Calls of this kind were executed, and their answers wait.
+    held: watch::Sender<Option<Op>>,
+    /// One permit for each call that has come to the gate, or whose answer waits.
     arrived: Semaphore,
 }
 
@@ -116,6 +118,7 @@ impl Default for FakeStore {
         Self {
             state: Mutex::default(),
             gate: watch::Sender::new(true),
+            held: watch::Sender::new(None),
             arrived: Semaphore::new(0),
         }
     }
@@ -169,7 +172,17 @@ impl FakeStore {
         self.gate.send_replace(true);
     }
 
-    /// Waits until `calls` more calls have come to a closed gate.
+    /// From now on answers to calls of this kind wait after their execution, until [`FakeStore::give_answers`].
+    pub fn hold_answers(&self, op: Op) {
+        self.held.send_replace(Some(op));
+    }
+
+    /// Lets waiting answers go.
+    pub fn give_answers(&self) {
+        self.held.send_replace(None);
+    }
+
+    /// Waits until `calls` more calls have come to a closed gate, or have an answer that waits.
     pub async fn wait_for(&self, calls: u32) {
         if let Ok(permit) = self.arrived.acquire_many(calls).await {
             permit.forget();
@@ -289,7 +302,14 @@ impl FakeStore {
             tokio::time::sleep(delay).await;
         }
         match fault {
-            None => run(&mut self.lock()),
+            None => {
+                let answer = run(&mut self.lock());
+                if *self.held.borrow() == Some(op) {
+                    self.arrived.add_permits(1);
+                    let _ = self.held.subscribe().wait_for(|held| *held != Some(op)).await;
+                }
+                answer
+            }
             Some(Fault::Lost) => Err(Error::Unreachable {
                 endpoint: "http://fake".into(),
                 message: "fault on command".into(),
@@ -314,6 +334,25 @@ impl Drop for Running<'_> {
 }
 
 fn service(status: u16, code: &str) -> Error {
+    // What the client has an error of its own for.
+    match (status, code) {
+        (404, "ContainerNotFound") => {
+            return Error::ContainerNotFound { name: "fake".into() };
+        }
+        (409 | 412, _) if code.starts_with("Lease") => {
+            return Error::LeaseConflict {
+                name: "fake".into(),
+                code: code.to_owned(),
+            };
+        }
+        (403, _) => {
+            return Error::Denied {
+                code: code.to_owned(),
+                hint: "fault on command".into(),
+            };
+        }
+        _ => {}
+    }
     Error::Service {
         status,
         code: code.to_owned(),

@@ -134,8 +134,19 @@ impl Tree {
         };
         let id = {
             let mut table = self.table.lock();
-            if table.child(parent, name).is_some() {
-                return fail(libc::EEXIST);
+            if let Some(appeared) = table.child(parent, name) {
+                // A listing may have been quicker than the answer to our request.
+                let stamp = table.tick();
+                let mut state = appeared.state();
+                if appeared.kind != kind || state.etag.as_ref() != Some(&written.etag) {
+                    return fail(libc::EEXIST);
+                }
+                state.written(&written, stamp);
+                state.target = target;
+                drop(state);
+                drop(table);
+                self.touch(parent);
+                return self.entry(appeared.id).ok_or(Errno(libc::EIO));
             }
             let mut state = State::fresh(attrs, now);
             state.size = size;

@@ -127,6 +127,31 @@ fn directories() {
     assert_eq!(errno(fs::metadata(m.path("d"))), libc::ENOENT);
 }
 
+/// A listing that is quicker than the answer to mkdir shows what it made.
+#[test]
+fn a_folder_that_a_listing_shows_before_its_mkdir_returns_is_its_own() {
+    let store = store();
+    for i in 0..10 {
+        store.foreign_put(&format!("f{i}"), "x", Metadata::new());
+    }
+    let m = Mount::new(&store);
+    let look = || (0..10).for_each(|i| drop(fs::metadata(m.path(&format!("f{i}"))).unwrap()));
+    look();
+    outlive_timeouts();
+    store.hold_answers(Op::Put);
+    let path = m.path("d");
+    let mkdir = std::thread::spawn(move || fs::create_dir(path));
+    resources().runtime.block_on(store.wait_for(1));
+    // Of names that the kernel holds, it asks although the directory is locked; enough of them are asked for by a listing.
+    let lists = store.counters().of(Op::List);
+    look();
+    assert_eq!(store.counters().of(Op::List), lists + 1);
+    store.give_answers();
+    mkdir.join().unwrap().unwrap();
+    assert!(fs::metadata(m.path("d")).unwrap().is_dir());
+    assert_eq!(names(m.root()).len(), 11);
+}
+
 #[test]
 fn implicit_directories_stay_when_their_last_entry_goes() {
     let store = store();
