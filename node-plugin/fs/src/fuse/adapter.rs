@@ -29,14 +29,15 @@ use super::replies::{
     reply_xattr, set_time,
 };
 use crate::errno::{Result, fail};
-use crate::tree::{Entry, Handle, Owner, Replace, SetAttr, Tree};
+use crate::file::At;
+use crate::tree::{Entry, Handle, Opened, Owner, Replace, SetAttr, Tree, Waits};
 
 /// Requests in the background that the kernel keeps under way (read-ahead, asynchronous direct I/O, releases).
 const MAX_BACKGROUND: u16 = 256;
 /// Loop threads: enough for hits, and a second one for when the first copies.
 const LOOP_THREADS: usize = 2;
 /// After this long, a caller gets EIO. Requests to the service have deadlines of their own, much shorter; this one is for what nobody thought of, as a
-/// caller whose request is never answered cannot even be killed.
+/// caller whose request is never answered cannot even be killed. Waiting for a directory that is being moved does not count: that has its own end.
 const DEADLINE: Duration = Duration::from_secs(120);
 /// The same for operations that move an amount of data nobody knows beforehand.
 const LONG_DEADLINE: Duration = Duration::from_secs(900);
@@ -95,19 +96,47 @@ impl Adapter {
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
     {
+        self.spawn_or_undo(what, deadline, operation, reply, |_| std::future::ready(()));
+    }
+
+    /// The same for an operation whose success the kernel would have to know of: `undo` gets what came after the deadline.
+    fn spawn_or_undo<T, F, U>(
+        &self,
+        what: &'static str,
+        deadline: Duration,
+        operation: F,
+        reply: impl FnOnce(Result<T>) + Send + 'static,
+        undo: impl FnOnce(T) -> U + Send + 'static,
+    ) where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+        U: Future<Output = ()> + Send,
+    {
         self.tasks.spawn_on(
             async move {
-                let mut operation = pin!(AssertUnwindSafe(operation).catch_unwind());
-                match tokio::time::timeout(deadline, &mut operation).await {
-                    Ok(Ok(outcome)) => reply(outcome),
-                    Ok(Err(_panic)) => {
+                let waits = Waits::default();
+                let mut operation = pin!(waits.of(AssertUnwindSafe(operation).catch_unwind()));
+                let outcome = loop {
+                    let before = waits.count();
+                    match tokio::time::timeout(deadline, &mut operation).await {
+                        Ok(outcome) => break Some(outcome),
+                        // It waited for a gate, or still does.
+                        Err(_elapsed) if before != waits.count() || before % 2 != 0 => {}
+                        Err(_elapsed) => break None,
+                    }
+                };
+                match outcome {
+                    Some(Ok(outcome)) => reply(outcome),
+                    Some(Err(_panic)) => {
                         tracing::error!(what, "an operation panicked");
                         reply(fail(libc::EIO));
                     }
-                    Err(_elapsed) => {
+                    None => {
                         tracing::error!(what, ?deadline, "an operation took too long; the caller got EIO");
                         reply(fail(libc::EIO));
-                        let _ = operation.await;
+                        if let Ok(Ok(late)) = operation.await {
+                            undo(late).await;
+                        }
                     }
                 }
             },
@@ -160,7 +189,7 @@ impl Adapter {
         F: Future<Output = Result<Entry>> + Send + 'static,
     {
         let tree = Arc::clone(&self.tree);
-        self.spawn(what, DEADLINE, operation, move |outcome| {
+        let reply = move |outcome: Result<Entry>| {
             let node = outcome
                 .as_ref()
                 .ok()
@@ -168,15 +197,37 @@ impl Adapter {
                 .map_or(0, |s| s.id);
             tree.record_reply(unique, outcome.as_ref().err().map_or(0, |e| e.0), node, 0);
             reply_entry(reply, outcome);
-        });
+        };
+        self.spawn_or_undo(what, DEADLINE, operation, reply, not_taken(&self.tree));
     }
+}
+
+/// Undoes an entry that came too late.
+fn not_taken(tree: &Arc<Tree>) -> impl FnOnce(Entry) -> std::future::Ready<()> + Send + 'static {
+    let tree = Arc::clone(tree);
+    move |entry| {
+        if let Some(stat) = entry.stat {
+            tree.not_taken(stat.id);
+        }
+        std::future::ready(())
+    }
+}
+
+/// Closes a handle that was opened too late.
+async fn close(tree: Arc<Tree>, fh: u64) {
+    // Nobody has written through it.
+    let _ = tree.release(fh).await;
 }
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Refused values are the kernel's limits: then the nearest it takes.
-        let _ = config.set_max_write(MAX_REQUEST);
-        let _ = config.set_max_background(MAX_BACKGROUND);
+        if let Err(nearest) = config.set_max_write(MAX_REQUEST) {
+            let _ = config.set_max_write(nearest);
+        }
+        if let Err(nearest) = config.set_max_background(MAX_BACKGROUND) {
+            let _ = config.set_max_background(nearest);
+        }
         // Not ATOMIC_O_TRUNC: with it, the kernel has a file emptied before it notices that the file is being executed.
         let wanted = [
             InitFlags::FUSE_PARALLEL_DIROPS,
@@ -200,11 +251,12 @@ impl Filesystem for Adapter {
             Some(known) => reply_entry(reply, known),
             None => {
                 let (tree, name) = (Arc::clone(&this.tree), name.to_owned());
-                this.spawn(
+                this.spawn_or_undo(
                     "lookup",
                     DEADLINE,
                     async move { tree.lookup(parent.0, &name).await },
                     |outcome| reply_entry(reply, outcome),
+                    not_taken(&this.tree),
                 );
             }
         });
@@ -214,7 +266,13 @@ impl Filesystem for Adapter {
         self.guard("forget", |this| this.tree.forget(ino.0, nlookup));
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        // The kernel names the handle when it reads and wants to know where the file ends.
+        if let Some(handle) = fh.and_then(|fh| self.tree.handle(fh.0).ok()) {
+            return self.guard("getattr", |this| {
+                reply_attr(reply, Ok(this.tree.getattr_open(&handle)));
+            });
+        }
         self.guard("getattr", |this| match this.tree.getattr_now(ino.0) {
             Some(known) => reply_attr(reply, known),
             None => {
@@ -388,9 +446,9 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let (tree, uid) = (Arc::clone(&self.tree), req.uid());
+        let (tree, late, uid) = (Arc::clone(&self.tree), Arc::clone(&self.tree), req.uid());
         self.guard("open", |this| {
-            this.spawn(
+            this.spawn_or_undo(
                 "open",
                 DEADLINE,
                 async move { tree.open(ino.0, flags.0, uid).await },
@@ -398,6 +456,7 @@ impl Filesystem for Adapter {
                     Ok(opened) => reply.opened(FileHandle(opened.fh), open_flags(opened)),
                     Err(e) => reply.error(errno(e)),
                 },
+                move |opened| close(late, opened.fh),
             );
         });
     }
@@ -419,9 +478,16 @@ impl Filesystem for Adapter {
         let unique = req.unique().0;
         let (tree, name) = (Arc::clone(&self.tree), name.to_owned());
         self.guard("create", |this| {
-            let journal = Arc::clone(&tree);
+            let (journal, late) = (Arc::clone(&tree), Arc::clone(&tree));
             let operation = async move { tree.create(parent.0, &name, mode, flags, owner).await };
-            this.spawn("create", DEADLINE, operation, move |outcome| {
+            let undo = move |(entry, opened): (Entry, Opened)| {
+                let forget = not_taken(&late)(entry);
+                async move {
+                    forget.await;
+                    close(late, opened.fh).await;
+                }
+            };
+            let reply = move |outcome: Result<(Entry, Opened)>| {
                 let (node, fh) = match &outcome {
                     Ok((entry, opened)) => (entry.stat.as_ref().map_or(0, |s| s.id), opened.fh),
                     Err(_) => (0, 0),
@@ -445,7 +511,8 @@ impl Filesystem for Adapter {
                     Ok(_) => reply.error(fuser::Errno::EIO),
                     Err(e) => reply.error(errno(e)),
                 }
-            });
+            };
+            this.spawn_or_undo("create", DEADLINE, operation, reply, undo);
         });
     }
 
@@ -482,24 +549,27 @@ impl Filesystem for Adapter {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         self.with_handle("write", fh, reply, ReplyWrite::error, |this, handle, reply| {
             let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-            let offset = this.tree.write_offset(&handle, offset);
+            // Pages that were stored to through a mapping are written back where they are.
+            let appends =
+                flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+            let at = if appends { At::End } else { At::Offset(offset) };
             let size = data.len() as u32;
             let answer = move |outcome: Result<()>| match outcome {
                 Ok(()) => reply.written(size),
                 Err(e) => reply.error(errno(e)),
             };
-            if let Some(done) = this.tree.write_now(&handle, offset, data, kill) {
+            if let Some(done) = this.tree.write_now(&handle, at, data, kill) {
                 return answer(done);
             }
             let Ok(waiting) = Arc::clone(&this.waiting_writes).try_acquire_owned() else {
                 // With too many copies the loop waits itself, without one.
-                let written = this.tree.write(&handle, offset, data, kill);
+                let written = this.tree.write(&handle, at, data, kill);
                 return answer(this.runtime.block_on(written));
             };
             let charge = this.tree.budget().charge_waiting(data.len());
@@ -509,7 +579,7 @@ impl Filesystem for Adapter {
                 LONG_DEADLINE,
                 async move {
                     let _waiting = (waiting, charge);
-                    tree.write(&handle, offset, &data, kill).await
+                    tree.write(&handle, at, &data, kill).await
                 },
                 answer,
             );

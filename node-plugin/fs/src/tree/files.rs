@@ -1,7 +1,8 @@
 //! Open files: close-to-open consistency, commits, sizes.
 //!
 //! Every open of a file that this mount has nothing of its own for asks the service for the version (HEAD), so that what another mount closed is
-//! seen. Handles on a node with uncommitted data or open writers share its content. A reader keeps the version it opened.
+//! seen. Handles on a node with uncommitted data or open writers share its content. A reader keeps the version it opened: when there is a newer one,
+//! the node loses its name to a new node, as the kernel keeps one size and one set of pages for each. It learns of that by ESTALE, and looks again.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use super::node::{Node, NodeId, State};
 use super::table::Found;
 use super::{Tree, names};
 use crate::errno::{Errno, Result, fail};
-use crate::file::{Base, File, FileError, ReadData, Reader};
+use crate::file::{At, Base, File, FileError, ReadData, Reader};
 use crate::journal::NodeLog;
 use crate::journal::record::Record;
 use crate::volume::Profile;
@@ -49,8 +50,66 @@ impl Drop for Busy<'_> {
     }
 }
 
+/// A handle to be: counted from the moment its content is chosen, so that nobody takes the node for closed in between.
+struct Opening<'a> {
+    tree: &'a Tree,
+    node: &'a Arc<Node>,
+    file: Arc<File>,
+    writes: bool,
+    done: bool,
+}
+
+impl<'a> Opening<'a> {
+    /// `state` is the node's, and has `file`.
+    fn new(tree: &'a Tree, node: &'a Arc<Node>, file: Arc<File>, writes: bool, state: &mut State) -> Self {
+        state.handles += 1;
+        state.writers += u32::from(writes);
+        Self {
+            tree,
+            node,
+            file,
+            writes,
+            done: false,
+        }
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        let (last, hidden) = {
+            let mut state = self.node.state();
+            let last = state.closed(self.writes);
+            (last, state.hidden.take_if(|_| last))
+        };
+        if last {
+            self.tree.table.lock().reap(self.node.id);
+        }
+        if let Some(blob) = hidden {
+            let hidden = Arc::clone(&self.tree.hidden);
+            self.tree
+                .env
+                .runtime
+                .spawn(async move { hidden.drop_blob(&blob).await });
+        }
+    }
+}
+
 fn writes(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+/// Outcome of a commit of a node without a name: `ESTALE` when it is not by this mount's doing, and there is data. (What this mount deletes while it
+/// is open is detached, and clean, or hidden.)
+fn nothing_to_commit(state: &State) -> Result<()> {
+    let dirty = state.content.as_ref().is_some_and(|c| c.is_dirty());
+    if state.hidden.is_none() && dirty {
+        fail(libc::ESTALE)
+    } else {
+        Ok(())
+    }
 }
 
 impl Tree {
@@ -71,23 +130,26 @@ impl Tree {
             let state = node.state();
             (state.told, state.lost)
         };
-        if lost {
+        if lost && !self.table.lock().restore(id) {
             // The kernel still held the name; this makes it look again.
             return fail(libc::ESTALE);
         }
-        let (file, shared) = match self.shared(&node) {
-            Some(file) => (file, true),
+        let writes = writes(flags);
+        let take = |file, state: &mut State| Opening::new(self, &node, file, writes, state);
+        let (opening, shared) = match self.shared(&node, take) {
+            Some(opening) => (opening, true),
             None => {
                 // Gone as a name since the kernel looked it up: ESTALE makes the kernel look again.
                 let _gates = self.gates(id).await.map_err(|_| Errno(libc::ESTALE))?;
                 let _change = node.change.lock().await;
-                match self.shared(&node) {
-                    Some(file) => (file, true),
-                    None => (self.current(&node).await?, false),
+                match self.shared(&node, take) {
+                    Some(opening) => (opening, true),
+                    None => (self.current(&node, take).await?, false),
                 }
             }
         };
-        if (writes(flags) || truncates) && !node.state().writable {
+        let file = &opening.file;
+        if (writes || truncates) && !node.state().writable {
             return fail(libc::EPERM);
         }
         if truncates {
@@ -106,18 +168,20 @@ impl Tree {
         if stale_attrs && let Some(invalidate) = self.invalidate.get() {
             invalidate(id);
         }
-        Ok(self.register(&node, file, flags, stale_size))
+        Ok(self.register(opening, flags, stale_size))
     }
 
-    /// Content that a new handle shares without asking: this mount's own.
-    fn shared(&self, node: &Node) -> Option<Arc<File>> {
-        let state = node.state();
+    /// Content that a new handle shares without asking: this mount's own. It is taken while nobody else can change what the node has.
+    fn shared<T>(&self, node: &Node, take: impl FnOnce(Arc<File>, &mut State) -> T) -> Option<T> {
+        let mut state = node.state();
         let own = state.unlinked || (!state.stale() && (state.writers > 0 || state.pinned()));
-        state.content.clone().filter(|_| own)
+        let content = state.content.clone().filter(|_| own)?;
+        Some(take(content, &mut state))
     }
 
-    /// The content of the version that the service has now. Gates and `change` are held.
-    pub(super) async fn current(&self, node: &Arc<Node>) -> Result<Arc<File>> {
+    /// The content of the version that the service has now, taken likewise. `ESTALE` when handles have another version open: the name leads to
+    /// a new node then. Gates and `change` are held.
+    async fn current<T>(&self, node: &Arc<Node>, take: impl FnOnce(Arc<File>, &mut State) -> T) -> Result<T> {
         let (blob, parent, name, asked) = {
             let table = self.table.lock();
             let link = table.link(node.id).ok_or(Errno(libc::ESTALE))?;
@@ -148,6 +212,13 @@ impl Tree {
             self.table.lock().learn(parent, &name, found, asked);
             return fail(libc::ESTALE);
         }
+        let mut table = self.table.lock();
+        if node.state().superseded_by(&properties.etag) {
+            table.learn(parent, &name, found, asked);
+            return fail(libc::ESTALE);
+        }
+        table.confirm(parent, &name, asked.at);
+        drop(table);
         let mut state = node.state();
         if state.stale() {
             // What was not committed never will be.
@@ -156,10 +227,10 @@ impl Tree {
             state.attrs_dirty = false;
         }
         state.adopt(&properties, asked.at);
-        if let Some(content) = &state.content
+        if let Some(content) = state.content.clone()
             && content.etag().as_ref() == Some(&properties.etag)
         {
-            return Ok(Arc::clone(content));
+            return Ok(take(content, &mut state));
         }
         let base = Base {
             etag: properties.etag.clone(),
@@ -168,27 +239,24 @@ impl Tree {
         };
         let log = NodeLog::new(Arc::clone(&self.journal), node.id);
         let file = File::open(self.env.with_log(log), blob, base);
-        state.older_handles = state.handles;
         state.content = Some(Arc::clone(&file));
-        Ok(file)
+        Ok(take(file, &mut state))
     }
 
-    fn register(&self, node: &Arc<Node>, file: Arc<File>, flags: i32, stale_size: bool) -> Opened {
+    fn register(&self, mut opening: Opening<'_>, flags: i32, stale_size: bool) -> Opened {
+        opening.done = true;
+        let (node, file, writes) = (opening.node, Arc::clone(&opening.file), opening.writes);
         // A file that is only read may still have been made or emptied by its open.
-        let commits = writes(flags) || flags & libc::O_TRUNC != 0 || node.state().uncommitted;
-        if writes(flags)
-            && let Ok(metadata) = node.state().metadata(node.kind, &self.defaults)
-        {
+        let commits = writes || flags & libc::O_TRUNC != 0 || node.state().uncommitted;
+        if writes && let Ok(metadata) = node.state().metadata(node.kind, &self.defaults) {
             file.set_metadata(metadata);
         }
         let generation = file.etag().map(|e| e.0).unwrap_or_default();
-        let append_at_end = flags & libc::O_APPEND != 0 && stale_size;
+        // The kernel's idea of the size is older than the file: it would keep what is appended at the wrong place among its pages.
+        let append_elsewhere = flags & libc::O_APPEND != 0 && stale_size;
         let (direct, keep_cache) = {
             let mut state = node.state();
-            state.handles += 1;
-            state.writers += u32::from(writes(flags));
-            let direct =
-                self.config.profile == Profile::Streaming || state.older_handles > 0 || append_at_end;
+            let direct = self.config.profile == Profile::Streaming || append_elsewhere;
             let keep_cache = self.config.kernel_cache && state.cached && !direct;
             // Without keeping, the kernel drops its pages now and reads this version from here on.
             state.cached = state.cached || !direct;
@@ -198,9 +266,8 @@ impl Tree {
             node: Arc::clone(node),
             file,
             reader: Reader::default(),
-            writes: writes(flags),
+            writes,
             commits,
-            append_at_end,
         };
         let fh = self.handles.open_file(handle);
         self.table.lock().record(Record::Handle {
@@ -227,6 +294,8 @@ impl Tree {
     ) -> Result<(Entry, Opened)> {
         self.writable()?;
         let name = self.name_in(parent, name)?;
+        // While the directory moves, a file made in it would be stored under the old name, and left behind.
+        let gates = self.gates(parent).await?;
         let directory = self.table.lock().blob(parent).ok_or(Errno(libc::ENOENT))?;
         let blob = names::join(&directory, name);
         names::check_blob(&blob)?;
@@ -236,9 +305,9 @@ impl Tree {
         let existing = {
             let mut table = self.table.lock();
             match table.child(parent, name) {
-                Some(existing) => Some(existing.id),
+                Some(existing) => existing.id,
                 None => {
-                    // Moved or removed meanwhile: the name of the file would be another.
+                    // Lost its own name meanwhile.
                     if table.blob(parent).as_deref() != Some(&directory) {
                         return fail(libc::ENOENT);
                     }
@@ -249,21 +318,27 @@ impl Tree {
                     state.content = Some(Arc::clone(&file));
                     let node = table.create(parent, name, Kind::File, state);
                     log.belongs_to(node.id);
+                    let opening = Opening::new(self, &node, file, writes(flags), &mut node.state());
                     drop(table);
-                    let opened = self.register(&node, file, flags, false);
+                    let opened = self.register(opening, flags, false);
                     self.touch(parent);
                     let entry = self.entry(node.id).ok_or(Errno(libc::EIO))?;
                     return Ok((entry, opened));
                 }
             }
         };
-        match existing {
-            Some(_) if flags & libc::O_EXCL != 0 => fail(libc::EEXIST),
-            Some(id) => {
-                let opened = self.open(id, flags, owner.uid).await?;
-                Ok((self.entry(id).ok_or(Errno(libc::ESTALE))?, opened))
+        // Nobody asks for a gate while holding one.
+        drop(gates);
+        if flags & libc::O_EXCL != 0 {
+            return fail(libc::EEXIST);
+        }
+        let opened = self.open(existing, flags, owner.uid).await?;
+        match self.entry(existing) {
+            Some(entry) => Ok((entry, opened)),
+            None => {
+                let _ = self.release(opened.fh).await;
+                fail(libc::ESTALE)
             }
-            None => fail(libc::EIO),
         }
     }
 
@@ -287,17 +362,11 @@ impl Tree {
     }
 
     /// Takes a write if there is room; `None`: call [`Tree::write`].
-    pub(crate) fn write_now(
-        &self,
-        handle: &Handle,
-        offset: u64,
-        data: &[u8],
-        kill: bool,
-    ) -> Option<Result<()>> {
+    pub(crate) fn write_now(&self, handle: &Handle, at: At, data: &[u8], kill: bool) -> Option<Result<()>> {
         if !handle.writes {
             return Some(fail(libc::EBADF));
         }
-        match handle.file.try_write(offset, data) {
+        match handle.file.try_write(at, data) {
             Ok(true) => {
                 self.wrote(handle, kill);
                 Some(Ok(()))
@@ -308,23 +377,14 @@ impl Tree {
     }
 
     /// Takes a write, waiting for room.
-    pub(crate) async fn write(&self, handle: &Handle, offset: u64, data: &[u8], kill: bool) -> Result<()> {
+    pub(crate) async fn write(&self, handle: &Handle, at: At, data: &[u8], kill: bool) -> Result<()> {
         handle
             .file
-            .write(offset, data)
+            .write(at, data)
             .await
             .map_err(|error| self.broken(handle, error))?;
         self.wrote(handle, kill);
         Ok(())
-    }
-
-    /// Where a write of this handle goes.
-    pub(crate) fn write_offset(&self, handle: &Handle, offset: u64) -> u64 {
-        if handle.append_at_end {
-            handle.file.size()
-        } else {
-            offset
-        }
     }
 
     fn wrote(&self, handle: &Handle, kill: bool) {
@@ -332,6 +392,8 @@ impl Tree {
         let mut state = handle.node.state();
         let now = SystemTime::now();
         state.content_changed(now);
+        // A commit was quicker, and did not carry this time.
+        state.attrs_dirty |= !state.unlinked && !handle.file.is_dirty();
         // The kernel counts the size itself and asks for the time.
         state.told = Some((size, now));
         if kill {
@@ -354,19 +416,28 @@ impl Tree {
     pub(crate) async fn commit(&self, node: &Arc<Node>) -> Result<()> {
         {
             let state = node.state();
-            // Somebody else was faster, or has deleted the file. (What this mount deletes while it is open is detached, and clean.)
-            let lost = state.stale() || (state.unlinked && state.hidden.is_none());
-            if lost && state.content.as_ref().is_some_and(|c| c.is_dirty()) {
+            if state.unlinked {
+                return nothing_to_commit(&state);
+            }
+            // Somebody else was faster.
+            if state.stale() && state.content.as_ref().is_some_and(|c| c.is_dirty()) {
                 return fail(libc::ESTALE);
             }
-            if state.unlinked || !state.pinned() {
+            if !state.pinned() {
                 return Ok(());
             }
         }
         let _gates = match self.gates(node.id).await {
             Ok(gates) => gates,
-            // Unlinked meanwhile: there is nothing to make durable any more.
-            Err(Errno(libc::ENOENT)) => return Ok(()),
+            Err(Errno(libc::ENOENT)) => {
+                let state = node.state();
+                return match state.unlinked {
+                    true => nothing_to_commit(&state),
+                    // A directory above has lost its name: there is no place for what was written.
+                    false if state.pinned() => fail(libc::ESTALE),
+                    false => Ok(()),
+                };
+            }
             Err(errno) => return Err(errno),
         };
         let _change = node.change.lock().await;
@@ -378,7 +449,7 @@ impl Tree {
         let (file, attrs_dirty) = {
             let mut state = node.state();
             if state.unlinked {
-                return Ok(());
+                return nothing_to_commit(&state);
             }
             state.catch_up();
             let dirty = state
@@ -407,9 +478,10 @@ impl Tree {
                 state.written(written, stamp);
                 state.uncommitted = false;
                 state.size = file.size();
-                state.attrs_dirty &= state.changes != changes;
+                // A write that came while the content was sent may be in it, but its time is not.
+                state.attrs_dirty = state.changes != changes;
             }
-            state.attrs_dirty && !file.is_dirty() && written.is_none()
+            state.attrs_dirty && !file.is_dirty()
         };
         drop(busy);
         if attrs_left {
@@ -435,13 +507,18 @@ impl Tree {
     }
 
     async fn commit_handle(&self, handle: &Handle) -> Result<()> {
-        // The node may have gone on to the version of whoever was faster.
-        let lost = handle.file.is_stale() && handle.file.is_dirty() && !handle.node.state().unlinked;
-        if lost {
-            fail(libc::ESTALE)
-        } else {
-            self.commit(&handle.node).await
+        let own = {
+            let state = handle.node.state();
+            state
+                .content
+                .as_ref()
+                .is_some_and(|c| Arc::ptr_eq(c, &handle.file))
+        };
+        // The node has gone on without it: what was written has no version to go on top of.
+        if handle.file.is_dirty() && !own {
+            return fail(libc::ESTALE);
         }
+        self.commit(&handle.node).await
     }
 
     /// The last descriptor of a handle is gone. Commits what came after the last flush (writes through mappings).
@@ -456,17 +533,7 @@ impl Tree {
         self.handles.close_file(fh);
         let (last, lost, hidden) = {
             let mut state = node.state();
-            let old = state
-                .content
-                .as_ref()
-                .is_none_or(|c| !Arc::ptr_eq(c, &handle.file));
-            state.handles = state.handles.saturating_sub(1);
-            state.writers = state.writers.saturating_sub(u32::from(handle.writes));
-            state.older_handles = state
-                .older_handles
-                .saturating_sub(u32::from(old))
-                .min(state.handles);
-            let last = state.handles == 0;
+            let last = state.closed(handle.writes);
             let lost = last && self.rest(&node, &mut state, committed);
             (last, lost, state.hidden.take_if(|_| last))
         };
@@ -551,7 +618,10 @@ impl Tree {
             Kind::Directory => return fail(libc::EISDIR),
             _ => return fail(libc::EINVAL),
         }
-        if let Some(file) = self.shared(&node) {
+        if node.state().lost {
+            return fail(libc::ESTALE);
+        }
+        if let Some(file) = self.shared(&node, |file, _| file) {
             file.truncate(size).await?;
             self.resized(&node, kill);
             if node.state().writers > 0 {
@@ -561,7 +631,7 @@ impl Tree {
         }
         let _gates = self.gates(id).await?;
         let _change = node.change.lock().await;
-        let file = self.current(&node).await?;
+        let file = self.current(&node, |file, _| file).await?;
         if !node.state().writable {
             return fail(libc::EPERM);
         }
@@ -610,7 +680,6 @@ impl Tree {
         if !to.writes {
             return fail(libc::EBADF);
         }
-        let to_at = self.write_offset(&to, to_at);
         // Blocks are copied by the source's blob name.
         let _gates = self.gates_for(&[from.node.id, to.node.id], &[]).await.ok();
         let copied = to
@@ -618,7 +687,9 @@ impl Tree {
             .copy_from(&from.file, at, to_at, len)
             .await
             .map_err(|error| self.broken(&to, error))?;
-        self.wrote(&to, false);
+        if copied > 0 {
+            self.wrote(&to, false);
+        }
         Ok(copied)
     }
 }

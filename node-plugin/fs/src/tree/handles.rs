@@ -20,8 +20,6 @@ pub(crate) struct Handle {
     pub(crate) writes: bool,
     /// Closing it makes the file durable.
     pub(crate) commits: bool,
-    /// The kernel's idea of the size may be older than the file: appends go to the real end.
-    pub(crate) append_at_end: bool,
 }
 
 /// All handles of a volume. Numbers are never used twice.

@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blob_client::{Condition, Error, ListItem, ListOptions, ListPage, Properties};
+use futures::FutureExt;
 
 use super::attrs::{self, Kind};
+use super::handles::Handle;
 use super::node::{Marker, Node, NodeId, ROOT, Stat};
 use super::table::{Asked, Found, Known, Table};
 use super::{Tree, names};
@@ -213,13 +215,24 @@ impl Tree {
         Some(Ok(self.stat(&node)))
     }
 
+    /// Attributes of the version that a handle has open.
+    pub(crate) fn getattr_open(&self, handle: &Handle) -> (Stat, Duration) {
+        self.stat(&handle.node)
+    }
+
     /// Attributes, asking the service if they are too old.
     pub(crate) async fn getattr(&self, id: NodeId) -> Result<(Stat, Duration)> {
         if let Some(known) = self.getattr_now(id) {
             return known;
         }
         let node = self.node(id)?;
-        if let Ok(_gates) = self.gates(id).await {
+        let open = node.state().handles > 0;
+        if open {
+            // What is open stays what it was, whether its name is gone, leads to a newer version, or cannot be asked for.
+            if let Some(Ok(_gates)) = self.gates(id).now_or_never() {
+                let _ = self.refresh(&node).await;
+            }
+        } else if let Ok(_gates) = self.gates(id).await {
             self.refresh(&node).await?;
         }
         Ok(self.stat(&node))

@@ -43,6 +43,7 @@ use std::time::{Duration, SystemTime};
 pub(crate) use attrs::{Kind, from_seconds};
 pub(crate) use children::Owner;
 pub(crate) use files::Opened;
+pub(crate) use gates::Waits;
 pub(crate) use handles::Handle;
 pub(crate) use lookup::{Entry, Listed};
 pub(crate) use node::{NodeId, Stat};

@@ -71,15 +71,13 @@ pub(crate) struct State {
     pub(crate) stamp: u64,
     /// No name leads here any more.
     pub(crate) unlinked: bool,
-    /// The name was taken away by somebody else: the kernel may still hold it.
+    /// The name was taken away by somebody else, or leads to a newer version: the kernel may still hold it.
     pub(crate) lost: bool,
     pub(crate) marker: Marker,
     /// Content that handles share; kept for a while after the last one is gone.
     pub(crate) content: Option<Arc<File>>,
-    /// Open handles.
+    /// Open handles, on `content` all of them: another version that is opened is another node.
     pub(crate) handles: u32,
-    /// Of these, handles on an older version than `content`.
-    pub(crate) older_handles: u32,
     /// Open handles that may write.
     pub(crate) writers: u32,
     /// The first commit has not happened.
@@ -135,7 +133,6 @@ impl State {
             marker: Marker::Implicit,
             content: None,
             handles: 0,
-            older_handles: 0,
             writers: 0,
             uncommitted: false,
             attrs_dirty: false,
@@ -226,9 +223,21 @@ impl State {
                 .is_some_and(|c| c.is_dirty() && !self.unlinked)
     }
 
-    /// True while attributes are this mount's to answer: pinned, open, or nameless.
+    /// True while attributes are this mount's to answer: pinned, open for writing, or nameless.
     pub(crate) fn local(&self) -> bool {
-        (self.handles > 0 && !self.stale()) || self.unlinked || self.pinned()
+        (self.writers > 0 && self.content.is_some() && !self.stale()) || self.unlinked || self.pinned()
+    }
+
+    /// A handle is gone; true when it was the last.
+    pub(crate) fn closed(&mut self, writes: bool) -> bool {
+        self.handles = self.handles.saturating_sub(1);
+        self.writers = self.writers.saturating_sub(u32::from(writes));
+        self.handles == 0
+    }
+
+    /// True when handles have another version open than this one, which then gets a node of its own.
+    pub(crate) fn superseded_by(&self, etag: &ETag) -> bool {
+        self.handles > 0 && self.content.as_ref().and_then(|c| c.etag()).as_ref() != Some(etag)
     }
 
     /// Size to show.

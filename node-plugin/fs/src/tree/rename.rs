@@ -276,23 +276,76 @@ impl Tree {
                 Err(error) => return Err(error.into()),
             };
             self.follow(node, Some(&properties.etag), new_blob, &written);
-            return match self
-                .env
-                .store
-                .delete(blob, &Condition::matches(&properties.etag))
-                .await
-            {
+            let old = Written {
+                etag: properties.etag,
+                last_modified: properties.last_modified,
+            };
+            return match self.env.store.delete(blob, &Condition::matches(&old.etag)).await {
                 Ok(()) | Err(Error::BlobNotFound { .. }) => Ok(()),
                 // Somebody wrote a new version under the old name after the copy: it is theirs.
                 Err(Error::ConditionNotMet { .. }) => Ok(()),
                 Err(error) => {
-                    // Both names are there now; the old one must not go unnoticed.
-                    tracing::warn!(%error, blob, "a renamed file is still stored under its old name, too");
-                    Err(error.into())
+                    self.stay(node, (blob, &old), (new_blob, &written), target, error)
+                        .await
                 }
             };
         }
         fail(libc::ESTALE)
+    }
+
+    /// A file was copied to its new name and could not be deleted under the old one: it stays there, as the caller is told, and so do its handles. The
+    /// copy is deleted if that takes nothing away from anybody.
+    async fn stay(
+        &self,
+        node: &Arc<Node>,
+        (blob, old): (&str, &Written),
+        (new_blob, copy): (&str, &Written),
+        target: Option<&Arc<Node>>,
+        error: Error,
+    ) -> Result<()> {
+        let refused = match &error {
+            Error::Denied { .. } | Error::LeaseConflict { .. } => true,
+            Error::Service { status, .. } => *status < 500,
+            _ => false,
+        };
+        if !refused {
+            match self.env.store.head(blob, &Condition::none()).await {
+                Ok(now) if now.etag == old.etag => {}
+                // Only the answer was lost; or somebody has written under the old name since.
+                Ok(_) | Err(Error::BlobNotFound { .. }) => return Ok(()),
+                Err(_) => {
+                    // Nobody knows. The copy is there in either case: what is open goes on with it.
+                    tracing::warn!(%error, blob, new_blob, "a renamed file may still be stored under its old name, too");
+                    return Err(error.into());
+                }
+            }
+        }
+        self.follow(node, Some(&copy.etag), blob, old);
+        match target {
+            // What it replaced is gone, and only the copy left to be shown.
+            Some(target) => {
+                let mut table = self.table.lock();
+                let place = table
+                    .link(target.id)
+                    .map(|link| (link.parent, Arc::clone(&link.name)));
+                if let Some((parent, name)) = place {
+                    table.overwritten(parent, &name);
+                }
+            }
+            // A deletion whose answer was lost may yet be carried out: then the copy is all there is.
+            None if refused => {
+                let same = Condition::matches(&copy.etag);
+                match self.env.store.delete(new_blob, &same).await {
+                    Ok(()) | Err(Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }) => {
+                        return Err(error.into());
+                    }
+                    Err(_) => {}
+                }
+            }
+            None => {}
+        }
+        tracing::warn!(%error, blob, new_blob, "a file that could not be renamed is stored under its new name, too");
+        Err(error.into())
     }
 
     /// Metadata of a copy: the same, and the modification time that only `Last-Modified` told so far.
@@ -317,18 +370,14 @@ impl Tree {
             let same = from.is_some() && state.etag.as_ref() == from;
             let mtime = state.mtime();
             state.written(written, stamp);
+            let content = state.content.clone();
             if same {
                 state.attrs.mtime.get_or_insert(mtime);
             } else {
-                // The copy is of a version nobody here has seen: what is known is out of date, and says so.
+                // The copy is of a version nobody here has seen: what is known is out of date, and says so. The next open gets that one.
                 state.etag = None;
                 state.cached = false;
-            }
-            let content = state.content.clone();
-            if !same && from.is_none() {
-                // What handles have is another version than the next open gets.
                 state.content = None;
-                state.older_handles = state.handles;
             }
             content
         };

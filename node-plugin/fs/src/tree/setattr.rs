@@ -102,6 +102,10 @@ impl Tree {
         node: &Arc<Node>,
         change: &(dyn Fn(&mut Attrs) -> Result<()> + Send + Sync),
     ) -> Result<()> {
+        if node.state().lost {
+            // The name may lead to another node, which the kernel then finds.
+            return fail(libc::ESTALE);
+        }
         if self.change_locally(node, change)? {
             return Ok(());
         }
@@ -235,6 +239,13 @@ impl Tree {
         };
         let mut state = node.state();
         if state.handles > 0 && node.kind == Kind::File {
+            drop(state);
+            let found = Found {
+                blob: found.as_ref(),
+                prefix: false,
+            };
+            // The new version becomes another node, unless somebody writes to this one.
+            self.table.lock().learn(parent, &name, found, asked);
             return fail(libc::ESTALE);
         }
         state.attrs_dirty = false;

@@ -96,6 +96,8 @@ pub(crate) struct Link {
     lookups: u64,
     /// Until when the kernel may use the name without asking.
     told_until: Option<Instant>,
+    /// Directory that a name somebody else took away was in.
+    lost_from: Option<NodeId>,
     pub(crate) dir: Option<Box<Dir>>,
 }
 
@@ -106,6 +108,8 @@ pub(crate) struct Child {
     stamp: u64,
     /// Listing that last mentioned it.
     seen: u64,
+    /// When the service was asked for the youngest answer that had it, or this mount made it: older answers say nothing about it.
+    known: Instant,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -394,6 +398,7 @@ impl Table {
                 name,
                 lookups: 0,
                 told_until: None,
+                lost_from: None,
                 dir: (kind == Kind::Directory).then(Box::default),
             },
         );
@@ -428,7 +433,16 @@ impl Table {
         if let Some(dir) = self.dir_mut(parent) {
             dir.absent.remove(&name);
             dir.subdirectories += u32::from(kind == Kind::Directory);
-            dir.children.insert(name, Child { id, stamp, seen: 0 });
+            let known = Instant::now();
+            dir.children.insert(
+                name,
+                Child {
+                    id,
+                    stamp,
+                    seen: 0,
+                    known,
+                },
+            );
         }
     }
 
@@ -446,10 +460,48 @@ impl Table {
 
     /// The service says that the name of a node is gone, or something else's.
     fn lose(&mut self, id: NodeId) {
-        if let Some(node) = self.node(id) {
-            node.state().lost = true;
+        if let Some(link) = self.links.get_mut(&id) {
+            link.lost_from = Some(link.parent).filter(|parent| *parent != 0);
+            link.node.state().lost = true;
         }
         self.orphan(id);
+    }
+
+    /// A file that lost its name to a newer version, and that nobody has open any more, gets it back, unless the kernel knows the other node. (It
+    /// does not where it comes by a mount of this one file, and would never look again.) True when that is so.
+    pub(crate) fn restore(&mut self, id: NodeId) -> bool {
+        let Some((link, parent)) = self.links.get(&id).and_then(|l| Some((l, l.lost_from?))) else {
+            return false;
+        };
+        let name = Arc::clone(&link.name);
+        {
+            let state = link.node.state();
+            if !state.lost || state.handles > 0 || link.node.kind != Kind::File || self.path(parent).is_none()
+            {
+                return false;
+            }
+        }
+        if let Some(other) = self.dir(parent).and_then(|d| d.children.get(&name)) {
+            let idle = self.links.get(&other.id).is_some_and(|l| {
+                let state = l.node.state();
+                l.lookups == 0 && l.node.kind == Kind::File && state.handles == 0 && !state.pinned()
+            });
+            if !idle {
+                return false;
+            }
+        }
+        if let Some(other) = self.leave(parent, &name) {
+            self.orphan(other);
+        }
+        if let Some(link) = self.links.get_mut(&id) {
+            link.lost_from = None;
+            let mut state = link.node.state();
+            (state.lost, state.unlinked) = (false, false);
+            (state.content, state.etag, state.cached) = (None, None, false);
+        }
+        let stamp = self.tick();
+        self.place(id, parent, &name, stamp);
+        true
     }
 
     fn orphan(&mut self, id: NodeId) {
@@ -464,6 +516,34 @@ impl Table {
             node.state().unlinked = true;
         }
         self.reap(id);
+    }
+
+    /// The blob of a name was replaced by a request that failed all the same: what leads there is to be asked for anew.
+    pub(crate) fn overwritten(&mut self, parent: NodeId, name: &str) {
+        if let Some(id) = self.leave(parent, name) {
+            self.lose(id);
+        }
+    }
+
+    /// A whole answer of the service about one file, asked for at `at`, had its name.
+    pub(crate) fn confirm(&mut self, parent: NodeId, name: &str, at: Instant) {
+        if let Some(child) = self.dir_mut(parent).and_then(|d| d.children.get_mut(name)) {
+            child.known = child.known.max(at);
+        }
+    }
+
+    /// True while something below a directory is only here: the directory is, then, whatever the service says.
+    pub(crate) fn pinned_below(&self, id: NodeId) -> bool {
+        let Some(dir) = self.dir(id) else {
+            return false;
+        };
+        dir.children.values().any(|child| {
+            let pinned = self
+                .links
+                .get(&child.id)
+                .is_some_and(|link| link.node.state().pinned());
+            pinned || self.pinned_below(child.id)
+        })
     }
 
     /// A name that this mount has removed.
@@ -595,6 +675,7 @@ impl Table {
             self.enter(parent, Arc::clone(&name), id, kind, 0);
             if let Some(child) = self.dir_mut(parent).and_then(|d| d.children.get_mut(&name)) {
                 child.seen = seen;
+                child.known = asked.at;
             }
             return Some(id);
         };
@@ -603,12 +684,13 @@ impl Table {
             child.seen = seen.max(child.seen);
         }
         let node = self.node(child.id)?;
-        let (local, pinned, stamp) = {
+        let (local, pinned, stamp, superseded) = {
             let state = node.state();
-            (state.handles > 0, state.pinned(), state.stamp)
+            let superseded = found.own().is_some_and(|p| state.superseded_by(&p.etag));
+            (state.local(), state.pinned(), state.stamp, superseded)
         };
-        // This mount changed the name or the node after the question was asked, or is about to.
-        if pinned || child.stamp > asked.stamp || stamp > asked.stamp {
+        // This mount changed the name or the node after the question was asked, or is about to; or a younger answer is here already.
+        if pinned || child.stamp > asked.stamp || stamp > asked.stamp || child.known > asked.at {
             return Some(node.id);
         }
         // Services differ in the order of a blob and the directory of the same name: the directory is shown either way.
@@ -617,11 +699,14 @@ impl Table {
             return Some(node.id);
         }
         match found.kind() {
-            Some(kind) if kind == node.kind => {
+            // A reader keeps the version it opened: the new one is another node, so that the kernel does not take one's pages and size for
+            // the other's.
+            Some(kind) if kind == node.kind && (local || !superseded) => {
+                self.confirm(parent, name, asked.at);
                 let mut state = node.state();
                 match found.own() {
-                    // A reader keeps the version it opened, and its attributes with it.
                     Some(properties) if !local => state.adopt(properties, asked.at),
+                    // Somebody writes here, on top of the version that was opened.
                     Some(_) => {}
                     // The marker came earlier in the same listing.
                     None if already_seen => {}
@@ -635,6 +720,14 @@ impl Table {
                         }
                     }
                 }
+                Some(node.id)
+            }
+            other if other != Some(node.kind) && self.pinned_below(node.id) => {
+                self.confirm(parent, name, asked.at);
+                let mut state = node.state();
+                state.validated = asked.at;
+                state.marker = Marker::Implicit;
+                state.etag = None;
                 Some(node.id)
             }
             other => {
@@ -689,12 +782,13 @@ impl Table {
         let gone: Vec<(Arc<str>, NodeId)> = dir
             .children
             .iter()
-            .filter(|(_, c)| c.seen < listing && c.stamp <= first.stamp)
+            // What was learnt after the listing began is younger than its first pages.
+            .filter(|(_, c)| c.seen < listing && c.stamp <= first.stamp && c.known <= first.at)
             .filter(|(_, c)| {
                 self.links.get(&c.id).is_none_or(|l| {
                     let state = l.node.state();
                     !state.pinned() && state.stamp <= first.stamp
-                })
+                }) && !self.pinned_below(c.id)
             })
             .map(|(name, c)| (Arc::clone(name), c.id))
             .collect();
@@ -809,7 +903,10 @@ impl Table {
                     && link.dir.as_ref().is_none_or(|d| d.children.is_empty())
                     && {
                         let state = link.node.state();
-                        !state.local() && state.hidden.is_none() && state.validated.elapsed() > expired
+                        !state.local()
+                            && state.handles == 0
+                            && state.hidden.is_none()
+                            && state.validated.elapsed() > expired
                     }
             })
             .map(|(id, link)| (*id, link.parent, Arc::clone(&link.name)))

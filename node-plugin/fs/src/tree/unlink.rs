@@ -146,7 +146,6 @@ impl Tree {
                 content.give_up();
                 let mut state = node.state();
                 state.content = None;
-                state.older_handles = state.handles;
                 state.cached = false;
             }
             How::Hidden(content, original) => {
@@ -187,16 +186,8 @@ impl Tree {
 
     /// `ENOTEMPTY` when there is anything in a directory; else whether it has the marker `d/`.
     pub(super) async fn check_empty(&self, node: &Arc<Node>, blob: &str) -> Result<bool> {
-        {
-            let table = self.table.lock();
-            let children = table
-                .dir(node.id)
-                .map(|d| d.children.values().map(|c| c.id).collect::<Vec<_>>());
-            for child in children.unwrap_or_default() {
-                if table.node(child).is_some_and(|n| n.state().pinned()) {
-                    return fail(libc::ENOTEMPTY);
-                }
-            }
+        if self.table.lock().pinned_below(node.id) {
+            return fail(libc::ENOTEMPTY);
         }
         let mut options = ListOptions {
             prefix: names::below(blob),

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
@@ -360,4 +360,108 @@ fn a_lookup_during_a_directory_rename_waits_for_it() {
     open.write_all(b"y").unwrap();
     drop((open, inside));
     assert_eq!(store.content("e/7").unwrap(), "xy".as_bytes());
+}
+
+/// Files made in a folder on its way are in it when it has arrived.
+#[test]
+fn files_made_during_a_directory_rename_move_along() {
+    const MANY: usize = 500;
+    let store = store();
+    let m = Mount::with(&store, crate::patient);
+    fs::create_dir(m.path("d")).unwrap();
+    for i in 0..50 {
+        fs::write(m.path(&format!("d/{i}")), "x").unwrap();
+    }
+    // The kernel knows that they are not there, and makes them without asking for the name, which would wait for the rename.
+    for i in 0..MANY {
+        assert!(!m.path(&format!("d/new{i}")).exists());
+    }
+    let inside = File::open(m.path("d")).unwrap();
+    store.set_delay(Duration::from_millis(10));
+    let (from, to) = (m.path("d"), m.path("e"));
+    let rename = std::thread::spawn(move || fs::rename(from, to).unwrap());
+    let mut made = 0;
+    while !rename.is_finished() && made < MANY {
+        let name = std::ffi::CString::new(format!("new{made}")).unwrap();
+        // SAFETY: an open descriptor and a C string; the descriptor that comes out is owned by the file.
+        let mut file = unsafe {
+            let flags = libc::O_WRONLY | libc::O_CREAT;
+            let fd = libc::openat(inside.as_raw_fd(), name.as_ptr(), flags, 0o644);
+            assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+            File::from_raw_fd(fd)
+        };
+        file.write_all(b"new").unwrap();
+        file.sync_all().unwrap();
+        made += 1;
+    }
+    rename.join().unwrap();
+    store.set_delay(Duration::ZERO);
+    drop(inside);
+    for i in 0..made {
+        let name = format!("e/new{i}");
+        assert_eq!(fs::read(m.path(&name)).unwrap(), b"new", "{name}");
+        assert_eq!(store.content(&name).unwrap(), "new".as_bytes());
+    }
+    assert!(store.names().iter().all(|name| name.starts_with('e')));
+}
+
+/// Somebody's lease, or a key that may not delete: the file stays what and where it was, also for who has it open.
+#[test]
+fn a_rename_whose_deletion_is_refused_changes_nothing() {
+    for (fault, expected) in [
+        (Fault::Status(412, "LeaseIdMissing"), libc::EBUSY),
+        (
+            Fault::Status(403, "AuthorizationPermissionMismatch"),
+            libc::EACCES,
+        ),
+    ] {
+        let store = store();
+        let m = Mount::new(&store);
+        fs::write(m.path("f"), "content").unwrap();
+        let mut open = OpenOptions::new().append(true).open(m.path("f")).unwrap();
+        store.fail(Op::Delete, fault, 1);
+        assert_eq!(errno(fs::rename(m.path("f"), m.path("g"))), expected);
+        assert_eq!(store.names(), ["f"], "the copy is taken back");
+        open.write_all(b"+").unwrap();
+        open.sync_all().unwrap();
+        assert_eq!(store.content("f").unwrap(), "content+".as_bytes());
+        // Over another file, which the copy has replaced already: both names have the content, and the handle the old one.
+        fs::write(m.path("g"), "replaced").unwrap();
+        let mut replaced = File::open(m.path("g")).unwrap();
+        store.fail(Op::Delete, fault, 1);
+        assert_eq!(errno(fs::rename(m.path("f"), m.path("g"))), expected);
+        open.write_all(b"+").unwrap();
+        open.sync_all().unwrap();
+        assert_eq!(store.content("f").unwrap(), "content++".as_bytes());
+        assert_eq!(fs::read(m.path("g")).unwrap(), b"content+");
+        let mut text = String::new();
+        replaced.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "replaced");
+        drop((open, replaced));
+        fs::rename(m.path("f"), m.path("g")).unwrap();
+        assert_eq!(fs::read(m.path("g")).unwrap(), b"content++");
+        assert_eq!(store.names(), ["g"]);
+    }
+}
+
+/// A rename moves what the service has, and what was known before is not shown for it.
+#[test]
+fn a_rename_of_an_unseen_version_shows_that_version() {
+    let store = store();
+    let m = Mount::new(&store);
+    fs::write(m.path("f"), "known here").unwrap();
+    assert_eq!(fs::read(m.path("f")).unwrap(), b"known here");
+    store.foreign_put("f", "written elsewhere", Metadata::new());
+    fs::rename(m.path("f"), m.path("g")).unwrap();
+    assert_eq!(fs::read(m.path("g")).unwrap(), b"written elsewhere");
+    assert_eq!(fs::metadata(m.path("g")).unwrap().len(), 17);
+    // Who has the older version open for writing is told.
+    let mut open = OpenOptions::new().append(true).open(m.path("g")).unwrap();
+    store.foreign_put("g", "again", Metadata::new());
+    fs::rename(m.path("g"), m.path("h")).unwrap();
+    open.write_all(b"+").unwrap();
+    assert_eq!(errno(open.sync_all()), libc::ESTALE);
+    assert_eq!(fs::read(m.path("h")).unwrap(), b"again");
+    drop(open);
+    assert_eq!(store.content("h").unwrap(), "again".as_bytes());
 }

@@ -2,7 +2,8 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
 use crate::common::*;
 use crate::store;
@@ -121,9 +122,194 @@ fn a_reader_with_pages_keeps_its_version_beside_readers_of_the_new_one() {
     store.foreign_put("f", "NEW CONTENT", Metadata::new());
     assert_eq!(fs::read(m.path("f")).unwrap(), b"NEW CONTENT");
     old.read_exact_at(&mut text, 0).unwrap();
-    assert!(&text == b"old content" || &text == b"NEW CONTENT");
+    assert_eq!(&text, b"old content");
+    // Without its pages, too.
+    drop_pages(&old);
+    old.read_exact_at(&mut text, 0).unwrap();
+    assert_eq!(&text, b"old content");
     drop(old);
     assert_eq!(fs::read(m.path("f")).unwrap(), b"NEW CONTENT");
+}
+
+/// The kernel asks again for what is read next.
+fn drop_pages(file: &File) {
+    // SAFETY: the descriptor is open.
+    let done = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    assert_eq!(done, 0);
+}
+
+/// `tail -f` on an older version beside a logger: the kernel must not take the size of one for the other's.
+#[test]
+fn an_appender_beside_a_reader_of_an_older_version_overwrites_nothing() {
+    let store = store();
+    let m = Mount::new(&store);
+    let (old, new) = ("o".repeat(100), "n".repeat(150));
+    store.foreign_put("log", old.clone(), Metadata::new());
+    let tail = File::open(m.path("log")).unwrap();
+    let mut read = [0; 4096];
+    assert_eq!(tail.read_at(&mut read, 0).unwrap(), 100);
+    store.foreign_put("log", new.clone(), Metadata::new());
+    let mut log = OpenOptions::new().append(true).open(m.path("log")).unwrap();
+    assert_eq!(log.metadata().unwrap().len(), 150);
+    log.write_all(b"+1").unwrap();
+    drop_pages(&tail);
+    assert_eq!(
+        tail.read_at(&mut read, 0).unwrap(),
+        100,
+        "the reader has its version"
+    );
+    assert_eq!(&read[..100], old.as_bytes());
+    assert_eq!(tail.metadata().unwrap().len(), 100);
+    log.write_all(b"+2").unwrap();
+    log.sync_all().unwrap();
+    assert_eq!(store.content("log").unwrap(), format!("{new}+1+2").as_bytes());
+    assert_ne!(tail.metadata().unwrap().ino(), log.metadata().unwrap().ino());
+}
+
+/// What is not there any more of the version that a reader has is ESTALE, not the end of the file.
+#[test]
+fn a_reader_of_a_longer_version_is_not_told_that_the_file_ends() {
+    let store = store();
+    let m = Mount::new(&store);
+    store.foreign_put("f", vec![b'o'; 64 << 20], Metadata::new());
+    let old = File::open(m.path("f")).unwrap();
+    let mut byte = [0];
+    old.read_exact_at(&mut byte, 0).unwrap();
+    store.foreign_put("f", "short", Metadata::new());
+    let new = File::open(m.path("f")).unwrap();
+    assert_eq!(new.metadata().unwrap().len(), 5);
+    assert_eq!(fs::metadata(m.path("f")).unwrap().len(), 5);
+    assert_eq!(errno(old.read_exact_at(&mut byte, 63 << 20)), libc::ESTALE);
+    assert_eq!(old.metadata().unwrap().len(), 64 << 20);
+}
+
+/// A mapping of the new version leaves the pages of the old one alone.
+#[test]
+fn a_mapping_of_a_newer_version_is_not_what_an_older_reader_sees() {
+    let store = store();
+    let m = Mount::new(&store);
+    store.foreign_put("f", "old content", Metadata::new());
+    let old = File::open(m.path("f")).unwrap();
+    let mut text = [0; 11];
+    old.read_exact_at(&mut text, 0).unwrap();
+    store.foreign_put("f", "NEW CONTENT", Metadata::new());
+    let new = File::open(m.path("f")).unwrap();
+    drop_pages(&old);
+    // SAFETY: a fresh mapping of an open file, read within the file's one page, and unmapped.
+    unsafe {
+        let at = libc::mmap(
+            std::ptr::null_mut(),
+            11,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            new.as_raw_fd(),
+            0,
+        );
+        assert_ne!(at, libc::MAP_FAILED);
+        assert_eq!(std::slice::from_raw_parts(at.cast::<u8>(), 11), b"NEW CONTENT");
+        assert_eq!(libc::munmap(at, 11), 0);
+    }
+    old.read_exact_at(&mut text, 0).unwrap();
+    assert_eq!(&text, b"old content");
+}
+
+/// A mount of a single file has no name to look at again: while it is open here in an older version it cannot be opened, afterwards it can.
+#[test]
+fn a_file_that_is_mounted_by_itself_can_be_opened_again() {
+    let store = store();
+    let m = Mount::new(&store);
+    store.foreign_put("f", "one", Metadata::new());
+    let alone = tempfile::NamedTempFile::new().unwrap();
+    let none: Option<&str> = None;
+    let bind = nix::mount::MsFlags::MS_BIND;
+    nix::mount::mount(Some(&m.path("f")), alone.path(), none, bind, none).unwrap();
+    let looked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let old = File::open(alone.path()).unwrap();
+        store.foreign_put("f", "longer", Metadata::new());
+        assert_eq!(errno(File::open(alone.path())), libc::ESTALE);
+        drop(old);
+        eventually("the old version is closed", || {
+            fs::read(alone.path()).is_ok_and(|text| text == b"longer")
+        });
+    }));
+    nix::mount::umount(alone.path()).unwrap();
+    looked.unwrap();
+}
+
+/// That somebody has a file open for reading is no reason not to ask what is there now.
+#[test]
+fn names_of_files_open_for_reading_are_asked_for() {
+    let store = store();
+    let m = Mount::new(&store);
+    store.foreign_put("f", "one", Metadata::new());
+    let reader = File::open(m.path("f")).unwrap();
+    store.foreign_put("f", "longer", Metadata::new());
+    outlive_timeouts();
+    assert_eq!(fs::metadata(m.path("f")).unwrap().len(), 6);
+    assert_eq!(reader.metadata().unwrap().len(), 3);
+    let second = File::open(m.path("f")).unwrap();
+    store.foreign_delete("f");
+    outlive_timeouts();
+    assert!(!m.path("f").exists());
+    // At once for who makes it anew.
+    store.foreign_put("f", "other", Metadata::new());
+    assert!(m.path("f").exists());
+    let third = File::open(m.path("f")).unwrap();
+    store.foreign_delete("f");
+    drop(File::create_new(m.path("f")).unwrap());
+    assert_eq!(second.metadata().unwrap().len(), 6);
+    assert_eq!(third.metadata().unwrap().len(), 5);
+    // A change by name is one of what is there now, too.
+    let fourth = File::open(m.path("f")).unwrap();
+    store.foreign_put("f", "changed", Metadata::new());
+    fs::set_permissions(m.path("f"), fs::Permissions::from_mode(0o600)).unwrap();
+    nix::unistd::truncate(&m.path("f"), 4).unwrap();
+    assert_eq!(store.content("f").unwrap(), "chan".as_bytes());
+    assert_eq!(store.properties("f").unwrap().metadata["vsc_mode"], "600");
+    drop((reader, second, third, fourth));
+}
+
+/// A folder that somebody else deletes takes nothing with it that was not stored yet.
+#[test]
+fn a_folder_deleted_elsewhere_does_not_take_unsaved_data_with_it() {
+    let store = store();
+    let m = Mount::new(&store);
+    let marker = || meta(&[("hdi_isfolder", "true")]);
+    store.foreign_put("d", "", marker());
+    store.foreign_put("d/old", "old", Metadata::new());
+    let mut new = File::create(m.path("d/new")).unwrap();
+    new.write_all(b"new").unwrap();
+    let mut old = OpenOptions::new().append(true).open(m.path("d/old")).unwrap();
+    old.write_all(b"er").unwrap();
+    store.foreign_delete("d/old");
+    store.foreign_delete("d");
+    outlive_timeouts();
+    names(m.root());
+    let _ = fs::metadata(m.path("d"));
+    // The one was never stored, the other was deleted under its writer.
+    new.sync_all().unwrap();
+    assert_eq!(errno(old.sync_all()), libc::ESTALE);
+    drop((new, old));
+    assert_eq!(store.content("d/new").unwrap(), "new".as_bytes());
+    assert_eq!(fs::read(m.path("d/new")).unwrap(), b"new");
+    assert_eq!(store.names(), ["d/new"]);
+}
+
+/// Two mounts can both make a file that is not there yet, but only one of them is told that it has: the other by its close.
+#[test]
+fn of_two_exclusive_creations_at_once_one_is_kept() {
+    let store = store();
+    let (a, b) = (Mount::new(&store), Mount::new(&store));
+    let mut first = File::create_new(a.path("lock")).unwrap();
+    let mut second = File::create_new(b.path("lock")).unwrap();
+    first.write_all(b"a").unwrap();
+    second.write_all(b"b").unwrap();
+    second.sync_all().unwrap();
+    assert_eq!(errno(first.sync_all()), libc::ESTALE);
+    assert_eq!(store.content("lock").unwrap(), "b".as_bytes());
+    // A folder is there when mkdir returns.
+    fs::create_dir(a.path("d")).unwrap();
+    assert_eq!(errno(fs::create_dir(b.path("d"))), libc::EEXIST);
 }
 
 #[test]

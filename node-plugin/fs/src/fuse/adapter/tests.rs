@@ -65,6 +65,57 @@ async fn at_the_deadline_the_caller_gets_eio_and_the_operation_still_ends() {
 }
 
 #[tokio::test]
+async fn a_success_after_the_deadline_is_undone() {
+    let adapter = adapter();
+    let (go_on, (undone, what)) = (Arc::new(Notify::new()), oneshot::channel());
+    let operation = {
+        let go_on = Arc::clone(&go_on);
+        async move {
+            go_on.notified().await;
+            Ok(7)
+        }
+    };
+    let (send, receive) = oneshot::channel();
+    adapter.spawn_or_undo(
+        "test",
+        Duration::from_millis(1),
+        operation,
+        move |outcome| {
+            let _ = send.send(outcome.map_err(|e| e.0));
+        },
+        |late| async move {
+            let _ = undone.send(late);
+        },
+    );
+    assert_eq!(receive.await.unwrap(), Err(libc::EIO));
+    go_on.notify_one();
+    assert_eq!(what.await.unwrap(), 7);
+}
+
+/// As long as a directory is being moved, whoever asks for something in it waits.
+#[tokio::test]
+async fn waiting_for_a_gate_does_not_count() {
+    let adapter = adapter();
+    let moving = adapter.tree.gates_for(&[], &[1]).await.unwrap();
+    let (tree, deadline) = (Arc::clone(&adapter.tree), Duration::from_millis(1));
+    let (send, mut waits) = oneshot::channel();
+    adapter.spawn(
+        "test",
+        deadline,
+        async move { tree.gates(1).await.map(drop) },
+        move |outcome| {
+            let _ = send.send(outcome.map_err(|e| e.0));
+        },
+    );
+    // A deadline many times as long ends, and it still waits.
+    let never = std::future::pending::<Result<()>>();
+    assert!(replied(&adapter, deadline * 50, never).await.is_err());
+    assert!(waits.try_recv().is_err(), "it was given up");
+    drop(moving);
+    assert_eq!(waits.await.unwrap(), Ok(()));
+}
+
+#[tokio::test]
 async fn a_panic_is_eio() {
     let adapter = adapter();
     let long = Duration::from_secs(3600);

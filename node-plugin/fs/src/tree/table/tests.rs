@@ -113,6 +113,96 @@ fn a_listing_removes_what_it_does_not_mention() {
 }
 
 #[test]
+fn a_listing_does_not_take_away_what_was_learnt_while_it_ran() {
+    let mut t = table();
+    let p = blob("1", &[]);
+    let first = t.ask();
+    let listing = t.begin_listing();
+    // Made by somebody else after the first page was put together, and found by a lookup.
+    let asked = later_than(first);
+    let id = t.learn(ROOT, "new", file(&p), asked).unwrap();
+    t.end_listing(listing, ROOT, first);
+    assert!(matches!(t.known(ROOT, "new"), Known::Node(known, _) if known == id));
+    assert!(!t.node(id).unwrap().state().lost);
+    // The next listing began later: it would have it.
+    let first = later_than(asked);
+    let listing = t.begin_listing();
+    t.end_listing(listing, ROOT, first);
+    assert!(t.child(ROOT, "new").is_none());
+}
+
+/// A question asked after another, by the machine's clock.
+fn later_than(asked: Asked) -> Asked {
+    Asked {
+        at: asked.at + Duration::from_nanos(1),
+        ..asked
+    }
+}
+
+#[test]
+fn an_older_answer_does_not_undo_a_younger_one() {
+    let mut t = table();
+    let (old, new) = (blob("1", &[]), blob("2", &[]));
+    let before = t.ask();
+    let after = later_than(before);
+    let id = t.learn(ROOT, "a", file(&new), after).unwrap();
+    assert_eq!(t.learn(ROOT, "a", file(&old), before), Some(id));
+    assert_eq!(t.node(id).unwrap().state().etag, Some(new.etag.clone()));
+    assert_eq!(t.learn(ROOT, "a", NOTHING, before), Some(id));
+    assert_eq!(t.learn(ROOT, "a", NOTHING, later_than(after)), None);
+}
+
+#[test]
+fn a_lost_file_gets_its_name_back_if_the_kernel_knows_no_other() {
+    let mut t = table();
+    let (old, new) = (blob("1", &[]), blob("2", &[]));
+    let asked = t.ask();
+    let a = t.learn(ROOT, "a", file(&old), asked).unwrap();
+    t.refer(a, Duration::ZERO);
+    t.node(a).unwrap().state().handles = 1;
+    let b = t.learn(ROOT, "a", file(&new), later_than(asked)).unwrap();
+    assert_ne!(a, b, "the reader keeps its version");
+    assert!(t.node(a).unwrap().state().lost);
+    assert!(!t.restore(a), "it is still open");
+    t.node(a).unwrap().state().handles = 0;
+    t.refer(b, Duration::ZERO);
+    assert!(!t.restore(a), "the kernel uses the other");
+    t.forget(b, 1);
+    assert!(t.restore(a));
+    assert_eq!(t.blob(a).unwrap(), "p/a");
+    assert!(t.node(b).is_none());
+    assert!(!t.node(a).unwrap().state().unlinked);
+    assert!(!t.restore(a), "nothing is lost any more");
+}
+
+#[test]
+fn a_directory_with_something_unsaved_below_is_kept() {
+    let mut t = table();
+    let now = SystemTime::now();
+    let asked = t.ask();
+    let marker = blob("1", &[("hdi_isfolder", "true")]);
+    let d = t.learn(ROOT, "d", file(&marker), asked).unwrap();
+    let sub = t.learn(d, "sub", PREFIX, asked).unwrap();
+    let f = t.create(sub, "f", Kind::File, State::fresh(Attrs::default(), now));
+    f.state().attrs_dirty = true;
+    let asked = later_than(t.ask());
+    // Somebody else has deleted it, or made a file in its place.
+    assert_eq!(t.learn(ROOT, "d", NOTHING, asked), Some(d));
+    let plain = blob("2", &[]);
+    assert_eq!(t.learn(ROOT, "d", file(&plain), later_than(asked)), Some(d));
+    let listing = t.begin_listing();
+    t.end_listing(listing, ROOT, later_than(later_than(asked)));
+    assert_eq!(t.blob(f.id).unwrap(), "p/d/sub/f");
+    // Only what is below it makes it a directory now.
+    assert_eq!(t.node(d).unwrap().state().marker, Marker::Implicit);
+    f.state().attrs_dirty = false;
+    let first = t.ask();
+    let listing = t.begin_listing();
+    t.end_listing(listing, ROOT, first);
+    assert!(t.child(ROOT, "d").is_none());
+}
+
+#[test]
 fn a_directory_wins_over_a_file_of_the_same_name() {
     let mut t = table();
     let (plain, marker) = (
@@ -272,8 +362,13 @@ fn a_name_that_the_kernel_holds_and_asks_for_is_doubted() {
     t.refer(id, Duration::from_secs(60));
     assert!(t.doubted(id));
     t.node(id).unwrap().state().handles = 1;
+    assert!(t.doubted(id), "somebody only reads");
+    t.node(id).unwrap().state().writers = 1;
     assert!(!t.doubted(id), "this mount's own");
-    t.node(id).unwrap().state().handles = 0;
+    (
+        t.node(id).unwrap().state().handles,
+        t.node(id).unwrap().state().writers,
+    ) = (0, 0);
     t.forget(id, 1);
     assert!(!t.doubted(id), "the kernel has forgotten it");
     t.refer(id, Duration::from_secs(60));
