@@ -235,31 +235,89 @@ fn names_of_another_mount_follow_within_the_timeouts() -> Result<()> {
     Ok(())
 }
 
-/// "A reader keeps the version it opened" or is told: it never sees a mixture of two versions.
+/// "A reader keeps the version it opened" or is told: it never sees a mixture of two versions, nor the end of another one, also when the new version is
+/// opened beside it.
 #[test]
 fn a_reader_never_sees_a_mixture() -> Result<()> {
     let setup = setup()?;
     let one = setup.mount("shared", "one")?;
     let two = setup.mount("shared", "two")?;
     let size = 24 << 20;
-    fs::write(one.path().join("file"), vec![1; size])?;
-    let mut reader = File::open(two.path().join("file"))?;
-    let mut first = vec![0; 1 << 20];
-    reader.read_exact(&mut first)?;
-    ensure!(first.iter().all(|byte| *byte == 1));
-    fs::write(one.path().join("file"), vec![2; size])?;
-    let mut rest = Vec::new();
-    match reader.read_to_end(&mut rest) {
-        Ok(_) => ensure!(
-            rest.len() == size - first.len() && rest.iter().all(|byte| *byte == 1),
-            "the rest is not of the version that was opened"
-        ),
-        // The service keeps only the latest version: what was not read ahead is gone, and the reader is told.
-        Err(error) => ensure!(error.raw_os_error() == Some(libc::ESTALE), "{error}"),
+    for new_size in [size, 1000] {
+        for beside in [false, true] {
+            fs::write(one.path().join("file"), vec![1; size])?;
+            let mut reader = File::open(two.path().join("file"))?;
+            let mut first = vec![0; 1 << 20];
+            reader.read_exact(&mut first)?;
+            ensure!(first.iter().all(|byte| *byte == 1));
+            fs::write(one.path().join("file"), vec![2; new_size])?;
+            let newer = beside.then(|| File::open(two.path().join("file"))).transpose()?;
+            if let Some(newer) = &newer {
+                let mut byte = [0];
+                newer.read_exact_at(&mut byte, 0)?;
+                ensure!(byte == [2] && newer.metadata()?.len() == new_size as u64);
+                ensure!(reader.metadata()?.len() == size as u64, "the reader's own size");
+            }
+            let mut rest = Vec::new();
+            match reader.read_to_end(&mut rest) {
+                Ok(_) => ensure!(
+                    rest.len() == size - first.len() && rest.iter().all(|byte| *byte == 1),
+                    "the rest is not of the version that was opened"
+                ),
+                // The service keeps only the latest version: what was not read ahead is gone, and the reader is told.
+                Err(error) => ensure!(error.raw_os_error() == Some(libc::ESTALE), "{error}"),
+            }
+            // The next open has the new version, whole.
+            ensure!(fs::read(two.path().join("file"))? == vec![2; new_size]);
+        }
     }
-    // The next open has the new version, whole.
-    ensure!(fs::read(two.path().join("file"))? == vec![2; size]);
-    drop(reader);
+    one.unmount()?;
+    two.unmount()?;
+    Ok(())
+}
+
+/// One process follows a log, one appends to it on the same mount, and both mounts append in turn: no line is lost.
+#[test]
+fn an_appender_beside_a_reader_of_an_older_version() -> Result<()> {
+    let setup = setup()?;
+    let one = setup.mount("shared", "one")?;
+    let two = setup.mount("shared", "two")?;
+    let append = |folder: &Path, line: &str| -> Result<()> {
+        let mut file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(folder.join("log"))?;
+        file.write_all(line.as_bytes())?;
+        file.sync_all()?;
+        Ok(())
+    };
+    let mut wanted = String::new();
+    let mut readers = Vec::new();
+    for round in 0..10 {
+        for (folder, name) in [(one.path(), "one"), (two.path(), "two")] {
+            let line = format!("{name} {round} {}\n", "x".repeat(round * 7));
+            append(folder, &line)?;
+            wanted += &line;
+            // Left open, each on its version, which goes on while only this mount writes.
+            let mut reader = File::open(two.path().join("log"))?;
+            let mut read = String::new();
+            reader.read_to_string(&mut read)?;
+            ensure!(read == wanted, "round {round}: {read:?}");
+            readers.push((reader, read.len()));
+        }
+        for (reader, length) in &readers {
+            let mut bytes = vec![0; reader.metadata()?.len() as usize];
+            match reader.read_exact_at(&mut bytes, 0) {
+                Ok(()) => ensure!(
+                    bytes.len() >= *length && wanted.as_bytes().starts_with(&bytes),
+                    "round {round}: not a version of the log"
+                ),
+                Err(error) => ensure!(error.raw_os_error() == Some(libc::ESTALE), "{error}"),
+            }
+        }
+    }
+    ensure!(setup.backend().container("shared")?.read("log")? == wanted.as_bytes());
+    drop(readers);
     one.unmount()?;
     two.unmount()?;
     Ok(())
