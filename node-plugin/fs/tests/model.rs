@@ -45,6 +45,16 @@ enum Step {
     Symlink(Name, Name),
     ReadLink(Name),
     Chmod(Name, u32),
+    Chown(Name, u32),
+    /// Sets the modification time, in seconds.
+    Touch(Name, u64),
+    /// Only ever at a name that nothing else opens: whoever does waits.
+    Fifo,
+    UnlinkFifo,
+    SetXattr(Name, usize, i32),
+    GetXattr(Name, usize),
+    RemoveXattr(Name, usize),
+    ListXattr(Name),
     Open {
         slot: usize,
         name: Name,
@@ -71,6 +81,20 @@ enum Step {
         at: u64,
         len: u64,
     },
+    /// fallocate with a mode that keeps what is there.
+    Allocate {
+        slot: usize,
+        at: u64,
+        len: u64,
+        mode: i32,
+    },
+    /// SEEK_DATA and SEEK_HOLE over the whole file: where the holes are is a file system's own business, what they hold is not.
+    Holes(usize),
+    /// Stores through a shared mapping.
+    Map {
+        slot: usize,
+        at: u64,
+    },
     Copy {
         from: usize,
         to: usize,
@@ -84,6 +108,8 @@ enum Step {
 }
 
 const SLOTS: usize = 3;
+const FIFO: Name = Name("fifo");
+const XATTRS: [&str; 2] = ["user.one", "user.Two"];
 
 fn name() -> impl Strategy<Value = Name> {
     prop::sample::select(vec![
@@ -121,12 +147,24 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (name(), name()).prop_map(|(a, b)| Step::Symlink(a, b)),
         1 => name().prop_map(Step::ReadLink),
         2 => (name(), prop::sample::select(vec![0o600, 0o644, 0o755, 0o4711])).prop_map(|(n, m)| Step::Chmod(n, m)),
+        1 => (name(), 0u32..3).prop_map(|(n, owner)| Step::Chown(n, owner)),
+        1 => (name(), 0u64..2_000_000_000).prop_map(|(n, at)| Step::Touch(n, at)),
+        1 => prop_oneof![Just(Step::Fifo), Just(Step::UnlinkFifo)],
+        2 => (name(), 0..XATTRS.len(), prop::sample::select(vec![0, libc::XATTR_CREATE, libc::XATTR_REPLACE]))
+            .prop_map(|(n, x, flags)| Step::SetXattr(n, x, flags)),
+        1 => (name(), 0..XATTRS.len()).prop_map(|(n, x)| Step::GetXattr(n, x)),
+        1 => (name(), 0..XATTRS.len()).prop_map(|(n, x)| Step::RemoveXattr(n, x)),
+        1 => name().prop_map(Step::ListXattr),
         5 => (slot.clone(), name(), any::<bool>(), any::<bool>(), prop::bool::weighted(0.2)).prop_map(
             |(slot, name, append, create, truncate)| Step::Open { slot, name, append, create, truncate }),
         6 => (slot.clone(), at.clone(), len.clone()).prop_map(|(slot, at, len)| Step::WriteAt { slot, at, len }),
         4 => (slot.clone(), at.clone(), len.clone()).prop_map(|(slot, at, len)| Step::ReadAt { slot, at, len }),
         2 => (slot.clone(), at.clone()).prop_map(|(slot, len)| Step::SetLen { slot, len }),
         1 => (slot.clone(), at.clone(), at.clone()).prop_map(|(slot, at, len)| Step::Punch { slot, at, len: len + 1 }),
+        1 => (slot.clone(), at.clone(), at.clone(), prop::sample::select(vec![0, libc::FALLOC_FL_KEEP_SIZE]))
+            .prop_map(|(slot, at, len, mode)| Step::Allocate { slot, at, len: len + 1, mode }),
+        1 => slot.clone().prop_map(Step::Holes),
+        1 => (slot.clone(), at.clone()).prop_map(|(slot, at)| Step::Map { slot, at }),
         1 => (slot.clone(), slot.clone(), at.clone(), at, len).prop_map(
             |(from, to, at, to_at, len)| Step::Copy { from, to, at, to_at, len }),
         2 => slot.clone().prop_map(Step::Sync),
@@ -219,6 +257,66 @@ impl Side {
             Step::Chmod(name, mode) => {
                 fs::set_permissions(self.path(name), Permissions::from_mode(*mode)).map(done)?
             }
+            Step::Chown(name, owner) => {
+                std::os::unix::fs::lchown(self.path(name), Some(*owner), Some(owner + 1)).map(done)?
+            }
+            Step::Touch(name, at) => {
+                let time = nix::sys::time::TimeSpec::new(*at as i64, 5);
+                let follow = nix::sys::stat::UtimensatFlags::NoFollowSymlink;
+                let here = nix::fcntl::AT_FDCWD;
+                nix::sys::stat::utimensat(here, &self.path(name), &time, &time, follow)?;
+                let meta = fs::symlink_metadata(self.path(name))?;
+                format!("{} {}", meta.mtime(), meta.mtime_nsec())
+            }
+            Step::Fifo => {
+                nix::unistd::mkfifo(&self.path(&FIFO), nix::sys::stat::Mode::from_bits_truncate(0o640))?;
+                describe(&fs::symlink_metadata(self.path(&FIFO))?)
+            }
+            Step::UnlinkFifo => fs::remove_file(self.path(&FIFO)).map(done)?,
+            Step::SetXattr(name, x, flags) => {
+                let (path, attr, value) = (c(&self.path(name)), xattr(*x), [n; 9]);
+                // SAFETY: C strings, and a value of the length that is told.
+                check(unsafe {
+                    libc::setxattr(
+                        path.as_ptr(),
+                        attr.as_ptr(),
+                        value.as_ptr().cast(),
+                        value.len(),
+                        *flags,
+                    )
+                })
+                .map(done)?
+            }
+            Step::GetXattr(name, x) => {
+                let (path, attr, mut value) = (c(&self.path(name)), xattr(*x), [0u8; 64]);
+                // SAFETY: C strings, and a buffer of the length that is told.
+                let len = unsafe {
+                    libc::getxattr(
+                        path.as_ptr(),
+                        attr.as_ptr(),
+                        value.as_mut_ptr().cast(),
+                        value.len(),
+                    )
+                };
+                format!("{:?}", &value[..length(len)?])
+            }
+            Step::RemoveXattr(name, x) => {
+                let (path, attr) = (c(&self.path(name)), xattr(*x));
+                // SAFETY: C strings.
+                check(unsafe { libc::removexattr(path.as_ptr(), attr.as_ptr()) }).map(done)?
+            }
+            Step::ListXattr(name) => {
+                let (path, mut list) = (c(&self.path(name)), [0u8; 256]);
+                // SAFETY: a C string, and a buffer of the length that is told.
+                let len = unsafe { libc::listxattr(path.as_ptr(), list.as_mut_ptr().cast(), list.len()) };
+                let mut names: Vec<_> = list[..length(len)?]
+                    .split(|b| *b == 0)
+                    .filter(|name| name.starts_with(b"user."))
+                    .map(|name| String::from_utf8_lossy(name).into_owned())
+                    .collect();
+                names.sort();
+                names.join(",")
+            }
             Step::Open {
                 slot,
                 name,
@@ -259,6 +357,65 @@ impl Side {
                     libc::fallocate(self.slot(*slot)?.as_raw_fd(), mode, *at as i64, *len as i64)
                 })
                 .map(done)?
+            }
+            Step::Allocate { slot, at, len, mode } => {
+                // SAFETY: the descriptor is open.
+                check(unsafe {
+                    libc::fallocate(self.slot(*slot)?.as_raw_fd(), *mode, *at as i64, *len as i64)
+                })
+                .map(done)?
+            }
+            Step::Holes(slot) => {
+                let file = self.slot(*slot)?;
+                let size = file.metadata()?.len();
+                let mut bytes = vec![0; size as usize];
+                file.read_exact_at(&mut bytes, 0)?;
+                let mut at = 0;
+                while at < size {
+                    // SAFETY: the descriptor is open.
+                    let seek = |whence| unsafe { libc::lseek(file.as_raw_fd(), at as libc::off_t, whence) };
+                    // None: nothing but a hole is left.
+                    let data = u64::try_from(seek(libc::SEEK_DATA)).unwrap_or(size);
+                    assert!((at..=size).contains(&data), "data at {data}");
+                    assert!(
+                        bytes[at as usize..data as usize].iter().all(|b| *b == 0),
+                        "data in a hole at {at}"
+                    );
+                    at = data;
+                    if at < size {
+                        // SAFETY: as above.
+                        let hole =
+                            unsafe { libc::lseek(file.as_raw_fd(), at as libc::off_t, libc::SEEK_HOLE) };
+                        let hole = u64::try_from(hole).unwrap();
+                        assert!(hole > at && hole <= size, "a hole at {hole} after data at {at}");
+                        at = hole;
+                    }
+                }
+                String::new()
+            }
+            Step::Map { slot, at } => {
+                let file = self.slot(*slot)?;
+                if file.metadata()?.len() <= *at {
+                    return Ok("past the end".into());
+                }
+                let page = *at / 4096 * 4096;
+                // SAFETY: a fresh shared mapping of one page of an open file, of which one byte within the file is changed; it is unmapped.
+                unsafe {
+                    let map = libc::mmap(
+                        std::ptr::null_mut(),
+                        4096,
+                        libc::PROT_READ | libc::PROT_WRITE,
+                        libc::MAP_SHARED,
+                        file.as_raw_fd(),
+                        page as libc::off_t,
+                    );
+                    if map == libc::MAP_FAILED {
+                        return Err(std::io::Error::last_os_error());
+                    }
+                    map.cast::<u8>().add((at - page) as usize).write(n);
+                    let synced = check(libc::msync(map, 4096, libc::MS_SYNC));
+                    check(libc::munmap(map, 4096)).and(synced).map(done)?
+                }
             }
             Step::Copy {
                 from,
@@ -302,7 +459,15 @@ fn describe(meta: &fs::Metadata) -> String {
         (meta.len(), meta.nlink())
     };
     let mode = if file { meta.mode() } else { kind };
-    format!("{mode:o} {size} {links}")
+    format!("{mode:o} {size} {links} {}:{}", meta.uid(), meta.gid())
+}
+
+fn xattr(x: usize) -> std::ffi::CString {
+    std::ffi::CString::new(XATTRS[x]).unwrap()
+}
+
+fn length(len: libc::ssize_t) -> std::io::Result<usize> {
+    usize::try_from(len).map_err(|_| std::io::Error::last_os_error())
 }
 
 fn digest(bytes: &[u8]) -> String {
@@ -330,6 +495,8 @@ fn tree(root: &Path) -> BTreeMap<String, String> {
                 String::new()
             } else if meta.is_symlink() {
                 format!("{:?}", fs::read_link(&path).unwrap())
+            } else if !meta.is_file() {
+                String::new()
             } else {
                 digest(&fs::read(&path).unwrap())
             };
