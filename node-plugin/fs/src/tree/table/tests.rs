@@ -363,12 +363,10 @@ fn a_name_that_the_kernel_holds_and_asks_for_is_doubted() {
     assert!(t.doubted(id));
     t.node(id).unwrap().state().handles = 1;
     assert!(t.doubted(id), "somebody only reads");
-    t.node(id).unwrap().state().writers = 1;
+    t.node(id).unwrap().state().handles = 0;
+    t.node(id).unwrap().state().attrs_dirty = true;
     assert!(!t.doubted(id), "this mount's own");
-    (
-        t.node(id).unwrap().state().handles,
-        t.node(id).unwrap().state().writers,
-    ) = (0, 0);
+    t.node(id).unwrap().state().attrs_dirty = false;
     t.forget(id, 1);
     assert!(!t.doubted(id), "the kernel has forgotten it");
     t.refer(id, Duration::from_secs(60));
