@@ -29,6 +29,20 @@ impl Container {
         range: Range<u64>,
         source_etag: Option<&ETag>,
     ) -> Result<()> {
+        self.stage_from_leased(blob, id, source, range, source_etag, None)
+            .await
+    }
+
+    /// Put Block From URL in a blob that may be leased: then only the holder of the lease can.
+    pub async fn stage_from_leased(
+        &self,
+        blob: &str,
+        id: &BlockId,
+        source: &str,
+        range: Range<u64>,
+        source_etag: Option<&ETag>,
+        lease: Option<&str>,
+    ) -> Result<()> {
         if range.is_empty() {
             return Err(Error::Argument {
                 field: "range",
@@ -38,7 +52,7 @@ impl Container {
         crate::names::check_blob(source)?;
         let mut access = self.source_access(source).await?;
         loop {
-            let mut call = block_call(blob, id)?
+            let mut call = block_call(blob, id, lease)?
                 .secret_header(
                     "x-ms-copy-source",
                     &self.source_url(source, access.query.as_ref()),

@@ -33,7 +33,18 @@ impl Container {
 
     /// Put Block.
     pub async fn stage(&self, blob: &str, id: &BlockId, body: Body) -> Result<()> {
-        let call = block_call(blob, id)?.body(body);
+        self.stage_leased(blob, id, body, None).await
+    }
+
+    /// Put Block in a blob that may be leased: then only the holder of the lease can.
+    pub async fn stage_leased(
+        &self,
+        blob: &str,
+        id: &BlockId,
+        body: Body,
+        lease: Option<&str>,
+    ) -> Result<()> {
+        let call = block_call(blob, id, lease)?.body(body);
         self.execute(call).await?;
         Ok(())
     }
@@ -124,7 +135,7 @@ fn put_options<'a>(call: Call<'a>, options: &PutOptions) -> Result<Call<'a>> {
 }
 
 /// Put Block and Put Block From URL, without what is staged.
-pub(super) fn block_call<'a>(blob: &'a str, id: &BlockId) -> Result<Call<'a>> {
+pub(super) fn block_call<'a>(blob: &'a str, id: &BlockId, lease: Option<&str>) -> Result<Call<'a>> {
     // REST, Put Block: at most 64 bytes before base64.
     if id.0.is_empty() || id.0.len() > 64 {
         return Err(Error::Argument {
@@ -132,7 +143,11 @@ pub(super) fn block_call<'a>(blob: &'a str, id: &BlockId) -> Result<Call<'a>> {
             message: format!("has {} bytes; it needs 1 to 64", id.0.len()),
         });
     }
-    Ok(Call::new(Method::PUT, Some(blob))
+    let call = Call::new(Method::PUT, Some(blob))
         .query("comp", "block")
-        .query("blockid", STANDARD.encode(&id.0)))
+        .query("blockid", STANDARD.encode(&id.0));
+    match lease {
+        Some(lease) => call.header("x-ms-lease-id", lease),
+        None => Ok(call),
+    }
 }
