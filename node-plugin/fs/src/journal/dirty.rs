@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use blob_client::{BlockId, ETag};
+use blob_client::{BlockId, ETag, Metadata};
 
 use super::log::Log;
 use super::record::Record;
@@ -74,6 +74,24 @@ impl DirtyLog for NodeLog {
             offset,
             len,
             id: id.0.clone(),
+        });
+    }
+    fn sent(&self, id: &BlockId) {
+        self.append(Record::Sent {
+            node: self.node(),
+            id: id.0.clone(),
+        });
+    }
+    fn unstaged(&self, id: &BlockId) {
+        self.append(Record::Unstaged {
+            node: self.node(),
+            id: id.0.clone(),
+        });
+    }
+    fn metadata(&self, metadata: &Metadata) {
+        self.append(Record::Metadata {
+            node: self.node(),
+            metadata: metadata.clone(),
         });
     }
     fn committed(&self, etag: &ETag) {

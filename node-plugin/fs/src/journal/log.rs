@@ -239,7 +239,7 @@ mod tests {
 
     /// Changes of a few files at a few places, so that they meet.
     fn dirty() -> impl Strategy<Value = Record> {
-        (1u64..4, 0u64..50, 1u64..20, 0u64..1000, 0u8..8).prop_map(|(node, offset, len, arena, what)| {
+        (1u64..4, 0u64..50, 1u64..20, 0u64..40, 0u8..12).prop_map(|(node, offset, len, arena, what)| {
             match what {
                 0 => Record::Hole { node, offset, len },
                 1 => Record::Size { node, size: offset },
@@ -251,6 +251,22 @@ mod tests {
                 },
                 3 => Record::BeginCommit { node },
                 5 => Record::Discard { node },
+                6 => Record::Sent {
+                    node,
+                    id: vec![arena as u8],
+                },
+                7 => Record::Unstaged {
+                    node,
+                    id: vec![arena as u8],
+                },
+                8 => Record::Metadata {
+                    node,
+                    metadata: [
+                        ("mode".to_owned(), arena.to_string()),
+                        ("ü".to_owned(), String::new()),
+                    ]
+                    .into(),
+                },
                 4 => Record::Committed {
                     node,
                     etag: arena.to_string(),
@@ -307,6 +323,62 @@ mod tests {
             let (_, state) = Log::open(log.memfd().try_clone_to_owned().unwrap()).unwrap();
             prop_assert_eq!(state, expected(first));
         }
+    }
+
+    /// Where the bytes of a file are is never in doubt: in memory, in a staged block, or in what is committed.
+    #[test]
+    fn blocks_and_memory_take_each_others_place() {
+        let log = Log::create().unwrap();
+        let file = || log.state().unwrap().dirty.remove(&5).unwrap_or_default();
+        let say = |record| log.append(&[record]).unwrap();
+        let id = |n: u8| vec![n];
+        let (node, arena) = (5, 4096);
+        let dirty = |offset, len| Record::Dirty {
+            node,
+            offset,
+            len,
+            arena,
+        };
+        let block = |n, offset, len| Record::Block {
+            node,
+            offset,
+            len,
+            id: id(n),
+        };
+        let metadata: std::collections::BTreeMap<_, _> = [("mode".to_owned(), "600".to_owned())].into();
+        say(Record::Metadata {
+            node,
+            metadata: metadata.clone(),
+        });
+        say(dirty(0, 100));
+        say(block(1, 0, 50));
+        say(block(2, 50, 50));
+        assert_eq!(file().extents.len(), 1, "a block on its way changes nothing");
+        // The memory of the first block is given back.
+        say(Record::Sent { node, id: id(1) });
+        let now = file();
+        assert_eq!(now.extents.keys().copied().collect::<Vec<_>>(), [50]);
+        assert_eq!((now.blocks[&id(1)].only, now.blocks[&id(2)].only), (true, false));
+        // Part of the second block is written again, then it fails.
+        say(dirty(60, 5));
+        assert_eq!(file().blocks.into_keys().collect::<Vec<_>>(), [id(1)]);
+        say(block(3, 50, 10));
+        say(Record::Unstaged { node, id: id(3) });
+        assert_eq!(file().blocks.len(), 1);
+        // A cut takes what is past it, a write behind it makes the file longer.
+        say(block(4, 90, 10));
+        say(Record::Size { node, size: 80 });
+        assert_eq!(file().blocks.len(), 1);
+        say(dirty(200, 10));
+        assert_eq!(file().size, Some((210, false)));
+        // Blocks that a commit stages are not left over.
+        say(Record::BeginCommit { node });
+        say(block(5, 50, 30));
+        say(Record::Committed {
+            node,
+            etag: "e".to_owned(),
+        });
+        assert_eq!(file(), Default::default());
     }
 
     #[test]

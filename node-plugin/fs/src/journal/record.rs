@@ -92,6 +92,27 @@ pub enum Record {
         /// The block's id.
         id: Vec<u8>,
     },
+    /// The range of a staged block is nowhere else: the memory that had it serves others.
+    Sent {
+        /// Node id.
+        node: u64,
+        /// The block's id.
+        id: Vec<u8>,
+    },
+    /// A block will not be part of the file.
+    Unstaged {
+        /// Node id.
+        node: u64,
+        /// The block's id.
+        id: Vec<u8>,
+    },
+    /// What the next commit of a file with uncommitted data stores as metadata: mode, owner, times, extended attributes.
+    Metadata {
+        /// Node id.
+        node: u64,
+        /// As it is sent.
+        metadata: BTreeMap<String, String>,
+    },
     /// A commit has taken its snapshot.
     BeginCommit {
         /// Node id.
@@ -175,10 +196,22 @@ impl State {
                     Block {
                         offset,
                         len,
-                        sealed: false,
+                        only: false,
                     },
                 );
             }
+            Record::Sent { node, id } => {
+                if let Some(file) = self.dirty.get_mut(&node) {
+                    file.sent(&id);
+                }
+            }
+            Record::Unstaged { node, id } => {
+                if let Some(file) = self.dirty.get_mut(&node) {
+                    file.blocks.remove(&id);
+                    self.forget_clean(node);
+                }
+            }
+            Record::Metadata { node, metadata } => self.file(node).metadata = Some((metadata, false)),
             Record::Discard { node } => {
                 self.dirty.remove(&node);
             }
@@ -191,9 +224,7 @@ impl State {
                 self.versions.insert(node, etag);
                 if let Some(file) = self.dirty.get_mut(&node) {
                     file.drop_sealed();
-                    if *file == DirtyFile::default() {
-                        self.dirty.remove(&node);
-                    }
+                    self.forget_clean(node);
                 }
             }
             Record::Reply {
@@ -207,6 +238,12 @@ impl State {
                     self.replies.pop_front();
                 }
             }
+        }
+    }
+
+    fn forget_clean(&mut self, node: u64) {
+        if self.dirty.get(&node) == Some(&DirtyFile::default()) {
+            self.dirty.remove(&node);
         }
     }
 
@@ -261,12 +298,17 @@ impl State {
             file.records(*node, true, &mut records);
             records.push(Record::BeginCommit { node: *node });
             file.records(*node, false, &mut records);
+            // After the data: what is written later takes the place of a block.
+            file.block_records(*node, &mut records);
         }
         records
     }
 }
 
 /// What the log knows of a file's data that the service does not have. *Sealed* is what the commit under way contains.
+///
+/// Where there is an extent, it is the file's content. Where there is none but a block with `only`, the block is. Other blocks are known so that
+/// nobody stages anything else under their ids.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DirtyFile {
     /// By offset in the file; never overlapping.
@@ -275,6 +317,8 @@ pub struct DirtyFile {
     pub size: Option<(u64, bool)>,
     /// Blocks that may be staged, by id.
     pub blocks: BTreeMap<Vec<u8>, Block>,
+    /// Metadata for the next commit, and whether it is sealed.
+    pub metadata: Option<(BTreeMap<String, String>, bool)>,
 }
 
 /// A dirty range.
@@ -295,8 +339,8 @@ pub struct Block {
     pub offset: u64,
     /// Bytes.
     pub len: u64,
-    /// Part of the commit under way.
-    pub sealed: bool,
+    /// The range is nowhere else.
+    pub only: bool,
 }
 
 impl DirtyFile {
@@ -342,6 +386,8 @@ impl DirtyFile {
             return;
         };
         self.carve(offset, end);
+        self.unstage(offset, end);
+        self.grow(end);
         self.extents.insert(
             offset,
             Extent {
@@ -352,25 +398,58 @@ impl DirtyFile {
         );
     }
 
+    /// Blocks that touch a range which was changed are no longer what the file holds.
+    fn unstage(&mut self, from: u64, to: u64) {
+        self.blocks
+            .retain(|_, b| b.offset + b.len <= from || to <= b.offset);
+    }
+
+    fn grow(&mut self, end: u64) {
+        if self.size.is_some_and(|(size, _)| size < end) {
+            self.size = Some((end, false));
+        }
+    }
+
+    fn sent(&mut self, id: &[u8]) {
+        let Some(block) = self.blocks.get_mut(id) else {
+            return;
+        };
+        block.only = true;
+        let (from, to) = (block.offset, block.offset + block.len);
+        self.carve(from, to);
+        self.grow(to);
+    }
+
     fn resize(&mut self, size: u64) {
         self.carve(size, u64::MAX);
+        self.unstage(size, u64::MAX);
         self.size = Some((size, false));
     }
 
     fn seal(&mut self) {
         self.extents.values_mut().for_each(|e| e.sealed = true);
-        self.blocks.values_mut().for_each(|b| b.sealed = true);
         self.size = self.size.map(|(size, _)| (size, true));
+        if let Some((_, sealed)) = &mut self.metadata {
+            *sealed = true;
+        }
     }
 
     fn drop_sealed(&mut self) {
         self.extents.retain(|_, e| !e.sealed);
-        self.blocks.retain(|_, b| !b.sealed);
         self.size = self.size.filter(|(_, sealed)| !sealed);
+        self.metadata = self.metadata.take().filter(|(_, sealed)| !sealed);
+        // A commit discards every block that it does not name.
+        self.blocks.clear();
     }
 
     /// Records that lead to what is sealed, or to the rest.
     fn records(&self, node: u64, sealed: bool, out: &mut Vec<Record>) {
+        if let Some((metadata, _)) = self.metadata.as_ref().filter(|(_, s)| *s == sealed) {
+            out.push(Record::Metadata {
+                node,
+                metadata: metadata.clone(),
+            });
+        }
         if let Some((size, _)) = self.size.filter(|(_, s)| *s == sealed) {
             out.push(Record::Size { node, size });
         }
@@ -389,13 +468,20 @@ impl DirtyFile {
                 },
             });
         }
-        for (id, b) in self.blocks.iter().filter(|(_, b)| b.sealed == sealed) {
+    }
+
+    /// Records that lead to the blocks.
+    fn block_records(&self, node: u64, out: &mut Vec<Record>) {
+        for (id, b) in &self.blocks {
             out.push(Record::Block {
                 node,
                 offset: b.offset,
                 len: b.len,
                 id: id.clone(),
             });
+            if b.only {
+                out.push(Record::Sent { node, id: id.clone() });
+            }
         }
     }
 }
@@ -460,6 +546,21 @@ pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
             out.extend_from_slice(id);
         }
         Record::BeginCommit { node } => numbers(out, 10, &[*node]),
+        Record::Sent { node, id } => {
+            numbers(out, 13, &[*node]);
+            out.extend_from_slice(id);
+        }
+        Record::Unstaged { node, id } => {
+            numbers(out, 14, &[*node]);
+            out.extend_from_slice(id);
+        }
+        Record::Metadata { node, metadata } => {
+            numbers(out, 15, &[*node]);
+            for text in metadata.iter().flat_map(|(name, value)| [name, value]) {
+                out.extend_from_slice(&(text.len() as u32).to_le_bytes());
+                out.extend_from_slice(text.as_bytes());
+            }
+        }
         Record::Discard { node } => numbers(out, 12, &[*node]),
         Record::Committed { node, etag } => {
             numbers(out, 11, &[*node]);
@@ -530,6 +631,22 @@ pub(super) fn decode(rest: &mut Fields<'_>) -> Option<Record> {
             }
         }
         10 => Record::BeginCommit { node: fields.u64()? },
+        13 => Record::Sent {
+            node: fields.u64()?,
+            id: fields.0.to_vec(),
+        },
+        14 => Record::Unstaged {
+            node: fields.u64()?,
+            id: fields.0.to_vec(),
+        },
+        15 => {
+            let (node, mut metadata) = (fields.u64()?, BTreeMap::new());
+            while !fields.0.is_empty() {
+                let name = fields.counted()?;
+                metadata.insert(name, fields.counted()?);
+            }
+            Record::Metadata { node, metadata }
+        }
         12 => Record::Discard { node: fields.u64()? },
         11 => Record::Committed {
             node: fields.u64()?,
@@ -568,6 +685,11 @@ impl<'a> Fields<'a> {
         let (head, tail) = self.0.split_first_chunk()?;
         self.0 = tail;
         Some(u64::from_le_bytes(*head))
+    }
+    /// A text behind its length.
+    fn counted(&mut self) -> Option<String> {
+        let len = self.u32()? as usize;
+        String::from_utf8(self.take(len)?.to_vec()).ok()
     }
     fn text(&mut self) -> Option<String> {
         String::from_utf8(std::mem::take(&mut self.0).to_vec()).ok()

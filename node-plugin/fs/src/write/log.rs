@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use blob_client::{BlockId, ETag};
+use blob_client::{BlockId, ETag, Metadata};
 
 /// The record of one file's dirty data. Implemented by the journal; called in the order in which things happen, with the
 /// file locked: an implementation must be quick and must not call back into the file.
@@ -16,7 +16,13 @@ pub trait DirtyLog: Send + Sync + Debug {
     fn size(&self, size: u64);
     /// The range is about to be staged under this id (recorded before the request is sent).
     fn block(&self, id: &BlockId, offset: u64, len: u64);
-    /// Everything recorded before the matching [`DirtyLog::begin_commit`] is in the service under this version.
+    /// The range of this block is in the service only, as the staged block: its memory serves others from now on.
+    fn sent(&self, id: &BlockId);
+    /// The block will not be part of the file.
+    fn unstaged(&self, id: &BlockId);
+    /// What the next commit stores as the blob's metadata.
+    fn metadata(&self, metadata: &Metadata);
+    /// Everything recorded before the matching [`DirtyLog::begin_commit`] is in the service under this version, and no block is staged any more.
     fn committed(&self, etag: &ETag);
     /// A commit has taken its snapshot: what is recorded from now on is not part of it.
     fn begin_commit(&self);
@@ -31,6 +37,9 @@ impl DirtyLog for NoLog {
     fn hole(&self, _offset: u64, _len: u64) {}
     fn size(&self, _size: u64) {}
     fn block(&self, _id: &BlockId, _offset: u64, _len: u64) {}
+    fn sent(&self, _id: &BlockId) {}
+    fn unstaged(&self, _id: &BlockId) {}
+    fn metadata(&self, _metadata: &Metadata) {}
     fn committed(&self, _etag: &ETag) {}
     fn begin_commit(&self) {}
 }
