@@ -22,9 +22,9 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     async fn head(&self, blob: &str, condition: &Condition) -> Result<Properties>;
     /// See [`Container::put`].
     async fn put(&self, blob: &str, body: Body, options: &PutOptions) -> Result<Written>;
-    /// See [`Container::stage`].
-    async fn stage(&self, blob: &str, id: &BlockId, body: Body) -> Result<()>;
-    /// See [`Container::stage_from`].
+    /// See [`Container::stage_leased`].
+    async fn stage(&self, blob: &str, id: &BlockId, body: Body, lease: Option<&str>) -> Result<()>;
+    /// See [`Container::stage_from_leased`].
     async fn stage_from(
         &self,
         blob: &str,
@@ -32,6 +32,7 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
         source: &str,
         range: Range<u64>,
         source_etag: Option<&ETag>,
+        lease: Option<&str>,
     ) -> Result<()>;
     /// See [`Container::commit`].
     async fn commit(&self, blob: &str, blocks: &[BlockRef], options: &PutOptions) -> Result<Written>;
@@ -73,8 +74,8 @@ impl Store for Container {
     async fn put(&self, blob: &str, body: Body, options: &PutOptions) -> Result<Written> {
         Container::put(self, blob, body, options).await
     }
-    async fn stage(&self, blob: &str, id: &BlockId, body: Body) -> Result<()> {
-        Container::stage(self, blob, id, body).await
+    async fn stage(&self, blob: &str, id: &BlockId, body: Body, lease: Option<&str>) -> Result<()> {
+        Container::stage_leased(self, blob, id, body, lease).await
     }
     async fn stage_from(
         &self,
@@ -83,8 +84,9 @@ impl Store for Container {
         source: &str,
         range: Range<u64>,
         source_etag: Option<&ETag>,
+        lease: Option<&str>,
     ) -> Result<()> {
-        Container::stage_from(self, blob, id, source, range, source_etag).await
+        Container::stage_from_leased(self, blob, id, source, range, source_etag, lease).await
     }
     async fn commit(&self, blob: &str, blocks: &[BlockRef], options: &PutOptions) -> Result<Written> {
         Container::commit(self, blob, blocks, options).await

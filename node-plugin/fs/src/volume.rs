@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use vsc_driver::buffer::Arena;
 
 use crate::budget::Budget;
-use crate::file::Env;
+use crate::file::{Env, Tuning};
 use crate::fuse;
 use crate::journal::log::Log;
 use crate::store::Store;
@@ -62,6 +62,8 @@ pub struct VolumeConfig {
     pub kernel_cache: bool,
     /// Tuning.
     pub profile: Profile,
+    /// Sizes of blocks and requests; anything but the default is for tests, which make them tiny.
+    pub tuning: Tuning,
 }
 
 impl Profile {
@@ -92,6 +94,7 @@ impl VolumeConfig {
             negative_timeout: Profile::General.negative_timeout(),
             kernel_cache: true,
             profile: Profile::General,
+            tuning: Tuning::default(),
         }
     }
 }
@@ -137,12 +140,15 @@ impl Volume {
         resources: &Resources,
     ) -> io::Result<Self> {
         check(&config)?;
-        let env = Env::new(
-            Arc::clone(&config.store),
-            Arc::clone(&resources.budget),
-            Arc::clone(&resources.arena),
-            resources.runtime.clone(),
-        );
+        let env = Env {
+            tuning: config.tuning,
+            ..Env::new(
+                Arc::clone(&config.store),
+                Arc::clone(&resources.budget),
+                Arc::clone(&resources.arena),
+                resources.runtime.clone(),
+            )
+        };
         let profile = config.profile;
         let tree = Tree::new(config, env, Arc::new(Log::create()?));
         wait_for(&resources.runtime, {

@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use blob_fs::VolumeConfig;
+use blob_fs::file::Tuning;
 use blob_fs::store::fake::FakeStore;
 use common::*;
 use proptest::prelude::*;
@@ -516,8 +518,33 @@ fn cases() -> u32 {
 
 #[test]
 fn a_mount_behaves_like_a_directory() {
+    behaves_like_a_directory(cases(), |_| {});
+}
+
+/// The same with blocks of a few KiB: what the steps write is staged while it is written, split, copied by the service and put together again.
+#[test]
+fn a_mount_with_tiny_blocks_behaves_like_a_directory() {
+    behaves_like_a_directory(cases() / 4, |c| {
+        c.tuning = Tuning {
+            block: 16 << 10,
+            granule: 4 << 10,
+            small_file: 4 << 10,
+            round: 4 << 10,
+            part_min: 8 << 10,
+            part_max: 16 << 10,
+            window_max: 64 << 10,
+            copy_min: 1 << 10,
+            copy_max: 32 << 10,
+            zero_max: 16 << 10,
+            page: 1 << 10,
+            ..Tuning::default()
+        };
+    });
+}
+
+fn behaves_like_a_directory(cases: u32, change: impl FnOnce(&mut VolumeConfig)) {
     let store = Arc::new(FakeStore::new());
-    let mount = Mount::new(&store);
+    let mount = Mount::with(&store, change);
     let second = Mount::with(&store, |c| {
         (c.attr_timeout, c.entry_timeout, c.negative_timeout) =
             (Duration::ZERO, Duration::ZERO, Duration::ZERO);
@@ -528,7 +555,7 @@ fn a_mount_behaves_like_a_directory() {
         .unwrap();
     let number = std::cell::Cell::new(0u32);
     let config = Config {
-        cases: cases(),
+        cases,
         failure_persistence: None,
         ..Config::default()
     };

@@ -8,7 +8,8 @@ use blob_client::{Error, Written};
 use tokio::sync::{Notify, OwnedMutexGuard};
 use vsc_driver::buffer::{Buffer, Slice};
 
-use super::{At, Base, Blocks, Env, FileError, State};
+use super::state::CORE_BYTES;
+use super::{At, Base, BaseVersion, Blocks, Env, FileError, Refuge, State};
 use crate::budget::{Kind, Permit};
 use crate::read::fetch::size_class;
 use crate::read::streams::Pace;
@@ -55,13 +56,15 @@ enum Attempt {
 
 impl Core {
     pub(crate) fn new(env: Env, blob: String, base: Option<Base>) -> Arc<Self> {
+        let mut state = State::new(blob, base);
+        state.charge = Some(env.budget.charge_metadata(CORE_BYTES));
         Arc::new(Self {
             layout: Layout::new(&env.tuning),
             env,
             pace: Pace::default(),
             commits: Arc::default(),
             staged: Notify::new(),
-            state: Mutex::new(State::new(blob, base)),
+            state: Mutex::new(state),
         })
     }
 
@@ -72,11 +75,11 @@ impl Core {
     /// Memory for `len` bytes, which the caller has room for in the budget.
     pub(crate) fn buffer(&self, len: usize) -> Result<Buffer, FileError> {
         let (arena, budget) = (&self.env.arena, &self.env.budget);
-        let total = budget.total();
+        let most = budget.arena_limit();
         let usage = arena.usage();
         // Idle memory is resident all the same.
-        if usage.allocated + usage.idle + len > total {
-            arena.trim(total.saturating_sub(usage.allocated + len));
+        if usage.allocated + usage.idle + len > most {
+            arena.trim(most.saturating_sub(usage.allocated + len));
         }
         loop {
             match arena.alloc(len) {
@@ -126,7 +129,7 @@ impl Core {
                             Some(got) => got,
                             None => {
                                 let class = size_class(need.least as u64);
-                                let waited = self.env.budget.acquire_dirty(class, PATIENCE).await;
+                                let waited = self.env.share.acquire(class, PATIENCE).await;
                                 (waited.ok_or(FileError::NoRoom)?, need.least)
                             }
                         };
@@ -140,7 +143,7 @@ impl Core {
 
     fn try_dirty(&self, len: usize) -> Option<(Permit, usize)> {
         let class = size_class(len as u64);
-        let permit = self.env.budget.try_acquire(Kind::Dirty, class)?;
+        let permit = self.env.share.try_acquire(class)?;
         Some((permit, len))
     }
 
@@ -189,9 +192,16 @@ impl Core {
         }
     }
 
-    /// Makes the budget know that there is dirty data here.
+    /// Makes the budget know that there is dirty data here, and the log what is to be stored with it.
     pub(crate) fn register(self: &Arc<Self>, state: &mut State) {
-        if !state.registered && !state.detached {
+        if !state.metadata_noted
+            && state.lease.is_none()
+            && let Some(metadata) = &state.metadata
+        {
+            self.env.log.metadata(metadata);
+            state.metadata_noted = true;
+        }
+        if !state.registered && (!state.detached || state.refuge.is_some()) {
             state.registered = true;
             let weak: Weak<Self> = Arc::downgrade(self);
             self.env.budget.offer_relief(weak);
@@ -304,7 +314,12 @@ impl Core {
             state.stale = true;
         }
         // Blocks staged under the old name stay there; their data is still in memory.
-        state.staged.clear();
+        for (_, block) in std::mem::take(&mut state.staged) {
+            self.env.log.unstaged(&block.id);
+        }
+        if state.lease.take().is_some() {
+            state.metadata = None;
+        }
         state.doubt = None;
         state.ids.reset();
         state.version += 1;
@@ -347,7 +362,7 @@ impl Core {
                     continue;
                 }
                 let part = slice.slice((range.start - start) as usize..(range.end - start) as usize);
-                let charge = self.env.budget.force(Kind::Dirty, part.len());
+                let charge = self.env.share.force(part.len());
                 state
                     .overlay
                     .put(range, Content::Mem(part, Arc::new(charge)), epoch);
@@ -358,7 +373,42 @@ impl Core {
         state.version += 1;
         state.to_stage.clear();
         state.forget_past(0, &self.env.budget);
+        if !state.overlay.is_empty() {
+            self.register(&mut state);
+        }
         Ok(true)
+    }
+
+    /// A detached file gets a blob that no name leads to, and is sent there like any other from now on.
+    pub(crate) async fn take_shelter(self: &Arc<Self>, refuge: Arc<dyn Refuge>) {
+        let made = refuge.make().await;
+        let mut state = self.lock();
+        state.relieving = false;
+        let failed = made.is_err();
+        let reported = std::mem::replace(&mut state.relief_failed, failed);
+        match made {
+            Ok(shelter) if state.detached && !state.stale => {
+                state.blob = shelter.blob.clone();
+                state.base = Some(BaseVersion {
+                    etag: shelter.written.etag.clone(),
+                    size: 0,
+                    writable: true,
+                    blocks: Blocks::Known(Arc::default()),
+                });
+                state.lease = Some(shelter.lease.clone());
+                state.metadata = Some(shelter.metadata.clone());
+                state.shelter = Some(shelter);
+                state.detached = false;
+                state.ids.reset();
+                state.version += 1;
+            }
+            // Somebody made it another file meanwhile; the blob goes with the guard.
+            Ok(_) => {}
+            Err(error) if !reported => {
+                tracing::warn!(%error, "memory is short and the data of a deleted file cannot be sent");
+            }
+            Err(_) => {}
+        }
     }
 
     /// What was dirty and is committed now becomes cached data, in memory of the right size.

@@ -15,17 +15,18 @@ mod tests;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
+use async_trait::async_trait;
 use blob_client::{ETag, Metadata, Written};
 use thiserror::Error;
 use vsc_driver::buffer::{Arena, Slice};
 
-use crate::budget::Budget;
+use crate::budget::{Budget, Share};
 use crate::read::streams::Streams;
 use crate::store::Store;
 use crate::write::log::{DirtyLog, NoLog};
 
 pub(crate) use self::core::Core;
-pub(crate) use self::state::{Assembled, BaseVersion, Blocks, StagedBlock, State};
+pub(crate) use self::state::{Assembled, BaseVersion, Blocks, CORE_BYTES, StagedBlock, State, Target};
 
 /// What every file of a volume needs.
 #[derive(Debug, Clone)]
@@ -34,6 +35,8 @@ pub struct Env {
     pub store: Arc<dyn Store>,
     /// Shared budget.
     pub budget: Arc<Budget>,
+    /// The volume's part of it for dirty data.
+    pub share: Arc<Share>,
     /// Shared arena.
     pub arena: Arc<Arena>,
     /// Runtime for background work.
@@ -56,6 +59,7 @@ impl Env {
     ) -> Self {
         Self {
             store,
+            share: budget.join(),
             budget,
             arena,
             runtime,
@@ -194,6 +198,28 @@ impl std::ops::Deref for ReadData {
     }
 }
 
+/// Makes blobs that no name leads to, for data of deleted files that are too large for memory. Implemented by the tree.
+#[async_trait]
+pub(crate) trait Refuge: Send + Sync + std::fmt::Debug {
+    /// A new blob, empty and leased.
+    async fn make(&self) -> Result<Shelter, blob_client::Error>;
+}
+
+/// A blob that no name leads to.
+#[derive(Debug)]
+pub(crate) struct Shelter {
+    pub(crate) blob: String,
+    pub(crate) written: Written,
+    pub(crate) lease: String,
+    /// What marks it; every version has to carry it.
+    pub(crate) metadata: Metadata,
+    /// Deletes the blob when it is dropped.
+    pub(crate) _guard: Box<dyn Keep>,
+}
+
+/// Keeps a [`Shelter`] as long as it lives.
+pub(crate) trait Keep: Send + std::fmt::Debug {}
+
 /// What a reading handle remembers: its streams (sequential detection). One per open handle.
 #[derive(Debug, Default)]
 pub struct Reader {
@@ -247,9 +273,10 @@ impl File {
         self.core.lock().written.clone()
     }
 
-    /// True while a commit would have something to send.
+    /// True while a commit would have something to send. Never for a file that no name leads to: nobody needs it to be durable.
     pub fn is_dirty(&self) -> bool {
-        self.core.lock().is_dirty()
+        let state = self.core.lock();
+        state.lease.is_none() && state.is_dirty()
     }
 
     /// True once somebody else's change was noticed: commits answer [`FileError::Stale`].
@@ -320,7 +347,28 @@ impl File {
     /// has to be read or changed again. The tree says so when it opens a file for writing and when attributes change
     /// while the file is dirty. A file that was never told asks the service for what is there.
     pub fn set_metadata(&self, metadata: Metadata) {
-        self.core.lock().metadata = Some(metadata);
+        let mut state = self.core.lock();
+        if state.lease.is_some() {
+            // It has that of its blob.
+            return;
+        }
+        state.metadata_noted = state.is_dirty();
+        if state.metadata_noted {
+            self.core.env.log.metadata(&metadata);
+        }
+        state.metadata = Some(metadata);
+    }
+
+    /// The blob that the file was moved to ([`File::moved`]) is leased: what is sent to it carries the lease and this metadata.
+    pub(crate) fn leased(&self, lease: String, metadata: Metadata) {
+        let mut state = self.core.lock();
+        state.lease = Some(lease);
+        state.metadata = Some(metadata);
+    }
+
+    /// Where the data of the file can go when it is detached and memory is short.
+    pub(crate) fn give_refuge(&self, refuge: Arc<dyn Refuge>) {
+        self.core.lock().refuge = Some(refuge);
     }
 
     /// Keeps the version still while the tree changes the blob (metadata, name): waits for a running commit, holds off
@@ -346,11 +394,18 @@ impl File {
     /// The blob could not be deleted after [`File::detach`]: what is in memory stays readable, writes and commits fail with
     /// [`FileError::Stale`].
     pub fn give_up(&self) {
-        self.core.lock().stale = true;
+        let mut state = self.core.lock();
+        state.stale = true;
+        if state.lease.take().is_some() {
+            // What was sent since it has the lease went to a blob that nobody will find.
+            state.detached = true;
+            state.owed = true;
+        }
     }
 
     /// Before the blob is deleted while handles are open: loads what is not in memory if it is at most `limit` bytes and
-    /// pins it; false when it is larger (the tree then moves the blob aside instead). Afterwards commits do nothing.
+    /// pins it; false when it is larger (the tree then moves the blob aside instead). Afterwards commits do nothing. What is in memory goes to a blob of
+    /// its own when memory is short, if the tree offers one.
     pub async fn detach(&self, limit: u64) -> Result<bool, FileError> {
         self.core.detach(limit).await
     }

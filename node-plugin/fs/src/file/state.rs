@@ -7,13 +7,18 @@ use std::sync::Arc;
 use blob_client::{Block, BlockId, ETag, Metadata, Written};
 use vsc_driver::buffer::Slice;
 
-use super::{Base, FileError, ReadData};
-use crate::budget::Budget;
+use super::{Base, FileError, ReadData, Refuge, Shelter};
+use crate::budget::{Budget, Permit};
 use crate::read::cache::Cache;
 use crate::read::fetch::Flight;
 use crate::write::commit::Sent;
 use crate::write::ids::Ids;
 use crate::write::overlay::{Content, Overlay};
+
+/// What the structures of a file take, for the budget: its locks, its environment, and a little of each of its maps.
+pub(crate) const CORE_BYTES: usize = 2 << 10;
+/// What a block of the base takes, with its id.
+const BLOCK_BYTES: usize = size_of::<Block>() + 64;
 
 /// What is known about the blocks of the base.
 #[derive(Debug, Clone)]
@@ -42,6 +47,14 @@ impl From<Base> for BaseVersion {
             blocks: Blocks::Unknown,
         }
     }
+}
+
+/// Where the blocks of a file go.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) blob: String,
+    /// Lease of the blob, if it is one that was moved aside.
+    pub(crate) lease: Option<String>,
 }
 
 /// A block that is staged, or on its way.
@@ -89,7 +102,17 @@ pub(crate) struct State {
     pub(crate) owed: bool,
     /// Somebody holds the version still: nothing may be only in the service.
     pub(crate) held: bool,
+    /// Lease of the blob, which no name leads to any more.
+    pub(crate) lease: Option<String>,
+    /// Makes a blob for a detached file that is too large for memory.
+    pub(crate) refuge: Option<Arc<dyn Refuge>>,
+    /// That blob. It goes when nobody needs the file any more.
+    pub(crate) shelter: Option<Shelter>,
+    /// For the structures of the file themselves.
+    pub(crate) charge: Option<Permit>,
     pub(crate) metadata: Option<Metadata>,
+    /// It is in the log since the last snapshot.
+    pub(crate) metadata_noted: bool,
     pub(crate) written: Option<Written>,
     pub(crate) ids: Ids,
     /// A commit whose outcome is unknown.
@@ -139,7 +162,12 @@ impl State {
             detached: false,
             owed: false,
             held: false,
+            lease: None,
+            refuge: None,
+            shelter: None,
+            charge: None,
             metadata: None,
+            metadata_noted: false,
             written: None,
             ids: Ids::default(),
             doubt: None,
@@ -377,6 +405,31 @@ impl State {
         self.overlay
             .segments(range)
             .any(|(_, _, segment)| matches!(segment.content, Content::Remote))
+    }
+
+    /// So many blocks of the base are remembered.
+    pub(crate) fn charge_blocks(&mut self, blocks: usize) {
+        if let Some(charge) = &mut self.charge {
+            charge.resize(CORE_BYTES + blocks * BLOCK_BYTES);
+        }
+    }
+
+    /// Where blocks go now.
+    pub(crate) fn target(&self) -> Target {
+        Target {
+            blob: self.blob.clone(),
+            lease: self.lease.clone(),
+        }
+    }
+
+    /// The file has lost its version: what was not sent never will be. Gives its memory back; who reads it is told.
+    pub(crate) fn drop_lost(&mut self) {
+        let memory: Vec<Range<u64>> = self.overlay.memory(0..u64::MAX);
+        for range in memory {
+            self.overlay.put(range, Content::Remote, self.epoch);
+        }
+        self.staged.clear();
+        self.to_stage.clear();
     }
 
     /// Writes may change the file; the error says why not.

@@ -20,7 +20,6 @@ use fuser::{
 };
 use futures::FutureExt;
 use tokio::runtime::Handle as Runtime;
-use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use super::MAX_REQUEST;
@@ -41,8 +40,6 @@ const LOOP_THREADS: usize = 2;
 const DEADLINE: Duration = Duration::from_secs(120);
 /// The same for operations that move an amount of data nobody knows beforehand.
 const LONG_DEADLINE: Duration = Duration::from_secs(900);
-/// Writes that may wait for memory at once, each with a copy of up to 1 MiB: at most these, and no more than an eighth of the budget.
-const WAITING_WRITES: usize = 24;
 
 /// Serves one tree through fuser.
 #[derive(Debug)]
@@ -50,8 +47,6 @@ pub(crate) struct Adapter {
     tree: Arc<Tree>,
     runtime: Runtime,
     tasks: TaskTracker,
-    /// One permit for each write that waits for memory with a copy of its bytes.
-    waiting_writes: Arc<Semaphore>,
 }
 
 /// Answers INIT on a mounted descriptor; the session is then ready to run.
@@ -61,12 +56,10 @@ pub(crate) fn serve(
     runtime: Runtime,
     tasks: TaskTracker,
 ) -> io::Result<Session<Adapter>> {
-    let waiting_writes = (tree.budget().total() / 8 / MAX_REQUEST as usize).clamp(1, WAITING_WRITES);
     let adapter = Adapter {
         tree: Arc::clone(&tree),
         runtime: runtime.clone(),
         tasks,
-        waiting_writes: Arc::new(Semaphore::new(waiting_writes)),
     };
     let mut config = Config::default();
     config.n_threads = Some(LOOP_THREADS);
@@ -79,6 +72,13 @@ pub(crate) fn serve(
         // Attributes only: pages are dropped by the open itself.
         if let Err(error) = notifier.inval_inode(INodeNo(id), -1, 0) {
             tracing::debug!(%error, id, "the kernel did not drop attributes");
+        }
+    }));
+    let notifier: Notifier = session.notifier();
+    tree.on_expire(Arc::new(move |parent, name| {
+        if let Err(error) = notifier.inval_entry(INodeNo(parent), OsStr::new(name)) {
+            // It has forgotten the name already.
+            tracing::trace!(%error, parent, name, "the kernel did not drop a name");
         }
     }));
     Ok(session)
@@ -543,7 +543,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -560,25 +560,30 @@ impl Filesystem for Adapter {
                 flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
             let at = if appends { At::End } else { At::Offset(offset) };
             let size = data.len() as u32;
-            let answer = move |outcome: Result<()>| match outcome {
-                Ok(()) => reply.written(size),
-                Err(e) => reply.error(errno(e)),
+            // A write at the end of the file is not the same twice; at an offset it is.
+            let once = appends.then(|| Arc::clone(&this.tree));
+            let (unique, node) = (req.unique().0, handle.node.id);
+            let answer = move |outcome: Result<()>| {
+                if let Some(tree) = once {
+                    tree.record_reply(unique, outcome.err().map_or(0, |e| e.0), node, 0);
+                }
+                match outcome {
+                    Ok(()) => reply.written(size),
+                    Err(e) => reply.error(errno(e)),
+                }
             };
             if let Some(done) = this.tree.write_now(&handle, at, data, kill) {
                 return answer(done);
             }
-            let Ok(waiting) = Arc::clone(&this.waiting_writes).try_acquire_owned() else {
-                // With too many copies the loop waits itself, without one.
-                let written = this.tree.write(&handle, at, data, kill);
-                return answer(this.runtime.block_on(written));
-            };
+            // Never in the loop thread: what it would not read meanwhile are the reads and closes that make room. There are as many copies as
+            // programs that write at the same time, and the budget knows of them.
             let charge = this.tree.budget().charge_waiting(data.len());
             let (tree, data) = (Arc::clone(&this.tree), data.to_vec());
             this.spawn(
                 "write",
                 LONG_DEADLINE,
                 async move {
-                    let _waiting = (waiting, charge);
+                    let _waiting = charge;
                     tree.write(&handle, at, &data, kill).await
                 },
                 answer,

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use vsc_driver::buffer::Slice;
 
 use super::streams::Advice;
-use crate::budget::{Kind, Permit};
+use crate::budget::{Kind, PROGRESS_BYTES, Permit};
 use crate::file::{Assembled, Core, FileError, ReadData, Reader, State};
 
 /// How a fetch ended.
@@ -137,6 +137,10 @@ impl Core {
                 }
             };
             let Some(flights) = flights else {
+                if self.lock().stale {
+                    // Its data was given up.
+                    return Err(FileError::Stale);
+                }
                 self.commit(None).await?;
                 continue;
             };
@@ -225,7 +229,14 @@ impl Core {
                             let starts = state.flights.iter().filter(|f| f.version == state.version);
                             let starts = starts.map(|f| f.range.start).filter(|s| *s > gap.start);
                             let end = starts.fold(end, u64::min);
-                            flights.push(self.start(&mut state, gap.start..end, None));
+                            let class = size_class(end - gap.start);
+                            let permit = self.env.budget.try_acquire(Kind::Cached, class);
+                            // Without room only as much as is set aside for that.
+                            let end = match permit {
+                                Some(_) => end,
+                                None => end.min(gap.start + PROGRESS_BYTES as u64),
+                            };
+                            flights.push(self.start(&mut state, gap.start..end, permit));
                         }
                     }
                 }

@@ -1,7 +1,7 @@
 //! A blob container in memory, with faults on command and counters: what the tests of this crate run against.
 //!
 //! It keeps the service's rules that the file system leans on: ETags that change with every write, conditions, ids of
-//! one length per blob, staged blocks that vanish with the next commit.
+//! one length per blob, staged blocks that vanish with the next commit, leases.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -463,7 +463,12 @@ impl State {
     }
 
     /// REST, Put Block: "For a given blob, all block IDs must be the same length."
-    fn stage(&mut self, name: &str, id: &BlockId, data: Bytes) -> Result<()> {
+    fn stage(&mut self, name: &str, id: &BlockId, data: Bytes, lease: Option<&str>) -> Result<()> {
+        let holder = Condition {
+            lease: lease.map(str::to_owned),
+            ..Condition::none()
+        };
+        self.check_lease(name, &holder)?;
         let committed = self.blobs.get(name).and_then(|b| b.blocks.first());
         let staged = self.staged.entry(name.to_owned()).or_default();
         let known = staged.keys().next().or(committed.map(|(id, _)| id));
@@ -478,6 +483,7 @@ impl State {
     }
 
     fn commit(&mut self, name: &str, list: &[BlockRef], options: &PutOptions) -> Result<Written> {
+        self.check_lease(name, &options.condition)?;
         self.check(name, &options.condition)?;
         let empty = BTreeMap::new();
         let staged = self.staged.get(name).unwrap_or(&empty);
@@ -588,6 +594,7 @@ impl Store for FakeStore {
         let data = gather(&body);
         self.call(Op::Put, |state| {
             state.counters.bytes_in += data.len() as u64;
+            state.check_lease(blob, &options.condition)?;
             state.check(blob, &options.condition)?;
             state.staged.remove(blob);
             let (metadata, kind) = (options.metadata.clone(), options.content_type.clone());
@@ -596,11 +603,11 @@ impl Store for FakeStore {
         .await
     }
 
-    async fn stage(&self, blob: &str, id: &BlockId, body: Body) -> Result<()> {
+    async fn stage(&self, blob: &str, id: &BlockId, body: Body, lease: Option<&str>) -> Result<()> {
         let data = gather(&body);
         self.call(Op::Stage, |state| {
             state.counters.bytes_in += data.len() as u64;
-            state.stage(blob, id, data)
+            state.stage(blob, id, data, lease)
         })
         .await
     }
@@ -612,6 +619,7 @@ impl Store for FakeStore {
         source: &str,
         range: Range<u64>,
         source_etag: Option<&ETag>,
+        lease: Option<&str>,
     ) -> Result<()> {
         self.call(Op::StageFrom, |state| {
             if state.no_stage_from {
@@ -625,7 +633,7 @@ impl Store for FakeStore {
                 return Err(service(416, "InvalidRange"));
             }
             let data = cut(&found.data, &range);
-            state.stage(blob, id, data)
+            state.stage(blob, id, data, lease)
         })
         .await
     }
@@ -663,6 +671,7 @@ impl Store for FakeStore {
     async fn set_metadata(&self, blob: &str, metadata: &Metadata, condition: &Condition) -> Result<Written> {
         self.call(Op::SetMetadata, |state| {
             state.find(blob)?;
+            state.check_lease(blob, condition)?;
             state.check(blob, condition)?;
             let written = state.written();
             if let Some(found) = state.blobs.get_mut(blob) {

@@ -8,11 +8,15 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use blob_client::{
     Body, Condition, ETag, Error, ListItem, ListOptions, Metadata, PutOptions, Result, Written,
 };
 
+use tokio_util::task::TaskTracker;
+
 use super::names;
+use crate::file::{Keep, Refuge, Shelter};
 use crate::store::Store;
 
 /// The mark, in the metadata of a hidden blob.
@@ -32,6 +36,8 @@ pub(crate) struct HiddenBlobs {
     /// The volume's directory.
     prefix: String,
     held: Mutex<Held>,
+    /// Deletions of blobs whose files are gone.
+    deleting: TaskTracker,
 }
 
 #[derive(Debug, Default)]
@@ -41,7 +47,8 @@ struct Held {
     renewing: bool,
 }
 
-fn mark() -> Metadata {
+/// What every hidden blob carries.
+pub(crate) fn mark() -> Metadata {
     Metadata::from([(MARK.to_owned(), "true".to_owned())])
 }
 
@@ -52,6 +59,7 @@ impl HiddenBlobs {
             runtime,
             prefix,
             held: Mutex::default(),
+            deleting: TaskTracker::new(),
         })
     }
 
@@ -59,11 +67,12 @@ impl HiddenBlobs {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Copies this version of a blob to a new hidden name. `ConditionNotMet` or `BlobNotFound`: the version is gone already.
-    pub(crate) async fn keep(self: &Arc<Self>, blob: &str, etag: &ETag) -> Result<(String, Written)> {
-        let (hidden, lease) = self.reserve().await?;
+    /// Copies this version of a blob to a new hidden name: the name, its lease, and the version. `ConditionNotMet` or `BlobNotFound`: the
+    /// version is gone already.
+    pub(crate) async fn keep(self: &Arc<Self>, blob: &str, etag: &ETag) -> Result<(String, String, Written)> {
+        let (hidden, lease, _) = self.reserve().await?;
         let condition = Condition {
-            lease: Some(lease),
+            lease: Some(lease.clone()),
             ..Condition::none()
         };
         match self
@@ -71,7 +80,7 @@ impl HiddenBlobs {
             .copy(blob, Some(etag), &hidden, Some(&mark()), &condition)
             .await
         {
-            Ok(written) => Ok((hidden, written)),
+            Ok(written) => Ok((hidden, lease, written)),
             Err(error) => {
                 self.drop_blob(&hidden).await;
                 Err(error)
@@ -80,7 +89,7 @@ impl HiddenBlobs {
     }
 
     /// A new blob of ours, empty and leased.
-    async fn reserve(self: &Arc<Self>) -> Result<(String, String)> {
+    async fn reserve(self: &Arc<Self>) -> Result<(String, String, Written)> {
         let mut attempt = 1;
         loop {
             let hidden = names::join(&self.prefix, &names::hidden());
@@ -88,11 +97,11 @@ impl HiddenBlobs {
                 metadata: mark(),
                 ..PutOptions::default()
             };
-            self.store.put(&hidden, Body::default(), &options).await?;
+            let written = self.store.put(&hidden, Body::default(), &options).await?;
             match self.store.acquire_lease(&hidden, LEASE).await {
                 Ok(lease) => {
                     self.hold(hidden.clone(), lease.clone());
-                    return Ok((hidden, lease));
+                    return Ok((hidden, lease, written));
                 }
                 // Another mount has just begun and swept.
                 Err(Error::BlobNotFound { .. }) if attempt < ATTEMPTS => attempt += 1,
@@ -161,6 +170,13 @@ impl HiddenBlobs {
         }
     }
 
+    /// Waits until the blobs of files that are gone are deleted.
+    pub(crate) async fn settled(&self) {
+        self.deleting.close();
+        self.deleting.wait().await;
+        self.deleting.reopen();
+    }
+
     /// One page of the volume's hidden blobs: those of other mounts, and of processes that died.
     pub(crate) async fn list(&self) -> Result<Vec<(String, ETag)>> {
         let options = ListOptions {
@@ -192,5 +208,45 @@ impl HiddenBlobs {
                 }
             }
         }
+    }
+}
+
+/// Hidden blobs for files that were in memory when they were deleted, and grew.
+#[derive(Debug)]
+pub(crate) struct Shelters(pub(crate) Arc<HiddenBlobs>);
+
+#[async_trait]
+impl Refuge for Shelters {
+    async fn make(&self) -> Result<Shelter> {
+        let (blob, lease, written) = self.0.reserve().await?;
+        tracing::debug!(blob, "a deleted file that is still open goes to the service");
+        let guard = Guard {
+            hidden: Arc::clone(&self.0),
+            blob: blob.clone(),
+        };
+        Ok(Shelter {
+            blob,
+            written,
+            lease,
+            metadata: mark(),
+            _guard: Box::new(guard),
+        })
+    }
+}
+
+/// Deletes a hidden blob when its file is gone.
+#[derive(Debug)]
+struct Guard {
+    hidden: Arc<HiddenBlobs>,
+    blob: String,
+}
+
+impl Keep for Guard {}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let (hidden, blob) = (Arc::clone(&self.hidden), std::mem::take(&mut self.blob));
+        let deleting = async move { hidden.drop_blob(&blob).await };
+        self.hidden.deleting.spawn_on(deleting, &self.hidden.runtime);
     }
 }

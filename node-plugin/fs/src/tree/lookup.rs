@@ -3,7 +3,7 @@
 //! One List with a delimiter answers whether a name is a blob, a marker, an implicit directory or nothing. When several names of one
 //! directory are asked for within the timeouts, the whole directory is listed instead, so a storm of lookups costs one request per timeout.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,12 +16,17 @@ use super::handles::Handle;
 use super::node::{Marker, Node, NodeId, ROOT, Stat};
 use super::table::{Asked, Found, Known, Table};
 use super::{Tree, names};
+use crate::budget::{Budget, Permit};
 use crate::errno::{Errno, Result, fail};
 
 /// Entries asked for with a question about one name: siblings like `name-x` sort before `name/`, and a few of them must not cost a second request.
 const NAME_RESULTS: u32 = 16;
 /// What the service gives at most per page.
 const PAGE_RESULTS: u32 = 5000;
+/// Times that a name is asked for again when its node is gone before it can be shown.
+const LOOKUPS: usize = 3;
+/// What an entry of an open directory takes, with its name.
+const ENTRY_BYTES: usize = size_of::<Listed>() + size_of::<(u64, Arc<Node>)>() + 64;
 /// Entries handed over at once: about what the kernel's largest reply buffers hold.
 const BATCH: usize = 512;
 
@@ -46,10 +51,16 @@ pub(crate) struct Listed {
     pub(crate) next: u64,
 }
 
-/// How far an open directory has been read: a snapshot that grows page by page, so offsets stay what they were.
+/// How far an open directory has been read: a snapshot that grows page by page, so offsets stay what they were. Of a large directory, what was read
+/// is forgotten; who goes back makes it read anew.
 #[derive(Debug, Default)]
 pub(crate) struct Cursor {
+    /// Entries that were forgotten.
+    start: u64,
     entries: Vec<Listed>,
+    /// Nodes of entries that were not handed over yet, with the offset behind them: they stay in the table.
+    pins: VecDeque<(u64, Arc<Node>)>,
+    charge: Option<Permit>,
     directories: HashSet<NodeId>,
     marker: Option<String>,
     first: Option<Asked>,
@@ -137,19 +148,18 @@ impl Tree {
         let name = self.name_in(parent, name)?;
         // A directory that is being moved has half of its blobs somewhere else.
         let _gates = self.gates(parent).await?;
-        let asked = Instant::now();
-        let found = self.find(parent, name).await?;
-        let mut table = self.table.lock();
-        let entry = match found {
-            Some(id) => self.refer(
-                &mut table,
-                id,
-                self.timeouts.entry.saturating_sub(asked.elapsed()),
-            ),
-            None => Some(absent(self.timeouts.negative.saturating_sub(asked.elapsed()))),
-        };
-        // Removed by another request meanwhile.
-        entry.ok_or(Errno(libc::ENOENT))
+        for _ in 0..LOOKUPS {
+            let asked = Instant::now();
+            let Some(id) = self.find(parent, name).await? else {
+                return Ok(absent(self.timeouts.negative.saturating_sub(asked.elapsed())));
+            };
+            let left = self.timeouts.entry.saturating_sub(asked.elapsed());
+            if let Some(entry) = self.refer(&mut self.table.lock(), id, left) {
+                return Ok(entry);
+            }
+            // Let go of for want of memory, or removed by another request, meanwhile.
+        }
+        fail(libc::ENOENT)
     }
 
     /// A name checked for use in a directory; `EPERM` for reserved ones.
@@ -410,13 +420,13 @@ impl Tree {
         };
         let _one = locks.listing.lock().await;
         // Somebody else's listing may have answered while we waited.
+        let listed_since = |table: &Table| {
+            let complete = table.dir(parent).and_then(|d| d.complete);
+            complete.is_some_and(|at| at >= asked.at)
+        };
         {
             let table = self.table.lock();
-            let listed_since = table
-                .dir(parent)
-                .and_then(|d| d.complete)
-                .is_some_and(|at| at >= asked.at);
-            if listed_since {
+            if listed_since(&table) {
                 return Ok(Some(table.child(parent, name).map(|n| n.id)));
             }
             match table.known(parent, name) {
@@ -434,14 +444,22 @@ impl Tree {
             }
             return Ok(None);
         }
-        // All there is was listed after the question came in, whatever the timeouts are.
-        Ok(Some(table.child(parent, name).map(|n| n.id)))
+        // All there is was listed after the question came in, whatever the timeouts are. It may have been let go of again.
+        let found = table.child(parent, name).map(|n| n.id);
+        Ok((found.is_some() || listed_since(&table)).then_some(found))
     }
 
     /// Fetches one more page of a listing into the table and the cursor.
     async fn next_page(&self, parent: NodeId, directory: &str, cursor: &mut Cursor) -> Result<()> {
         let below = names::below(directory);
-        let asked = self.table.lock().ask();
+        let asked = {
+            let mut table = self.table.lock();
+            let excess = self.env.budget.excess();
+            if excess > 0 {
+                table.shed(excess);
+            }
+            table.ask()
+        };
         let page: ListPage = self
             .env
             .store
@@ -485,6 +503,8 @@ impl Tree {
                 cursor.rest(&table, parent);
             }
         }
+        drop(table);
+        cursor.recharge(&self.env.budget);
         Ok(())
     }
 
@@ -506,18 +526,19 @@ impl Tree {
     pub(crate) async fn readdir(&self, fh: u64, offset: u64) -> Result<Vec<Listed>> {
         let handle = self.handles.directory(fh)?;
         let mut cursor = handle.cursor.lock().await;
-        let offset = usize::try_from(offset).map_err(|_| Errno(libc::EINVAL))?;
-        if offset == 0 {
+        if offset == 0 || offset < cursor.start {
             *cursor = Cursor::default();
             self.begin(handle.node, &mut cursor)?;
         }
         loop {
+            cursor.handed_over(offset);
             let batch = {
                 let table = self.table.lock();
+                let skipped = usize::try_from(offset - cursor.start).map_err(|_| Errno(libc::EINVAL))?;
                 cursor
                     .entries
                     .iter()
-                    .skip(offset)
+                    .skip(skipped)
                     // `.` and `..` are in front of the children.
                     .filter(|e| e.next <= 2 || table.link(e.id).is_some_and(|l| l.parent == handle.node))
                     .take(BATCH)
@@ -545,8 +566,10 @@ impl Tree {
         for (name, id) in [(".", id), ("..", parent)] {
             cursor.entry(name.into(), id, Kind::Directory);
         }
-        if table.listing_fresh(id) {
+        if table.listing_fresh(id) && self.env.budget.excess() == 0 {
             cursor.rest(&table, id);
+            drop(table);
+            cursor.recharge(&self.env.budget);
         } else if table.path(id).is_none() {
             cursor.done = true;
         } else {
@@ -558,7 +581,7 @@ impl Tree {
 
 impl Cursor {
     fn entry(&mut self, name: Arc<str>, id: NodeId, kind: Kind) {
-        let next = self.entries.len() as u64 + 1;
+        let next = self.start + self.entries.len() as u64 + 1;
         self.entries.push(Listed { name, id, kind, next });
     }
 
@@ -572,16 +595,43 @@ impl Cursor {
             return;
         }
         self.entry(Arc::clone(&link.name), id, link.node.kind);
+        let behind = self.start + self.entries.len() as u64;
+        self.pins.push_back((behind, Arc::clone(&link.node)));
+    }
+
+    /// Reading goes on at `offset`.
+    fn handed_over(&mut self, offset: u64) {
+        while self.pins.front().is_some_and(|(behind, _)| *behind <= offset) {
+            self.pins.pop_front();
+        }
+        let read = offset.saturating_sub(self.start).min(self.entries.len() as u64);
+        if read >= u64::from(PAGE_RESULTS) {
+            self.entries.drain(..read as usize);
+            self.start += read;
+        }
+    }
+
+    fn recharge(&mut self, budget: &Arc<Budget>) {
+        let bytes = self.entries.len() * ENTRY_BYTES;
+        match &mut self.charge {
+            Some(charge) => charge.resize(bytes),
+            None => self.charge = Some(budget.charge_metadata(bytes)),
+        }
     }
 
     /// Appends the children that no page mentioned (files not committed yet), and ends the listing.
     fn rest(&mut self, table: &Table, parent: NodeId) {
-        let known: HashSet<NodeId> = self.entries.iter().skip(2).map(|e| e.id).collect();
+        let known: HashSet<NodeId> = self.entries.iter().map(|e| e.id).collect();
+        // Of what was forgotten, the table knows whether a page mentioned it.
+        let (listing, forgotten) = (self.listing, self.start > 0);
         let mut rest: Vec<_> = table
             .dir(parent)
             .into_iter()
             .flat_map(|d| d.children.iter())
             .filter(|(_, child)| !known.contains(&child.id))
+            // What was let go of and found again was mentioned by its earlier node.
+            .filter(|(_, child)| listing == 0 || child.learnt < listing)
+            .filter(|(_, child)| !forgotten || child.seen < listing)
             .map(|(name, child)| (Arc::clone(name), child.id))
             .collect();
         rest.sort();

@@ -51,6 +51,8 @@ pub(crate) use rename::Replace;
 pub(crate) use setattr::{SetAttr, SetTime};
 use table::{SharedTable, Table, Timeouts};
 
+use tokio::task::AbortHandle;
+
 use attrs::{Attrs, Defaults};
 use blob_client::Metadata;
 use handles::Handles;
@@ -66,6 +68,12 @@ use crate::volume::VolumeConfig;
 
 /// Called with a node whose attributes the kernel should ask for again.
 type Invalidate = Box<dyn Fn(NodeId) + Send + Sync>;
+/// Called with a directory and a name in it that the kernel should forget. May wait for whoever works in the directory.
+type Expire = Arc<dyn Fn(NodeId, &str) + Send + Sync>;
+
+/// Between two tries to make metadata smaller, when the last one had an effect and when it had none.
+const SHED_AGAIN: Duration = Duration::from_millis(100);
+const SHED_LATER: Duration = Duration::from_secs(2);
 
 /// The tree of one volume.
 pub(crate) struct Tree {
@@ -78,6 +86,17 @@ pub(crate) struct Tree {
     hidden: Arc<HiddenBlobs>,
     journal: Arc<Log>,
     invalidate: OnceLock<Invalidate>,
+    expire: OnceLock<Expire>,
+    /// Keeps metadata within its part of the budget.
+    shedder: OnceLock<AbortHandle>,
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        if let Some(shedder) = self.shedder.get() {
+            shedder.abort();
+        }
+    }
 }
 
 impl std::fmt::Debug for Tree {
@@ -117,7 +136,7 @@ impl Tree {
             charge,
         );
         let hidden = HiddenBlobs::new(Arc::clone(&env.store), env.runtime.clone(), config.prefix.clone());
-        Arc::new(Self {
+        let tree = Arc::new(Self {
             hidden,
             env,
             defaults,
@@ -127,7 +146,49 @@ impl Tree {
             handles: Handles::default(),
             journal,
             invalidate: OnceLock::new(),
-        })
+            expire: OnceLock::new(),
+            shedder: OnceLock::new(),
+        });
+        let (weak, budget) = (Arc::downgrade(&tree), Arc::clone(&tree.env.budget));
+        let shedder = tree.env.runtime.spawn(async move {
+            loop {
+                budget.crowded().await;
+                let Some(tree) = weak.upgrade() else { return };
+                let pause = if tree.shed().await { SHED_AGAIN } else { SHED_LATER };
+                drop(tree);
+                tokio::time::sleep(pause).await;
+            }
+        });
+        let _ = tree.shedder.set(shedder.abort_handle());
+        tree
+    }
+
+    /// Metadata of all mounts holds more than its part of the budget: forgets what is not in use, and asks the kernel to forget names. False when
+    /// there was nothing to forget.
+    async fn shed(&self) -> bool {
+        let (freed, names) = {
+            let excess = self.env.budget.excess();
+            let mut table = self.table.lock();
+            let freed = table.shed(excess);
+            (freed, table.kernels(excess.saturating_sub(freed)))
+        };
+        let asked = names.len();
+        tracing::debug!(freed, asked, "metadata is over its part of the budget");
+        if let Some(expire) = self.expire.get().cloned().filter(|_| asked > 0) {
+            // On a thread of its own: the kernel waits for operations in the directory, and their replies come from everywhere else.
+            let expired = tokio::task::spawn_blocking(move || {
+                for (parent, name) in names {
+                    expire(parent, &name);
+                }
+            });
+            let _ = expired.await;
+        }
+        freed + asked > 0
+    }
+
+    /// How the kernel is told to forget a name.
+    pub(crate) fn on_expire(&self, expire: Expire) {
+        let _ = self.expire.set(expire);
     }
 
     /// How the kernel is told to ask for attributes again.
@@ -229,6 +290,7 @@ impl Tree {
             // Errors of the commit were collected above; this one is about reserved names of deleted files.
             let _ = self.release(fh).await;
         }
+        self.hidden.settled().await;
         committed
     }
 }

@@ -27,6 +27,7 @@ use super::files::Busy;
 use super::node::{Marker, Node};
 use super::setattr::kind_of;
 use super::{Tree, metadata_of, names};
+use crate::budget::Permit;
 use crate::errno::{Errno, Result, fail};
 
 /// Copies or deletions of one directory under way at once.
@@ -66,6 +67,8 @@ struct Load {
     /// The marker was made for the move.
     made: bool,
     rest: Vec<Moving>,
+    /// For all of this.
+    _charge: Permit,
 }
 
 impl Tree {
@@ -173,6 +176,8 @@ impl Tree {
     async fn load(&self, node: &Node, blob: &str, new_blob: &str) -> Result<Load> {
         let (marker, made) = self.marker_of(node, blob, new_blob).await?;
         let mut rest = Vec::new();
+        let mut charge = self.env.budget.charge_metadata(0);
+        let mut bytes = 0;
         let mut options = ListOptions {
             prefix: names::below(blob),
             metadata: true,
@@ -189,6 +194,8 @@ impl Tree {
                 };
                 let to = format!("{new_blob}{tail}");
                 let metadata = self.moved_metadata(node, &properties);
+                let texts = metadata.iter().map(|(k, v)| k.len() + v.len() + 64);
+                bytes += size_of::<Moving>() + name.len() + to.len() + texts.sum::<usize>();
                 rest.push(Moving {
                     from: name,
                     to,
@@ -198,6 +205,7 @@ impl Tree {
                     metadata,
                 });
             }
+            charge.resize(bytes);
             options.marker = page.next_marker;
             if options.marker.is_none() {
                 break;
@@ -206,7 +214,12 @@ impl Tree {
         if marker.is_none() && rest.is_empty() {
             return fail(libc::ENOENT);
         }
-        Ok(Load { marker, made, rest })
+        Ok(Load {
+            marker,
+            made,
+            rest,
+            _charge: charge,
+        })
     }
 
     /// The marker of a directory, made if there is none. `None` where a file has its name.

@@ -11,6 +11,7 @@ use super::attrs::{self, Attrs, Kind};
 use super::names;
 use super::node::{Marker, NODE_BYTES, Node, NodeId, ROOT, State};
 use crate::budget::Permit;
+use crate::file::CORE_BYTES;
 use crate::journal::log::Log;
 use crate::journal::record::Record;
 
@@ -107,9 +108,11 @@ pub(crate) struct Child {
     /// When this mount last made, moved or replaced the name.
     stamp: u64,
     /// Listing that last mentioned it.
-    seen: u64,
+    pub(crate) seen: u64,
     /// When the service was asked for the youngest answer that had it, or this mount made it: older answers say nothing about it.
     known: Instant,
+    /// Last listing that had begun when the service said that it is there; 0 for a name that this mount made.
+    pub(crate) learnt: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -130,6 +133,8 @@ pub(crate) struct Dir {
     pub(crate) subdirectories: u32,
     /// Blobs were seen whose names are no paths.
     pub(crate) hides: bool,
+    /// Last listing that had begun when children were let go of.
+    swept: u64,
     /// More entries than one page of a listing.
     pub(crate) large: bool,
     /// Questions about single names since `window`.
@@ -149,6 +154,10 @@ pub(crate) struct Table {
     charge: Permit,
     names: usize,
     sweep_at: usize,
+    /// When nodes were last let go of for want of memory.
+    shed: Option<Instant>,
+    /// Nodes that the kernel was asked to forget for want of memory.
+    shedding: usize,
     timeouts: Timeouts,
     prefix: String,
     journal_failed: bool,
@@ -209,6 +218,8 @@ impl Table {
             charge,
             names: 0,
             sweep_at: FEW_NODES,
+            shed: None,
+            shedding: 0,
             timeouts,
             prefix,
             journal_failed: false,
@@ -361,6 +372,8 @@ impl Table {
     /// Counts a question about a single name; true when asking for the whole directory is the better question.
     pub(crate) fn missed(&mut self, parent: NodeId) -> bool {
         let window = self.timeouts.longest();
+        // A whole listing would take the room that was just made.
+        let crowded = self.shed.is_some_and(|at| at.elapsed() < SWEEP_AFTER);
         let Some(dir) = self.dir_mut(parent) else {
             return false;
         };
@@ -369,7 +382,7 @@ impl Table {
             dir.misses = 0;
         }
         dir.misses += 1;
-        dir.misses > 3 && !dir.large && !window.is_zero()
+        dir.misses > 3 && !dir.large && !crowded && !window.is_zero()
     }
 
     /// A counted question was about a name that is not there. A listing saves the next such question only if absence is believed.
@@ -433,16 +446,14 @@ impl Table {
         if let Some(dir) = self.dir_mut(parent) {
             dir.absent.remove(&name);
             dir.subdirectories += u32::from(kind == Kind::Directory);
-            let known = Instant::now();
-            dir.children.insert(
-                name,
-                Child {
-                    id,
-                    stamp,
-                    seen: 0,
-                    known,
-                },
-            );
+            let child = Child {
+                id,
+                stamp,
+                seen: 0,
+                known: Instant::now(),
+                learnt: 0,
+            };
+            dir.children.insert(name, child);
         }
     }
 
@@ -673,9 +684,11 @@ impl Table {
             let name: Arc<str> = name.into();
             let id = self.add(parent, Arc::clone(&name), kind, state).id;
             self.enter(parent, Arc::clone(&name), id, kind, 0);
+            let learnt = self.listings;
             if let Some(child) = self.dir_mut(parent).and_then(|d| d.children.get_mut(&name)) {
                 child.seen = seen;
                 child.known = asked.at;
+                child.learnt = learnt;
             }
             return Some(id);
         };
@@ -796,7 +809,8 @@ impl Table {
             self.leave(parent, &name);
             self.lose(id);
         }
-        if let Some(dir) = self.dir_mut(parent) {
+        // Not if what it mentioned was let go of meanwhile.
+        if let Some(dir) = self.dir_mut(parent).filter(|d| d.swept < listing) {
             dir.complete = Some(first.at);
         }
         // Listings are what fills the table with nodes that nobody refers to; this one's are too young to be swept.
@@ -860,6 +874,12 @@ impl Table {
         if link.lookups == 0 {
             link.told_until = None;
             self.reap(id);
+            if self.shedding > 0 {
+                self.shedding -= 1;
+                if self.links.get(&id).is_some_and(|link| is_idle(id, link)) {
+                    self.let_go(id);
+                }
+            }
         }
     }
 
@@ -894,33 +914,104 @@ impl Table {
     pub(crate) fn sweep(&mut self) {
         // Long enough for whoever is just reading a listing.
         let expired = self.timeouts.longest().max(SWEEP_AFTER);
-        let idle: Vec<(NodeId, NodeId, Arc<str>)> = self
+        let idle: Vec<NodeId> = self
             .links
             .iter()
             .filter(|(id, link)| {
-                **id != ROOT
-                    && link.lookups == 0
-                    && link.dir.as_ref().is_none_or(|d| d.children.is_empty())
-                    && {
-                        let state = link.node.state();
-                        !state.local()
-                            && state.handles == 0
-                            && state.hidden.is_none()
-                            && state.validated.elapsed() > expired
-                    }
+                is_idle(**id, link) && link.lookups == 0 && link.node.state().validated.elapsed() > expired
             })
-            .map(|(id, link)| (*id, link.parent, Arc::clone(&link.name)))
+            .map(|(id, _)| *id)
             .collect();
-        for (id, parent, name) in idle {
-            self.leave(parent, &name);
-            if let Some(dir) = self.dir_mut(parent) {
-                // What is not in the table must not look absent.
-                dir.complete = None;
-            }
-            self.free(id);
+        for id in idle {
+            self.let_go(id);
         }
         self.sweep_at = (2 * self.links.len()).max(FEW_NODES);
     }
+
+    /// Forgets a node that the service can be asked for again. The bytes that it took.
+    fn let_go(&mut self, id: NodeId) -> usize {
+        let Some(link) = self.links.get(&id) else {
+            return 0;
+        };
+        let (parent, name) = (link.parent, Arc::clone(&link.name));
+        self.leave(parent, &name);
+        let listings = self.listings;
+        if let Some(dir) = self.dir_mut(parent) {
+            // What is not in the table must not look absent.
+            dir.complete = None;
+            dir.swept = listings;
+        }
+        self.free(id);
+        NODE_BYTES + 2 * name.len()
+    }
+
+    /// Makes `bytes` of room, as far as that is possible: the content of closed files and nodes that nobody refers to go, what the service was not
+    /// asked about for longest first. What is in somebody's hands stays. The bytes freed.
+    pub(crate) fn shed(&mut self, bytes: usize) -> usize {
+        let mut freed = 0;
+        let mut idle = Vec::new();
+        let mut contents = Vec::new();
+        for (id, link) in &self.links {
+            if !is_idle(*id, link) {
+                continue;
+            }
+            let mut state = link.node.state();
+            contents.extend(state.content.take());
+            if link.lookups == 0 {
+                idle.push((state.validated, *id));
+            }
+        }
+        freed += contents.len() * CORE_BYTES;
+        drop(contents);
+        idle.sort_unstable();
+        for (_, id) in idle {
+            if freed >= bytes {
+                break;
+            }
+            freed += self.let_go(id);
+        }
+        if freed > 0 {
+            self.shed = Some(Instant::now());
+            self.sweep_at = (2 * self.links.len()).max(FEW_NODES);
+        }
+        freed
+    }
+
+    /// Names that only the kernel refers to, as many as take `bytes`, and which it can be asked to forget: not those of directories, which may be
+    /// somebody's working directory.
+    pub(crate) fn kernels(&mut self, bytes: usize) -> Vec<(NodeId, Arc<str>)> {
+        let mut held: Vec<_> = self
+            .links
+            .iter()
+            .filter(|(id, link)| {
+                is_idle(**id, link) && link.lookups > 0 && link.dir.is_none() && link.parent != 0
+            })
+            .map(|(id, link)| (link.node.state().validated, *id))
+            .collect();
+        held.sort_unstable();
+        let mut names = Vec::new();
+        let mut taken = 0;
+        for (_, id) in held {
+            let Some(link) = self.links.get(&id).filter(|_| taken < bytes) else {
+                break;
+            };
+            taken += NODE_BYTES + 2 * link.name.len();
+            names.push((link.parent, Arc::clone(&link.name)));
+        }
+        self.shedding = names.len();
+        names
+    }
+}
+
+/// Nobody but the kernel uses the node, and the service knows all about it.
+fn is_idle(id: NodeId, link: &Link) -> bool {
+    id != ROOT
+        && Arc::strong_count(&link.node) == 1
+        && link.dir.as_ref().is_none_or(|d| d.children.is_empty())
+        && {
+            let state = link.node.state();
+            !state.local() && state.handles == 0 && state.hidden.is_none()
+        }
 }
 
 #[cfg(test)]

@@ -4,10 +4,11 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use blob_client::{Condition, Error, ListItem, ListOptions, Written};
+use blob_client::{Condition, ETag, Error, ListItem, ListOptions, Written};
 
 use super::attrs::Kind;
 use super::files::Busy;
+use super::hidden::{Shelters, mark};
 use super::node::{Marker, Node, NodeId};
 use super::{Tree, names};
 use crate::errno::{Errno, Result, fail};
@@ -27,8 +28,14 @@ enum How {
     /// Nobody has it open, or there is nothing to keep.
     Untouched,
     InMemory(Arc<File>),
-    /// In a hidden blob; this was its version under its name, if it was stored.
-    Hidden(Arc<File>, Option<Written>),
+    /// In a hidden blob.
+    Hidden {
+        content: Arc<File>,
+        /// Its version under its name.
+        original: Written,
+        /// Its first version there.
+        kept: ETag,
+    },
 }
 
 impl Tree {
@@ -107,6 +114,7 @@ impl Tree {
         let Some(content) = content.filter(|_| open || uncommitted) else {
             return Ok(aside(How::Untouched));
         };
+        content.give_refuge(Arc::new(Shelters(Arc::clone(&self.hidden))));
         match content.detach(PIN_LIMIT).await {
             Ok(true) => return Ok(aside(How::InMemory(content))),
             Ok(false) => {}
@@ -120,21 +128,27 @@ impl Tree {
             "a large open file is moved aside"
         );
         let hold = content.hold().await?;
-        let (hidden, written, original) = match content.etag() {
-            // Nothing is stored yet, and nothing will be.
-            None => (names::join(&self.config.prefix, &names::hidden()), None, None),
-            Some(etag) => match self.hidden.keep(blob, &etag).await {
-                Ok((hidden, written)) => (hidden, Some(written), Some(Written { etag, last_modified })),
-                Err(Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }) => {
-                    return Ok(aside(How::Untouched));
-                }
-                Err(error) => return Err(error.into()),
-            },
+        // What was never stored has nothing to load, and was detached.
+        let Some(etag) = content.etag() else {
+            return Ok(aside(How::Untouched));
         };
-        content.moved(hidden.clone(), written.as_ref());
+        let (hidden, lease, written) = match self.hidden.keep(blob, &etag).await {
+            Ok(kept) => kept,
+            Err(Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }) => {
+                return Ok(aside(How::Untouched));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let original = Written { etag, last_modified };
+        content.moved(hidden.clone(), Some(&written));
+        content.leased(lease, mark());
         node.state().hidden = Some(hidden);
         drop(hold);
-        Ok(aside(How::Hidden(content, original)))
+        Ok(aside(How::Hidden {
+            content,
+            original,
+            kept: written.etag,
+        }))
     }
 
     /// The blob was not deleted or replaced after all, as far as anybody knows: handles go on with it.
@@ -148,10 +162,17 @@ impl Tree {
                 state.content = None;
                 state.cached = false;
             }
-            How::Hidden(content, original) => {
+            How::Hidden {
+                content,
+                original,
+                kept,
+            } => {
                 match content.hold().await {
-                    Ok(_hold) => content.moved(blob.to_owned(), original.as_ref()),
-                    Err(_) => content.give_up(),
+                    Ok(_hold) if content.etag().as_ref() == Some(&kept) => {
+                        content.moved(blob.to_owned(), Some(&original));
+                    }
+                    // Memory was short, and part of it is in the hidden blob only.
+                    _ => content.give_up(),
                 }
                 let hidden = node.state().hidden.take();
                 if let Some(hidden) = hidden {

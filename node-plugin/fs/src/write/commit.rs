@@ -11,7 +11,7 @@ use futures::stream::{StreamExt, TryStreamExt};
 
 use super::overlay::{Content, Segment};
 use super::plan::{Out, Over, PlanInput, plan};
-use crate::file::{BaseVersion, Blocks, Core, FileError};
+use crate::file::{BaseVersion, Blocks, Core, FileError, Target};
 use crate::read::fetch::{shutting_down, size_class};
 
 /// Zeros to send, again and again.
@@ -40,7 +40,7 @@ pub(crate) struct Sent {
 
 /// A file's content at the instant a commit began.
 struct Snapshot {
-    blob: String,
+    target: Target,
     base: Option<BaseVersion>,
     base_valid: u64,
     size: u64,
@@ -126,7 +126,7 @@ impl Core {
                     if !self.forget_staged() {
                         // Asking again will not bring them back.
                         tracing::error!(
-                            blob = snapshot.blob,
+                            blob = snapshot.target.blob,
                             "data that was sent to the service and kept nowhere else was discarded by it"
                         );
                         return Err(self.turn_stale());
@@ -153,11 +153,13 @@ impl Core {
     /// Staged blocks are dirty again; false when some of them are nowhere else.
     fn forget_staged(&self) -> bool {
         let mut state = self.lock();
-        let remote = state.has_remote(0..u64::MAX);
-        if !remote {
-            state.staged.clear();
+        if state.has_remote(0..u64::MAX) {
+            return false;
         }
-        !remote
+        for (_, block) in std::mem::take(&mut state.staged) {
+            self.env.log.unstaged(&block.id);
+        }
+        true
     }
 
     async fn own_metadata(&self) -> Result<Metadata, FileError> {
@@ -212,9 +214,10 @@ impl Core {
         let epoch = state.epoch;
         state.epoch += 1;
         state.cut = u64::MAX;
+        state.metadata_noted = false;
         self.env.log.begin_commit();
         Snapshot {
-            blob: state.blob.clone(),
+            target: state.target(),
             base: state.base.clone(),
             base_valid: state.base_valid,
             size: state.size,
@@ -251,20 +254,25 @@ impl Core {
             changed: snapshot.segments.iter().map(|(s, seg)| *s..s + seg.len).collect(),
             holes: snapshot.holes.clone(),
         };
+        let condition = match &snapshot.base {
+            Some(base) => Condition::matches(&base.etag),
+            None => Condition::absent(),
+        };
         let options = PutOptions {
             metadata: metadata.clone(),
             content_type: None,
-            condition: match &snapshot.base {
-                Some(base) => Condition::matches(&base.etag),
-                None => Condition::absent(),
+            condition: Condition {
+                lease: snapshot.target.lease.clone(),
+                ..condition
             },
         };
+        let blob = &snapshot.target.blob;
         let answer = if let Form::Whole(body) = &sent.form {
-            self.env.store.put(&snapshot.blob, body.clone(), &options).await
+            self.env.store.put(blob, body.clone(), &options).await
         } else {
             let (refs, blocks) = self.stage_all(snapshot).await?;
             sent.form = Form::Blocks(blocks);
-            self.env.store.commit(&snapshot.blob, &refs, &options).await
+            self.env.store.commit(blob, &refs, &options).await
         };
         let error = match answer {
             Ok(written) => {
@@ -346,12 +354,14 @@ impl Core {
             }
             Form::Blocks(blocks) => blocks.clone(),
         };
+        let count = blocks.len();
         state.base = Some(BaseVersion {
             etag: written.etag.clone(),
             size: sent.size,
             writable: true,
             blocks: Blocks::Known(Arc::new(blocks)),
         });
+        state.charge_blocks(count);
         state.base_valid = sent.size.min(state.cut);
         state.version += 1;
         // Staged blocks that were not named are gone; there are none, because none are sent during a commit.
@@ -410,7 +420,7 @@ impl Core {
             .map(|(index, range, out)| async move {
                 let copy = matches!(out, Out::Copy(_));
                 let blocks = match out {
-                    Out::Zero(len) => vec![self.stage_body(snapshot, zeros_body(len)).await?],
+                    Out::Zero(len) => vec![self.stage_body(snapshot, range.start, zeros_body(len)).await?],
                     _ => self.stage_range(snapshot, range, copy).await?,
                 };
                 Ok::<_, FileError>((index, blocks))
@@ -469,16 +479,21 @@ impl Core {
             };
             let _right = self.env.budget.acquire_resend(snapshot.kept_of(at..end)).await;
             let body = self.gather(snapshot, at..end).await?;
-            blocks.push(self.stage_body(snapshot, body).await?);
+            blocks.push(self.stage_body(snapshot, at, body).await?);
             at = end;
         }
         Ok(blocks)
     }
 
-    async fn stage_body(&self, snapshot: &Snapshot, body: Body) -> Result<Block, FileError> {
-        let id = self.lock().ids.fresh()?;
+    async fn stage_body(&self, snapshot: &Snapshot, at: u64, body: Body) -> Result<Block, FileError> {
         let size = body.len();
-        let id = self.send_block(&snapshot.blob, id, body).await?;
+        let id = {
+            let mut state = self.lock();
+            let id = state.ids.fresh()?;
+            self.env.log.block(&id, at, size);
+            id
+        };
+        let id = self.send_block(&snapshot.target, id, at..at + size, body).await?;
         Ok(Block { id, size })
     }
 
@@ -489,7 +504,13 @@ impl Core {
         };
         let size = range.end - range.start;
         match self
-            .copy_block(&snapshot.blob, &snapshot.blob, range, &base.etag)
+            .copy_block(
+                &snapshot.target,
+                range.start,
+                &snapshot.target.blob,
+                range,
+                &base.etag,
+            )
             .await
         {
             Ok(Some(id)) => Ok(Some(Block { id, size })),
@@ -509,7 +530,7 @@ impl Core {
             Blocks::Unknown if snapshot.kept_base() == 0 => return Ok(Arc::default()),
             Blocks::Unknown => {}
         }
-        let list = match self.env.store.block_list(&snapshot.blob).await {
+        let list = match self.env.store.block_list(&snapshot.target.blob).await {
             Ok(list) => list,
             Err(error) if is_foreign(&error) => return Err(self.turn_stale()),
             Err(error) => return Err(error.into()),
@@ -530,6 +551,7 @@ impl Core {
         if let Some(base) = &mut state.base {
             base.blocks = Blocks::Known(Arc::clone(&blocks));
         }
+        state.charge_blocks(blocks.len());
         Ok(blocks)
     }
 

@@ -8,7 +8,7 @@ use blob_client::{BlockId, ETag, Error};
 use futures::stream::{StreamExt, TryStreamExt};
 
 use super::overlay::Content;
-use crate::file::{At, Core, FileError, Reader, StagedBlock, State};
+use crate::file::{At, Core, FileError, Reader, StagedBlock, State, Target};
 
 /// What goes through memory at once, in bytes.
 const CHUNK: u64 = 1 << 20;
@@ -113,7 +113,7 @@ impl Core {
             self.commit(None).await?;
         };
         self.lock().writable()?;
-        let blob = self.lock().blob.clone();
+        let into = self.lock().target();
         let most = self.env.tuning.copy_max;
         let pieces: Vec<Range<u64>> = (range.start..range.end)
             .step_by(most as usize)
@@ -121,9 +121,10 @@ impl Core {
             .collect();
         let copied: Vec<Option<(Range<u64>, BlockId)>> = futures::stream::iter(pieces)
             .map(|piece| {
-                let blob = &blob;
+                let into = &into;
+                let at = to + (piece.start - range.start);
                 async move {
-                    let id = self.copy_block(blob, source, piece.clone(), etag).await?;
+                    let id = self.copy_block(into, at, source, piece.clone(), etag).await?;
                     Ok::<_, FileError>(id.map(|id| (piece, id)))
                 }
             })
@@ -134,7 +135,7 @@ impl Core {
             return Ok(false);
         };
         let mut state = self.lock();
-        if state.loses(target.clone()) || state.blob != blob {
+        if state.loses(target.clone()) || state.blob != into.blob {
             // Memory was short, or the blob was renamed, just now.
             return Ok(false);
         }
@@ -143,7 +144,7 @@ impl Core {
         for (piece, id) in copied {
             let start = to + (piece.start - range.start);
             let len = piece.end - piece.start;
-            self.env.log.block(&id, start, len);
+            self.env.log.sent(&id);
             state.overlay.put(start..start + len, Content::Remote, epoch);
             state.staged.insert(start, StagedBlock { id, len, done: true });
         }
@@ -152,10 +153,11 @@ impl Core {
         Ok(true)
     }
 
-    /// Put Block From URL; `None` when the service cannot, which is remembered.
+    /// Put Block From URL for the range that begins at `at`; `None` when the service cannot, which is remembered.
     pub(crate) async fn copy_block(
         &self,
-        blob: &str,
+        target: &Target,
+        at: u64,
         source: &str,
         range: Range<u64>,
         etag: &ETag,
@@ -163,9 +165,21 @@ impl Core {
         if !self.env.server_copy.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let id = self.lock().ids.fresh()?;
-        let store = &self.env.store;
-        match store.stage_from(blob, &id, source, range, Some(etag)).await {
+        let id = {
+            let mut state = self.lock();
+            let id = state.ids.fresh()?;
+            self.env.log.block(&id, at, range.end - range.start);
+            id
+        };
+        let (store, lease) = (&self.env.store, target.lease.as_deref());
+        let copied = store
+            .stage_from(&target.blob, &id, source, range, Some(etag), lease)
+            .await;
+        if copied.is_err() {
+            let _state = self.lock();
+            self.env.log.unstaged(&id);
+        }
+        match copied {
             Ok(()) => Ok(Some(id)),
             Err(Error::ConditionNotMet { .. } | Error::BlobNotFound { .. }) => Err(FileError::Stale),
             Err(error) if cannot(&error) => {

@@ -9,8 +9,7 @@ use vsc_driver::buffer::Slice;
 
 use super::overlay::Content;
 use crate::budget::{Relief, Relieve};
-use crate::file::StagedBlock;
-use crate::file::{Core, FileError, State};
+use crate::file::{Core, FileError, StagedBlock, State, Target};
 
 impl Core {
     /// After a write of `range`: blocks before the one it ends in are full, if everything in them is there.
@@ -85,10 +84,12 @@ impl Core {
             );
             state.staging += 1;
             let core = Arc::clone(self);
-            let blob = state.blob.clone();
+            let target = state.target();
             let on_its_way = OnItsWay(Arc::clone(self));
             self.env.runtime.spawn(async move {
-                let sent = core.send_block(&blob, id.clone(), body(slices)).await;
+                let sent = core
+                    .send_block(&target, id.clone(), range.clone(), body(slices))
+                    .await;
                 core.block_sent(range.start, &id, sent);
                 drop(on_its_way);
             });
@@ -105,28 +106,42 @@ impl Core {
             Ok(id) => {
                 block.id = id;
                 block.done = true;
+                if self.env.budget.is_short() {
+                    self.drop_staged(&mut state);
+                }
             }
             Err(error) => {
                 // Still dirty: the next commit stages it again and reports if that fails, too.
                 tracing::debug!(blob = state.blob, start, %error, "a block could not be staged in the background");
                 state.staged.remove(&start);
+                self.env.log.unstaged(id);
             }
         }
     }
 
-    /// Put Block, under an id of the length the blob's other blocks have (found out when the service insists).
-    pub(crate) async fn send_block(&self, blob: &str, id: BlockId, body: Body) -> Result<BlockId, FileError> {
-        match self.env.store.stage(blob, &id, body.clone()).await {
+    /// Put Block of a range, under an id of the length the blob's other blocks have (found out when the service insists).
+    pub(crate) async fn send_block(
+        &self,
+        target: &Target,
+        id: BlockId,
+        range: Range<u64>,
+        body: Body,
+    ) -> Result<BlockId, FileError> {
+        let (blob, lease) = (&target.blob, target.lease.as_deref());
+        match self.env.store.stage(blob, &id, body.clone(), lease).await {
             Ok(()) => Ok(id),
             Err(error) if wrong_id_length(&error) => {
                 let list = self.env.store.block_list(blob).await?;
-                let id = {
+                let other = {
                     let mut state = self.lock();
                     state.ids.adopt(&list);
-                    state.ids.fresh()?
+                    let other = state.ids.fresh()?;
+                    self.env.log.block(&other, range.start, range.end - range.start);
+                    self.env.log.unstaged(&id);
+                    other
                 };
-                self.env.store.stage(blob, &id, body).await?;
-                Ok(id)
+                self.env.store.stage(blob, &other, body, lease).await?;
+                Ok(other)
             }
             Err(error) => Err(error.into()),
         }
@@ -137,20 +152,23 @@ impl Core {
         if state.held {
             return 0;
         }
-        let done: Vec<Range<u64>> = state
+        let done: Vec<(Range<u64>, BlockId)> = state
             .staged
             .iter()
             .filter(|(_, block)| block.done)
-            .map(|(start, block)| *start..start + block.len)
+            .map(|(start, block)| (*start..start + block.len, block.id.clone()))
             .collect();
         let mut freed = 0;
-        for block in done {
+        for (block, id) in done {
             let segments: Vec<_> = state
                 .overlay
                 .segments(block)
                 .filter(|(_, _, s)| matches!(s.content, Content::Mem(..)))
                 .map(|(range, _, s)| (range, s.epoch))
                 .collect();
+            if !segments.is_empty() {
+                self.env.log.sent(&id);
+            }
             for (range, epoch) in segments {
                 freed += range.end - range.start;
                 state.overlay.put(range, Content::Remote, epoch);
@@ -174,17 +192,36 @@ impl Drop for OnItsWay {
 }
 
 impl Relieve for Core {
-    fn relieve(self: Arc<Self>) -> Relief {
+    fn relieve(self: Arc<Self>, start: bool) -> Relief {
         let mut state = self.lock();
-        if !state.is_dirty() || state.stale {
+        if state.stale {
+            state.registered = false;
+            if state.overlay.memory(0..u64::MAX).is_empty() {
+                return Relief::Nothing;
+            }
+            state.drop_lost();
+            return Relief::Freed;
+        }
+        if state.detached {
+            return self.relieve_detached(&mut state, start);
+        }
+        if !state.is_dirty() {
             state.registered = false;
             return Relief::Nothing;
         }
         if self.drop_staged(&mut state) > 0 {
             return Relief::Freed;
         }
+        if state.overlay.memory(0..u64::MAX).is_empty() {
+            // All of it is in the service: a commit would free nothing.
+            state.registered = false;
+            return Relief::Nothing;
+        }
         if state.committing || state.relieving || state.staging > 0 {
             return Relief::Working;
+        }
+        if !start {
+            return Relief::Idle;
         }
         let mut large: Vec<Range<u64>> = state.overlay.memory(0..u64::MAX);
         large.retain(|r| r.end - r.start >= self.env.tuning.granule);
@@ -213,6 +250,36 @@ impl Relieve for Core {
                 tracing::warn!(blob = state.blob, %error, "memory is short and dirty data cannot be sent");
             }
         });
+        Relief::Working
+    }
+
+    fn volume(&self) -> usize {
+        self.env.share.id()
+    }
+}
+
+impl Core {
+    /// A file that no name leads to has no blob; if it is given one, its data can go there.
+    fn relieve_detached(self: &Arc<Self>, state: &mut State, start: bool) -> Relief {
+        let refuge = state
+            .refuge
+            .clone()
+            .filter(|_| !state.overlay.memory(0..u64::MAX).is_empty());
+        let Some(refuge) = refuge else {
+            state.registered = false;
+            return Relief::Nothing;
+        };
+        if state.relieving {
+            return Relief::Working;
+        }
+        if !start {
+            return Relief::Idle;
+        }
+        state.relieving = true;
+        let core = Arc::clone(self);
+        self.env
+            .runtime
+            .spawn(async move { core.take_shelter(refuge).await });
         Relief::Working
     }
 }

@@ -46,6 +46,15 @@ pub fn resources() -> &'static Resources {
         .1
 }
 
+/// The runtime of [`resources`], with a budget of its own.
+pub fn resources_of(budget: usize) -> Resources {
+    Resources {
+        budget: Budget::new(budget),
+        arena: Arena::new(4 * budget).unwrap(),
+        runtime: resources().runtime.clone(),
+    }
+}
+
 /// A serving mount in a directory of its own. Dropping it unmounts and waits until everything is committed.
 pub struct Mount {
     dir: Option<tempfile::TempDir>,
@@ -60,11 +69,16 @@ impl Mount {
 
     /// With other settings.
     pub fn with(store: &Arc<FakeStore>, change: impl FnOnce(&mut VolumeConfig)) -> Self {
+        Self::on(resources(), store, change)
+    }
+
+    /// With memory of its own, or shared with other mounts than usual.
+    pub fn on(resources: &Resources, store: &Arc<FakeStore>, change: impl FnOnce(&mut VolumeConfig)) -> Self {
         let mut config = VolumeConfig::new("test-container", Arc::clone(store) as Arc<dyn blob_fs::Store>);
         change(&mut config);
         let dir = tempfile::tempdir().unwrap();
         let fd = blob_fs::fuse::mount(dir.path(), &config.name, config.read_only).unwrap();
-        let volume = match Volume::serve(config, fd, dir.path().to_owned(), resources()) {
+        let volume = match Volume::serve(config, fd, dir.path().to_owned(), resources) {
             Ok(volume) => volume,
             Err(error) => {
                 unmount(dir.path());

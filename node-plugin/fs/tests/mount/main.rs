@@ -13,6 +13,7 @@ mod common;
 
 mod attributes;
 mod files;
+mod memory;
 mod names;
 mod renames;
 mod sharing;

@@ -371,7 +371,7 @@ async fn staged_blocks_that_the_service_has_discarded_are_told_once_and_for_all(
     let file = world.create();
     file.write(0, &pattern(0, 1000)).await.unwrap();
     while !file.core.lock().has_remote(0..u64::MAX) {
-        world.env.budget.relieve(1);
+        world.env.budget.relieve(1, None);
         tokio::task::yield_now().await;
     }
     world
@@ -380,5 +380,73 @@ async fn staged_blocks_that_the_service_has_discarded_are_told_once_and_for_all(
     for _ in 0..2 {
         let error = file.commit(Metadata::new()).await.unwrap_err();
         assert!(matches!(error, FileError::Stale), "{error}");
+    }
+}
+
+/// Remembers which blocks were written down.
+#[derive(Debug, Default)]
+struct Noted(std::sync::Mutex<std::collections::HashSet<blob_client::BlockId>>);
+
+impl crate::write::log::DirtyLog for Noted {
+    fn dirty(&self, _offset: u64, _len: u64, _arena_offset: u64) {}
+    fn hole(&self, _offset: u64, _len: u64) {}
+    fn size(&self, _size: u64) {}
+    fn block(&self, id: &blob_client::BlockId, _offset: u64, _len: u64) {
+        self.0.lock().unwrap().insert(id.clone());
+    }
+    fn sent(&self, _id: &blob_client::BlockId) {}
+    fn unstaged(&self, _id: &blob_client::BlockId) {}
+    fn metadata(&self, _metadata: &Metadata) {}
+    fn committed(&self, _etag: &blob_client::ETag) {}
+    fn begin_commit(&self) {}
+}
+
+/// Whoever goes on after this process must know which blocks it may have staged, whatever they were staged for.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_block_is_written_down() {
+    let world = World::usual();
+    let id = |n: u8| blob_client::BlockId(vec![n; 5]);
+    let foreign = (0..4u8).map(|n| (id(n), bytes::Bytes::from(vec![n; 8 << 20])));
+    world.store.foreign_blocks("file", foreign.collect());
+    world
+        .store
+        .foreign_put("source", pattern(0, 20 << 20), Metadata::new());
+    let noted = Arc::new(Noted::default());
+    let env = world.env.with_log(Arc::clone(&noted) as _);
+    let now = world.store.properties("file").unwrap();
+    let base = Base {
+        etag: now.etag,
+        size: 32 * MIB,
+        writable: true,
+    };
+    // Ids of another length than ours: the first try is refused.
+    let file = File::open(env, "file".into(), base);
+    for n in 0..9 {
+        file.write((40 + n) * MIB, &pattern(0, MIB as usize))
+            .await
+            .unwrap();
+    }
+    // Copied parts of a block, zeros, and a copy of another file.
+    file.write(3 * MIB, b"change").await.unwrap();
+    file.punch_hole(16 * MIB, 8 * MIB).await.unwrap();
+    let now = world.store.properties("source").unwrap();
+    let base = Base {
+        etag: now.etag,
+        size: 20 * MIB,
+        writable: true,
+    };
+    let source = File::open(world.env.clone(), "source".into(), base);
+    file.copy_from(&source, 0, 60 * MIB, 20 * MIB).await.unwrap();
+    commit(&file).await.unwrap();
+    let list = world.store.block_list("file").await.unwrap();
+    let known = noted.0.lock().unwrap();
+    let fresh: Vec<_> = list
+        .committed
+        .iter()
+        .filter(|b| !(0..4).any(|n| b.id == id(n)))
+        .collect();
+    assert!(fresh.len() > 6, "{fresh:?}");
+    for block in fresh {
+        assert!(known.contains(&block.id), "{block:?}");
     }
 }

@@ -236,18 +236,18 @@ impl Run {
             }
             Step::Evict => while self.world.env.budget.evict_one() {},
             Step::Relieve => {
-                self.world.env.budget.relieve(1);
+                self.world.env.budget.relieve(1, None);
                 for _ in 0..5 {
                     tokio::task::yield_now().await;
                 }
                 // The second time drops what was staged the first time.
-                self.world.env.budget.relieve(1);
+                self.world.env.budget.relieve(1, None);
             }
             Step::Rename => {
                 let hold = self.retry(async || self.file.hold().await).await;
                 // Memory is short in the middle of it.
                 for _ in 0..2 {
-                    self.world.env.budget.relieve(1);
+                    self.world.env.budget.relieve(1, None);
                     for _ in 0..5 {
                         tokio::task::yield_now().await;
                     }

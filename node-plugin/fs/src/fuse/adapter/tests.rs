@@ -26,7 +26,6 @@ fn adapter() -> Adapter {
         tree: Tree::new(config, env, Arc::new(Log::create().unwrap())),
         runtime,
         tasks: TaskTracker::new(),
-        waiting_writes: Arc::new(Semaphore::new(1)),
     }
 }
 

@@ -375,3 +375,42 @@ fn a_name_that_the_kernel_holds_and_asks_for_is_doubted() {
     t.refer(id, Duration::ZERO);
     assert!(!t.doubted(id), "expired");
 }
+
+#[test]
+fn what_is_let_go_of_for_want_of_memory_is_in_nobodys_hands() {
+    let mut t = table();
+    let p = blob("1", &[]);
+    let first = t.ask();
+    let listing = t.begin_listing();
+    let ids: Vec<_> = (0..6)
+        .map(|i| {
+            t.list_entry(listing, ROOT, &format!("f{i}"), file(&p), first)
+                .unwrap()
+        })
+        .collect();
+    let d = t.list_entry(listing, ROOT, "d", PREFIX, first).unwrap();
+    // One is being listed, one is the kernel's, one is new here, and a directory is the kernel's.
+    let listed = t.node(ids[0]).unwrap();
+    t.refer(ids[1], Duration::from_secs(60));
+    t.refer(d, Duration::from_secs(60));
+    let fresh = State::fresh(Attrs::default(), SystemTime::now());
+    t.create(ROOT, "new", Kind::File, fresh).state().uncommitted = true;
+    assert_eq!(t.shed(1), NODE_BYTES + 4, "no more than needed");
+    assert_eq!(t.shed(usize::MAX), 3 * (NODE_BYTES + 4));
+    t.end_listing(listing, ROOT, first);
+    assert!(
+        !t.listing_fresh(ROOT),
+        "what is not known any more must not look absent"
+    );
+    assert!(matches!(t.known(ROOT, "f5"), Known::Unknown));
+    for name in ["f0", "f1", "d", "new"] {
+        assert!(t.child(ROOT, name).is_some(), "{name}");
+    }
+    let names = t.kernels(usize::MAX);
+    assert_eq!(names, [(ROOT, Arc::from("f1"))]);
+    t.forget(ids[1], 1);
+    assert!(t.child(ROOT, "f1").is_none());
+    drop(listed);
+    assert!(t.shed(1) > 0);
+    assert!(t.child(ROOT, "f0").is_none());
+}
