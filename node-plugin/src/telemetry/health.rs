@@ -44,7 +44,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// Where health is served.
 #[derive(Debug, Clone, Default, Args)]
 pub struct HealthArgs {
-    /// Serve /healthz, /readyz and /metrics over HTTP at this address, for instance 0.0.0.0:29653 or [::]:29653. Off
+    /// Serve /healthz, /readyz and /metrics over HTTP at this address, for instance 0.0.0.0:29653 or `[::]:29653`. Off
     /// when not given.
     #[arg(long, value_name = "IP:PORT", value_parser = address)]
     pub health_address: Option<SocketAddr>,
