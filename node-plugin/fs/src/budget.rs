@@ -5,7 +5,7 @@
 //! that nobody waits for ever.
 //!
 //! Metadata is always granted and pushes cached data out. Above its own part of the budget, whoever holds it is asked to forget what can be had again
-//! ([`Budget::crowded`]); dirty data has room that metadata cannot take. A volume whose service does not answer keeps what others need to go on
+//! (`Budget::crowded`); dirty data has room that metadata cannot take. A volume whose service does not answer keeps what others need to go on
 //! ([`Share`]).
 
 use std::collections::{HashMap, VecDeque};

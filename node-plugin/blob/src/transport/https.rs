@@ -153,7 +153,7 @@ impl Default for Https {
 }
 
 /// A request's timeout is the time in which nothing may move: a large body on a slow line takes as long as it takes, while a
-/// connection that hangs is given up, and so is one that stays below [`SLOWEST`] for twice that time.
+/// connection that hangs is given up, and so is one that stays below `SLOWEST` for twice that time.
 #[async_trait]
 impl Transport for Https {
     async fn send(&self, request: Request) -> Result<Response, TransportError> {
