@@ -112,20 +112,17 @@ impl Drop for MockVsp {
     fn drop(&mut self) {
         // New calls answer ENODEV from here on, held ones return.
         self.faults.state.close();
-        if let Some(session) = self.session.take() {
-            let clean = umount2(&self.dir, MntFlags::empty()).is_ok();
-            // Otherwise a descriptor is still open.
-            if !clean && let Err(error) = umount2(&self.dir, MntFlags::MNT_DETACH) {
+        if let Some(session) = self.session.take()
+            && session.umount_and_join().is_err()
+        {
+            // A descriptor is still open. The session's thread serves it until it closes.
+            if let Err(error) = umount2(&self.dir, MntFlags::MNT_DETACH) {
                 tracing::warn!(%error, dir = %self.dir.display(), "could not unmount the mock device");
             }
             // Whoever still calls may be a thread of this process. Should the process end before the call is answered,
-            // the caller would wait for a server that died with it, and the process could never end: let it go now. Nor does the
-            // connection end by itself while another mount namespace, of a container that was started meanwhile, has a copy of the mount.
+            // the caller would wait for a server that died with it, and the process could never end: let it go now.
             if let Err(error) = crate::fuse::abort(self.connection) {
                 tracing::debug!(%error, "could not abort the mock device's connection");
-            }
-            if clean && let Err(error) = session.umount_and_join() {
-                tracing::debug!(%error, "the mock device's session");
             }
         }
         if let Some(runtime) = self.runtime.take() {
