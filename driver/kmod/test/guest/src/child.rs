@@ -13,7 +13,7 @@ use crate::client::{Control, Device, Frame};
 use crate::memory::Memory;
 use crate::ring::Ring;
 use crate::service::Task;
-use crate::system::{SOON, wait_until};
+use crate::system::{soon, wait_until};
 
 /// Bytes of data in a child's request.
 pub(crate) const CHILD_DATA: usize = 64 * 1024;
@@ -43,7 +43,7 @@ pub(crate) fn start(role: &str, file: Option<&File>) -> Result<Child> {
 /// Waits for a killed child to be gone; fails when the driver keeps it.
 pub(crate) fn wait_gone(child: &mut Child) -> Result<ExitStatus> {
     let mut status = None;
-    wait_until("the killed process to be gone", SOON, || {
+    wait_until("the killed process to be gone", soon(), || {
         status = child.try_wait().ok().flatten();
         status.is_some()
     })?;

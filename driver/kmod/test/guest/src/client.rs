@@ -17,7 +17,7 @@ use vsc_driver::uapi::{CMD_LIST, RequestSync, STATUS_POISON};
 
 use crate::memory::{Memory, PAGE};
 use crate::service::{Task, checksum, pattern};
-use crate::system::NODE;
+use crate::system::{NODE, patience};
 
 /// The node, opened.
 #[derive(Debug)]
@@ -198,7 +198,8 @@ impl Line {
         response.fill(0);
         Ok(Exchange {
             id: *b"chan-kmod-guest\0",
-            timeout: Duration::from_secs(60),
+            // The most that a channel takes is two minutes.
+            timeout: Duration::from_secs(60) * patience().min(2),
             request,
             response,
             data,

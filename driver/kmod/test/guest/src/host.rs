@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 use anyhow::{Context, Result, ensure};
 
 use crate::memory::PAGE;
-use crate::system::{SOON, wait_until};
+use crate::system::{soon, wait_until};
 
 /// Packet types of the bus.
 const GPA_DIRECT: u16 = 9;
@@ -213,7 +213,7 @@ impl Host {
     /// The same, waiting while the ring is full.
     pub(crate) fn put_patiently(&self, bytes: &[u8]) -> Result<()> {
         let mut outcome = Ok(());
-        wait_until("room in the guest's ring", SOON, || {
+        wait_until("room in the guest's ring", soon(), || {
             outcome = self.put(bytes);
             !matches!(&outcome, Err(error) if error.raw_os_error() == Some(libc::EAGAIN))
         })?;
@@ -267,7 +267,7 @@ impl Host {
     /// Offers the device again, as soon as the guest has let go of the former offer.
     pub(crate) fn offer(&self) -> Result<()> {
         let mut outcome = Ok(());
-        wait_until("the guest to release the channel", SOON, || {
+        wait_until("the guest to release the channel", soon(), || {
             outcome = self.try_offer();
             outcome != Err(nix::errno::Errno::EBUSY)
         })?;

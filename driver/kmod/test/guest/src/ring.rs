@@ -8,7 +8,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use vsc_driver::uapi::{CMD_LIST, RequestSync};
 
 use crate::client::{Device, Frame};
-use crate::system::SOON;
+use crate::system::soon;
 
 /// What a completion says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +83,7 @@ impl Ring {
 
     /// The next completion.
     pub(crate) fn wait(&mut self) -> Result<Done> {
-        let limit = types::Timespec::from(SOON);
+        let limit = types::Timespec::from(soon());
         let arguments = types::SubmitArgs::new().timespec(&limit);
         if self.ring.completion().is_empty() {
             self.ring

@@ -10,11 +10,13 @@ use anyhow::{Result, anyhow, ensure};
 
 use crate::host::Host;
 use crate::service::{Mode, Service};
-use crate::system::{load, wait_node, wait_unpinned};
+use crate::system::{load, patience, wait_node, wait_unpinned};
 
 /// Longest a case may take. The slowest waits several seconds for the driver, on a machine in software emulation that may
 /// get little processor time.
-const LIMIT: Duration = Duration::from_secs(240);
+fn limit() -> Duration {
+    Duration::from_secs(240) * patience()
+}
 
 /// What a case works with.
 #[derive(Debug, Clone)]
@@ -59,7 +61,7 @@ pub(crate) fn run(bench: &Bench, cases: &[Case]) -> (usize, usize) {
             Outcome::Hanging => {
                 // Its threads may hold the device: nothing that follows could be believed.
                 failed += cases.len() - index;
-                println!("case FAIL {}: still running after {LIMIT:?}", case.name);
+                println!("case FAIL {}: still running after {:?}", case.name, limit());
                 for rest in &cases[index + 1..] {
                     println!("case FAIL {}: not run", rest.name);
                 }
@@ -97,7 +99,7 @@ fn run_one(bench: &Bench, case: Case) -> Outcome {
         // Nobody listens any more when the case was given up.
         let _ = tell.send(result);
     });
-    match told.recv_timeout(LIMIT) {
+    match told.recv_timeout(limit()) {
         Ok(Ok(())) => Outcome::Passed,
         Ok(Err(error)) => Outcome::Failed(error),
         Err(_) => Outcome::Hanging,

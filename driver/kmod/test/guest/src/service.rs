@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::host::{Host, Packet};
-use crate::system::{SOON, wait_until};
+use crate::system::{soon, wait_until};
 
 /// What the service does with the next packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -221,19 +221,20 @@ impl Service {
 
     /// Waits until the paused service has taken out its one packet: from then on the ring only fills.
     pub(crate) fn wait_stalled(&self) -> Result<()> {
-        wait_until("the service to stall", SOON, || self.state().stalled)
+        wait_until("the service to stall", soon(), || self.state().stalled)
     }
 
     /// Waits until `n` requests are held, and takes them.
     pub(crate) fn take(&self, n: usize) -> Result<Vec<Packet>> {
-        let end = Instant::now() + SOON;
+        let end = Instant::now() + soon();
         let mut state = self.state();
         while state.held.len() < n {
             let left = end.saturating_duration_since(Instant::now());
             if left == Duration::ZERO {
                 bail!(
-                    "{} of {n} requests reached the host in {SOON:?}",
-                    state.held.len()
+                    "{} of {n} requests reached the host in {:?}",
+                    state.held.len(),
+                    soon()
                 );
             }
             state = self

@@ -47,7 +47,7 @@ pub(crate) fn load_module(path: impl AsRef<Path>) -> Result<()> {
 pub(crate) fn loader() -> Loader {
     Loader::new(LoaderConfig {
         prebuilt: "/modules".into(),
-        node_wait: SOON,
+        node_wait: soon(),
         ..LoaderConfig::default()
     })
 }
@@ -124,12 +124,22 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut yes: impl FnMut() -> b
 }
 
 /// Longest wait for something that a software-emulated machine does in milliseconds.
-pub(crate) const SOON: Duration = Duration::from_secs(40);
+pub(crate) fn soon() -> Duration {
+    Duration::from_secs(40) * patience()
+}
+
+/// How many times as long as usual everything may take: a kernel that checks every access and every lock is that slow.
+pub(crate) fn patience() -> u32 {
+    if Path::new(KMEMLEAK).exists() { 8 } else { 1 }
+}
+
+/// Where the debug kernel tells of lost memory; other kernels have no such file.
+pub(crate) const KMEMLEAK: &str = "/sys/kernel/debug/kmemleak";
 
 /// Waits for the node to be there (or not).
 pub(crate) fn wait_node(there: bool) -> Result<()> {
     let what = if there { "the node" } else { "the node to go" };
-    wait_until(what, SOON, || Path::new(NODE).exists() == there)
+    wait_until(what, soon(), || Path::new(NODE).exists() == there)
 }
 
 /// Page pins taken and released by the whole system since it started.
@@ -155,7 +165,7 @@ pub(crate) fn pinned() -> Result<u64> {
 
 /// Waits until no page is pinned: every request has been let go by both of its holders.
 pub(crate) fn wait_unpinned() -> Result<()> {
-    wait_until("all pages to be unpinned", SOON, || {
+    wait_until("all pages to be unpinned", soon(), || {
         pinned().is_ok_and(|n| n == 0)
     })
 }

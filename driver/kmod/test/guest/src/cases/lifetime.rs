@@ -13,7 +13,7 @@ use crate::memory::{Memory, PAGE};
 use crate::runner::Bench;
 use crate::service::{Mode, Task, pattern};
 use crate::signals::{install_handler, send_signal};
-use crate::system::{SOON, load, pending, pinned, unload_module, wait_node, wait_unpinned, wait_until};
+use crate::system::{load, pending, pinned, soon, unload_module, wait_node, wait_unpinned, wait_until};
 
 static SIGNALS: AtomicUsize = AtomicUsize::new(0);
 
@@ -35,7 +35,7 @@ pub(crate) fn plain_signal(bench: &Bench) -> Result<()> {
     bench.service.serve(&packet)?;
     let outcome = call.join().map_err(|_| anyhow!("the caller panicked"))?;
     ensure!(outcome == Ok((0, 8)), "{outcome:?}");
-    wait_until("the signal's handler", SOON, || {
+    wait_until("the signal's handler", soon(), || {
         SIGNALS.load(Ordering::SeqCst) == 1
     })
 }
@@ -68,7 +68,7 @@ fn killed(bench: &Bench, role: &str, file: Option<&std::fs::File>) -> Result<()>
     );
     // The late write: the host refuses pages that are not pinned.
     bench.service.serve(&packet)?;
-    wait_until("the request to go", SOON, || {
+    wait_until("the request to go", soon(), || {
         pending().is_ok_and(|lines| lines.is_empty())
     })
 }

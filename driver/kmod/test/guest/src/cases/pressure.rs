@@ -10,7 +10,7 @@ use crate::memory::{Memory, PAGE};
 use crate::ring::Ring;
 use crate::runner::Bench;
 use crate::service::{Mode, Task};
-use crate::system::{SOON, wait_until};
+use crate::system::{soon, wait_until};
 
 const EAGAIN: i32 = -libc::EAGAIN;
 
@@ -72,7 +72,7 @@ pub(crate) fn ids_used_up(bench: &Bench) -> Result<()> {
     bench.service.set(Mode::Hold);
     let mut accepted = 0;
     // The host may be slower than we are: then the ring is full first, and empties.
-    wait_until("all ids to be used", SOON, || {
+    wait_until("all ids to be used", soon(), || {
         let added = fill_up(&mut ring, &device, &frame, 1025);
         accepted += added.unwrap_or_default();
         accepted >= 1024
@@ -102,7 +102,7 @@ pub(crate) fn pin_budget(bench: &Bench) -> Result<()> {
     bench.service.set(Mode::Hold);
     let mut accepted = 0;
     // Large packets fill the ring before the host has read them.
-    wait_until("the budget to be used up", SOON, || {
+    wait_until("the budget to be used up", soon(), || {
         accepted += fill_up(&mut ring, &device, &frame, 200).unwrap_or_default();
         (accepted + 1) * 4098 > total / 4
     })?;
@@ -143,7 +143,7 @@ pub(crate) fn channel_rides_it_out(bench: &Bench) -> Result<()> {
         })
         .collect::<Result<_>>()?;
     let refusals = AtomicUsize::new(0);
-    wait_until("EAGAIN", SOON, || {
+    wait_until("EAGAIN", soon(), || {
         refusals.store(line.channel.stats().eagain as usize, Ordering::Relaxed);
         refusals.load(Ordering::Relaxed) > 0
     })?;

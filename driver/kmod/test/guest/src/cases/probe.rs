@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use crate::client::{Device, fill};
 use crate::memory::{Memory, PAGE};
 use crate::runner::Bench;
-use crate::system::{self, BUS, SOON, device_name, kernel_log, wait_node, wait_until};
+use crate::system::{self, BUS, device_name, kernel_log, soon, wait_node, wait_until};
 
 /// Offers a device that the module cannot serve, for the reason in `said`.
 fn fails(bench: &Bench, said: &str, spoil: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -15,8 +15,8 @@ fn fails(bench: &Bench, said: &str, spoil: impl FnOnce() -> Result<()>) -> Resul
     spoil()?;
     let before = count()?;
     bench.service.host().offer()?;
-    wait_until(said, SOON, || count().is_ok_and(|n| n > before))?;
-    wait_until("the device to be without a driver", SOON, || {
+    wait_until(said, soon(), || count().is_ok_and(|n| n > before))?;
+    wait_until("the device to be without a driver", soon(), || {
         device_name().is_ok_and(|name| !bound(&name))
     })
 }

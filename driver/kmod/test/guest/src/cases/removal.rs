@@ -12,7 +12,7 @@ use crate::memory::{Memory, PAGE};
 use crate::ring::Ring;
 use crate::runner::Bench;
 use crate::service::{Mode, Task, pattern};
-use crate::system::{self, SOON, device_name, pinned, wait_node, wait_unpinned, wait_until};
+use crate::system::{self, device_name, pinned, soon, wait_node, wait_unpinned, wait_until};
 
 const SIZE: usize = 3 * PAGE;
 
@@ -80,7 +80,7 @@ pub(crate) fn unanswered(bench: &Bench) -> Result<()> {
     bench.service.take(3)?;
     bench.service.host().rescind()?;
     // The driver waits 5 s for a host that has revoked the channel.
-    wait_until("the callers to be told", SOON, || {
+    wait_until("the callers to be told", soon(), || {
         callers.iter().all(JoinHandle::is_finished)
     })?;
     for caller in callers {
@@ -189,7 +189,7 @@ pub(crate) fn channel_reopens(bench: &Bench) -> Result<()> {
         "{error:#}"
     );
     offer_again(bench)?;
-    wait_until("the channel to reopen", SOON, || {
+    wait_until("the channel to reopen", soon(), || {
         line.runtime.block_on(line.channel.check()).is_ok()
     })?;
     line.read(SIZE, 3)?;
@@ -240,7 +240,7 @@ pub(crate) fn under_load(bench: &Bench) -> Result<()> {
             .collect();
         let rounds = (0..ROUNDS).try_for_each(|_| {
             let before = good.load(Ordering::Relaxed);
-            wait_until("some transfers", SOON, || {
+            wait_until("some transfers", soon(), || {
                 good.load(Ordering::Relaxed) >= before + 50 || callers.iter().all(|c| c.is_finished())
             })?;
             bench.service.host().rescind()?;

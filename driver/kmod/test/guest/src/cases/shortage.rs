@@ -1,6 +1,7 @@
 //! Every allocation fails once, in a kernel that can be told to.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -29,13 +30,16 @@ fn starve<T>(mut call: impl FnMut() -> T, mut check: impl FnMut(T) -> Result<()>
         let path = Path::new("/sys/kernel/debug/failslab").join(name);
         fs::write(&path, value).with_context(|| path.display().to_string())?;
     }
+    // Opened once: opening allocates, and would be what fails.
+    let counter = File::options().read(true).write(true).open(NTH).context(NTH)?;
     for nth in 1..MOST {
-        fs::write(NTH, nth.to_string()).context(NTH)?;
+        counter.write_all_at(nth.to_string().as_bytes(), 0).context(NTH)?;
         let outcome = call();
-        let left = fs::read_to_string(NTH).context(NTH)?;
-        fs::write(NTH, "0").context(NTH)?;
+        let mut left = [0; 16];
+        let len = counter.read_at(&mut left, 0).context(NTH)?;
+        counter.write_all_at(b"0", 0).context(NTH)?;
         check(outcome).with_context(|| format!("allocation {nth}"))?;
-        if left.trim() != "0" {
+        if left[..len].trim_ascii() != b"0" {
             return Ok(nth - 1);
         }
     }

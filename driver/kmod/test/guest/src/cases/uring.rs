@@ -9,7 +9,7 @@ use crate::memory::{Memory, PAGE};
 use crate::ring::Ring;
 use crate::runner::Bench;
 use crate::service::{Mode, Task, checksum, pattern};
-use crate::system::{SOON, pending, ring_cancels, users, wait_until};
+use crate::system::{pending, ring_cancels, soon, users, wait_until};
 
 /// One request each way; the answer comes in the struct and in the completion.
 pub(crate) fn both_ways(_: &Bench) -> Result<()> {
@@ -130,7 +130,7 @@ pub(crate) fn refusals(_: &Bench) -> Result<()> {
 
 /// Waits until the host is the only one who has the `n` requests.
 fn wait_abandoned(n: usize) -> Result<()> {
-    wait_until("the requests to be abandoned", SOON, || {
+    wait_until("the requests to be abandoned", soon(), || {
         pending().is_ok_and(|lines| lines.len() == n && lines.iter().all(|line| line.ends_with(" abandoned")))
     })
 }
@@ -147,14 +147,14 @@ pub(crate) fn ring_closed(bench: &Bench) -> Result<()> {
     }
     let held = bench.service.take(4)?;
     drop(device);
-    wait_until("the ring alone to hold the node open", SOON, || {
+    wait_until("the ring alone to hold the node open", soon(), || {
         users().is_ok_and(|n| n == 1)
     })?;
     drop(ring);
     if ring_cancels()? {
         // It is gone before the host has answered; nothing but the host has the requests.
         wait_abandoned(4)?;
-        wait_until("the ring to be gone", SOON, || users().is_ok_and(|n| n == 0))?;
+        wait_until("the ring to be gone", soon(), || users().is_ok_and(|n| n == 0))?;
     } else {
         let listing = pending()?;
         ensure!(
@@ -187,7 +187,7 @@ pub(crate) fn killed(bench: &Bench) -> Result<()> {
         ensure!(packet.data.1 as usize == CHILD_DATA, "{packet:?}");
         bench.service.serve(packet)?;
     }
-    wait_until("the requests to go", SOON, || {
+    wait_until("the requests to go", soon(), || {
         pending().is_ok_and(|lines| lines.is_empty())
     })
 }

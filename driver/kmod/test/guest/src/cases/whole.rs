@@ -8,7 +8,7 @@ use vsc_driver::loader::{Module, ModuleStep, NodeStep, Outcome, Restriction, Ste
 
 use crate::client::{Device, Line};
 use crate::runner::Bench;
-use crate::system::{NODE, SOON, kernel_log, loader, users, wait_until};
+use crate::system::{KMEMLEAK, NODE, kernel_log, loader, soon, users, wait_until};
 
 /// The loader finds the prebuilt module, the kernel takes it, and the node is there, for root alone.
 pub(crate) fn load(_: &Bench) -> Result<()> {
@@ -36,7 +36,7 @@ pub(crate) fn load(_: &Bench) -> Result<()> {
 /// The loader leaves a module alone that somebody uses, and takes it away when nobody does.
 pub(crate) fn loader_unloads(_: &Bench) -> Result<()> {
     // A ring that was closed before Linux 6.7 looks for its last answers at intervals, and holds the node open until then.
-    wait_until("the cases before to let go of the node", SOON, || {
+    wait_until("the cases before to let go of the node", soon(), || {
         users().is_ok_and(|n| n == 0)
     })?;
     let device = Device::open()?;
@@ -94,8 +94,6 @@ fn is_loading_note(line: &str) -> bool {
     .iter()
     .any(|note| line.contains(note))
 }
-
-const KMEMLEAK: &str = "/sys/kernel/debug/kmemleak";
 
 /// Whether this kernel looks for lost memory.
 pub(crate) fn finds_leaks() -> bool {
