@@ -292,8 +292,8 @@ async fn blocks(service: &Service) {
     let c = service.container().await;
     assert!(matches!(c.block_list("b").await, Err(Error::BlobNotFound { .. })));
     let id = |n: u8| BlockId(vec![n; 24]);
-    c.stage("b", &id(1), body("one")).await.unwrap();
-    c.stage("b", &id(2), body("two")).await.unwrap();
+    c.stage("b", &id(1), body("one"), None).await.unwrap();
+    c.stage("b", &id(2), body("two"), None).await.unwrap();
     let list = c.block_list("b").await.unwrap();
     assert_eq!(list.committed.len(), 0);
     assert_eq!(list.uncommitted.len(), 2);
@@ -310,7 +310,7 @@ async fn blocks(service: &Service) {
         .await
         .unwrap();
     assert_eq!(service.read(&c, "b").await, b"twoone");
-    c.stage("b", &id(3), body("three")).await.unwrap();
+    c.stage("b", &id(3), body("three"), None).await.unwrap();
     let second = c
         .commit(
             "b",
@@ -500,7 +500,10 @@ async fn copies(service: &Service) {
         Err(Error::BlobNotFound { name }) if name == "nothing"
     ));
     let id = BlockId(vec![7; 8]);
-    match c.stage_from("s", &id, source, 2..5, Some(&first.etag)).await {
+    match c
+        .stage_from("s", &id, source, 2..5, Some(&first.etag), None)
+        .await
+    {
         Ok(()) => {
             c.commit("s", &[BlockRef::Latest(id)], &PutOptions::default())
                 .await
@@ -641,7 +644,7 @@ async fn tokens_are_sent_and_a_revoked_one_is_replaced() {
     store.revoke_token("token-0");
     store.accept_token("token-1");
     let id = BlockId(vec![1; 4]);
-    c.stage_from("t", &id, "s", 1..4, None).await.unwrap();
+    c.stage_from("t", &id, "s", 1..4, None, None).await.unwrap();
     c.commit("t", &[BlockRef::Latest(id)], &PutOptions::default())
         .await
         .unwrap();

@@ -113,10 +113,10 @@ async fn round_trip(node: &Node, c: &Container, seed: usize) {
     let content = bytes(seed, len);
     let (head, tail) = content.split_at(len / 2);
     let ids = [BlockId(vec![1; 16]), BlockId(vec![2; 16])];
-    c.stage(&name, &ids[0], node.buffer(head).freeze().into())
+    c.stage(&name, &ids[0], node.buffer(head).freeze().into(), None)
         .await
         .unwrap();
-    c.stage(&name, &ids[1], Bytes::copy_from_slice(tail).into())
+    c.stage(&name, &ids[1], Bytes::copy_from_slice(tail).into(), None)
         .await
         .unwrap();
     let options = PutOptions {
@@ -344,7 +344,7 @@ async fn a_write_whose_answer_was_lost_is_not_a_lost_race() {
     assert_eq!(head("a").await.etag, second.etag);
 
     let id = BlockId(vec![5; 32]);
-    c.stage("a", &id, Bytes::from_static(b"block").into())
+    c.stage("a", &id, Bytes::from_static(b"block").into(), None)
         .await
         .unwrap();
     lose().await;
@@ -434,24 +434,7 @@ async fn a_lost_race_stays_one_even_when_an_answer_was_lost() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_without_rest_reads_by_handle() {
-    let faults = Faults {
-        refuse_rest: true,
-        ..Faults::default()
-    };
-    let node = Node::with_faults(TransportMode::Prefer, Some(faults)).await;
-    let keyed = node.container().await;
-    let content = bytes(4, 500_000);
-    let written = keyed
-        .put("r", node.buffer(&content).freeze().into(), &PutOptions::default())
-        .await
-        .unwrap();
-    let key = AccountKey::new(DEV_ACCOUNT, DEV_KEY).unwrap();
-    let sas = key.container_sas("data", &SasOptions::new("racwdl", Duration::from_secs(3600)));
-    let c = node
-        .client(Credentials::Sas(sas.into()))
-        .container("data")
-        .unwrap();
-    let condition = Condition::matches(&written.etag);
+    let (node, c, content, condition) = without_rest(500_000, |_| sas("racwdl")).await;
     let read = async |range: std::ops::Range<u64>| {
         let dest = node.arena.alloc(100_000).unwrap();
         let got = c.get("r", range.clone(), &condition, dest).await.unwrap();
@@ -498,15 +481,18 @@ async fn a_host_without_rest_reads_by_handle() {
     ));
 }
 
-/// A store behind a host without REST, holding blob `r` in container `data`; its content and version.
-async fn without_rest(credentials: impl Fn(&Node) -> Credentials) -> (Node, Container, Vec<u8>, Condition) {
+/// A host that takes no REST requests, a container of a client with these credentials, and a blob `r` of so many bytes.
+async fn without_rest(
+    len: usize,
+    credentials: impl Fn(&Node) -> Credentials,
+) -> (Node, Container, Vec<u8>, Condition) {
     let faults = Faults {
         refuse_rest: true,
         ..Faults::default()
     };
     let node = Node::with_faults(TransportMode::Prefer, Some(faults)).await;
     let keyed = node.container().await;
-    let content = bytes(4, 100_000);
+    let content = bytes(4, len);
     let written = keyed
         .put("r", node.buffer(&content).freeze().into(), &PutOptions::default())
         .await
@@ -523,7 +509,7 @@ fn sas(rights: &str) -> Credentials {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_who_come_together_open_one_handle() {
-    let (node, c, content, condition) = without_rest(|_| sas("r")).await;
+    let (node, c, content, condition) = without_rest(100_000, |_| sas("r")).await;
     let read = async || {
         let dest = node.arena.alloc(content.len()).unwrap();
         let got = c.get("r", 0..100_000, &condition, dest).await.unwrap();
@@ -539,7 +525,7 @@ async fn readers_who_come_together_open_one_handle() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handle_is_for_those_who_may_read() {
-    let (node, reader, content, condition) = without_rest(|_| sas("r")).await;
+    let (node, reader, content, condition) = without_rest(100_000, |_| sas("r")).await;
     let read = async |c: &Container| {
         let dest = node.arena.alloc(content.len()).unwrap();
         c.get("r", 0..100_000, &condition, dest).await
@@ -567,7 +553,7 @@ impl TokenSource for OneToken {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_goes_with_the_handle() {
-    let (node, c, content, condition) = without_rest(|node| {
+    let (node, c, content, condition) = without_rest(100_000, |node| {
         node.store.accept_token("token-1");
         Credentials::Token(Arc::new(OneToken))
     })

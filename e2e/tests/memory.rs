@@ -50,7 +50,11 @@ fn put_one_gibibyte(container: &ContainerView, blob: &str) -> Result<()> {
             bytes.extend(pattern(block * BLOCK + word * 8));
         }
         let id = BlockId(format!("{block:08}").into_bytes());
-        runtime().block_on(container.client().stage(blob, &id, Bytes::from(bytes).into()))?;
+        runtime().block_on(
+            container
+                .client()
+                .stage(blob, &id, Bytes::from(bytes).into(), None),
+        )?;
         ids.push(BlockRef::Uncommitted(id));
     }
     runtime().block_on(container.client().commit(blob, &ids, &PutOptions::default()))?;

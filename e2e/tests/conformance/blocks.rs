@@ -14,7 +14,9 @@ fn latest(ids: &[&str]) -> Vec<BlockRef> {
 }
 
 async fn stage(c: &Context, blob: &str, block: &str, body: &[u8]) -> Result<()> {
-    Ok(c.container()?.stage(blob, &id(block), bytes_body(body)).await?)
+    Ok(c.container()?
+        .stage(blob, &id(block), bytes_body(body), None)
+        .await?)
 }
 async fn commit(c: &Context, blob: &str, blocks: &[BlockRef]) -> blob_client::Result<blob_client::Written> {
     let container = c.container().expect("a container name");
@@ -119,7 +121,10 @@ pub(crate) async fn staged_only_is_invisible(c: &Context) -> Result<()> {
 
 pub(crate) async fn ids_of_other_lengths(c: &Context) -> Result<()> {
     stage(c, "b", "aa", b"x").await?;
-    let other = c.container()?.stage("b", &id("aaa"), bytes_body(b"x")).await;
+    let other = c
+        .container()?
+        .stage("b", &id("aaa"), bytes_body(b"x"), None)
+        .await;
     same!(
         c.ended("another length", &other),
         "Service 400 InvalidBlobOrBlock"
@@ -197,7 +202,7 @@ pub(crate) async fn stage_from(c: &Context) -> Result<()> {
     let container = c.container()?;
     let source = c.put("source blob", b"0123456789").await?;
     let staged = container
-        .stage_from("b", &id("a"), "source blob", 2..6, Some(&source.etag))
+        .stage_from("b", &id("a"), "source blob", 2..6, Some(&source.etag), None)
         .await;
     if c.differs(
         "Azurite 3.35 does not implement Put Block From URL: it answers 501, and the client reports that",
@@ -207,16 +212,18 @@ pub(crate) async fn stage_from(c: &Context) -> Result<()> {
     }
     staged?;
     container
-        .stage_from("b", &id("b"), "source blob", 0..2, None)
+        .stage_from("b", &id("b"), "source blob", 0..2, None, None)
         .await?;
     commit(c, "b", &latest(&["a", "b"])).await?;
     same!(c.read("b").await?, b"234501");
     c.put("source blob", b"changed").await?;
     let stale = container
-        .stage_from("b", &id("c"), "source blob", 0..2, Some(&source.etag))
+        .stage_from("b", &id("c"), "source blob", 0..2, Some(&source.etag), None)
         .await;
     same!(kind(&stale), "ConditionNotMet");
-    let missing = container.stage_from("b", &id("c"), "nothing", 0..2, None).await;
+    let missing = container
+        .stage_from("b", &id("c"), "nothing", 0..2, None, None)
+        .await;
     same!(kind(&missing), "BlobNotFound");
     Ok(())
 }

@@ -49,15 +49,15 @@ pub(crate) async fn commit(c: &Context) -> Result<()> {
     let container = c.container()?;
     let id = BlockId(b"a".to_vec());
     let list = [BlockRef::Latest(id.clone())];
-    container.stage("b", &id, bytes_body(b"1")).await?;
+    container.stage("b", &id, bytes_body(b"1"), None).await?;
     let first = container.commit("b", &list, &with(Condition::absent())).await?;
-    container.stage("b", &id, bytes_body(b"2")).await?;
+    container.stage("b", &id, bytes_body(b"2"), None).await?;
     let again = container.commit("b", &list, &with(Condition::absent())).await;
     same!(c.ended("absent, but there", &again), "AlreadyExists");
     let second = container
         .commit("b", &list, &with(Condition::matches(&first.etag)))
         .await?;
-    container.stage("b", &id, bytes_body(b"3")).await?;
+    container.stage("b", &id, bytes_body(b"3"), None).await?;
     let stale = container
         .commit("b", &list, &with(Condition::matches(&first.etag)))
         .await;
@@ -69,7 +69,7 @@ pub(crate) async fn commit(c: &Context) -> Result<()> {
         .await?;
     same!(c.read("b").await?, b"3");
     container.delete("b", &Condition::none()).await?;
-    container.stage("b", &id, bytes_body(b"4")).await?;
+    container.stage("b", &id, bytes_body(b"4"), None).await?;
     let gone = container
         .commit("b", &list, &with(Condition::matches(&second.etag)))
         .await;

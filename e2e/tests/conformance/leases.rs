@@ -17,7 +17,7 @@ pub(crate) async fn guard_writes(c: &Context) -> Result<()> {
     let container = c.container()?;
     c.put("b", b"1").await?;
     let id = BlockId(b"a".to_vec());
-    container.stage("b", &id, bytes_body(b"2")).await?;
+    container.stage("b", &id, bytes_body(b"2"), None).await?;
     let lease = container.acquire_lease("b", Some(60)).await?;
     let none = Condition::none();
     let put = container.put("b", bytes_body(b"3"), &PutOptions::default()).await;

@@ -22,9 +22,9 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     async fn head(&self, blob: &str, condition: &Condition) -> Result<Properties>;
     /// See [`Container::put`].
     async fn put(&self, blob: &str, body: Body, options: &PutOptions) -> Result<Written>;
-    /// See [`Container::stage_leased`].
+    /// See [`Container::stage`].
     async fn stage(&self, blob: &str, id: &BlockId, body: Body, lease: Option<&str>) -> Result<()>;
-    /// See [`Container::stage_from_leased`].
+    /// See [`Container::stage_from`].
     async fn stage_from(
         &self,
         blob: &str,
@@ -75,7 +75,7 @@ impl Store for Container {
         Container::put(self, blob, body, options).await
     }
     async fn stage(&self, blob: &str, id: &BlockId, body: Body, lease: Option<&str>) -> Result<()> {
-        Container::stage_leased(self, blob, id, body, lease).await
+        Container::stage(self, blob, id, body, lease).await
     }
     async fn stage_from(
         &self,
@@ -86,7 +86,7 @@ impl Store for Container {
         source_etag: Option<&ETag>,
         lease: Option<&str>,
     ) -> Result<()> {
-        Container::stage_from_leased(self, blob, id, source, range, source_etag, lease).await
+        Container::stage_from(self, blob, id, source, range, source_etag, lease).await
     }
     async fn commit(&self, blob: &str, blocks: &[BlockRef], options: &PutOptions) -> Result<Written> {
         Container::commit(self, blob, blocks, options).await

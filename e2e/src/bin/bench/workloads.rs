@@ -207,11 +207,12 @@ fn put_large(container: &ContainerView, scale: Scale) -> Result<()> {
     let mut blocks = Vec::new();
     for number in 0..large(scale) / MIB {
         let id = BlockId(format!("{number:08}").into_bytes());
-        runtime().block_on(
-            container
-                .client()
-                .stage("large", &id, Bytes::from(piece(number)).into()),
-        )?;
+        runtime().block_on(container.client().stage(
+            "large",
+            &id,
+            Bytes::from(piece(number)).into(),
+            None,
+        ))?;
         blocks.push(BlockRef::Uncommitted(id));
     }
     runtime().block_on(

@@ -20,21 +20,8 @@ const LONGEST_POLL: Duration = Duration::from_secs(2);
 
 impl Container {
     /// Put Block From URL out of a blob of the same account. `Service` error (501, or 409/403 codes) where the endpoint cannot:
-    /// the caller then reads and stages.
+    /// the caller then reads and stages. Where the blob is leased only the holder of the lease can.
     pub async fn stage_from(
-        &self,
-        blob: &str,
-        id: &BlockId,
-        source: &str,
-        range: Range<u64>,
-        source_etag: Option<&ETag>,
-    ) -> Result<()> {
-        self.stage_from_leased(blob, id, source, range, source_etag, None)
-            .await
-    }
-
-    /// Put Block From URL in a blob that may be leased: then only the holder of the lease can.
-    pub async fn stage_from_leased(
         &self,
         blob: &str,
         id: &BlockId,

@@ -409,7 +409,7 @@ async fn a_token_is_waited_for_as_long_as_the_call_may_take() {
         ..Tokens::default()
     });
     fake.will(answer(201, &[], b""));
-    c.stage_from("b", &BlockId(vec![1]), "source", 0..1, None)
+    c.stage_from("b", &BlockId(vec![1]), "source", 0..1, None, None)
         .await
         .unwrap();
 
@@ -421,7 +421,9 @@ async fn a_token_is_waited_for_as_long_as_the_call_may_take() {
     let error = put(&c, Condition::none()).await.unwrap_err();
     assert!(matches!(error, Error::Token { retryable: true, .. }), "{error}");
     assert_eq!(began.elapsed().as_secs(), 60);
-    let error = c.stage_from("b", &BlockId(vec![1]), "source", 0..1, None).await;
+    let error = c
+        .stage_from("b", &BlockId(vec![1]), "source", 0..1, None, None)
+        .await;
     assert!(matches!(error, Err(Error::Token { .. })), "{error:?}");
     // Somebody who waits for a verdict hears of an outage soon, and everybody of a refusal at once.
     let out = || Tokens {
@@ -457,7 +459,7 @@ async fn a_sas_for_the_source_of_a_copy_is_not_shown() {
     };
     fake.will(hides()).will(hides());
     c.copy("s", None, "t", None, &Condition::none()).await.unwrap();
-    c.stage_from("t", &BlockId(vec![1]), "s", 0..1, None)
+    c.stage_from("t", &BlockId(vec![1]), "s", 0..1, None, None)
         .await
         .unwrap();
     assert!(fake.nothing_left());

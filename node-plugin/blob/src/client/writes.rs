@@ -31,19 +31,8 @@ impl Container {
         }
     }
 
-    /// Put Block.
-    pub async fn stage(&self, blob: &str, id: &BlockId, body: Body) -> Result<()> {
-        self.stage_leased(blob, id, body, None).await
-    }
-
-    /// Put Block in a blob that may be leased: then only the holder of the lease can.
-    pub async fn stage_leased(
-        &self,
-        blob: &str,
-        id: &BlockId,
-        body: Body,
-        lease: Option<&str>,
-    ) -> Result<()> {
+    /// Put Block. Where the blob is leased only the holder of the lease can.
+    pub async fn stage(&self, blob: &str, id: &BlockId, body: Body, lease: Option<&str>) -> Result<()> {
         let call = block_call(blob, id, lease)?.body(body);
         self.execute(call).await?;
         Ok(())
