@@ -3,5 +3,6 @@
 
 pub mod fuse;
 pub mod harness;
+pub mod identity;
 pub mod store;
 pub mod vsp;

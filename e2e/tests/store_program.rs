@@ -57,10 +57,14 @@ impl Drop for Running {
 }
 
 fn container(endpoint: &str, account: &str, key: &str) -> Container {
-    let credentials = Credentials::SharedKey {
+    let key = Credentials::SharedKey {
         account: account.into(),
         key: Secret::new(key.into()),
     };
+    container_as(endpoint, key)
+}
+
+fn container_as(endpoint: &str, credentials: Credentials) -> Container {
     let config = ClientConfig::new(endpoint.parse().unwrap(), credentials);
     let client = Client::new(
         config,
@@ -137,6 +141,34 @@ fn prints_what_a_user_exports() {
 }
 
 #[test]
+fn gives_tokens_to_the_identities_of_a_file() {
+    use blob_client::auth::entra::{Identity, token_source};
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("identities.json");
+    std::fs::write(
+        &file,
+        r#"[{"tenant": "t", "clientId": "app", "secret": "s3cret"}]"#,
+    )
+    .unwrap();
+    let running = Running::start(
+        store()
+            .args(["--listen", "127.0.0.1:0", "--container", "data", "--identities"])
+            .arg(&file),
+        2,
+    );
+    let identity = Identity::ServicePrincipal {
+        tenant_id: "t".into(),
+        client_id: "app".into(),
+        secret: Secret::new("s3cret".into()),
+    };
+    let https = std::sync::Arc::new(Https::new());
+    let source = token_source(identity, Some(running.lines[1].parse().unwrap()), https).unwrap();
+    let container = container_as(&running.lines[0], Credentials::Token(source));
+    runtime().block_on(container.properties()).unwrap();
+    running.stop();
+}
+
+#[test]
 fn wrong_arguments_name_the_field() {
     for (arguments, wanted) in [
         (&["--account", "mine"][..], "AZURE_STORAGE_KEY"),
@@ -149,6 +181,11 @@ fn wrong_arguments_name_the_field() {
             &["--listen", "127.0.0.1:0", "--folder", "/dev/null/x"],
             "--folder",
         ),
+        (
+            &["--listen", "127.0.0.1:0", "--identities", "/dev/null/x"],
+            "--identities",
+        ),
+        (&["--tokens", "127.0.0.1:0"], "--identities"),
     ] {
         let output = store().args(arguments).output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -2,10 +2,11 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use e2e::identity::{Identity, TokenServer};
 use e2e::store::{BlobStore, DEV_ACCOUNT, DEV_KEY, StoreConfig};
 use tracing_subscriber::EnvFilter;
 
@@ -24,6 +25,11 @@ use tracing_subscriber::EnvFilter;
         any free port; prints lines a shell can evaluate
   AZURE_STORAGE_KEY=... store --account mine --folder /var/tmp/blobs
         an account of your own, kept in a folder
+  store --identities identities.json --tokens 127.0.0.1:10001
+        tokens for managed identities, service principals and workload identities too; the file:
+        [{\"tenant\": \"T\", \"clientId\": \"A\", \"secret\": \"S\"},
+         {\"tenant\": \"T\", \"clientId\": \"B\", \"managed\": true, \"resourceId\": \"/subscriptions/...\"},
+         {\"tenant\": \"T\", \"clientId\": \"C\", \"subject\": \"system:serviceaccount:NAMESPACE:NAME\"}]
 
 Ctrl-C stops it. RUST_LOG=debug shows refused requests."
 )]
@@ -45,6 +51,19 @@ struct Options {
     #[arg(long, default_value = DEV_ACCOUNT, value_name = "NAME")]
     account: String,
 
+    /// Give access tokens to the identities in this file (JSON, see below); the second line printed is where
+    #[arg(long, value_name = "FILE")]
+    identities: Option<PathBuf>,
+
+    /// Address and port for token requests; port 0 takes a free one
+    #[arg(
+        long,
+        default_value = "127.0.0.1:0",
+        value_name = "ADDRESS:PORT",
+        requires = "identities"
+    )]
+    tokens: SocketAddr,
+
     /// Print `export NAME=value` lines for clients and SDKs, the key among them
     #[arg(long)]
     print_env: bool,
@@ -59,6 +78,13 @@ fn key(account: &str) -> Result<String> {
             "--account {account}: set AZURE_STORAGE_KEY to the key this account shall have (base64)"
         ),
     }
+}
+
+/// The identities of a file.
+fn identities(path: &Path) -> Result<Vec<Identity>> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| format!("--identities {shown}"))?;
+    serde_json::from_str(&text).with_context(|| format!("--identities {shown}"))
 }
 
 #[tokio::main]
@@ -86,6 +112,13 @@ async fn main() -> Result<()> {
         .await
         .with_context(|| format!("--listen {}: cannot listen there", options.listen))?;
     let endpoint = server.endpoint();
+    let tokens = match &options.identities {
+        None => None,
+        Some(path) => Some(
+            TokenServer::start(store.clone(), identities(path)?, options.tokens)
+                .with_context(|| format!("--tokens {}: cannot listen there", options.tokens))?,
+        ),
+    };
 
     let mut out = std::io::stdout().lock();
     if options.print_env {
@@ -97,8 +130,15 @@ async fn main() -> Result<()> {
             "export AZURE_STORAGE_CONNECTION_STRING='DefaultEndpointsProtocol=http;AccountName={};AccountKey={key};BlobEndpoint={endpoint};'",
             options.account
         )?;
+        if let Some(tokens) = &tokens {
+            writeln!(out, "export AZURE_AUTHORITY_HOST='{}'", tokens.authority())?;
+            writeln!(out, "export MSI_ENDPOINT='{}'", tokens.metadata())?;
+        }
     } else {
         writeln!(out, "{endpoint}")?;
+        if let Some(tokens) = &tokens {
+            writeln!(out, "{}", tokens.authority())?;
+        }
     }
     out.flush()?;
     drop(out);

@@ -1,13 +1,14 @@
 //! The manifests of deploy/examples as a user applies them: only account, key, namespace and image are filled in.
 
 use anyhow::{Context as _, Result, ensure};
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, PostParams};
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::core::TypeMeta;
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
-use crate::lab::{LAB, MARK, PATIENCE, STORE, is_ready, poll};
+use crate::lab::{LAB, MARK, PATIENCE, STORE, TOKENS, is_ready, poll};
+use crate::objects::PodPlan;
 use crate::space::Space;
 
 /// Applies one of the examples after the example of the Secret, and waits until its pods are ready.
@@ -23,14 +24,24 @@ async fn applied_to_a_container(space: &Space, example: &str) -> Result<()> {
         .put_blob(&space.name, "reports/first", "a report")
         .await?;
     for name in ["secret", example] {
-        let path = space.lab.settings.examples.join(format!("{name}.yaml"));
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        for object in filled_in(space, &text)? {
-            apply(space, object)
-                .await
-                .with_context(|| path.display().to_string())?;
-        }
+        apply_file(space, name).await?;
     }
+    pods_are_ready(space, example).await
+}
+
+/// Applies one file.
+async fn apply_file(space: &Space, name: &str) -> Result<()> {
+    let path = space.lab.settings.examples.join(format!("{name}.yaml"));
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    for object in filled_in(space, &text)? {
+        apply(space, object)
+            .await
+            .with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
+async fn pods_are_ready(space: &Space, example: &str) -> Result<()> {
     poll(
         &format!("the pods of {example} are ready"),
         PATIENCE,
@@ -58,6 +69,21 @@ fn filled_in(space: &Space, text: &str) -> Result<Vec<DynamicObject>> {
             "containerName: volumes",
             &format!("containerName: {}", space.name),
         )
+        // Token requests go to the suite's server; nothing on the node listens at the metadata service's address.
+        .replace("http://127.0.0.1:40342", TOKENS)
+        .replace(
+            "AzureStorageAuthType: MSI\n  #",
+            &format!(
+                "AzureStorageAuthType: MSI\n  MSIEndpoint: {TOKENS}/metadata/identity/oauth2/token\n  #"
+            ),
+        )
+        .replace("https://login.partner.microsoftonline.cn", TOKENS)
+        .replace(
+            "AzureStorageAuthType: WorkloadIdentity",
+            &format!("AzureStorageAuthType: WorkloadIdentity\n      AzureStorageAADEndpoint: {TOKENS}"),
+        )
+        // `server` is the whole endpoint.
+        .replace("storageEndpointSuffix: core.chinacloudapi.cn\n", "\n")
         // What the driver or the provisioner reads by itself is in a namespace that the chart's values name.
         .replace("secret-namespace: default", &format!("secret-namespace: {LAB}"))
         .replace("secretNamespace: default", &format!("secretNamespace: {LAB}"))
@@ -187,6 +213,92 @@ pub(crate) async fn static_volume(space: &Space) -> Result<()> {
     applied(space, "static").await?;
     let seen = space.sh("static", "stat -c '%u %g %a' /data /data/first").await?;
     ensure!(seen == "1000 1000 750\n1000 1000 640\n", "the pod sees {seen:?}");
+    Ok(())
+}
+
+/// The nodes' identity, by client id and by resource id: the controller makes and deletes the directory with it, the node mounts
+/// with it, and there is no Secret.
+pub(crate) async fn managed_identity(space: &Space) -> Result<()> {
+    space.lab.make_container(&space.name).await?;
+    apply_file(space, "managed-identity").await?;
+    space
+        .claim(
+            "by-resource",
+            "blob-managed-identity-by-resource",
+            "ReadWriteMany",
+        )
+        .await?;
+    for claim in ["managed-identity", "by-resource"] {
+        space.pod(&PodPlan::new(claim).claim(claim)).await?;
+        space.sh(claim, &format!("echo of {claim} > /data/who")).await?;
+        let blob = format!("{}/{claim}/who", space.name);
+        let found = space.lab.blob(&space.name, &blob).await?;
+        ensure!(found == Some(format!("of {claim}\n")), "{blob} is {found:?}");
+        finish(space, claim).await?;
+        let found = space.lab.blob(&space.name, &blob).await?;
+        ensure!(found.is_none(), "{blob} is still there: {found:?}");
+    }
+    Ok(())
+}
+
+/// A service principal; with another secret the Event names what to look at.
+pub(crate) async fn service_principal(space: &Space) -> Result<()> {
+    space.lab.make_container(&space.name).await?;
+    space.lab.put_blob(&space.name, "first", "by its owner").await?;
+    apply_file(space, "service-principal").await?;
+    let plan = PodPlan::new("app").claim("service-principal");
+    space.pod(&plan).await?;
+    let seen = space
+        .sh("app", "cat /data/first && echo x > /data/second")
+        .await?;
+    ensure!(seen == "by its owner", "the pod reads {seen:?}");
+    let found = space.lab.blob(&space.name, "second").await?;
+    ensure!(found.as_deref() == Some("x\n"), "the store has {found:?}");
+    space.delete_pod("app").await?;
+    // Expired, as secrets of applications do.
+    let secrets = space.api::<Secret>();
+    let other = json!({"stringData": {"azurestoragespnclientsecret": "another"}});
+    secrets
+        .patch(
+            "blob-service-principal",
+            &PatchParams::default(),
+            &Patch::Merge(other),
+        )
+        .await?;
+    space.create_pod(&plan).await?;
+    told(space, "app", "AADSTS7000215").await
+}
+
+/// The token of the pod's own service account, which kubelet hands over; that of another account is not exchanged.
+pub(crate) async fn workload_identity(space: &Space) -> Result<()> {
+    space.lab.make_container(&space.name).await?;
+    space.lab.put_blob(&space.name, "first", "by its owner").await?;
+    apply_file(space, "workload-identity").await?;
+    pods_are_ready(space, "workload-identity").await?;
+    let seen = space.sh("workload-identity", "cat /data/first && echo x > /data/second");
+    let seen = seen.await?;
+    ensure!(seen == "by its owner", "the pod reads {seen:?}");
+    let found = space.lab.blob(&space.name, "second").await?;
+    ensure!(found.as_deref() == Some("x\n"), "the store has {found:?}");
+    // The same volume, under the account `default`.
+    space
+        .create_pod(&PodPlan::new("stranger").claim("workload-identity"))
+        .await?;
+    told(space, "stranger", "AADSTS700213").await
+}
+
+/// An Event of the pod has the words of the service, and no secret.
+async fn told(space: &Space, pod: &str, words: &str) -> Result<()> {
+    let event = space
+        .event(pod, words, |event| {
+            event.message.as_ref().is_some_and(|text| text.contains(words))
+        })
+        .await?;
+    let text = event.message.unwrap_or_default();
+    ensure!(
+        !text.contains("another") && !text.contains("eyJ"),
+        "an Event has a secret: {text}"
+    );
     Ok(())
 }
 

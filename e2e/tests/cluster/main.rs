@@ -61,7 +61,8 @@ fn side_by_side() -> Vec<Case> {
         provisioning: container_for_each_claim prefix_for_each_claim static_volume inline_volume
             inline_secret_of_another_namespace names_out_of_the_claim retained_data reclaim_policy_retain
             mount_options secret_by_name secret_by_name_of_a_class;
-        examples: container_per_claim directory_per_claim volume_name inline read_only secret_by_name static_volume anonymous;
+        examples: container_per_claim directory_per_claim volume_name inline read_only secret_by_name static_volume anonymous
+            managed_identity service_principal workload_identity;
         node: label_and_registration;
     }
 }

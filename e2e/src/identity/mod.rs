@@ -1,0 +1,171 @@
+//! Access tokens for the embedded store, given as Entra ID and a machine's metadata service give them, to identities that are named.
+//!
+//! [`TokenServer`] answers the two requests that clients without a key begin with: `POST /TENANT/oauth2/v2.0/token` (grant
+//! client_credentials, with a secret or with a federated token) and `GET /metadata/identity/oauth2/token`. Each token it gives is
+//! one that the store accepts. What differs from the services: tokens are random words and not signed documents; the signature of a federated token is not checked (that
+//! would need its issuer), its subject, audience and times are; the answer to a wrong request has the service's code and a short text.
+
+mod answer;
+#[cfg(test)]
+mod tests;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+use crate::store::BlobStore;
+use answer::{Answer, answer};
+
+/// Largest body of a token request: a federated token has a few KiB.
+const LARGEST: usize = 256 << 10;
+
+/// Somebody who may have tokens. Ids are compared without regard to case, as the services do.
+#[derive(Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Identity {
+    /// Id of the tenant (directory).
+    pub tenant: String,
+    /// Client (application) id.
+    pub client_id: String,
+    /// Resource id, of a managed identity.
+    #[serde(default)]
+    pub resource_id: Option<String>,
+    /// Whether the machine has it: the metadata service then gives its tokens.
+    #[serde(default)]
+    pub managed: bool,
+    /// Client secret, of a service principal.
+    #[serde(default)]
+    pub secret: Option<String>,
+    /// Subject of the federated tokens that stand for it (`system:serviceaccount:NAMESPACE:NAME`); a `*` stands for any text
+    /// without a colon.
+    #[serde(default)]
+    pub subject: Option<String>,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity")
+            .field("tenant", &self.tenant)
+            .field("client_id", &self.client_id)
+            .field("resource_id", &self.resource_id)
+            .field("managed", &self.managed)
+            .field("secret", &self.secret.as_ref().map(|_| "***"))
+            .field("subject", &self.subject)
+            .finish()
+    }
+}
+
+/// Gives tokens until it is dropped.
+#[derive(Debug)]
+pub struct TokenServer {
+    addr: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl TokenServer {
+    /// Listens on `addr` (port 0 = any) and gives tokens that `store` accepts.
+    pub fn start(store: Arc<BlobStore>, identities: Vec<Identity>, addr: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(addr)?;
+        listener.set_nonblocking(true)?;
+        let addr = listener.local_addr()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name("token-server".into())
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        _ = stopped => {}
+                        result = accept(store, identities.into(), listener) => {
+                            if let Err(error) = result {
+                                tracing::error!(%error, "the token server stopped listening");
+                            }
+                        }
+                    }
+                });
+            })?;
+        Ok(Self {
+            addr,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+
+    /// What stands for `https://login.microsoftonline.com`: `http://127.0.0.1:PORT`.
+    pub fn authority(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// What stands for the metadata service: a whole URL without a query.
+    pub fn metadata(&self) -> String {
+        format!("http://{}{}", self.addr, answer::METADATA)
+    }
+}
+
+impl Drop for TokenServer {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the token server panicked");
+        }
+    }
+}
+
+async fn accept(store: Arc<BlobStore>, identities: Arc<[Identity]>, listener: TcpListener) -> io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, _) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            // A connection that died in the queue, or no descriptor free: the listener itself is fine.
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                continue;
+            }
+        };
+        while connections.try_join_next().is_some() {}
+        let (store, identities) = (store.clone(), identities.clone());
+        connections.spawn(async move {
+            let service = service_fn(|request| handle(&store, &identities, request));
+            let connection = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            if let Err(error) = connection {
+                tracing::debug!(%error, "connection ended");
+            }
+        });
+    }
+}
+
+async fn handle(
+    store: &BlobStore,
+    identities: &[Identity],
+    request: http::Request<Incoming>,
+) -> Result<http::Response<Full<Bytes>>, Infallible> {
+    let (parts, body) = request.into_parts();
+    let answer = match Limited::new(body, LARGEST).collect().await {
+        Ok(body) => answer(identities, &parts, &body.to_bytes(), store),
+        Err(error) => Answer::refusal(400, "invalid_request", &format!("the body: {error}")),
+    };
+    if let Some(why) = answer.refused() {
+        tracing::info!(path = parts.uri.path(), why, "no token");
+    }
+    Ok(answer.into_response())
+}
