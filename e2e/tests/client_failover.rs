@@ -470,7 +470,8 @@ async fn a_host_without_rest_reads_by_handle() {
     node.until_usable().await;
     read(0..1000).await;
     // A new version is a new handle, and the old one is refused as changed.
-    keyed
+    let other = node.client(sas("w")).container("data").unwrap();
+    other
         .put("r", Bytes::from_static(b"new").into(), &PutOptions::default())
         .await
         .unwrap();
