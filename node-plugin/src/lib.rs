@@ -15,5 +15,12 @@ pub const DRIVER_NAME: &str = "vsc-blob.csi.azure.com";
 /// Version of the program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// The version as people read it, with what the build is.
+pub const BUILD: &str = if cfg!(feature = "fips") {
+    concat!(env!("CARGO_PKG_VERSION"), " (FIPS)")
+} else {
+    VERSION
+};
+
 /// The channel's device node.
 pub const DEVICE: &str = "/dev/azure_blob";

@@ -45,6 +45,32 @@ fn refused(arguments: &[&str], words: &[&str]) {
     );
 }
 
+/// An operator who must have FIPS gets it, or no program at all.
+#[test]
+fn a_fips_module_is_there_or_missed() {
+    let fips = cfg!(feature = "fips");
+    let version = text(&run(&["--version"]).stdout);
+    assert_eq!(version.contains("(FIPS)"), fips, "{version}");
+    let folder = tempfile::tempdir().unwrap();
+    let device = folder.path().join("azure_blob");
+    let doctor = ["doctor", "--json", "--device", device.to_str().unwrap()];
+    let asked = [
+        program().args(doctor).arg("--require-fips").output().unwrap(),
+        program()
+            .args(doctor)
+            .env("VSC_BLOB_CSI_REQUIRE_FIPS", "true")
+            .output()
+            .unwrap(),
+    ];
+    for output in asked {
+        let told = text(&output.stderr);
+        assert_eq!(output.status.success(), fips, "{told}");
+        assert!(fips || told.contains("deploy/image --fips"), "{told}");
+        let report = text(&output.stdout);
+        assert!(!fips || report.contains(r#""program": true"#), "{report}");
+    }
+}
+
 #[test]
 fn every_command_has_help() {
     let all = run(&["--help"]);

@@ -31,7 +31,7 @@ app.kubernetes.io/component: {{ .component }}
 {{- define "vsc-blob.image" -}}
 {{- $repository := required "image.repository: it is not set. There is no published image: build one with deploy/image, push it to your registry, and name it here." .Values.image.repository }}
 {{- if .Values.image.digest }}{{ $repository }}@{{ .Values.image.digest }}
-{{- else }}{{ $repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- else }}{{ $repository }}:{{ .Values.image.tag | default (printf "%s%s" .Chart.AppVersion (ternary "-fips" "" .Values.fips)) }}
 {{- end }}
 {{- end }}
 
@@ -41,7 +41,19 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 {{- end }}
 
-{{/* Environment of both programs; call with (dict "root" $ "env" .Values.node.env). */}}
+{{/* Environment of every container that runs our program; may be empty. */}}
+{{- define "vsc-blob.programEnv" -}}
+{{- with .Values.logLevel }}
+- name: RUST_LOG
+  value: {{ . | quote }}
+{{- end }}
+{{- if .Values.fips }}
+- name: VSC_BLOB_CSI_REQUIRE_FIPS
+  value: "true"
+{{- end }}
+{{- end }}
+
+{{/* Environment of node and controller; call with (dict "root" $ "env" .Values.node.env). */}}
 {{- define "vsc-blob.env" -}}
 - name: NODE_ID
   valueFrom:
@@ -52,10 +64,7 @@ app.kubernetes.io/component: {{ .component }}
   valueFrom:
     fieldRef:
       fieldPath: status.podIP
-{{- with .root.Values.logLevel }}
-- name: RUST_LOG
-  value: {{ . | quote }}
-{{- end }}
+{{- include "vsc-blob.programEnv" .root }}
 {{- if .root.Values.caBundle.configMap }}
 # Both are read; the first is the image's own.
 - name: SSL_CERT_DIR

@@ -4,6 +4,9 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "fips")]
+use aws_lc_rs::digest::{Context, SHA256};
+#[cfg(not(feature = "fips"))]
 use ring::digest::{Context, SHA256};
 use serde::Deserialize;
 

@@ -505,6 +505,46 @@ fn a_proxy_is_for_our_programs_only() {
     assert!(!minimal.contains("_PROXY"));
 }
 
+/// With `fips` none of our programs starts out of another image, and the tag is the one that deploy/image's text names.
+#[test]
+fn fips_is_required_of_every_container_of_ours() {
+    let of_ours = |helm: Helm| {
+        let mut found = Vec::new();
+        for object in helm.objects() {
+            let spec = &object["spec"]["template"]["spec"];
+            for list in ["initContainers", "containers"] {
+                for container in spec[list].as_array().into_iter().flatten() {
+                    let image = container["image"].as_str().unwrap().to_owned();
+                    if image.contains("vsc-blob-csi") {
+                        let environment = container["env"].as_array().into_iter().flatten();
+                        let required = environment
+                            .filter(|variable| variable["name"] == "VSC_BLOB_CSI_REQUIRE_FIPS")
+                            .map(|variable| variable["value"].clone());
+                        found.push((image, required.collect::<Vec<_>>()));
+                    }
+                }
+            }
+        }
+        found
+    };
+    let with = of_ours(Helm::minimal().json("fips", &json!(true)));
+    assert_eq!(with.len(), 4, "{with:?}");
+    for (image, required) in with {
+        assert!(image.ends_with("-fips"), "{image}");
+        assert_eq!(required, [json!("true")], "{image}");
+    }
+    for (image, required) in of_ours(Helm::minimal()) {
+        assert!(
+            !image.ends_with("-fips") && required.is_empty(),
+            "{image} {required:?}"
+        );
+    }
+    let tagged = Helm::minimal()
+        .json("fips", &json!(true))
+        .json("image.tag", &json!("mine"));
+    assert!(of_ours(tagged).iter().all(|(image, _)| image.ends_with(":mine")));
+}
+
 /// Pods of ours are found by the selectors whatever labels the values add.
 #[test]
 fn labels_of_the_values_do_not_replace_ours() {

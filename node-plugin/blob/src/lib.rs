@@ -2,6 +2,7 @@
 
 pub mod auth;
 pub mod client;
+pub mod crypto;
 pub mod error;
 mod names;
 pub mod request;

@@ -53,6 +53,7 @@ impl KubeCluster {
         // is inside the cluster.
         config.default_retry = false;
         config.proxy_url = None;
+        blob_client::crypto::install();
         Ok(Self {
             client: kube::Client::try_from(config)?,
             driver: driver.to_owned(),

@@ -47,8 +47,19 @@ pub struct Report {
     pub channel: ChannelReport,
     /// FUSE.
     pub fuse: FuseReport,
+    /// Cryptography.
+    pub fips: FipsReport,
     /// Mounts of this driver.
     pub mounts: Vec<MountReport>,
+}
+
+/// Whether cryptography is, and has to be, that of a FIPS module.
+#[derive(Debug, Clone, Serialize, PartialEq, Eq)]
+pub struct FipsReport {
+    /// This program's is.
+    pub program: bool,
+    /// The kernel is in FIPS mode (`fips=1` on its command line).
+    pub kernel: bool,
 }
 
 /// The channel's device.
@@ -153,6 +164,11 @@ pub async fn examine(config: LoaderConfig) -> anyhow::Result<Report> {
         why_https: channel.problem.clone(),
         channel,
         fuse: examine_fuse(),
+        fips: FipsReport {
+            program: blob_client::crypto::is_fips(),
+            kernel: std::fs::read_to_string("/proc/sys/crypto/fips_enabled")
+                .is_ok_and(|text| text.trim() == "1"),
+        },
         mounts,
     })
 }
@@ -220,6 +236,14 @@ fn examine_fuse() -> FuseReport {
 /// The report in plain words.
 fn sentences(report: &Report) -> String {
     let mut lines = vec![format!("vsc-blob-csi {}", report.version)];
+    if report.fips.program {
+        lines.push("Cryptography: a FIPS module (AWS-LC).".into());
+    } else if report.fips.kernel {
+        lines.push(
+            "Cryptography: this machine is in FIPS mode, and this program has no FIPS module; use an image of `deploy/image --fips`."
+                .into(),
+        );
+    }
     match &report.why_https {
         None => lines.push("Requests: over the accelerated channel.".into()),
         Some(why) => lines.push(format!("Requests: over HTTPS, because {why}.")),
@@ -402,5 +426,24 @@ mod tests {
         };
         let report = examine(config).await.unwrap();
         assert!(report.why_https.unwrap().contains("/nonexistent/azure_blob"));
+        assert_eq!(report.fips.program, cfg!(feature = "fips"));
+    }
+
+    #[tokio::test]
+    async fn a_machine_in_fips_mode_is_told() {
+        let (_root, config) = machine(&[]);
+        let mut report = examine(config).await.unwrap();
+        for (program, kernel, words) in [
+            (false, false, None),
+            (false, true, Some("no FIPS module")),
+            (true, true, Some("Cryptography: a FIPS module")),
+        ] {
+            report.fips = FipsReport { program, kernel };
+            let text = sentences(&report);
+            match words {
+                Some(words) => assert!(text.contains(words), "{text}"),
+                None => assert!(!text.contains("Cryptography"), "{text}"),
+            }
+        }
     }
 }

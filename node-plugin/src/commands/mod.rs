@@ -32,11 +32,14 @@ use size::ByteSize;
 /// Requests travel over the host-accelerated channel (/dev/azure_blob) where the machine has it, and over HTTPS
 /// everywhere else.
 #[derive(Debug, Parser)]
-#[command(name = "vsc-blob-csi", version, max_term_width = 100)]
+#[command(name = "vsc-blob-csi", version = crate::BUILD, max_term_width = 100)]
 pub struct Cli {
     /// Shape of the log on stderr; RUST_LOG sets what is logged (for instance RUST_LOG=debug).
     #[arg(long, global = true, value_enum, default_value_t)]
     pub log_format: LogFormat,
+    /// Refuse to start unless TLS, signatures and digests come out of a FIPS module (a build with the feature fips).
+    #[arg(long, global = true, env = "VSC_BLOB_CSI_REQUIRE_FIPS")]
+    pub require_fips: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -62,6 +65,11 @@ pub enum Command {
 impl Cli {
     /// Runs the command to its end.
     pub fn run(self) -> anyhow::Result<ExitCode> {
+        anyhow::ensure!(
+            !self.require_fips || blob_client::crypto::is_fips(),
+            "--require-fips (VSC_BLOB_CSI_REQUIRE_FIPS, fips in the chart): this program is built without a FIPS module; use an \
+             image of `deploy/image --fips`"
+        );
         match self.command {
             Command::Node(args) => {
                 // Before the first thread starts.

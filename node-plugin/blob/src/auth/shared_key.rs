@@ -4,12 +4,11 @@
 
 use std::cmp::Ordering;
 
+use crate::crypto::hmac;
+use crate::error::{Error, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderName, header};
-use ring::hmac;
-
-use crate::error::{Error, Result};
 
 /// An account and its key, ready to sign.
 #[derive(Clone)]

@@ -26,6 +26,7 @@ use self::renewed::Renewed;
 use super::counters::Counters;
 use super::proxy::{Proxied, Proxies};
 use super::{FailureKind, PathStats, Transport, TransportError};
+use crate::crypto;
 use crate::request::Request;
 use crate::response::Response;
 use crate::types::{Body, Piece};
@@ -87,8 +88,7 @@ impl Https {
 
     fn over(roots: rustls::RootCertStore, proxies: Proxies) -> Self {
         // The provider is named here, so that nothing depends on a process-wide default.
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let pool = rustls::ClientConfig::builder_with_provider(provider)
+        let pool = rustls::ClientConfig::builder_with_provider(crypto::provider().into())
             .with_safe_default_protocol_versions()
             .map(|builder| builder.with_root_certificates(roots).with_no_client_auth())
             .map(|tls| Renewed::new(move || pool(tls.clone(), proxies.clone())))

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use blob_client::Metadata;
+use blob_client::crypto::digest;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 /// CSI name of the volume, percent-encoded (metadata values are ASCII).
@@ -74,7 +75,7 @@ impl Mark {
 
 /// The first 20 hex digits of the SHA-256: enough to tell the arguments of one name apart.
 pub(super) fn short_digest(text: &str) -> String {
-    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    let digest = digest::digest(&digest::SHA256, text.as_bytes());
     digest.as_ref()[..10]
         .iter()
         .map(|byte| format!("{byte:02x}"))

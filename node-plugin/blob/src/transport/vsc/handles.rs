@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use ring::digest;
 use tokio::time::Instant;
 use vsc_driver::channel::Data;
 use vsc_driver::framing;
@@ -26,6 +25,7 @@ use super::{
     CHANNEL, CallError, NO_REST, PROBE_TIMEOUT, STATUS_NOT_SUPPORTED, Vsc, exchange_id, host_status,
     malformed, unsuitable,
 };
+use crate::crypto::digest;
 use crate::request::Request;
 use crate::response::Response;
 use crate::transport::{FailureKind, TransportError};
