@@ -4,5 +4,6 @@
 pub mod fuse;
 pub mod harness;
 pub mod identity;
+pub mod listener;
 pub mod store;
 pub mod vsp;

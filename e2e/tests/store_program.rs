@@ -8,14 +8,16 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
 
 use blob_client::auth::Credentials;
 use blob_client::secret::Secret;
 use blob_client::transport::https::Https;
-use blob_client::{Client, ClientConfig, Condition, Container, PutOptions};
+use blob_client::{Client, ClientConfig, Condition, Container, ListOptions, PutOptions};
 use bytes::Bytes;
 use e2e::harness::runtime;
-use e2e::store::{DEV_ACCOUNT, DEV_KEY};
+use e2e::store::{AccountKey, DEV_ACCOUNT, DEV_KEY, SasOptions};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vsc_driver::buffer::Arena;
@@ -61,17 +63,12 @@ fn container(endpoint: &str, account: &str, key: &str) -> Container {
         account: account.into(),
         key: Secret::new(key.into()),
     };
-    container_as(endpoint, key)
+    container_as(endpoint, key, Arc::new(Https::new()))
 }
 
-fn container_as(endpoint: &str, credentials: Credentials) -> Container {
+fn container_as(endpoint: &str, credentials: Credentials, https: Arc<Https>) -> Container {
     let config = ClientConfig::new(endpoint.parse().unwrap(), credentials);
-    let client = Client::new(
-        config,
-        std::sync::Arc::new(Https::new()),
-        Arena::new(1 << 20).unwrap(),
-    )
-    .unwrap();
+    let client = Client::new(config, https, Arena::new(1 << 20).unwrap()).unwrap();
     client.container("data").unwrap()
 }
 
@@ -141,30 +138,54 @@ fn prints_what_a_user_exports() {
 }
 
 #[test]
-fn gives_tokens_to_the_identities_of_a_file() {
+fn speaks_tls_and_gives_tokens_to_the_identities_of_a_file() {
     use blob_client::auth::entra::{Identity, token_source};
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("identities.json");
-    std::fs::write(
-        &file,
-        r#"[{"tenant": "t", "clientId": "app", "secret": "s3cret"}]"#,
-    )
-    .unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let identities = r#"[{"tenant": "t", "clientId": "app", "secret": "s3cret"}]"#;
     let running = Running::start(
         store()
-            .args(["--listen", "127.0.0.1:0", "--container", "data", "--identities"])
-            .arg(&file),
-        2,
+            .args(["--listen", "127.0.0.1:0", "--container", "data"])
+            .args(["--tls", "127.0.0.1:0", "--tokens-tls", "127.0.0.1:0"])
+            .args(["--identities", &file("identities", identities)])
+            .args(["--tls-certificate", &file("certificate", &made.cert.pem())])
+            .args(["--tls-key", &file("key", &made.signing_key.serialize_pem())]),
+        3,
     );
+    let by_name = |line: &str| {
+        assert!(line.starts_with("https://127.0.0.1:"), "{line}");
+        line.replace("127.0.0.1", "localhost")
+    };
+    let (endpoint, authority) = (by_name(&running.lines[1]), by_name(&running.lines[2]));
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let https = Arc::new(Https::with_roots(roots));
+
     let identity = Identity::ServicePrincipal {
         tenant_id: "t".into(),
         client_id: "app".into(),
         secret: Secret::new("s3cret".into()),
     };
-    let https = std::sync::Arc::new(Https::new());
-    let source = token_source(identity, Some(running.lines[1].parse().unwrap()), https).unwrap();
-    let container = container_as(&running.lines[0], Credentials::Token(source));
+    let source = token_source(identity, Some(authority.parse().unwrap()), https.clone()).unwrap();
+    let container = container_as(&endpoint, Credentials::Token(source), https.clone());
     runtime().block_on(container.properties()).unwrap();
+
+    let key = AccountKey::new(DEV_ACCOUNT, DEV_KEY).unwrap();
+    let mut options = SasOptions::new("rl", Duration::from_secs(600));
+    options.protocol = Some("https".into());
+    let page = |endpoint: &str| {
+        let sas = Credentials::Sas(Secret::new(key.container_sas("data", &options)));
+        let container = container_as(endpoint, sas, https.clone());
+        runtime().block_on(container.list(&ListOptions::default()))
+    };
+    page(&endpoint).unwrap();
+    let error = page(&running.lines[0]).unwrap_err().to_string();
+    assert!(error.contains("AuthorizationProtocolMismatch"), "{error}");
     running.stop();
 }
 
@@ -173,21 +194,25 @@ fn wrong_arguments_name_the_field() {
     for (arguments, wanted) in [
         (&["--account", "mine"][..], "AZURE_STORAGE_KEY"),
         (&["--listen", "nowhere"], "--listen"),
+        (&["--container", "Not_Valid"], "--container"),
+        (&["--folder", "/dev/null/x"], "--folder"),
         (
-            &["--listen", "127.0.0.1:0", "--container", "Not_Valid"],
-            "--container",
+            &["--tokens", "127.0.0.1:0", "--identities", "/dev/null/x"],
+            "--identities /dev/null/x",
         ),
+        (&["--identities", "/dev/null/x"], "--tokens"),
+        (&["--tls", "127.0.0.1:0"], "--tls-certificate"),
         (
-            &["--listen", "127.0.0.1:0", "--folder", "/dev/null/x"],
-            "--folder",
-        ),
-        (
-            &["--listen", "127.0.0.1:0", "--identities", "/dev/null/x"],
-            "--identities",
+            &["--tls-certificate", "/dev/null/x", "--tls-key", "/dev/null/y"],
+            "/dev/null/x",
         ),
         (&["--tokens", "127.0.0.1:0"], "--identities"),
     ] {
-        let output = store().args(arguments).output().unwrap();
+        let mut command = store();
+        if !arguments.contains(&"--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
+        let output = command.args(arguments).output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success(), "{arguments:?}");
         assert!(text.contains(wanted), "{arguments:?}: {text}");

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Parser;
 use e2e::identity::{Identity, TokenServer};
+use e2e::listener::Tls;
 use e2e::store::{BlobStore, DEV_ACCOUNT, DEV_KEY, StoreConfig};
 use tracing_subscriber::EnvFilter;
 
@@ -25,6 +26,8 @@ use tracing_subscriber::EnvFilter;
         any free port; prints lines a shell can evaluate
   AZURE_STORAGE_KEY=... store --account mine --folder /var/tmp/blobs
         an account of your own, kept in a folder
+  store --tls 0.0.0.0:443 --tls-certificate store.crt --tls-key store.key
+        over TLS as well
   store --identities identities.json --tokens 127.0.0.1:10001
         tokens for managed identities, service principals and workload identities too; the file:
         [{\"tenant\": \"T\", \"clientId\": \"A\", \"secret\": \"S\"},
@@ -51,18 +54,34 @@ struct Options {
     #[arg(long, default_value = DEV_ACCOUNT, value_name = "NAME")]
     account: String,
 
-    /// Give access tokens to the identities in this file (JSON, see below); the second line printed is where
-    #[arg(long, value_name = "FILE")]
+    /// Listen there too, with TLS
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "tls_certificate")]
+    tls: Option<SocketAddr>,
+
+    /// Certificate (PEM, with those between it and its root)
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_certificate: Option<PathBuf>,
+
+    /// Its key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
+
+    /// Give access tokens to the identities in this file (JSON, see below), at --tokens or --tokens-tls
+    #[arg(long, value_name = "FILE", requires = "token_place")]
     identities: Option<PathBuf>,
 
-    /// Address and port for token requests; port 0 takes a free one
+    /// Address and port for token requests
     #[arg(
         long,
-        default_value = "127.0.0.1:0",
         value_name = "ADDRESS:PORT",
+        group = "token_place",
         requires = "identities"
     )]
-    tokens: SocketAddr,
+    tokens: Option<SocketAddr>,
+
+    /// The same with TLS
+    #[arg(long, value_name = "ADDRESS:PORT", group = "token_place", requires_all = ["identities", "tls_certificate"])]
+    tokens_tls: Option<SocketAddr>,
 
     /// Print `export NAME=value` lines for clients and SDKs, the key among them
     #[arg(long)]
@@ -112,12 +131,28 @@ async fn main() -> Result<()> {
         .await
         .with_context(|| format!("--listen {}: cannot listen there", options.listen))?;
     let endpoint = server.endpoint();
-    let tokens = match &options.identities {
-        None => None,
-        Some(path) => Some(
-            TokenServer::start(store.clone(), identities(path)?, options.tokens)
-                .with_context(|| format!("--tokens {}: cannot listen there", options.tokens))?,
+    let tls = match (&options.tls_certificate, &options.tls_key) {
+        (Some(certificate), Some(key)) => {
+            Some(Tls::from_files(certificate, key).context("--tls-certificate, --tls-key")?)
+        }
+        _ => None,
+    };
+    let over_tls = match (options.tls, &tls) {
+        (Some(addr), Some(tls)) => Some(
+            store
+                .serve_tls(addr, tls.clone())
+                .await
+                .with_context(|| format!("--tls {addr}: cannot listen there"))?,
         ),
+        _ => None,
+    };
+    let tokens = match (&options.identities, options.tokens_tls.or(options.tokens)) {
+        (Some(path), Some(addr)) => {
+            let tls = options.tokens_tls.and(tls);
+            let server = TokenServer::start(store.clone(), identities(path)?, addr, tls);
+            Some(server.with_context(|| format!("token requests at {addr}: cannot listen there"))?)
+        }
+        _ => None,
     };
 
     let mut out = std::io::stdout().lock();
@@ -136,6 +171,9 @@ async fn main() -> Result<()> {
         }
     } else {
         writeln!(out, "{endpoint}")?;
+        if let Some(server) = &over_tls {
+            writeln!(out, "{}", server.endpoint())?;
+        }
         if let Some(tokens) = &tokens {
             writeln!(out, "{}", tokens.authority())?;
         }
@@ -146,6 +184,6 @@ async fn main() -> Result<()> {
     tokio::signal::ctrl_c().await.context("cannot wait for Ctrl-C")?;
     let totals = store.totals();
     tracing::info!(requests = totals.requests, errors = totals.errors, "stopped");
-    drop(server);
+    drop((server, over_tls, tokens));
     Ok(())
 }

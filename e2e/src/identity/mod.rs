@@ -11,19 +11,15 @@ mod tests;
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 
+use crate::listener::{Listener, Settings, Tls};
 use crate::store::BlobStore;
 use answer::{Answer, answer};
 
@@ -68,89 +64,39 @@ impl std::fmt::Debug for Identity {
 
 /// Gives tokens until it is dropped.
 #[derive(Debug)]
-pub struct TokenServer {
-    addr: SocketAddr,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
+pub struct TokenServer(Listener);
 
 impl TokenServer {
     /// Listens on `addr` (port 0 = any) and gives tokens that `store` accepts.
-    pub fn start(store: Arc<BlobStore>, identities: Vec<Identity>, addr: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind(addr)?;
-        listener.set_nonblocking(true)?;
-        let addr = listener.local_addr()?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::Builder::new()
-            .name("token-server".into())
-            .spawn(move || {
-                runtime.block_on(async {
-                    tokio::select! {
-                        _ = stopped => {}
-                        result = accept(store, identities.into(), listener) => {
-                            if let Err(error) = result {
-                                tracing::error!(%error, "the token server stopped listening");
-                            }
-                        }
-                    }
-                });
-            })?;
-        Ok(Self {
+    pub fn start(
+        store: Arc<BlobStore>,
+        identities: Vec<Identity>,
+        addr: SocketAddr,
+        tls: Option<Tls>,
+    ) -> io::Result<Self> {
+        let settings = Settings {
+            name: "token-server",
             addr,
-            stop: Some(stop),
-            thread: Some(thread),
-        })
+            tls,
+            threads: 1,
+            connection: hyper::server::conn::http1::Builder::new(),
+        };
+        let identities: Arc<[Identity]> = identities.into();
+        let listener = Listener::start(settings, move |_, request| {
+            let (store, identities) = (store.clone(), identities.clone());
+            async move { handle(&store, &identities, request).await }
+        })?;
+        Ok(Self(listener))
     }
 
     /// What stands for `https://login.microsoftonline.com`: `http://127.0.0.1:PORT`.
     pub fn authority(&self) -> String {
-        format!("http://{}", self.addr)
+        self.0.origin()
     }
 
     /// What stands for the metadata service: a whole URL without a query.
     pub fn metadata(&self) -> String {
-        format!("http://{}{}", self.addr, answer::METADATA)
-    }
-}
-
-impl Drop for TokenServer {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the token server panicked");
-        }
-    }
-}
-
-async fn accept(store: Arc<BlobStore>, identities: Arc<[Identity]>, listener: TcpListener) -> io::Result<()> {
-    let listener = tokio::net::TcpListener::from_std(listener)?;
-    let mut connections = JoinSet::new();
-    loop {
-        let (stream, _) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            // A connection that died in the queue, or no descriptor free: the listener itself is fine.
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-                continue;
-            }
-        };
-        while connections.try_join_next().is_some() {}
-        let (store, identities) = (store.clone(), identities.clone());
-        connections.spawn(async move {
-            let service = service_fn(|request| handle(&store, &identities, request));
-            let connection = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-            if let Err(error) = connection {
-                tracing::debug!(%error, "connection ended");
-            }
-        });
+        format!("{}{}", self.0.origin(), answer::METADATA)
     }
 }
 

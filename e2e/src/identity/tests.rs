@@ -30,8 +30,13 @@ struct World {
 impl World {
     fn new(identities: Vec<Identity>) -> Self {
         let store = BlobStore::new(StoreConfig::default()).unwrap();
-        let server =
-            TokenServer::start(store.clone(), identities, SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let server = TokenServer::start(
+            store.clone(),
+            identities,
+            SocketAddr::from(([127, 0, 0, 1], 0)),
+            None,
+        )
+        .unwrap();
         Self { store, server }
     }
 
@@ -105,14 +110,38 @@ async fn the_machine_has_the_identities_that_are_said_to_be_its_own() {
         UserAssigned::ResourceId("/other".into()),
     ] {
         let error = world.refused(managed(&world, Some(other))).await;
-        assert!(error.contains("Identity not found"), "{error}");
+        // The client's own words for the answer 400.
+        assert!(error.contains("has not been assigned"), "{error}");
     }
-    let two = World::new(vec![
+}
+
+/// What the client does not pass on.
+#[test]
+fn the_machine_is_told_why_it_gets_no_token() {
+    let identities = [
         identity(serde_json::json!({"managed": true})),
         identity(serde_json::json!({"managed": true, "clientId": "second"})),
-    ]);
-    let error = two.refused(managed(&two, None)).await;
-    assert!(error.contains("specify the clientId"), "{error}");
+    ];
+    let store = BlobStore::new(StoreConfig::default()).unwrap();
+    let ask = |query: &str, metadata: &str| {
+        let request = http::Request::get(format!("http://x{}?{query}", answer::METADATA))
+            .header("metadata", metadata)
+            .body(())
+            .unwrap();
+        let told = answer(&identities, &request.into_parts().0, b"", &store);
+        told.refused().unwrap_or("a token").to_owned()
+    };
+    let good = "api-version=2018-02-01&resource=https://storage.azure.com";
+    assert!(ask(good, "true").contains("specify the clientId"));
+    assert_eq!(ask(&format!("{good}&client_id=second"), "true"), "a token");
+    assert_eq!(
+        ask(&format!("{good}&client_id=third"), "true"),
+        "Identity not found"
+    );
+    assert!(ask(good, "false").contains("metadata header"));
+    assert!(ask("resource=https://storage.azure.com", "true").contains("api-version"));
+    let other = "api-version=2018-02-01&resource=https://vault.azure.net";
+    assert!(ask(other, "true").contains("AADSTS500011"));
 }
 
 #[tokio::test]

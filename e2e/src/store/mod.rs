@@ -50,6 +50,7 @@ use self::folder::Folder;
 use self::pipeline::Ending;
 use self::state::Container;
 use self::version::Clock;
+use crate::listener::Tls;
 
 /// The account of emulators: name `devstoreaccount1`.
 pub const DEV_ACCOUNT: &str = "devstoreaccount1";
@@ -176,7 +177,12 @@ impl BlobStore {
     /// Serves HTTP/1.1 on `addr` (port 0 = any) until the server is dropped. It runs on threads of its own: a caller that
     /// blocks its runtime does not block the store.
     pub async fn serve(self: &Arc<Self>, addr: SocketAddr) -> std::io::Result<Server> {
-        Server::start(self.clone(), addr)
+        Server::start(self.clone(), addr, None)
+    }
+
+    /// The same over TLS.
+    pub async fn serve_tls(self: &Arc<Self>, addr: SocketAddr, tls: Tls) -> std::io::Result<Server> {
+        Server::start(self.clone(), addr, Some(tls))
     }
 
     /// Account name.

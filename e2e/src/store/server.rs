@@ -2,26 +2,22 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::thread::JoinHandle;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 
 use super::BlobStore;
 use super::content::{Content, Piece};
 use super::error::ServiceError;
 use super::pipeline::Ending;
+use crate::listener::{Listener, Peer, Settings, Tls};
 
 /// Bodies up to this size are joined into memory of exactly their size; larger ones stay as they were received.
 const SMALL: u64 = 64 * 1024;
@@ -33,10 +29,8 @@ const READ: usize = 1 << 20;
 /// A listening store; stops when dropped.
 #[derive(Debug)]
 pub struct Server {
-    addr: SocketAddr,
+    listener: Listener,
     endpoint: url::Url,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
@@ -47,10 +41,10 @@ impl Server {
 
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
-        self.addr
+        self.listener.addr()
     }
 
-    pub(super) fn start(store: Arc<BlobStore>, addr: SocketAddr) -> io::Result<Self> {
+    pub(super) fn start(store: Arc<BlobStore>, addr: SocketAddr, tls: Option<Tls>) -> io::Result<Self> {
         let account = store.account().to_owned();
         if account.is_empty()
             || !account
@@ -62,82 +56,28 @@ impl Server {
                 format!("account name {account:?}: lower-case letters and digits only"),
             ));
         }
-        let listener = TcpListener::bind(addr)?;
-        listener.set_nonblocking(true)?;
-        let addr = listener.local_addr()?;
-        let endpoint = url::Url::parse(&format!("http://{addr}/{account}"))
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         // Half of the machine, for its clients want the other half.
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads((processors / 2).max(2))
-            .thread_name("blob-store")
-            .enable_all()
-            .build()?;
-        let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::Builder::new()
-            .name("blob-store".into())
-            .spawn(move || {
-                runtime.block_on(async {
-                    tokio::select! {
-                        _ = stopped => {}
-                        result = accept(store, listener) => {
-                            if let Err(error) = result {
-                                tracing::error!(%error, "the embedded blob store stopped listening");
-                            }
-                        }
-                    }
-                });
-            })?;
-        Ok(Self {
+        let mut connection = hyper::server::conn::http1::Builder::new();
+        connection
+            .writev(true)
+            // 8 KiB of metadata, one header each.
+            .max_headers(1024)
+            .max_buf_size(READ);
+        let settings = Settings {
+            name: "blob-store",
             addr,
-            endpoint,
-            stop: Some(stop),
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the embedded blob store panicked");
-        }
-    }
-}
-
-async fn accept(store: Arc<BlobStore>, listener: TcpListener) -> io::Result<()> {
-    let listener = tokio::net::TcpListener::from_std(listener)?;
-    let mut connections = JoinSet::new();
-    loop {
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            // A connection that died in the queue, or no descriptor free: the listener itself is fine.
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-                continue;
-            }
+            tls,
+            threads: (processors / 2).max(2),
+            connection,
         };
-        while connections.try_join_next().is_some() {}
-        // Answers are written whole; waiting for more would only delay them.
-        let _ = stream.set_nodelay(true);
-        let store = store.clone();
-        connections.spawn(async move {
-            let service = service_fn(|request| handle(&store, peer, request));
-            let connection = hyper::server::conn::http1::Builder::new()
-                .writev(true)
-                // 8 KiB of metadata, one header each.
-                .max_headers(1024)
-                .max_buf_size(READ)
-                .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "connection ended");
-            }
-        });
+        let listener = Listener::start(settings, move |peer, request| {
+            let store = store.clone();
+            async move { handle(&store, peer, request).await }
+        })?;
+        let endpoint = url::Url::parse(&format!("{}/{account}", listener.origin()))
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        Ok(Self { listener, endpoint })
     }
 }
 
@@ -160,11 +100,15 @@ impl From<Infallible> for Dropped {
 
 async fn handle(
     store: &Arc<BlobStore>,
-    peer: SocketAddr,
+    peer: Peer,
     request: http::Request<Incoming>,
 ) -> Result<http::Response<Pieces>, Dropped> {
     let (parts, body) = request.into_parts();
     let mut job = store.plan(&parts);
+    if let Ok(target) = &mut job.target {
+        // The request line of a server's own URLs has no scheme.
+        target.secure |= peer.tls;
+    }
     let has_length =
         parts.headers.contains_key(CONTENT_LENGTH) || parts.headers.contains_key(TRANSFER_ENCODING);
     if parts.method == http::Method::PUT && !has_length {
@@ -181,7 +125,7 @@ async fn handle(
     if !job.wait.is_zero() {
         tokio::time::sleep(job.wait).await;
     }
-    let peer = Some(peer.ip());
+    let peer = Some(peer.addr.ip());
     let (response, ending) = if store.folder.is_some() {
         // Files are read and written: not on the threads that serve connections.
         let store = store.clone();

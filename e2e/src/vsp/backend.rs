@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::header::{HOST, HeaderValue};
 use http::uri::{Authority, Scheme};
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt, Full};
@@ -83,6 +84,13 @@ impl Backend for HttpBackend {
     async fn execute(&self, request: Request<Bytes>) -> io::Result<Response<Vec<Bytes>>> {
         let mut request = request.map(Full::new);
         if let Some((scheme, authority)) = &self.endpoint {
+            // By the host of its own URL the endpoint knows an account that is not in the path.
+            if let Some(host) = request.uri().authority()
+                && !request.headers().contains_key(HOST)
+            {
+                let host = HeaderValue::from_str(host.as_str()).map_err(io::Error::other)?;
+                request.headers_mut().insert(HOST, host);
+            }
             let mut parts = request.uri().clone().into_parts();
             parts.scheme = Some(scheme.clone());
             parts.authority = Some(authority.clone());

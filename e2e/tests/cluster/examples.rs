@@ -7,7 +7,7 @@ use kube::core::TypeMeta;
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
-use crate::lab::{LAB, MARK, PATIENCE, STORE, TOKENS, is_ready, poll};
+use crate::lab::{LAB, MARK, PATIENCE, STORE_TLS, SUFFIX, TOKENS, is_ready, poll};
 use crate::objects::PodPlan;
 use crate::space::Space;
 
@@ -55,9 +55,15 @@ async fn pods_are_ready(space: &Space, example: &str) -> Result<()> {
 
 /// The objects of a file, with the store of the suite in place of an account.
 fn filled_in(space: &Space, text: &str) -> Result<Vec<DynamicObject>> {
+    // With a suffix the account's name is in the host, as in Azure; tokens go over TLS only.
+    let account_in_host = format!("https://{}.blob.{SUFFIX}", e2e::store::DEV_ACCOUNT);
+    let text = if text.contains("storageEndpointSuffix") {
+        text.replace("core.chinacloudapi.cn", SUFFIX)
+    } else {
+        text.replace("storageAccount: ACCOUNT", &format!("server: {STORE_TLS}"))
+    };
     let text = text
-        .replace("storageAccount: ACCOUNT", &format!("server: {STORE}"))
-        .replace("https://ACCOUNT.blob.core.windows.net", STORE)
+        .replace("https://ACCOUNT.blob.core.windows.net", &account_in_host)
         .replace("containerName: open", &format!("containerName: {}", space.name))
         .replace("ACCOUNT", e2e::store::DEV_ACCOUNT)
         .replace(": KEY", &format!(": {}", e2e::store::DEV_KEY))
@@ -82,8 +88,6 @@ fn filled_in(space: &Space, text: &str) -> Result<Vec<DynamicObject>> {
             "AzureStorageAuthType: WorkloadIdentity",
             &format!("AzureStorageAuthType: WorkloadIdentity\n      AzureStorageAADEndpoint: {TOKENS}"),
         )
-        // `server` is the whole endpoint.
-        .replace("storageEndpointSuffix: core.chinacloudapi.cn\n", "\n")
         // What the driver or the provisioner reads by itself is in a namespace that the chart's values name.
         .replace("secret-namespace: default", &format!("secret-namespace: {LAB}"))
         .replace("secretNamespace: default", &format!("secretNamespace: {LAB}"))

@@ -22,8 +22,12 @@ pub(crate) const DRIVER: &str = vsc_blob_csi::DRIVER_NAME;
 pub(crate) const LAB: &str = "vsc-blob-e2e";
 /// The store as pods and the driver reach it, account included.
 pub(crate) const STORE: &str = "http://store.vsc-blob-e2e.svc:10000/devstoreaccount1";
+/// The same over TLS.
+pub(crate) const STORE_TLS: &str = "https://store.vsc-blob-e2e.svc/devstoreaccount1";
+/// `https://devstoreaccount1.blob.SUFFIX` is the same once more.
+pub(crate) const SUFFIX: &str = "vsc-blob-e2e.svc";
 /// What stands for Entra ID and the metadata service: tokens for the identities of e2e/kind/lab.yaml.
-pub(crate) const TOKENS: &str = "http://store.vsc-blob-e2e.svc:10001";
+pub(crate) const TOKENS: &str = "https://store.vsc-blob-e2e.svc:10001";
 /// Where [`STORE`]'s Secret is, under this name in [`LAB`] and in each case's namespace.
 pub(crate) const SECRET: &str = "account";
 /// Marks what a case makes outside of its namespace; e2e/kind/run removes what is left by it.

@@ -100,13 +100,7 @@ impl Client {
             ));
         }
         let signer = Signer::new(&config.credentials)?;
-        let local = match endpoint.host() {
-            Some(url::Host::Domain(name)) => name == "localhost",
-            Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
-            Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
-            None => false,
-        };
-        if signer.uses_tokens() && endpoint.scheme() == "http" && !local {
+        if signer.uses_tokens() && crate::auth::is_in_the_clear(&endpoint) {
             return Err(wrong(
                 "is http:// and would send an access token in the clear; use https://".into(),
             ));

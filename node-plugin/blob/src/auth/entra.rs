@@ -139,6 +139,13 @@ pub fn token_source(
                     message: e.to_string(),
                 })?,
         );
+    if super::is_in_the_clear(&authority) {
+        return Err(Error::Argument {
+            field: "AzureStorageAADEndpoint",
+            message: "is http:// and would send the identity's secret or token in the clear; use https://"
+                .into(),
+        });
+    }
     let source = Entra {
         identity,
         authority,

@@ -49,6 +49,17 @@ pub trait TokenSource: Send + Sync + std::fmt::Debug {
     fn reject(&self) {}
 }
 
+/// Whether what is sent to this place can be read on the way: `http://` to another machine.
+pub(crate) fn is_in_the_clear(place: &url::Url) -> bool {
+    let local = match place.host() {
+        Some(url::Host::Domain(name)) => name == "localhost",
+        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    };
+    place.scheme() == "http" && !local
+}
+
 /// A request before it is signed.
 #[derive(Debug)]
 pub(crate) struct Draft {

@@ -274,6 +274,26 @@ async fn wrong_ids_are_refused_before_anything_is_sent() {
         client_id: "c".into(),
         assertion: Assertion::Given(GivenToken::new(String::new().into())),
     };
-    let error = token_source(identity, None, https()).unwrap_err().to_string();
+    let error = token_source(identity.clone(), None, https())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("tenantID"), "{error}");
+    let Identity::Workload {
+        client_id, assertion, ..
+    } = identity
+    else {
+        unreachable!()
+    };
+    let good = Identity::Workload {
+        tenant_id: "tenant".into(),
+        client_id,
+        assertion,
+    };
+    let open = Some("http://login.example".parse().unwrap());
+    let error = token_source(good.clone(), open, https()).unwrap_err().to_string();
+    assert!(
+        error.contains("AzureStorageAADEndpoint") && error.contains("https://"),
+        "{error}"
+    );
+    token_source(good, Some("http://localhost:1".parse().unwrap()), https()).unwrap();
 }
