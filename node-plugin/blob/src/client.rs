@@ -100,7 +100,7 @@ impl Client {
             ));
         }
         let signer = Signer::new(&config.credentials)?;
-        if signer.uses_tokens() && crate::auth::is_in_the_clear(&endpoint) {
+        if signer.uses_tokens() && crate::auth::is_in_the_clear(endpoint) {
             return Err(wrong(
                 "is http:// and would send an access token in the clear; use https://".into(),
             ));
