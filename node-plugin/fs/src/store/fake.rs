@@ -93,6 +93,8 @@ struct State {
     faults: Vec<(Op, Fault, u64)>,
     /// Calls of any kind that pass, calls that go wrong after them, and how.
     planned: Option<(u64, u64, Fault)>,
+    /// One of `planned` went wrong.
+    struck: bool,
     /// Lease of a blob, by name.
     leases: BTreeMap<String, String>,
     counters: Counters,
@@ -137,14 +139,17 @@ impl FakeStore {
 
     /// After `pass` more calls of any kind, `times` calls go wrong.
     pub fn fail_after(&self, pass: u64, fault: Fault, times: u64) {
-        self.lock().planned = Some((pass, times, fault));
+        let mut state = self.lock();
+        state.planned = Some((pass, times, fault));
+        state.struck = false;
     }
 
     /// Takes back all faults. True when what [`FakeStore::fail_after`] planned has begun.
     pub fn heal(&self) -> bool {
         let mut state = self.lock();
         state.faults.clear();
-        state.planned.take().is_some_and(|(pass, _, _)| pass == 0)
+        state.planned = None;
+        std::mem::take(&mut state.struck)
     }
 
     /// Leases that nobody renews have ended.
@@ -270,7 +275,8 @@ impl FakeStore {
     /// Counts the call, lets it wait, and runs it with the fault that is due.
     async fn call<T>(&self, op: Op, run: impl FnOnce(&mut State) -> Result<T> + Send) -> Result<T> {
         let (fault, delay) = {
-            let mut state = self.lock();
+            let mut locked = self.lock();
+            let state = &mut *locked;
             *state.counters.calls.entry(op).or_default() += 1;
             state.running += 1;
             state.counters.most_at_once = state.counters.most_at_once.max(state.running);
@@ -283,6 +289,7 @@ impl FakeStore {
             let fault = fault.or_else(|| match &mut state.planned {
                 Some((0, times, fault)) if *times > 0 => {
                     *times -= 1;
+                    state.struck = true;
                     Some(*fault)
                 }
                 Some((pass, _, _)) => {

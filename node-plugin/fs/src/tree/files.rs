@@ -1,11 +1,13 @@
 //! Open files: close-to-open consistency, commits, sizes.
 //!
 //! Every open of a file that this mount has nothing of its own for asks the service for the version (HEAD), so that what another mount closed is
-//! seen. Handles on a node with uncommitted data or open writers share its content. A reader keeps the version it opened: when there is a newer one,
+//! seen. Handles on a node with uncommitted data or open writers share its content; a writer that was closed counts no longer, although the kernel's
+//! RELEASE comes some time after close(2) has returned. A reader keeps the version it opened: when there is a newer one,
 //! the node loses its name to a new node, as the kernel keeps one size and one set of pages for each. It learns of that by ESTALE, and looks again.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use blob_client::{Condition, Error};
@@ -174,7 +176,7 @@ impl Tree {
     /// Content that a new handle shares without asking: this mount's own. It is taken while nobody else can change what the node has.
     fn shared<T>(&self, node: &Node, take: impl FnOnce(Arc<File>, &mut State) -> T) -> Option<T> {
         let mut state = node.state();
-        let own = state.unlinked || (!state.stale() && (state.writers > 0 || state.pinned()));
+        let own = state.unlinked || (!state.stale() && (state.writing() || state.pinned()));
         let content = state.content.clone().filter(|_| own)?;
         Some(take(content, &mut state))
     }
@@ -268,6 +270,7 @@ impl Tree {
             reader: Reader::default(),
             writes,
             commits,
+            settled: AtomicBool::new(false),
         };
         let fh = self.handles.open_file(handle);
         self.table.lock().record(Record::Handle {
@@ -394,6 +397,8 @@ impl Tree {
         state.content_changed(now);
         // A commit was quicker, and did not carry this time.
         state.attrs_dirty |= !state.unlinked && !handle.file.is_dirty();
+        // Through a descriptor that was not the last, or a mapping.
+        state.settled -= u32::from(handle.settled.swap(false, Ordering::Relaxed));
         // The kernel counts the size itself and asks for the time.
         state.told = Some((size, now));
         if kill {
@@ -494,10 +499,13 @@ impl Tree {
     pub(crate) async fn flush(&self, fh: u64) -> Result<()> {
         let handle = self.handle(fh)?;
         if handle.commits {
-            self.commit_handle(&handle).await
-        } else {
-            Ok(())
+            self.commit_handle(&handle).await?;
         }
+        if handle.writes {
+            let mut state = handle.node.state();
+            state.settled += u32::from(!handle.settled.swap(true, Ordering::Relaxed));
+        }
+        Ok(())
     }
 
     /// fsync(2): also of a handle that only reads, as the data may be another handle's.
@@ -533,6 +541,7 @@ impl Tree {
         self.handles.close_file(fh);
         let (last, lost, hidden) = {
             let mut state = node.state();
+            state.settled -= u32::from(handle.settled.load(Ordering::Relaxed));
             let last = state.closed(handle.writes);
             let lost = last && self.rest(&node, &mut state, committed);
             (last, lost, state.hidden.take_if(|_| last))

@@ -1,7 +1,7 @@
 //! Open handles: small numbers whose meaning is in the journal.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::Mutex as AsyncMutex;
@@ -20,6 +20,9 @@ pub(crate) struct Handle {
     pub(crate) writes: bool,
     /// Closing it makes the file durable.
     pub(crate) commits: bool,
+    /// It may write, and has not since its last flush: its program has closed it, and the kernel says so later. Changed with the node's
+    /// state locked, which counts them.
+    pub(crate) settled: AtomicBool,
 }
 
 /// All handles of a volume. Numbers are never used twice.

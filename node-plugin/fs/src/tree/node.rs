@@ -80,6 +80,8 @@ pub(crate) struct State {
     pub(crate) handles: u32,
     /// Open handles that may write.
     pub(crate) writers: u32,
+    /// Those of them that are settled, see [`Handle::settled`](super::handles::Handle::settled).
+    pub(crate) settled: u32,
     /// The first commit has not happened.
     pub(crate) uncommitted: bool,
     /// Attributes were changed and travel with the next commit.
@@ -134,6 +136,7 @@ impl State {
             content: None,
             handles: 0,
             writers: 0,
+            settled: 0,
             uncommitted: false,
             attrs_dirty: false,
             changes: 0,
@@ -223,9 +226,14 @@ impl State {
                 .is_some_and(|c| c.is_dirty() && !self.unlinked)
     }
 
+    /// Whether somebody may be about to write.
+    pub(crate) fn writing(&self) -> bool {
+        self.writers > self.settled
+    }
+
     /// True while attributes are this mount's to answer: pinned, open for writing, or nameless.
     pub(crate) fn local(&self) -> bool {
-        (self.writers > 0 && self.content.is_some() && !self.stale()) || self.unlinked || self.pinned()
+        (self.writing() && self.content.is_some() && !self.stale()) || self.unlinked || self.pinned()
     }
 
     /// A handle is gone; true when it was the last.

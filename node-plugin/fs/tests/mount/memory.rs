@@ -47,8 +47,9 @@ fn more_names_than_memory() {
         most = most.max(resources.budget.usage().metadata);
     }
     assert_eq!(seen.len(), NAMES);
-    // All of it would be 90 MiB.
-    assert!(most < SMALL, "{most} bytes of metadata");
+    // All of it would be 90 MiB. What the kernel holds is let go of between two reads of the directory, so a quick reader is ahead of that for a
+    // while.
+    assert!(most < 2 * SMALL, "{most} bytes of metadata");
     let part = SMALL / 4;
     eventually("metadata shrinks to its part", || {
         resources.budget.usage().metadata <= part

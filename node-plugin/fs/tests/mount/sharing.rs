@@ -24,6 +24,39 @@ fn two_mounts_see_each_others_closed_files_at_the_next_open() {
     }
 }
 
+/// A program has closed its file when close(2) returns. The kernel's RELEASE comes later, and a descriptor that was duplicated (here, or by a fork) may
+/// never be closed: neither makes this mount believe that the version it wrote is the last.
+#[test]
+fn a_closed_writer_is_no_reason_not_to_ask() {
+    let store = store();
+    let (a, b) = (Mount::new(&store), Mount::new(&store));
+    let mut writer = File::create(a.path("f")).unwrap();
+    writer.write_all(b"of a").unwrap();
+    drop(writer.try_clone().unwrap());
+    let mut appender = OpenOptions::new().append(true).open(b.path("f")).unwrap();
+    appender.write_all(b", of b").unwrap();
+    appender.sync_all().unwrap();
+    drop(appender);
+    assert_eq!(fs::read_to_string(a.path("f")).unwrap(), "of a, of b");
+    // It writes again: on top of a version that is gone.
+    writer.write_all(b" again").unwrap();
+    assert_eq!(errno(writer.sync_all()), libc::ESTALE);
+    drop(writer);
+    assert_eq!(fs::read_to_string(a.path("f")).unwrap(), "of a, of b");
+
+    // While nobody else has written, the descriptor goes on with the file that everybody opens.
+    let mut writer = File::create(a.path("g")).unwrap();
+    for text in ["one ", "two "] {
+        writer.write_all(text.as_bytes()).unwrap();
+        drop(writer.try_clone().unwrap());
+        assert!(fs::read_to_string(a.path("g")).unwrap().ends_with(text));
+    }
+    writer.write_all(b"three").unwrap();
+    assert_eq!(fs::read_to_string(a.path("g")).unwrap(), "one two three");
+    drop(writer);
+    assert_eq!(fs::read_to_string(b.path("g")).unwrap(), "one two three");
+}
+
 /// No time passes between what one mount closed and what the other opens; what it knew before must not matter.
 #[test]
 fn the_next_open_is_right_at_once() {
