@@ -49,8 +49,6 @@ fn refused(arguments: &[&str], words: &[&str]) {
 #[test]
 fn a_fips_module_is_there_or_missed() {
     let fips = cfg!(feature = "fips");
-    let version = text(&run(&["--version"]).stdout);
-    assert_eq!(version.contains("(FIPS)"), fips, "{version}");
     let folder = tempfile::tempdir().unwrap();
     let device = folder.path().join("azure_blob");
     let doctor = ["doctor", "--json", "--device", device.to_str().unwrap()];
@@ -97,9 +95,10 @@ fn every_command_has_help() {
 #[test]
 fn the_version_is_told() {
     let version = run(&["--version"]);
+    let fips = if cfg!(feature = "fips") { " (FIPS)" } else { "" };
     assert_eq!(
         text(&version.stdout).trim(),
-        format!("vsc-blob-csi {}", env!("CARGO_PKG_VERSION"))
+        format!("vsc-blob-csi {}{fips}", env!("CARGO_PKG_VERSION"))
     );
 }
 
