@@ -77,7 +77,8 @@ pub(crate) struct Signer(Kind);
 
 #[derive(Debug)]
 enum Kind {
-    SharedKey(SharedKey),
+    /// The prepared key of the FIPS module is large.
+    SharedKey(Box<SharedKey>),
     Sas(Secret<String>),
     Anonymous,
     Token(Arc<dyn TokenSource>),
@@ -96,7 +97,7 @@ impl Signer {
     pub(crate) fn new(credentials: &Credentials) -> Result<Self> {
         Ok(Self(match credentials {
             Credentials::SharedKey { account, key } => {
-                Kind::SharedKey(SharedKey::new(account, key.expose())?)
+                Kind::SharedKey(Box::new(SharedKey::new(account, key.expose())?))
             }
             Credentials::Sas(sas) => Kind::Sas(Secret::new(sas::parse(sas.expose())?)),
             Credentials::Anonymous => Kind::Anonymous,
