@@ -96,7 +96,7 @@ impl Listener {
     pub fn start<S, F, B, E>(settings: Settings, service: S) -> io::Result<Self>
     where
         S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
-        F: Future<Output = Result<Response<B>, E>> + Send,
+        F: Future<Output = Result<Response<B>, E>> + Send + 'static,
         B: Body + Send + 'static,
         B::Data: Send,
         B::Error: Into<BoxError>,
@@ -112,12 +112,24 @@ impl Listener {
             .thread_name(name)
             .enable_all()
             .build()?;
+        let acceptor = settings.tls.map(|tls| TlsAcceptor::from(tls.0));
+        let connection = settings.connection;
+        let serve = move |stream, addr| {
+            let service = service.clone();
+            let peer = Peer {
+                addr,
+                tls: acceptor.is_some(),
+            };
+            serve_one(stream, acceptor.clone(), connection.clone(), move |request| {
+                service(peer, request)
+            })
+        };
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
                     _ = stopped => {}
-                    result = accept(listener, settings, service) => {
+                    result = accept(listener, serve) => {
                         if let Err(error) = result {
                             tracing::error!(%error, "{name} stopped listening");
                         }
@@ -155,17 +167,12 @@ impl Drop for Listener {
     }
 }
 
-async fn accept<S, F, B, E>(listener: TcpListener, settings: Settings, service: S) -> io::Result<()>
+/// Gives each connection to `serve`, as a task of its own.
+async fn accept<F>(listener: TcpListener, serve: impl Fn(TcpStream, SocketAddr) -> F) -> io::Result<()>
 where
-    S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Result<Response<B>, E>> + Send,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<BoxError>,
-    E: Into<BoxError> + 'static,
+    F: Future<Output = Result<(), BoxError>> + Send + 'static,
 {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let acceptor = settings.tls.map(|tls| TlsAcceptor::from(tls.0));
     let mut connections = JoinSet::new();
     loop {
         let (stream, addr) = match listener.accept().await {
@@ -180,18 +187,9 @@ where
         while connections.try_join_next().is_some() {}
         // Answers are written whole; waiting for more would only delay them.
         let _ = stream.set_nodelay(true);
-        let (acceptor, connection, service) =
-            (acceptor.clone(), settings.connection.clone(), service.clone());
-        let peer = Peer {
-            addr,
-            tls: acceptor.is_some(),
-        };
+        let connection = serve(stream, addr);
         connections.spawn(async move {
-            let ended = serve_one(stream, acceptor, connection, move |request| {
-                service(peer, request)
-            })
-            .await;
-            if let Err(error) = ended {
+            if let Err(error) = connection.await {
                 tracing::debug!(%error, "connection ended");
             }
         });
