@@ -10,7 +10,7 @@ use std::time::Instant;
 use blob_client::auth::Credentials;
 use blob_client::transport::failover::{Paths, TransportMode};
 use blob_client::{Client, ClientConfig, Condition, Container, Metadata};
-use blob_fs::file::{Base, Env, File, ReadData, Reader};
+use blob_fs::content::{Base, Env, File, ReadData, Reader};
 use blob_fs::{Budget, Store};
 use e2e::store::{BlobStore, DEV_ACCOUNT, DEV_KEY, Server, StoreConfig};
 use e2e::vsp::MockVsp;

@@ -16,7 +16,7 @@
 
 use std::fmt;
 
-use crate::file::FileError;
+use crate::content::FileError;
 
 /// An error number, as the kernel takes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,16 +1,13 @@
 //! A POSIX file system over a blob container. [`Volume`] is what a mount is; [`fuse`] is the only module that knows fuser.
 
 pub mod budget;
+pub mod content;
 pub mod errno;
 pub mod fuse;
 pub mod journal;
-pub mod read;
 pub mod store;
 pub mod tree;
 pub mod volume;
-pub mod write;
-
-pub mod file;
 
 pub use budget::Budget;
 pub use store::Store;

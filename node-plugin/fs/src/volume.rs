@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use vsc_driver::buffer::Arena;
 
 use crate::budget::Budget;
-use crate::file::{Env, Tuning};
+use crate::content::{Env, Tuning};
 use crate::fuse;
 use crate::journal::log::Log;
 use crate::store::Store;

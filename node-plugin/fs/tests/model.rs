@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blob_fs::VolumeConfig;
-use blob_fs::file::Tuning;
+use blob_fs::content::Tuning;
 use blob_fs::store::fake::FakeStore;
 use common::*;
 use proptest::prelude::*;

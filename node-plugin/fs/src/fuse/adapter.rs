@@ -27,8 +27,8 @@ use super::replies::{
     GENERATION, attributes, empty, errno, fill, fill_plus, open_flags, reply_attr, reply_data, reply_entry,
     reply_xattr, set_time,
 };
+use crate::content::At;
 use crate::errno::{Result, fail};
-use crate::file::At;
 use crate::tree::{Entry, Handle, Opened, Owner, Replace, SetAttr, Tree, Waits};
 
 /// Requests in the background that the kernel keeps under way (read-ahead, asynchronous direct I/O, releases).

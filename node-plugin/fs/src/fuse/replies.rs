@@ -8,8 +8,8 @@ use fuser::{
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyXattr, TimeOrNow,
 };
 
+use crate::content::ReadData;
 use crate::errno::{Errno, Result};
-use crate::file::ReadData;
 use crate::tree::{Entry, Kind, Listed, NodeId, Opened, SetTime, Stat, Tree, from_seconds};
 
 pub(super) fn errno(errno: Errno) -> fuser::Errno {

@@ -7,7 +7,7 @@ use blob_client::{BlockId, ETag, Metadata};
 
 use super::log::Log;
 use super::record::Record;
-use crate::write::log::DirtyLog;
+use crate::content::dirty_log::DirtyLog;
 
 /// The journal as a file's content sees it.
 #[derive(Debug)]

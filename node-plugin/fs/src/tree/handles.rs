@@ -8,8 +8,8 @@ use tokio::sync::Mutex as AsyncMutex;
 
 use super::lookup::Cursor;
 use super::node::{Node, NodeId};
+use crate::content::{File, Reader};
 use crate::errno::{Errno, Result};
-use crate::file::{File, Reader};
 
 /// An open file.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use blob_client::{
 use tokio_util::task::TaskTracker;
 
 use super::names;
-use crate::file::{Keep, Refuge, Shelter};
+use crate::content::{Keep, Refuge, Shelter};
 use crate::store::Store;
 
 /// The mark, in the metadata of a hidden blob.

@@ -1,6 +1,6 @@
 //! Inodes, attributes, listings, negative knowledge, names <-> blob names.
 //!
-//! A `Tree` carries out file system operations on nodes. It owns names and attributes; bytes belong to [`crate::file::File`].
+//! A `Tree` carries out file system operations on nodes. It owns names and attributes; bytes belong to [`crate::content::File`].
 //!
 //! # Locks, in the order in which they are taken
 //!
@@ -60,8 +60,8 @@ use hidden::HiddenBlobs;
 use node::{Marker, Node, State};
 
 use crate::budget::Budget;
+use crate::content::Env;
 use crate::errno::{Errno, Result, fail};
-use crate::file::Env;
 use crate::journal::log::Log;
 use crate::journal::record::Record;
 use crate::volume::VolumeConfig;

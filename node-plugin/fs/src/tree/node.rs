@@ -7,8 +7,8 @@ use blob_client::{BlobType, ETag, Metadata, Properties, Written};
 use tokio::sync::{Mutex as AsyncMutex, RwLock};
 
 use super::attrs::{self, Attrs, Defaults, Kind};
+use crate::content::File;
 use crate::errno::Result;
-use crate::file::File;
 
 /// Number of a node, shown as its inode number.
 pub(crate) type NodeId = u64;

@@ -11,7 +11,7 @@ use super::attrs::{self, Attrs, Kind};
 use super::names;
 use super::node::{Marker, NODE_BYTES, Node, NodeId, ROOT, State};
 use crate::budget::Permit;
-use crate::file::CORE_BYTES;
+use crate::content::CORE_BYTES;
 use crate::journal::log::Log;
 use crate::journal::record::Record;
 

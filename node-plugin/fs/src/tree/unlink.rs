@@ -11,8 +11,8 @@ use super::files::Busy;
 use super::hidden::{Shelters, mark};
 use super::node::{Marker, Node, NodeId};
 use super::{Tree, names};
+use crate::content::{File, FileError};
 use crate::errno::{Errno, Result, fail};
-use crate::file::{File, FileError};
 
 /// Open content up to this many bytes is kept in memory when its blob is deleted; larger blobs are moved aside.
 const PIN_LIMIT: u64 = 8 << 20;

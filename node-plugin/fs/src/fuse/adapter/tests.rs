@@ -7,7 +7,7 @@ use vsc_driver::buffer::Arena;
 
 use super::*;
 use crate::budget::Budget;
-use crate::file::Env;
+use crate::content::Env;
 use crate::journal::log::Log;
 use crate::store::fake::FakeStore;
 use crate::volume::VolumeConfig;

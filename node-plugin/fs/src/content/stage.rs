@@ -9,7 +9,7 @@ use vsc_driver::buffer::Slice;
 
 use super::overlay::Content;
 use crate::budget::{Relief, Relieve};
-use crate::file::{Core, FileError, StagedBlock, State, Target};
+use crate::content::{Core, FileError, StagedBlock, State, Target};
 
 impl Core {
     /// After a write of `range`: blocks before the one it ends in are full, if everything in them is there.

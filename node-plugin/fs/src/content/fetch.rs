@@ -9,7 +9,7 @@ use vsc_driver::buffer::Slice;
 
 use super::streams::Advice;
 use crate::budget::{Kind, PROGRESS_BYTES, Permit};
-use crate::file::{Assembled, Core, FileError, ReadData, Reader, State};
+use crate::content::{Assembled, Core, FileError, ReadData, Reader, State};
 
 /// How a fetch ended.
 #[derive(Debug, Clone)]

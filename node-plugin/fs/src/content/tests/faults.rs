@@ -387,7 +387,7 @@ async fn staged_blocks_that_the_service_has_discarded_are_told_once_and_for_all(
 #[derive(Debug, Default)]
 struct Noted(std::sync::Mutex<std::collections::HashSet<blob_client::BlockId>>);
 
-impl crate::write::log::DirtyLog for Noted {
+impl crate::content::dirty_log::DirtyLog for Noted {
     fn dirty(&self, _offset: u64, _len: u64, _arena_offset: u64) {}
     fn hole(&self, _offset: u64, _len: u64) {}
     fn size(&self, _size: u64) {}

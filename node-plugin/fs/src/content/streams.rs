@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::budget::Budget;
-use crate::file::Tuning;
+use crate::content::Tuning;
 
 /// Scans that one handle can interleave.
 const CURSORS: usize = 4;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use blob_client::{BlockId, BlockList};
 
-use crate::file::FileError;
+use crate::content::FileError;
 
 /// Length of ids where the blob has none yet: eight random bytes of this writer, eight of a counter.
 const OUR_LEN: usize = 16;

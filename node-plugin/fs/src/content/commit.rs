@@ -11,8 +11,8 @@ use futures::stream::{StreamExt, TryStreamExt};
 
 use super::overlay::{Content, Segment};
 use super::plan::{Out, Over, PlanInput, plan};
-use crate::file::{BaseVersion, Blocks, Core, FileError, Target};
-use crate::read::fetch::{shutting_down, size_class};
+use crate::content::fetch::{shutting_down, size_class};
+use crate::content::{BaseVersion, Blocks, Core, FileError, Target};
 
 /// Zeros to send, again and again.
 static ZEROS: &[u8] = &[0; 1 << 20];
@@ -72,7 +72,7 @@ impl Drop for Committing<'_> {
 }
 
 impl Core {
-    /// See [`crate::file::File::commit`]. Without metadata: what the tree said last, or what the blob has.
+    /// See [`crate::content::File::commit`]. Without metadata: what the tree said last, or what the blob has.
     pub(crate) async fn commit(
         self: &Arc<Self>,
         metadata: Option<Metadata>,

@@ -11,10 +11,10 @@ use vsc_driver::buffer::{Buffer, Slice};
 use super::state::CORE_BYTES;
 use super::{At, Base, BaseVersion, Blocks, Env, FileError, Refuge, State};
 use crate::budget::{Kind, Permit};
-use crate::read::fetch::size_class;
-use crate::read::streams::Pace;
-use crate::write::overlay::{Content, Need, Spare};
-use crate::write::plan::Layout;
+use crate::content::fetch::size_class;
+use crate::content::overlay::{Content, Need, Spare};
+use crate::content::plan::Layout;
+use crate::content::streams::Pace;
 
 /// How long a write waits for room before it fails. Longer than any single request of the client may take.
 const PATIENCE: Duration = Duration::from_secs(120);

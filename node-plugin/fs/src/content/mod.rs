@@ -7,8 +7,18 @@
 //! has nothing, the base shows through; past the part of the base that is still valid, there are zeros. A commit makes
 //! the overlay part of the base.
 
+pub(crate) mod cache;
+pub(crate) mod commit;
+pub(crate) mod copy;
 mod core;
+pub mod dirty_log;
+pub(crate) mod fetch;
+pub(crate) mod ids;
+pub(crate) mod overlay;
+pub(crate) mod plan;
+pub(crate) mod stage;
 mod state;
+pub(crate) mod streams;
 #[cfg(test)]
 mod tests;
 
@@ -20,10 +30,10 @@ use blob_client::{ETag, Metadata, Written};
 use thiserror::Error;
 use vsc_driver::buffer::{Arena, Slice};
 
+use self::dirty_log::{DirtyLog, NoLog};
+use self::streams::Streams;
 use crate::budget::{Budget, Share};
-use crate::read::streams::Streams;
 use crate::store::Store;
-use crate::write::log::{DirtyLog, NoLog};
 
 pub(crate) use self::core::Core;
 pub(crate) use self::state::{Assembled, BaseVersion, Blocks, CORE_BYTES, StagedBlock, State, Target};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use vsc_driver::buffer::{Buffer, Slice};
 
-use super::log::DirtyLog;
+use super::dirty_log::DirtyLog;
 use super::plan::Layout;
 use crate::budget::Permit;
 

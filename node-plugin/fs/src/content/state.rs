@@ -9,11 +9,11 @@ use vsc_driver::buffer::Slice;
 
 use super::{Base, FileError, ReadData, Refuge, Shelter};
 use crate::budget::{Budget, Permit};
-use crate::read::cache::Cache;
-use crate::read::fetch::Flight;
-use crate::write::commit::Sent;
-use crate::write::ids::Ids;
-use crate::write::overlay::{Content, Overlay};
+use crate::content::cache::Cache;
+use crate::content::commit::Sent;
+use crate::content::fetch::Flight;
+use crate::content::ids::Ids;
+use crate::content::overlay::{Content, Overlay};
 
 /// What the structures of a file take, for the budget: its locks, its environment, and a little of each of its maps.
 pub(crate) const CORE_BYTES: usize = 2 << 10;

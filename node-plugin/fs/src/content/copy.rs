@@ -8,7 +8,7 @@ use blob_client::{BlockId, ETag, Error};
 use futures::stream::{StreamExt, TryStreamExt};
 
 use super::overlay::Content;
-use crate::file::{At, Core, FileError, Reader, StagedBlock, State, Target};
+use crate::content::{At, Core, FileError, Reader, StagedBlock, State, Target};
 
 /// What goes through memory at once, in bytes.
 const CHUNK: u64 = 1 << 20;

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use blob_client::{Block, BlockId};
 
-use crate::file::{FileError, Tuning};
+use crate::content::{FileError, Tuning};
 
 /// Where blocks of a sequentially written file begin and end: larger towards the end, so that the limit on the number
 /// of blocks suffices.
