@@ -1,0 +1,371 @@
+//! The service's rules that the file system leans on: ETags, conditions, blocks and their ids, leases, listings.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::{Duration, SystemTime};
+
+use blob_client::{
+    BlobType, Block, BlockId, BlockList, BlockRef, Condition, ETag, Error, ListItem, ListOptions, ListPage,
+    Metadata, Properties, PutOptions, Result, Written,
+};
+use bytes::Bytes;
+
+#[derive(Debug, Clone)]
+pub(super) struct Blob {
+    pub(super) data: Bytes,
+    pub(super) blocks: Vec<(BlockId, Bytes)>,
+    pub(super) properties: Properties,
+}
+
+/// One container.
+#[derive(Debug, Default)]
+pub(super) struct Service {
+    pub(super) blobs: BTreeMap<String, Blob>,
+    pub(super) staged: BTreeMap<String, BTreeMap<BlockId, Bytes>>,
+    pub(super) container_metadata: Metadata,
+    version: u64,
+    /// Lease of a blob, by name.
+    pub(super) leases: BTreeMap<String, String>,
+    pub(super) no_stage_from: bool,
+    /// Bytes read by Get Blob.
+    pub(super) bytes_out: u64,
+    /// Bytes received by Put Blob and Put Block.
+    pub(super) bytes_in: u64,
+}
+
+/// The error that the client makes of a status and a code.
+pub(super) fn refusal(status: u16, code: &str) -> Error {
+    // What the client has an error of its own for.
+    match (status, code) {
+        (404, "ContainerNotFound") => {
+            return Error::ContainerNotFound { name: "fake".into() };
+        }
+        (409 | 412, _) if code.starts_with("Lease") => {
+            return Error::LeaseConflict {
+                name: "fake".into(),
+                code: code.to_owned(),
+            };
+        }
+        (403, _) => {
+            return Error::Denied {
+                code: code.to_owned(),
+                hint: "fault on command".into(),
+            };
+        }
+        _ => {}
+    }
+    Error::Service {
+        status,
+        code: code.to_owned(),
+        message: "fault on command".into(),
+        request_id: "fake".into(),
+    }
+}
+
+pub(super) fn join(blocks: &[(BlockId, Bytes)]) -> Bytes {
+    let mut data = Vec::with_capacity(blocks.iter().map(|(_, d)| d.len()).sum());
+    blocks.iter().for_each(|(_, d)| data.extend_from_slice(d));
+    data.into()
+}
+
+/// `low..high` of `data`, clamped.
+fn cut(data: &Bytes, range: &Range<u64>) -> Bytes {
+    let end = range.end.min(data.len() as u64) as usize;
+    let start = (range.start.min(end as u64)) as usize;
+    data.slice(start..end)
+}
+
+impl Service {
+    pub(super) fn find(&self, name: &str) -> Result<&Blob> {
+        self.blobs
+            .get(name)
+            .ok_or_else(|| Error::BlobNotFound { name: name.into() })
+    }
+
+    fn check(&self, name: &str, condition: &Condition) -> Result<()> {
+        let blob = self.blobs.get(name);
+        let not_met = || Err(Error::ConditionNotMet { name: name.into() });
+        if let Some(etag) = &condition.if_match
+            && blob.is_none_or(|b| b.properties.etag != *etag)
+        {
+            return not_met();
+        }
+        if condition.if_absent && blob.is_some() {
+            return Err(Error::AlreadyExists { name: name.into() });
+        }
+        if let (Some(etag), Some(blob)) = (&condition.if_none_match, blob)
+            && blob.properties.etag == *etag
+        {
+            return Err(Error::NotModified { name: name.into() });
+        }
+        Ok(())
+    }
+
+    /// A leased blob is changed by its holder only.
+    pub(super) fn check_lease(&self, name: &str, condition: &Condition) -> Result<()> {
+        let conflict = |code: &str| {
+            Err(Error::LeaseConflict {
+                name: name.into(),
+                code: code.into(),
+            })
+        };
+        match (self.leases.get(name), &condition.lease) {
+            (Some(lease), Some(given)) if lease == given => Ok(()),
+            (Some(_), Some(_)) => conflict("LeaseIdMismatchWithBlobOperation"),
+            (Some(_), None) => conflict("LeaseIdMissing"),
+            (None, Some(_)) => conflict("LeaseNotPresentWithBlobOperation"),
+            (None, None) => Ok(()),
+        }
+    }
+
+    fn written(&mut self) -> Written {
+        self.version += 1;
+        Written {
+            etag: ETag(format!("\"0x{:016X}\"", self.version)),
+            last_modified: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + self.version),
+        }
+    }
+
+    pub(super) fn store(
+        &mut self,
+        name: &str,
+        data: Bytes,
+        blocks: Vec<(BlockId, Bytes)>,
+        metadata: Metadata,
+        content_type: Option<String>,
+    ) -> Written {
+        let written = self.written();
+        let blob = Blob {
+            properties: Properties {
+                etag: written.etag.clone(),
+                last_modified: written.last_modified,
+                content_length: data.len() as u64,
+                blob_type: BlobType::Block,
+                metadata,
+                content_type,
+                is_directory: false,
+            },
+            data,
+            blocks,
+        };
+        self.blobs.insert(name.to_owned(), blob);
+        written
+    }
+
+    pub(super) fn get(
+        &mut self,
+        name: &str,
+        range: &Range<u64>,
+        condition: &Condition,
+    ) -> Result<(Bytes, Properties)> {
+        let found = self.find(name)?;
+        self.check(name, condition)?;
+        let data = cut(&found.data, range);
+        let properties = found.properties.clone();
+        self.bytes_out += data.len() as u64;
+        Ok((data, properties))
+    }
+
+    pub(super) fn head(&self, name: &str, condition: &Condition) -> Result<Properties> {
+        let found = self.find(name)?;
+        self.check(name, condition)?;
+        Ok(found.properties.clone())
+    }
+
+    pub(super) fn put(&mut self, name: &str, data: Bytes, options: &PutOptions) -> Result<Written> {
+        self.bytes_in += data.len() as u64;
+        self.check_lease(name, &options.condition)?;
+        self.check(name, &options.condition)?;
+        self.staged.remove(name);
+        let (metadata, kind) = (options.metadata.clone(), options.content_type.clone());
+        Ok(self.store(name, data, Vec::new(), metadata, kind))
+    }
+
+    pub(super) fn set_metadata(
+        &mut self,
+        name: &str,
+        metadata: &Metadata,
+        condition: &Condition,
+    ) -> Result<Written> {
+        self.find(name)?;
+        self.check_lease(name, condition)?;
+        self.check(name, condition)?;
+        let written = self.written();
+        if let Some(found) = self.blobs.get_mut(name) {
+            found.properties.metadata = metadata.clone();
+            found.properties.etag = written.etag.clone();
+            found.properties.last_modified = written.last_modified;
+        }
+        Ok(written)
+    }
+
+    pub(super) fn delete(&mut self, name: &str, condition: &Condition) -> Result<()> {
+        self.find(name)?;
+        self.check(name, condition)?;
+        self.check_lease(name, condition)?;
+        self.leases.remove(name);
+        self.blobs.remove(name);
+        self.staged.remove(name);
+        Ok(())
+    }
+
+    pub(super) fn copy(
+        &mut self,
+        (source, source_etag): (&str, Option<&ETag>),
+        target: &str,
+        metadata: Option<&Metadata>,
+        condition: &Condition,
+    ) -> Result<Written> {
+        let found = self.find(source)?.clone();
+        if source_etag.is_some_and(|e| *e != found.properties.etag) {
+            return Err(Error::ConditionNotMet { name: source.into() });
+        }
+        self.check(target, condition)?;
+        self.check_lease(target, condition)?;
+        self.staged.remove(target);
+        let kind = found.properties.content_type.clone();
+        let metadata = metadata.unwrap_or(&found.properties.metadata).clone();
+        Ok(self.store(target, found.data, found.blocks, metadata, kind))
+    }
+
+    pub(super) fn acquire_lease(&mut self, name: &str) -> Result<String> {
+        self.find(name)?;
+        self.check_lease(name, &Condition::none())?;
+        let lease = format!("lease {}", self.written().etag.0);
+        self.leases.insert(name.to_owned(), lease.clone());
+        Ok(lease)
+    }
+
+    /// What Put Block From URL takes out of its source.
+    pub(super) fn source(
+        &self,
+        source: &str,
+        range: &Range<u64>,
+        source_etag: Option<&ETag>,
+    ) -> Result<Bytes> {
+        if self.no_stage_from {
+            return Err(refusal(501, "NotImplemented"));
+        }
+        let found = self.find(source)?;
+        if source_etag.is_some_and(|e| *e != found.properties.etag) {
+            return Err(Error::ConditionNotMet { name: source.into() });
+        }
+        if range.end > found.data.len() as u64 {
+            return Err(refusal(416, "InvalidRange"));
+        }
+        Ok(cut(&found.data, range))
+    }
+
+    pub(super) fn block_list(&self, name: &str) -> Result<BlockList> {
+        let found = self.blobs.get(name);
+        let staged = self.staged.get(name);
+        if found.is_none() && staged.is_none_or(BTreeMap::is_empty) {
+            return Err(Error::BlobNotFound { name: name.into() });
+        }
+        let block = |id: &BlockId, data: &Bytes| Block {
+            id: id.clone(),
+            size: data.len() as u64,
+        };
+        Ok(BlockList {
+            committed: found
+                .map(|b| b.blocks.iter().map(|(id, d)| block(id, d)).collect())
+                .unwrap_or_default(),
+            uncommitted: staged
+                .map(|s| s.iter().map(|(id, d)| block(id, d)).collect())
+                .unwrap_or_default(),
+            etag: found.map(|b| b.properties.etag.clone()),
+            content_length: found.map_or(0, |b| b.data.len() as u64),
+        })
+    }
+
+    /// REST, Put Block: "For a given blob, all block IDs must be the same length."
+    pub(super) fn stage(&mut self, name: &str, id: &BlockId, data: Bytes, lease: Option<&str>) -> Result<()> {
+        let holder = Condition {
+            lease: lease.map(str::to_owned),
+            ..Condition::none()
+        };
+        self.check_lease(name, &holder)?;
+        let committed = self.blobs.get(name).and_then(|b| b.blocks.first());
+        let staged = self.staged.entry(name.to_owned()).or_default();
+        let known = staged.keys().next().or(committed.map(|(id, _)| id));
+        if id.0.is_empty() || id.0.len() > 64 || known.is_some_and(|k| k.0.len() != id.0.len()) {
+            return Err(refusal(400, "InvalidBlobOrBlock"));
+        }
+        if data.is_empty() {
+            return Err(refusal(400, "InvalidHeaderValue"));
+        }
+        staged.insert(id.clone(), data);
+        Ok(())
+    }
+
+    pub(super) fn commit(&mut self, name: &str, list: &[BlockRef], options: &PutOptions) -> Result<Written> {
+        self.check_lease(name, &options.condition)?;
+        self.check(name, &options.condition)?;
+        let empty = BTreeMap::new();
+        let staged = self.staged.get(name).unwrap_or(&empty);
+        let old = self.blobs.get(name).map_or(&[][..], |b| &b.blocks[..]);
+        let committed = |id: &BlockId| old.iter().find(|(i, _)| i == id).map(|(_, d)| d.clone());
+        let mut blocks = Vec::with_capacity(list.len());
+        for block in list {
+            let (id, data) = match block {
+                BlockRef::Committed(id) => (id, committed(id)),
+                BlockRef::Uncommitted(id) => (id, staged.get(id).cloned()),
+                BlockRef::Latest(id) => (id, staged.get(id).cloned().or_else(|| committed(id))),
+            };
+            let data = data.ok_or_else(|| refusal(400, "InvalidBlockList"))?;
+            blocks.push((id.clone(), data));
+        }
+        if blocks.len() > 50_000 {
+            return Err(refusal(400, "BlockListTooLong"));
+        }
+        self.staged.remove(name);
+        let data = join(&blocks);
+        let (metadata, kind) = (options.metadata.clone(), options.content_type.clone());
+        Ok(self.store(name, data, blocks, metadata, kind))
+    }
+
+    pub(super) fn list(&self, options: &ListOptions) -> ListPage {
+        let limit = options.max_results.unwrap_or(5000).clamp(1, 5000) as usize;
+        let mut items: Vec<(String, ListItem)> = Vec::new();
+        for (name, blob) in &self.blobs {
+            let Some(rest) = name.strip_prefix(&options.prefix) else {
+                continue;
+            };
+            let folded = options
+                .delimiter
+                .as_deref()
+                .and_then(|d| rest.find(d).map(|at| at + d.len()));
+            let (key, item) = match folded {
+                Some(at) => {
+                    let prefix = format!("{}{}", options.prefix, &rest[..at]);
+                    (prefix.clone(), ListItem::Prefix { name: prefix })
+                }
+                None => {
+                    let mut properties = blob.properties.clone();
+                    if !options.metadata {
+                        properties.metadata.clear();
+                    }
+                    let name = name.clone();
+                    (name.clone(), ListItem::Blob { name, properties })
+                }
+            };
+            if items.last().is_some_and(|(last, _)| *last == key) {
+                continue;
+            }
+            if options.marker.as_ref().is_some_and(|m| key < *m) {
+                continue;
+            }
+            if items.len() == limit {
+                return ListPage {
+                    items: items.into_iter().map(|(_, item)| item).collect(),
+                    next_marker: Some(key),
+                };
+            }
+            items.push((key, item));
+        }
+        ListPage {
+            items: items.into_iter().map(|(_, item)| item).collect(),
+            next_marker: None,
+        }
+    }
+}
