@@ -1,0 +1,115 @@
+//! The rules, each over the files it concerns.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The crates whose files import one way.
+pub(crate) const CRATES: [&str; 4] = [
+    "node-plugin/fs/src",
+    "node-plugin/blob/src",
+    "driver/src",
+    "e2e/src",
+];
+
+/// Columns of a line, of code or of a comment: rustfmt's `max_width`, which leaves comments and strings alone.
+const COLUMNS: usize = 110;
+/// Lines of a file that is not a test.
+const LINES: usize = 600;
+
+pub(crate) fn repository() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// Each `.rs` file of the repository.
+fn files() -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![repository().to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy();
+            if path.is_dir() {
+                // Build output, and what is not of the repository (.git, editors).
+                if name != "target" && !name.starts_with('.') {
+                    folders.push(path);
+                }
+            } else if name.ends_with(".rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                found.push((path.strip_prefix(repository()).unwrap().to_path_buf(), text));
+            }
+        }
+    }
+    found.sort();
+    assert!(found.len() > 300, "only {} files were found", found.len());
+    found
+}
+
+/// A file of test code: by the name of its folder or its own.
+fn is_test(file: &Path) -> bool {
+    let own = file
+        .file_stem()
+        .is_some_and(|stem| stem.to_string_lossy().ends_with("tests"));
+    own || file.iter().any(|part| part == "tests" || part == "test")
+}
+
+/// Fails with one line for each offence.
+fn none(offences: &[String]) {
+    assert!(offences.is_empty(), "\n{}", offences.join("\n"));
+}
+
+fn without_comment(file: &Path, text: &str) -> Option<String> {
+    let says = text.lines().next().is_some_and(|line| {
+        ["//! ", "// "].iter().any(|mark| {
+            line.strip_prefix(mark)
+                .is_some_and(|said| !said.trim().is_empty())
+        })
+    });
+    (!says).then(|| format!("{}: the first line does not say what the file is", file.display()))
+}
+
+fn too_long(file: &Path, text: &str) -> Option<String> {
+    let lines = text.lines().count();
+    (!is_test(file) && lines > LINES).then(|| format!("{}: {lines} lines", file.display()))
+}
+
+fn too_wide(file: &Path, text: &str) -> Vec<String> {
+    let wide = |(number, line): (usize, &str)| {
+        let columns = line.chars().count();
+        (columns > COLUMNS).then(|| format!("{}:{}: {columns} columns", file.display(), number + 1))
+    };
+    text.lines().enumerate().filter_map(wide).collect()
+}
+
+#[test]
+fn each_file_begins_with_what_it_is() {
+    none(
+        &files()
+            .iter()
+            .filter_map(|(file, text)| without_comment(file, text))
+            .collect::<Vec<_>>(),
+    );
+}
+
+#[test]
+fn the_rules_can_fail() {
+    let file = Path::new("node-plugin/src/x.rs");
+    let lines = |count: usize| "//! What it is.\n".repeat(count);
+    assert_eq!(without_comment(file, "//! What it is.\n"), None);
+    assert!(without_comment(file, "use x;\n").is_some());
+    assert!(without_comment(file, "//!\n//! Late.\n").is_some());
+    assert!(without_comment(file, "").is_some());
+    assert_eq!(too_long(file, &lines(LINES)), None);
+    assert!(too_long(file, &lines(LINES + 1)).is_some());
+    assert_eq!(
+        too_long(Path::new("node-plugin/src/x/tests.rs"), &lines(LINES + 1)),
+        None
+    );
+    assert_eq!(
+        too_wide(file, &format!("//! ü{}\n", "x".repeat(COLUMNS - 5))),
+        [""; 0]
+    );
+    assert_eq!(
+        too_wide(file, &format!("\n//! {}", "x".repeat(COLUMNS))),
+        ["node-plugin/src/x.rs:2: 114 columns"]
+    );
+}
