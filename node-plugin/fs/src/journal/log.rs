@@ -14,7 +14,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::record::{CRC, Fields, MAX_RECORD, Record, State, decode, encode};
+use super::codec::{CRC, Fields, MAX_RECORD, decode, encode};
+use super::record::Record;
+use super::state::State;
 
 const MAGIC: &[u8; 8] = b"vscblobj";
 const VERSION: u32 = 1;

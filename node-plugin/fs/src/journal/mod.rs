@@ -2,8 +2,10 @@
 //!
 //! Everything a replacement process needs to go on serving a mount is in one append-only [`log`] inside a memfd, written as it happens.
 
+mod codec;
 mod dirty;
 pub mod log;
 pub mod record;
+pub mod state;
 
 pub(crate) use dirty::NodeLog;

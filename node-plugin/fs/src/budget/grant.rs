@@ -1,0 +1,199 @@
+//! Who gets room, and what makes way for it.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::SemaphorePermit;
+
+use super::holders::Evict;
+use super::ledger::{Budget, DIRTY_SHARE, Inner, Kind, RESEND_SHARE, RESEND_UNIT, unused};
+use super::permit::Permit;
+use super::share::Share;
+
+impl Share {
+    /// Room for `bytes` of accepted writes, if there is any without waiting.
+    pub fn try_acquire(self: &Arc<Self>, bytes: usize) -> Option<Permit> {
+        self.budget.try_for(Kind::Dirty, bytes, Some(self))
+    }
+
+    /// Room for `bytes` of accepted writes; waits, and has the oldest dirty data staged meanwhile. `None` after
+    /// `patience` without room.
+    pub async fn acquire(self: &Arc<Self>, bytes: usize, patience: Duration) -> Option<Permit> {
+        self.budget.acquire_dirty(bytes, patience, Some(self)).await
+    }
+
+    /// Takes room for dirty data whether there is any or not.
+    pub(crate) fn force(self: &Arc<Self>, bytes: usize) -> Permit {
+        self.budget.force_for(Kind::Dirty, bytes, Some(self))
+    }
+}
+
+impl Budget {
+    /// Room for `bytes`, dropping cached data if needed; never blocks.
+    pub fn try_acquire(self: &Arc<Self>, kind: Kind, bytes: usize) -> Option<Permit> {
+        self.try_for(kind, bytes, None)
+    }
+
+    pub(super) fn try_for(
+        self: &Arc<Self>,
+        kind: Kind,
+        bytes: usize,
+        share: Option<&Arc<Share>>,
+    ) -> Option<Permit> {
+        loop {
+            if let Some(permit) = self.take(kind, bytes, share) {
+                return Some(permit);
+            }
+            if self.dirty_full(&self.lock(), kind, bytes, share) || !self.evict_one() {
+                return None;
+            }
+        }
+    }
+
+    /// Room for a read that somebody waits for: granted even when nothing can be dropped, but then only to a few reads
+    /// at a time. The progress permit is to be kept until the bytes have arrived.
+    pub async fn acquire_read(self: &Arc<Self>, bytes: usize) -> (Permit, Option<SemaphorePermit<'_>>) {
+        if let Some(permit) = self.try_acquire(Kind::Cached, bytes) {
+            return (permit, None);
+        }
+        // The semaphore is never closed.
+        let progress = self.progress.acquire().await.ok();
+        match self.try_acquire(Kind::Cached, bytes) {
+            Some(permit) => (permit, None),
+            None => (self.force(Kind::Cached, bytes), progress),
+        }
+    }
+
+    /// Waits for the right to hold `bytes` of a blob that a commit has read only to send them again; kept until they are sent.
+    /// Cached data that is dropped meanwhile stays in memory that long; room for it is set aside.
+    pub(crate) async fn acquire_resend(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
+        let most = self.total / RESEND_SHARE / RESEND_UNIT;
+        let units = bytes.div_ceil(RESEND_UNIT as u64).min(most as u64) as u32;
+        self.resend.acquire_many(units).await.ok()
+    }
+
+    /// Charges metadata. Always granted; grow and shrink it with [`Permit::resize`].
+    pub fn charge_metadata(self: &Arc<Self>, bytes: usize) -> Permit {
+        let permit = self.force(Kind::Metadata, bytes);
+        self.shrink();
+        self.note_crowd();
+        permit
+    }
+
+    /// Charges the copy of a write that waits for room. Always granted, cached data makes way; the caller bounds how many there are.
+    pub(crate) fn charge_waiting(self: &Arc<Self>, bytes: usize) -> Permit {
+        let permit = self.force(Kind::Waiting, bytes);
+        self.shrink();
+        permit
+    }
+
+    /// Takes room whether there is any or not.
+    pub(crate) fn force(self: &Arc<Self>, kind: Kind, bytes: usize) -> Permit {
+        self.force_for(kind, bytes, None)
+    }
+
+    pub(super) fn force_for(
+        self: &Arc<Self>,
+        kind: Kind,
+        bytes: usize,
+        share: Option<&Arc<Share>>,
+    ) -> Permit {
+        self.lock().add(kind, bytes, share.map(|share| &share.dirty));
+        self.permit(kind, bytes, share)
+    }
+
+    /// Makes `entry` known as droppable.
+    pub(crate) fn offer(&self, entry: Weak<dyn Evict>) {
+        let mut inner = self.lock();
+        inner.clean.push_back(entry);
+        if inner.clean.len() > inner.sweep_at.max(256) {
+            inner.clean.retain(|e| e.strong_count() > 0);
+            inner.sweep_at = inner.clean.len() * 2;
+        }
+    }
+
+    pub(super) fn take(
+        self: &Arc<Self>,
+        kind: Kind,
+        bytes: usize,
+        share: Option<&Arc<Share>>,
+    ) -> Option<Permit> {
+        let mut inner = self.lock();
+        if self.no_room(&inner, kind, bytes, share) {
+            return None;
+        }
+        inner.add(kind, bytes, share.map(|share| &share.dirty));
+        drop(inner);
+        Some(self.permit(kind, bytes, share))
+    }
+
+    pub(super) fn no_room(
+        &self,
+        inner: &Inner,
+        kind: Kind,
+        bytes: usize,
+        share: Option<&Arc<Share>>,
+    ) -> bool {
+        if kind != Kind::Dirty {
+            return inner.sum() + bytes > self.limit;
+        }
+        // What others hold beyond their part does not stop writers: it would for ever, if they held it for ever.
+        let others = inner.of(Kind::Metadata).min(self.metadata_limit)
+            + inner.of(Kind::Waiting).min(self.waiting_limit)
+            + inner.of(Kind::Cached);
+        inner.of(Kind::Dirty) + others + bytes > self.limit || self.dirty_full(inner, kind, bytes, share)
+    }
+
+    pub(super) fn dirty_full(
+        &self,
+        inner: &Inner,
+        kind: Kind,
+        bytes: usize,
+        share: Option<&Arc<Share>>,
+    ) -> bool {
+        kind == Kind::Dirty
+            && (inner.of(Kind::Dirty) + bytes > self.dirty_limit
+                || share.is_some_and(|share| self.over_own(inner, bytes, share)))
+    }
+
+    /// True when `bytes` more would be too much of one volume: beyond its share there must be left what is kept for others.
+    pub(super) fn over_own(&self, inner: &Inner, bytes: usize, share: &Arc<Share>) -> bool {
+        let own = share.dirty.load(Ordering::Relaxed);
+        if own + bytes <= DIRTY_SHARE || inner.volumes <= 1 {
+            return false;
+        }
+        let others = inner.reserved.saturating_sub(unused(own));
+        own + bytes > self.dirty_limit / 4 * 3 || inner.of(Kind::Dirty) + bytes + others > self.dirty_limit
+    }
+
+    pub(super) fn is_full(&self, kind: Kind, bytes: usize, share: Option<&Arc<Share>>) -> bool {
+        self.no_room(&self.lock(), kind, bytes, share)
+    }
+
+    /// Drops cached data until the sum fits again, as far as that is possible.
+    pub(super) fn shrink(&self) {
+        while self.lock().sum() > self.limit && self.evict_one() {}
+    }
+
+    /// Drops one cached entry; false when there is none.
+    pub(crate) fn evict_one(&self) -> bool {
+        // Twice around: the first time only takes second chances away.
+        let mut tries = self.lock().clean.len() * 2 + 1;
+        while tries > 0 {
+            tries -= 1;
+            let Some(entry) = self.lock().clean.pop_front() else {
+                return false;
+            };
+            // The entry (and with it, perhaps, a permit) must not be dropped under the lock.
+            let Some(strong) = entry.upgrade() else {
+                continue;
+            };
+            if strong.evict() {
+                return true;
+            }
+            self.lock().clean.push_back(entry);
+        }
+        false
+    }
+}

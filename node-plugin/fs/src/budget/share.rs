@@ -1,0 +1,45 @@
+//! One volume's part of the budget.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use super::ledger::{Budget, DIRTY_SHARE};
+
+/// One volume's part of what dirty data may take. A volume whose service does not answer fills up to a limit of its own, and the others
+/// go on.
+#[derive(Debug)]
+pub struct Share {
+    pub(super) budget: Arc<Budget>,
+    /// Changed under the budget's lock.
+    pub(super) dirty: AtomicUsize,
+}
+
+impl Share {
+    /// Tells volumes apart.
+    pub(crate) fn id(self: &Arc<Self>) -> usize {
+        Arc::as_ptr(self) as usize
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        // Every permit of dirty data keeps its share: there is none left.
+        let mut inner = self.budget.lock();
+        inner.volumes = inner.volumes.saturating_sub(1);
+        inner.reserved = inner.reserved.saturating_sub(DIRTY_SHARE);
+    }
+}
+
+impl Budget {
+    /// A volume begins to use the budget. Its writes go through what is given back.
+    pub fn join(self: &Arc<Self>) -> Arc<Share> {
+        let mut inner = self.lock();
+        inner.volumes += 1;
+        inner.reserved += DIRTY_SHARE;
+        drop(inner);
+        Arc::new(Share {
+            budget: Arc::clone(self),
+            dirty: AtomicUsize::new(0),
+        })
+    }
+}
