@@ -1,18 +1,20 @@
 //! The single table from error to errno.
 //!
-//! | what happened | errno | why |
-//! |---|---|---|
-//! | the blob was changed or deleted by somebody else since it was opened | `ESTALE` | the handle's version is gone; opening again gives the new one |
-//! | a metadata change kept losing the race for the blob's version | `ESTALE` | it was repeated after a refresh several times before giving up |
-//! | no such blob | `ENOENT` | |
-//! | the container is gone | `ENXIO` | the device behind the mount does not exist any more |
-//! | wrong key, expired SAS, missing permission, a token that was refused | `EACCES` | the answer is about rights, and asking again gives the same |
-//! | a lease of somebody else protects the blob | `EBUSY` | |
-//! | unreachable, no answer in time, no token because nobody answered, channel required but gone, malformed answer | `EIO` | nothing a program could do about it; the log has the reason |
-//! | page and append blobs opened for writing | `EPERM` | like an immutable file: readable, never writable here |
-//! | larger than a block blob can be | `EFBIG` | |
-//! | 507 or an account over its limits; no room for unsent data in time | `ENOSPC` | |
-//! | the service refuses as busy, after all retries | `EIO` | |
+//! - `ESTALE`: the blob was changed or deleted by somebody else since it was opened (the handle's version is
+//!   gone; opening again gives the new one); or a metadata change kept losing the race for the blob's
+//!   version, after it was repeated several times on a fresh one.
+//! - `ENOENT`: no such blob.
+//! - `ENXIO`: the container is gone: the device behind the mount does not exist any more.
+//! - `EACCES`: wrong key, expired SAS, missing permission, a token that was refused: the answer is about
+//!   rights, and asking again gives the same.
+//! - `EBUSY`: a lease of somebody else protects the blob.
+//! - `EIO`: unreachable, no answer in time, no token because nobody answered, channel required but gone,
+//!   malformed answer: nothing a program could do about it; the log has the reason. Also when the service
+//!   refuses as busy, after all retries.
+//! - `EPERM`: page and append blobs opened for writing: like an immutable file, readable, never writable
+//!   here.
+//! - `EFBIG`: larger than a block blob can be.
+//! - `ENOSPC`: 507 or an account over its limits; no room for unsent data in time.
 
 use std::fmt;
 
@@ -54,7 +56,8 @@ impl From<&blob_client::Error> for Errno {
             E::ConditionNotMet { .. } => libc::ESTALE,
             E::LeaseConflict { .. } => libc::EBUSY,
             E::Denied { .. }
-            // One that the identity service refused; when it could not be asked, nothing is known about the rights.
+            // One that the identity service refused; when it could not be asked, nothing is known about the
+            // rights.
             | E::Token { retryable: false, .. }
             | E::Service {
                 status: 401 | 403, ..
@@ -65,7 +68,8 @@ impl From<&blob_client::Error> for Errno {
             E::Service {
                 status: 400, code, ..
             } if code == "InvalidUri" || code == "InvalidResourceName" => libc::EINVAL,
-            // The account lacks a feature, or the blob's state forbids it (immutability policies, archived tier).
+            // The account lacks a feature, or the blob's state forbids it (immutability policies, archived
+            // tier).
             E::Service { status: 409, .. } => libc::EPERM,
             E::Argument { .. } => libc::EINVAL,
             E::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),

@@ -1,4 +1,5 @@
-//! A POSIX file system over a blob container. [`Volume`] is what a mount is; [`fuse`] is the only module that knows fuser.
+//! A POSIX file system over a blob container. [`Volume`] is what a mount is; [`fuse`] is the only module that
+//! knows fuser.
 
 pub mod budget;
 pub mod content;

@@ -1,6 +1,8 @@
-//! Model test: random operation sequences on a mount and on a plain directory give the same results, tree, contents and errno.
+//! Model test: random operation sequences on a mount and on a plain directory give the same results, tree,
+//! contents and errno.
 //!
-//! After every sequence the tree is also read through a second mount of the same container that caches nothing: what was closed is in the service.
+//! After every sequence the tree is also read through a second mount of the same container that caches
+//! nothing: what was closed is in the service.
 
 #![allow(
     clippy::unwrap_used,
@@ -90,7 +92,8 @@ enum Step {
         len: u64,
         mode: i32,
     },
-    /// SEEK_DATA and SEEK_HOLE over the whole file: where the holes are is a file system's own business, what they hold is not.
+    /// SEEK_DATA and SEEK_HOLE over the whole file: where the holes are is a file system's own business, what
+    /// they hold is not.
     Holes(usize),
     /// Stores through a shared mapping.
     Map {
@@ -148,7 +151,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => name().prop_map(Step::Rmdir),
         1 => (name(), name()).prop_map(|(a, b)| Step::Symlink(a, b)),
         1 => name().prop_map(Step::ReadLink),
-        2 => (name(), prop::sample::select(vec![0o600, 0o644, 0o755, 0o4711])).prop_map(|(n, m)| Step::Chmod(n, m)),
+        2 => (name(), prop::sample::select(vec![0o600, 0o644, 0o755, 0o4711]))
+            .prop_map(|(n, m)| Step::Chmod(n, m)),
         1 => (name(), 0u32..3).prop_map(|(n, owner)| Step::Chown(n, owner)),
         1 => (name(), 0u64..2_000_000_000).prop_map(|(n, at)| Step::Touch(n, at)),
         1 => prop_oneof![Just(Step::Fifo), Just(Step::UnlinkFifo)],
@@ -159,10 +163,13 @@ fn step() -> impl Strategy<Value = Step> {
         1 => name().prop_map(Step::ListXattr),
         5 => (slot.clone(), name(), any::<bool>(), any::<bool>(), prop::bool::weighted(0.2)).prop_map(
             |(slot, name, append, create, truncate)| Step::Open { slot, name, append, create, truncate }),
-        6 => (slot.clone(), at.clone(), len.clone()).prop_map(|(slot, at, len)| Step::WriteAt { slot, at, len }),
-        4 => (slot.clone(), at.clone(), len.clone()).prop_map(|(slot, at, len)| Step::ReadAt { slot, at, len }),
+        6 => (slot.clone(), at.clone(), len.clone())
+            .prop_map(|(slot, at, len)| Step::WriteAt { slot, at, len }),
+        4 => (slot.clone(), at.clone(), len.clone())
+            .prop_map(|(slot, at, len)| Step::ReadAt { slot, at, len }),
         2 => (slot.clone(), at.clone()).prop_map(|(slot, len)| Step::SetLen { slot, len }),
-        1 => (slot.clone(), at.clone(), at.clone()).prop_map(|(slot, at, len)| Step::Punch { slot, at, len: len + 1 }),
+        1 => (slot.clone(), at.clone(), at.clone())
+            .prop_map(|(slot, at, len)| Step::Punch { slot, at, len: len + 1 }),
         1 => (slot.clone(), at.clone(), at.clone(), prop::sample::select(vec![0, libc::FALLOC_FL_KEEP_SIZE]))
             .prop_map(|(slot, at, len, mode)| Step::Allocate { slot, at, len: len + 1, mode }),
         1 => slot.clone().prop_map(Step::Holes),
@@ -401,7 +408,8 @@ impl Side {
                     return Ok("past the end".into());
                 }
                 let page = *at / 4096 * 4096;
-                // SAFETY: a fresh shared mapping of one page of an open file, of which one byte within the file is changed; it is unmapped.
+                // SAFETY: a fresh shared mapping of one page of an open file, of which one byte within the
+                // file is changed; it is unmapped.
                 unsafe {
                     let map = libc::mmap(
                         std::ptr::null_mut(),
@@ -521,7 +529,8 @@ fn a_mount_behaves_like_a_directory() {
     behaves_like_a_directory(cases(), |_| {});
 }
 
-/// The same with blocks of a few KiB: what the steps write is staged while it is written, split, copied by the service and put together again.
+/// The same with blocks of a few KiB: what the steps write is staged while it is written, split, copied by
+/// the service and put together again.
 #[test]
 fn a_mount_with_tiny_blocks_behaves_like_a_directory() {
     behaves_like_a_directory(cases() / 4, |c| {

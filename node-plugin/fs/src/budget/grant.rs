@@ -17,8 +17,8 @@ impl Share {
         self.budget.try_for(Kind::Dirty, bytes, Some(self))
     }
 
-    /// Room for `bytes` of accepted writes; waits, and has the oldest dirty data staged meanwhile. `None` after
-    /// `patience` without room.
+    /// Room for `bytes` of accepted writes; waits, and has the oldest dirty data staged meanwhile. `None`
+    /// after `patience` without room.
     pub async fn acquire(self: &Arc<Self>, bytes: usize, patience: Duration) -> Option<Permit> {
         self.budget.acquire_dirty(bytes, patience, Some(self)).await
     }
@@ -51,8 +51,8 @@ impl Budget {
         }
     }
 
-    /// Room for a read that somebody waits for: granted even when nothing can be dropped, but then only to a few reads
-    /// at a time. The progress permit is to be kept until the bytes have arrived.
+    /// Room for a read that somebody waits for: granted even when nothing can be dropped, but then only to a
+    /// few reads at a time. The progress permit is to be kept until the bytes have arrived.
     pub async fn acquire_read(self: &Arc<Self>, bytes: usize) -> (Permit, Option<SemaphorePermit<'_>>) {
         if let Some(permit) = self.try_acquire(Kind::Cached, bytes) {
             return (permit, None);
@@ -65,8 +65,9 @@ impl Budget {
         }
     }
 
-    /// Waits for the right to hold `bytes` of a blob that a commit has read only to send them again; kept until they are sent.
-    /// Cached data that is dropped meanwhile stays in memory that long; room for it is set aside.
+    /// Waits for the right to hold `bytes` of a blob that a commit has read only to send them again; kept
+    /// until they are sent. Cached data that is dropped meanwhile stays in memory that long; room for it is
+    /// set aside.
     pub(crate) async fn acquire_resend(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
         let most = self.total / RESEND_SHARE / RESEND_UNIT;
         let units = bytes.div_ceil(RESEND_UNIT as u64).min(most as u64) as u32;
@@ -81,7 +82,8 @@ impl Budget {
         permit
     }
 
-    /// Charges the copy of a write that waits for room. Always granted, cached data makes way; the caller bounds how many there are.
+    /// Charges the copy of a write that waits for room. Always granted, cached data makes way; the caller
+    /// bounds how many there are.
     pub(crate) fn charge_waiting(self: &Arc<Self>, bytes: usize) -> Permit {
         let permit = self.force(Kind::Waiting, bytes);
         self.shrink();
@@ -138,7 +140,8 @@ impl Budget {
         if kind != Kind::Dirty {
             return inner.sum() + bytes > self.limit;
         }
-        // What others hold beyond their part does not stop writers: it would for ever, if they held it for ever.
+        // What others hold beyond their part does not stop writers: it would for ever, if they held it for
+        // ever.
         let others = inner.of(Kind::Metadata).min(self.metadata_limit)
             + inner.of(Kind::Waiting).min(self.waiting_limit)
             + inner.of(Kind::Cached);
@@ -157,7 +160,8 @@ impl Budget {
                 || share.is_some_and(|share| self.over_own(inner, bytes, share)))
     }
 
-    /// True when `bytes` more would be too much of one volume: beyond its share there must be left what is kept for others.
+    /// True when `bytes` more would be too much of one volume: beyond its share there must be left what is
+    /// kept for others.
     pub(super) fn over_own(&self, inner: &Inner, bytes: usize, share: &Arc<Share>) -> bool {
         let own = share.dirty.load(Ordering::Relaxed);
         if own + bytes <= DIRTY_SHARE || inner.volumes <= 1 {

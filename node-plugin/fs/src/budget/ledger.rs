@@ -12,11 +12,12 @@ use super::holders::{Evict, Relieve};
 /// The least a budget can be: a few parts for readers and a few blocks for writers.
 pub const MIN_BUDGET: usize = 32 << 20;
 
-/// What a mount needs of the budget to go on while all others are busy: a read and a write of the kernel's largest size (1 MiB
-/// each), as much again on its way to the service, and a thousand names.
+/// What a mount needs of the budget to go on while all others are busy: a read and a write of the kernel's
+/// largest size (1 MiB each), as much again on its way to the service, and a thousand names.
 pub const MOUNT_SHARE: usize = 4 << 20;
 
-/// Most reads that are granted at the same time when there is no room, of [`PROGRESS_BYTES`] at most each. Room is set aside for them.
+/// Most reads that are granted at the same time when there is no room, of [`PROGRESS_BYTES`] at most each.
+/// Room is set aside for them.
 pub(super) const PROGRESS_READS: usize = 8;
 /// What a read that somebody waits for takes at most: a request of 1 MiB whose ends are rounded.
 pub(crate) const PROGRESS_BYTES: usize = 2 << 20;
@@ -26,7 +27,8 @@ pub(super) const RESEND_SHARE: usize = 16;
 /// What that is counted in, in bytes.
 pub(super) const RESEND_UNIT: usize = 64 << 10;
 
-/// Dirty bytes that every volume can hold whatever the others do: a write of the kernel's largest size, and one on its way.
+/// Dirty bytes that every volume can hold whatever the others do: a write of the kernel's largest size, and
+/// one on its way.
 pub(super) const DIRTY_SHARE: usize = 2 << 20;
 
 /// Seconds after which a stream that was not read no longer counts (up to twice that).
@@ -164,7 +166,8 @@ impl Budget {
         Arc::new(Self {
             total,
             limit,
-            // Together they are the limit: none of them can take another one's part. Readers have what is not used of them, and their own.
+            // Together they are the limit: none of them can take another one's part. Readers have what is not
+            // used of them, and their own.
             dirty_limit: limit / 8 * 5,
             metadata_limit: limit / 8 * 2,
             waiting_limit: limit / 8,
@@ -200,7 +203,8 @@ impl Budget {
         self.short.load(Ordering::Relaxed) > 0
     }
 
-    /// Bytes that metadata should shrink by: it holds more than its part of the budget (and then some, so that this is rare), or 0.
+    /// Bytes that metadata should shrink by: it holds more than its part of the budget (and then some, so
+    /// that this is rare), or 0.
     pub(crate) fn excess(&self) -> usize {
         let used = self.lock().of(Kind::Metadata);
         if used > self.metadata_limit {
@@ -229,7 +233,8 @@ impl Budget {
         }
     }
 
-    /// A stream is being read; `last` is what this said to it before (at first 0). Bytes that it may have in flight ahead of its reader.
+    /// A stream is being read; `last` is what this said to it before (at first 0). Bytes that it may have in
+    /// flight ahead of its reader.
     pub(crate) fn stream_share(&self, last: &mut u64) -> usize {
         let stretch = self.started.elapsed().as_secs() / STREAM_STRETCH + 1;
         let mut inner = self.lock();
@@ -248,7 +253,8 @@ impl Budget {
         self.total
     }
 
-    /// What the arena may have of the machine's memory, idle buffers included: the total, less what is held outside of it.
+    /// What the arena may have of the machine's memory, idle buffers included: the total, less what is held
+    /// outside of it.
     pub(crate) fn arena_limit(&self) -> usize {
         let inner = self.lock();
         let outside = inner.of(Kind::Metadata) + inner.of(Kind::Waiting);

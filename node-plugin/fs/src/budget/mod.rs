@@ -1,12 +1,12 @@
 //! One byte budget for data, metadata and dirty blocks of all mounts of a process.
 //!
-//! Whoever holds memory holds a [`Permit`] for it, by size class. When the budget is used up, cached data goes first
-//! (oldest first, what was used since gets a second chance), then writers wait while dirty data is staged; readers always get one part, so
-//! that nobody waits for ever.
+//! Whoever holds memory holds a [`Permit`] for it, by size class. When the budget is used up, cached data
+//! goes first (oldest first, what was used since gets a second chance), then writers wait while dirty data is
+//! staged; readers always get one part, so that nobody waits for ever.
 //!
-//! Metadata is always granted and pushes cached data out. Above its own part of the budget, whoever holds it is asked to forget what can be had again
-//! (`Budget::crowded`); dirty data has room that metadata cannot take. A volume whose service does not answer keeps what others need to go on
-//! ([`Share`]).
+//! Metadata is always granted and pushes cached data out. Above its own part of the budget, whoever holds it
+//! is asked to forget what can be had again (`Budget::crowded`); dirty data has room that metadata cannot
+//! take. A volume whose service does not answer keeps what others need to go on ([`Share`]).
 
 mod grant;
 mod holders;

@@ -36,7 +36,8 @@ impl Permit {
         }
     }
 
-    /// Holds another number of bytes from now on. Growing is always granted (and drops cached data if needed).
+    /// Holds another number of bytes from now on. Growing is always granted (and drops cached data if
+    /// needed).
     pub fn resize(&mut self, bytes: usize) {
         let kind = self.kind();
         let grown = bytes > self.bytes;

@@ -10,8 +10,8 @@ use super::ledger::{Budget, Kind};
 use super::permit::Permit;
 use super::share::Share;
 
-/// How long a writer waits for room before it asks for relief again. Relief may have failed (the service was away) and
-/// then nobody else would try again.
+/// How long a writer waits for room before it asks for relief again. Relief may have failed (the service was
+/// away) and then nobody else would try again.
 const RELIEF_RETRY: Duration = Duration::from_millis(500);
 
 /// Holders of one volume that are made to send at the same time.
@@ -56,7 +56,8 @@ impl Budget {
         }
     }
 
-    /// Asks holders of dirty data to make room for `bytes`, the oldest first: to drop what is in the service, and if that is not enough, to send.
+    /// Asks holders of dirty data to make room for `bytes`, the oldest first: to drop what is in the service,
+    /// and if that is not enough, to send.
     pub(crate) fn relieve(self: &Arc<Self>, bytes: usize, share: Option<&Arc<Share>>) {
         // What other volumes hold is of no use to one that is at its own limit.
         let only = share

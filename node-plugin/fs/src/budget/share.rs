@@ -5,8 +5,8 @@ use std::sync::atomic::AtomicUsize;
 
 use super::ledger::{Budget, DIRTY_SHARE};
 
-/// One volume's part of what dirty data may take. A volume whose service does not answer fills up to a limit of its own, and the others
-/// go on.
+/// One volume's part of what dirty data may take. A volume whose service does not answer fills up to a limit
+/// of its own, and the others go on.
 #[derive(Debug)]
 pub struct Share {
     pub(super) budget: Arc<Budget>,

@@ -154,7 +154,8 @@ async fn a_read_is_granted_even_when_everything_is_dirty() {
     assert!(progress.is_some());
 }
 
-/// What is granted without room has room of its own: the limit of everything else, and all of it, are together the budget.
+/// What is granted without room has room of its own: the limit of everything else, and all of it, are
+/// together the budget.
 #[tokio::test]
 async fn what_is_granted_without_room_stays_within_the_budget() {
     for total in [32 * MIB, 256 * MIB, 512 * MIB, 4096 * MIB] {

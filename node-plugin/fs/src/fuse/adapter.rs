@@ -1,4 +1,5 @@
-//! Between fuser and the tree: hits are answered in the loop thread, everything else by a task with a deadline.
+//! Between fuser and the tree: hits are answered in the loop thread, everything else by a task with a
+//! deadline.
 
 use std::ffi::{OsStr, OsString};
 use std::future::Future;
@@ -31,12 +32,14 @@ use crate::content::At;
 use crate::errno::{Result, fail};
 use crate::tree::{Entry, Handle, Opened, Owner, Replace, SetAttr, Tree, Waits};
 
-/// Requests in the background that the kernel keeps under way (read-ahead, asynchronous direct I/O, releases).
+/// Requests in the background that the kernel keeps under way (read-ahead, asynchronous direct I/O,
+/// releases).
 const MAX_BACKGROUND: u16 = 256;
 /// Loop threads: enough for hits, and a second one for when the first copies.
 const LOOP_THREADS: usize = 2;
-/// After this long, a caller gets EIO. Requests to the service have deadlines of their own, much shorter; this one is for what nobody thought of, as a
-/// caller whose request is never answered cannot even be killed. Waiting for a directory that is being moved does not count: that has its own end.
+/// After this long, a caller gets EIO. Requests to the service have deadlines of their own, much shorter;
+/// this one is for what nobody thought of, as a caller whose request is never answered cannot even be killed.
+/// Waiting for a directory that is being moved does not count: that has its own end.
 const DEADLINE: Duration = Duration::from_secs(120);
 /// The same for operations that move an amount of data nobody knows beforehand.
 const LONG_DEADLINE: Duration = Duration::from_secs(900);
@@ -85,7 +88,8 @@ pub(crate) fn serve(
 }
 
 impl Adapter {
-    /// Runs an operation as a task and replies with its outcome, or EIO at the deadline; the operation itself is never cut off half-way.
+    /// Runs an operation as a task and replies with its outcome, or EIO at the deadline; the operation itself
+    /// is never cut off half-way.
     fn spawn<T, F>(
         &self,
         what: &'static str,
@@ -99,7 +103,8 @@ impl Adapter {
         self.spawn_or_undo(what, deadline, operation, reply, |_| std::future::ready(()));
     }
 
-    /// The same for an operation whose success the kernel would have to know of: `undo` gets what came after the deadline.
+    /// The same for an operation whose success the kernel would have to know of: `undo` gets what came after
+    /// the deadline.
     fn spawn_or_undo<T, F, U>(
         &self,
         what: &'static str,
@@ -144,7 +149,8 @@ impl Adapter {
         );
     }
 
-    /// A callback that does not take the loop thread down with it: on a panic, fuser answers EIO for the dropped reply.
+    /// A callback that does not take the loop thread down with it: on a panic, fuser answers EIO for the
+    /// dropped reply.
     fn guard(&self, what: &'static str, callback: impl FnOnce(&Self)) {
         if catch_unwind(AssertUnwindSafe(|| callback(self))).is_err() {
             tracing::error!(what, "a callback panicked");
@@ -228,7 +234,8 @@ impl Filesystem for Adapter {
         if let Err(nearest) = config.set_max_background(MAX_BACKGROUND) {
             let _ = config.set_max_background(nearest);
         }
-        // Not ATOMIC_O_TRUNC: with it, the kernel has a file emptied before it notices that the file is being executed.
+        // Not ATOMIC_O_TRUNC: with it, the kernel has a file emptied before it notices that the file is being
+        // executed.
         let wanted = [
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_DO_READDIRPLUS,
@@ -575,8 +582,9 @@ impl Filesystem for Adapter {
             if let Some(done) = this.tree.write_now(&handle, at, data, kill) {
                 return answer(done);
             }
-            // Never in the loop thread: what it would not read meanwhile are the reads and closes that make room. There are as many copies as
-            // programs that write at the same time, and the budget knows of them.
+            // Never in the loop thread: what it would not read meanwhile are the reads and closes that make
+            // room. There are as many copies as programs that write at the same time, and the budget knows of
+            // them.
             let charge = this.tree.budget().charge_waiting(data.len());
             let (tree, data) = (Arc::clone(&this.tree), data.to_vec());
             this.spawn(
@@ -600,7 +608,8 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         if self.tree.config().read_only {
-            // Answered once, it ends FLUSH for the whole connection: closing a file then never waits for a dead server.
+            // Answered once, it ends FLUSH for the whole connection: closing a file then never waits for a
+            // dead server.
             return reply.error(fuser::Errno::ENOSYS);
         }
         let tree = Arc::clone(&self.tree);
@@ -710,7 +719,8 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        // Names are in the service when the call that made them returns; those of files come with the file's own fsync or close.
+        // Names are in the service when the call that made them returns; those of files come with the file's
+        // own fsync or close.
         reply.ok();
     }
 

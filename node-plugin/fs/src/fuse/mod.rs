@@ -15,12 +15,13 @@ pub(crate) use tuning::set_read_ahead;
 /// Largest read and write request, bytes: what 256 pages hold, the kernel's default limit.
 pub(crate) const MAX_REQUEST: u32 = 1 << 20;
 
-/// Opens `/dev/fuse` and mounts it at `mountpoint` (an existing directory) by mount(2), as root.
-/// Options: `allow_other`, `default_permissions`, `max_read`, and `ro` when asked for; source = `name`, type `fuse.vsc-blob`.
+/// Opens `/dev/fuse` and mounts it at `mountpoint` (an existing directory) by mount(2), as root. Options:
+/// `allow_other`, `default_permissions`, `max_read`, and `ro` when asked for; source = `name`, type
+/// `fuse.vsc-blob`.
 ///
-/// The mount is `nosuid` and `nodev`: whoever may write the container must not become root on the node.
-/// Until [`crate::Volume::serve`] runs on the descriptor, whoever touches the mount waits; dropping it ends the connection, and the
-/// mount point has to be unmounted.
+/// The mount is `nosuid` and `nodev`: whoever may write the container must not become root on the node. Until
+/// [`crate::Volume::serve`] runs on the descriptor, whoever touches the mount waits; dropping it ends the
+/// connection, and the mount point has to be unmounted.
 pub fn mount(mountpoint: &Path, name: &str, read_only: bool) -> std::io::Result<OwnedFd> {
     let device = std::fs::OpenOptions::new()
         .read(true)

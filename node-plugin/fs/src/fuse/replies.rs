@@ -48,7 +48,8 @@ pub(super) fn attributes(stat: &Stat) -> FileAttr {
         uid: stat.uid,
         gid: stat.gid,
         rdev: 0,
-        // What cp and stdio size their buffers by; larger makes programs that buffer random reads fetch more than they need.
+        // What cp and stdio size their buffers by; larger makes programs that buffer random reads fetch more
+        // than they need.
         blksize: 4096,
         flags: 0,
     }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// Sets the kernel's read-ahead of a mount, in KiB.
 ///
-/// Its device number comes from mountinfo: asking the mount itself (stat) would wait for a server that may not answer yet.
+/// Its device number comes from mountinfo: asking the mount itself (stat) would wait for a server that may
+/// not answer yet.
 pub(crate) fn set_read_ahead(mountpoint: &Path, kib: u32) -> io::Result<()> {
     let mountinfo = std::fs::read("/proc/self/mountinfo")?;
     let mountpoint = resolved(mountpoint)?;
@@ -74,7 +75,9 @@ mod tests {
 
     #[test]
     fn finds_the_uppermost_mount_with_its_escapes() {
-        let info = b"1 0 8:1 / / rw - ext4 x rw\n2 1 0:50 / /a\\040b rw - fuse a rw\n3 1 0:51 / /a\\040b rw - fuse b rw\n";
+        let info = b"1 0 8:1 / / rw - ext4 x rw\n\
+            2 1 0:50 / /a\\040b rw - fuse a rw\n\
+            3 1 0:51 / /a\\040b rw - fuse b rw\n";
         assert_eq!(device_of(info, Path::new("/a b")).as_deref(), Some("0:51"));
         assert_eq!(device_of(info, Path::new("/")).as_deref(), Some("8:1"));
         assert_eq!(device_of(info, Path::new("/c")), None);

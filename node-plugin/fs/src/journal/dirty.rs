@@ -18,7 +18,8 @@ pub(crate) struct NodeLog {
 }
 
 impl NodeLog {
-    /// For content whose node has its id already, or gets it by [`NodeLog::belongs_to`] before anything is written.
+    /// For content whose node has its id already, or gets it by [`NodeLog::belongs_to`] before anything is
+    /// written.
     pub(crate) fn new(log: Arc<Log>, node: u64) -> Arc<Self> {
         Arc::new(Self {
             log,

@@ -1,9 +1,10 @@
 //! The append-only log in a memfd: who is which node, which handles are open, what was answered.
 //!
-//! Layout: the first page holds two header slots; the valid one with the higher generation names where the records start. A record is
-//! its length and CRC-32C (4 bytes each, little-endian), a tag byte and its fields. The end is where no valid record follows, so a record torn by
-//! `kill -9` in the middle of a write is the end, and nothing else is lost. Compaction writes the live state as a new run of records
-//! behind the old one, switches the header, and punches the old run out of the file: offsets only grow, memory does not.
+//! Layout: the first page holds two header slots; the valid one with the higher generation names where the
+//! records start. A record is its length and CRC-32C (4 bytes each, little-endian), a tag byte and its
+//! fields. The end is where no valid record follows, so a record torn by `kill -9` in the middle of a write
+//! is the end, and nothing else is lost. Compaction writes the live state as a new run of records behind the
+//! old one, switches the header, and punches the old run out of the file: offsets only grow, memory does not.
 
 use std::fs::File;
 use std::io;
@@ -125,7 +126,8 @@ impl Log {
     }
 
     fn compact(&self, position: &mut Position) -> io::Result<()> {
-        // The live state is read back from the log itself: it is rare, and nobody has to keep a second copy for it.
+        // The live state is read back from the log itself: it is rare, and nobody has to keep a second copy
+        // for it.
         let mut state = State::default();
         replay(&self.file, position.start, &mut state)?;
         let mut bytes = Vec::new();
@@ -209,6 +211,10 @@ mod tests {
 
     use super::*;
 
+    fn records() -> impl Strategy<Value = Vec<Record>> {
+        prop::collection::vec(record(), 0..200)
+    }
+
     fn record() -> impl Strategy<Value = Record> {
         let id = 1u64..40;
         prop_oneof![
@@ -291,7 +297,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_replayed_log_gives_the_same_state(records in prop::collection::vec(record(), 0..200), split in 1usize..20) {
+        fn a_replayed_log_gives_the_same_state(records in records(), split in 1usize..20) {
             let log = Log::create().unwrap();
             records.chunks(split).for_each(|chunk| log.append(chunk).unwrap());
             let (again, state) = Log::open(log.memfd().try_clone_to_owned().unwrap()).unwrap();
@@ -304,7 +310,7 @@ mod tests {
         }
 
         #[test]
-        fn compaction_changes_nothing(records in prop::collection::vec(record(), 0..200), times in 1usize..4) {
+        fn compaction_changes_nothing(records in records(), times in 1usize..4) {
             let log = Log::create().unwrap();
             log.append(&records).unwrap();
             for _ in 0..times {
@@ -315,7 +321,10 @@ mod tests {
         }
 
         #[test]
-        fn a_torn_tail_loses_only_the_torn_record(records in prop::collection::vec(record(), 1..50), cut in 1u64..8) {
+        fn a_torn_tail_loses_only_the_torn_record(
+            records in prop::collection::vec(record(), 1..50),
+            cut in 1u64..8,
+        ) {
             let log = Log::create().unwrap();
             let (last, first) = records.split_last().unwrap();
             log.append(first).unwrap();
@@ -327,7 +336,8 @@ mod tests {
         }
     }
 
-    /// Where the bytes of a file are is never in doubt: in memory, in a staged block, or in what is committed.
+    /// Where the bytes of a file are is never in doubt: in memory, in a staged block, or in what is
+    /// committed.
     #[test]
     fn blocks_and_memory_take_each_others_place() {
         let log = Log::create().unwrap();

@@ -98,7 +98,8 @@ pub enum Record {
         /// The block's id.
         id: Vec<u8>,
     },
-    /// What the next commit of a file with uncommitted data stores as metadata: mode, owner, times, extended attributes.
+    /// What the next commit of a file with uncommitted data stores as metadata: mode, owner, times, extended
+    /// attributes.
     Metadata {
         /// Node id.
         node: u64,

@@ -180,10 +180,11 @@ impl State {
     }
 }
 
-/// What the log knows of a file's data that the service does not have. *Sealed* is what the commit under way contains.
+/// What the log knows of a file's data that the service does not have. *Sealed* is what the commit under way
+/// contains.
 ///
-/// Where there is an extent, it is the file's content. Where there is none but a block with `only`, the block is. Other blocks are known so that
-/// nobody stages anything else under their ids.
+/// Where there is an extent, it is the file's content. Where there is none but a block with `only`, the block
+/// is. Other blocks are known so that nobody stages anything else under their ids.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DirtyFile {
     /// By offset in the file; never overlapping.

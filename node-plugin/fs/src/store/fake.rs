@@ -1,7 +1,7 @@
 //! A blob container in memory, with faults on command and counters: what the tests of this crate run against.
 //!
-//! It keeps the service's rules that the file system leans on: ETags that change with every write, conditions, ids of
-//! one length per blob, staged blocks that vanish with the next commit, leases.
+//! It keeps the service's rules that the file system leans on: ETags that change with every write,
+//! conditions, ids of one length per blob, staged blocks that vanish with the next commit, leases.
 
 mod calls;
 mod fault;
@@ -100,13 +100,14 @@ impl FakeStore {
         self.lock().plan.fail_after(pass, fault, times);
     }
 
-    /// Takes back all faults; requests that are on their way stay so. True when what [`FakeStore::fail_after`] planned has begun.
+    /// Takes back all faults; requests that are on their way stay so. True when what
+    /// [`FakeStore::fail_after`] planned has begun.
     pub fn heal(&self) -> bool {
         self.lock().plan.heal()
     }
 
-    /// Requests that are on their way come to the service now. What came late since the last call of this, and whether
-    /// the service did what it asks.
+    /// Requests that are on their way come to the service now. What came late since the last call of this,
+    /// and whether the service did what it asks.
     pub fn settle(&self) -> Vec<(Op, bool)> {
         let mut state = self.lock();
         for straggler in std::mem::take(&mut state.stragglers) {
@@ -141,7 +142,8 @@ impl FakeStore {
         self.gate.send_replace(true);
     }
 
-    /// From now on answers to calls of this kind wait after their execution, until [`FakeStore::give_answers`].
+    /// From now on answers to calls of this kind wait after their execution, until
+    /// [`FakeStore::give_answers`].
     pub fn hold_answers(&self, op: Op) {
         self.held.send_replace(Some(op));
     }

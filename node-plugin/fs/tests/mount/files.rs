@@ -98,7 +98,8 @@ fn a_file_deleted_while_open_lives_until_it_is_closed() {
     assert_eq!(fs::read(m.path("small")).unwrap(), b"other");
 }
 
-/// What a process that died has left of deleted files goes with the next mount; what a live mount holds stays, and what is not ours.
+/// What a process that died has left of deleted files goes with the next mount; what a live mount holds
+/// stays, and what is not ours.
 #[test]
 fn hidden_blobs_that_nobody_holds_are_collected() {
     let store = store();

@@ -25,7 +25,8 @@ fn pattern(at: usize) -> Vec<u8> {
         .collect()
 }
 
-/// Many more names than the budget has room for, listed and looked at: what is known of them stays within its part, and others can write.
+/// Many more names than the budget has room for, listed and looked at: what is known of them stays within its
+/// part, and others can write.
 #[test]
 fn more_names_than_memory() {
     const NAMES: usize = 100_000;
@@ -47,8 +48,8 @@ fn more_names_than_memory() {
         most = most.max(resources.budget.usage().metadata);
     }
     assert_eq!(seen.len(), NAMES);
-    // All of it would be 90 MiB. What the kernel holds is let go of between two reads of the directory, so a quick reader is ahead of that for a
-    // while.
+    // All of it would be 90 MiB. What the kernel holds is let go of between two reads of the directory, so a
+    // quick reader is ahead of that for a while.
     assert!(most < 2 * SMALL, "{most} bytes of metadata");
     let part = SMALL / 4;
     eventually("metadata shrinks to its part", || {
@@ -85,7 +86,8 @@ fn hidden(store: &blob_fs::store::fake::FakeStore) -> usize {
         .count()
 }
 
-/// What is written to a file after it was deleted goes to a blob that no name leads to when memory is short, and comes back from there.
+/// What is written to a file after it was deleted goes to a blob that no name leads to when memory is short,
+/// and comes back from there.
 #[test]
 fn a_temporary_file_may_be_larger_than_memory() {
     let store = store();
@@ -146,8 +148,8 @@ fn a_large_deleted_file_may_grow_beyond_memory() {
     eventually("the hidden blob is deleted", || store.names().is_empty());
 }
 
-/// Two volumes share the memory, and the service of one does not answer: the other one's writers get on, and so do reads of the first that need
-/// nothing of the service, however many writers wait.
+/// Two volumes share the memory, and the service of one does not answer: the other one's writers get on, and
+/// so do reads of the first that need nothing of the service, however many writers wait.
 #[test]
 fn a_service_that_does_not_answer_stops_only_its_own_writers() {
     const WRITERS: usize = 24;

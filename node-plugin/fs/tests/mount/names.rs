@@ -45,7 +45,8 @@ fn a_storm_of_lookups_becomes_one_listing() {
     assert!(counters.total() <= 4, "{counters:?}");
 }
 
-/// The price of strictness: a name that is not there costs one request each time, names that are there no more than before.
+/// The price of strictness: a name that is not there costs one request each time, names that are there no
+/// more than before.
 #[test]
 fn absence_that_is_not_believed_costs_one_request_each_time() {
     let store = store();
@@ -146,7 +147,8 @@ fn a_folder_that_a_listing_shows_before_its_mkdir_returns_is_its_own() {
     let path = m.path("d");
     let mkdir = std::thread::spawn(move || fs::create_dir(path));
     resources().runtime.block_on(store.wait_for(1));
-    // Of names that the kernel holds, it asks although the directory is locked; enough of them are asked for by a listing.
+    // Of names that the kernel holds, it asks although the directory is locked; enough of them are asked for
+    // by a listing.
     let lists = store.counters().of(Op::List);
     look();
     assert_eq!(store.counters().of(Op::List), lists + 1);

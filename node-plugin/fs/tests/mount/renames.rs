@@ -115,7 +115,8 @@ fn contents(store: &FakeStore) -> Vec<Bytes> {
     contents
 }
 
-/// Whatever request goes wrong, once or from there on: both contents are stored, and shown at their names or at the one they met at.
+/// Whatever request goes wrong, once or from there on: both contents are stored, and shown at their names or
+/// at the one they met at.
 #[test]
 fn an_exchange_that_fails_loses_nothing() {
     for (fault, times) in FAULTS {
@@ -217,7 +218,8 @@ fn a_directory_rename_that_fails_changes_nothing() {
     assert_eq!(names(&m.path("e")).len(), 20);
 }
 
-/// Whatever request goes wrong, every file is at its old or its new name, and the same rename, by the same mount or another, finishes the move.
+/// Whatever request goes wrong, every file is at its old or its new name, and the same rename, by the same
+/// mount or another, finishes the move.
 #[test]
 fn a_directory_rename_that_is_cut_off_loses_nothing_and_can_be_finished() {
     let files = ["1", "2", "sub/3", "sub/deep/4"];
@@ -291,7 +293,8 @@ fn a_directory_rename_that_is_cut_off_loses_nothing_and_can_be_finished() {
     }
 }
 
-/// Only the same directory goes on: a full one that happens to be in the way stays as it is, and so does a newer file.
+/// Only the same directory goes on: a full one that happens to be in the way stays as it is, and so does a
+/// newer file.
 #[test]
 fn a_directory_rename_is_finished_by_the_same_directory_only() {
     let store = store();
@@ -372,7 +375,8 @@ fn files_made_during_a_directory_rename_move_along() {
     for i in 0..50 {
         fs::write(m.path(&format!("d/{i}")), "x").unwrap();
     }
-    // The kernel knows that they are not there, and makes them without asking for the name, which would wait for the rename.
+    // The kernel knows that they are not there, and makes them without asking for the name, which would wait
+    // for the rename.
     for i in 0..MANY {
         assert!(!m.path(&format!("d/new{i}")).exists());
     }
@@ -405,7 +409,8 @@ fn files_made_during_a_directory_rename_move_along() {
     assert!(store.names().iter().all(|name| name.starts_with('e')));
 }
 
-/// Somebody's lease, or a key that may not delete: the file stays what and where it was, also for who has it open.
+/// Somebody's lease, or a key that may not delete: the file stays what and where it was, also for who has it
+/// open.
 #[test]
 fn a_rename_whose_deletion_is_refused_changes_nothing() {
     for (fault, expected) in [
@@ -425,7 +430,8 @@ fn a_rename_whose_deletion_is_refused_changes_nothing() {
         open.write_all(b"+").unwrap();
         open.sync_all().unwrap();
         assert_eq!(store.content("f").unwrap(), "content+".as_bytes());
-        // Over another file, which the copy has replaced already: both names have the content, and the handle the old one.
+        // Over another file, which the copy has replaced already: both names have the content, and the handle
+        // the old one.
         fs::write(m.path("g"), "replaced").unwrap();
         let mut replaced = File::open(m.path("g")).unwrap();
         store.fail(Op::Delete, fault, 1);

@@ -24,8 +24,9 @@ fn two_mounts_see_each_others_closed_files_at_the_next_open() {
     }
 }
 
-/// A program has closed its file when close(2) returns. The kernel's RELEASE comes later, and a descriptor that was duplicated (here, or by a fork) may
-/// never be closed: neither makes this mount believe that the version it wrote is the last.
+/// A program has closed its file when close(2) returns. The kernel's RELEASE comes later, and a descriptor
+/// that was duplicated (here, or by a fork) may never be closed: neither makes this mount believe that the
+/// version it wrote is the last.
 #[test]
 fn a_closed_writer_is_no_reason_not_to_ask() {
     let store = store();
@@ -57,7 +58,8 @@ fn a_closed_writer_is_no_reason_not_to_ask() {
     assert_eq!(fs::read_to_string(b.path("g")).unwrap(), "one two three");
 }
 
-/// No time passes between what one mount closed and what the other opens; what it knew before must not matter.
+/// No time passes between what one mount closed and what the other opens; what it knew before must not
+/// matter.
 #[test]
 fn the_next_open_is_right_at_once() {
     let store = store();
@@ -246,7 +248,8 @@ fn a_mapping_of_a_newer_version_is_not_what_an_older_reader_sees() {
     assert_eq!(&text, b"old content");
 }
 
-/// A mount of a single file has no name to look at again: while it is open here in an older version it cannot be opened, afterwards it can.
+/// A mount of a single file has no name to look at again: while it is open here in an older version it cannot
+/// be opened, afterwards it can.
 #[test]
 fn a_file_that_is_mounted_by_itself_can_be_opened_again() {
     let store = store();
@@ -328,7 +331,8 @@ fn a_folder_deleted_elsewhere_does_not_take_unsaved_data_with_it() {
     assert_eq!(store.names(), ["d/new"]);
 }
 
-/// Two mounts can both make a file that is not there yet, but only one of them is told that it has: the other by its close.
+/// Two mounts can both make a file that is not there yet, but only one of them is told that it has: the other
+/// by its close.
 #[test]
 fn of_two_exclusive_creations_at_once_one_is_kept() {
     let store = store();

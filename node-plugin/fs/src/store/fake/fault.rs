@@ -49,11 +49,11 @@ pub enum Fault {
     Lost,
     /// The service executes it, the answer is lost; the caller gets `DeadlineExceeded`.
     AnswerLost,
-    /// The caller gives up (`DeadlineExceeded`) before the service has seen it. It is still on its way, and is
-    /// executed after that many further calls.
+    /// The caller gives up (`DeadlineExceeded`) before the service has seen it. It is still on its way, and
+    /// is executed after that many further calls.
     Late(u64),
-    /// The service executes it and answers; a duplicate of it is on its way (what was sent twice because the first
-    /// seemed lost), and is executed after that many further calls.
+    /// The service executes it and answers; a duplicate of it is on its way (what was sent twice because the
+    /// first seemed lost), and is executed after that many further calls.
     Doubled(u64),
     /// The service executes it and answers with this status and code all the same.
     Executed(u16, &'static str),

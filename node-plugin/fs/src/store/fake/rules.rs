@@ -1,4 +1,5 @@
-//! The service's rules that the file system leans on: ETags, conditions, blocks and their ids, leases, listings.
+//! The service's rules that the file system leans on: ETags, conditions, blocks and their ids, leases,
+//! listings.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

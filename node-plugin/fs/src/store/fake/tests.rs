@@ -1,4 +1,5 @@
-//! The faults of the store in memory: requests that come late, come twice, or are executed and said to have failed.
+//! The faults of the store in memory: requests that come late, come twice, or are executed and said to have
+//! failed.
 
 use blob_client::{Body, Condition, Error, PutOptions};
 
