@@ -7,8 +7,12 @@ use std::sync::atomic::Ordering;
 use blob_client::{BlockId, ETag, Error};
 use futures::stream::{StreamExt, TryStreamExt};
 
+use super::access::At;
+use super::core::Core;
+use super::error::FileError;
 use super::overlay::Content;
-use crate::content::{At, Core, FileError, Reader, StagedBlock, State, Target};
+use super::state::{StagedBlock, Standing, State, Target};
+use super::streams::Reader;
 
 /// What goes through memory at once, in bytes.
 const CHUNK: u64 = 1 << 20;
@@ -71,9 +75,8 @@ impl Core {
         let state = self.lock();
         len >= self.env.tuning.granule
             && self.env.server_copy.load(Ordering::Relaxed)
-            && !state.detached
-            && !state.stale
-            && state.doubt.is_none()
+            && state.may_stage()
+            && matches!(state.standing, Standing::Current)
     }
 
     async fn copy_through(
@@ -105,7 +108,7 @@ impl Core {
         // No commit may come between: it would discard what is staged here and not placed yet.
         let _still = loop {
             let still = self.commits.lock().await;
-            self.settle_doubt(None).await?;
+            self.resolve_in_doubt(None).await?;
             if !self.lock().loses(target.clone()) {
                 break still;
             }
@@ -153,7 +156,8 @@ impl Core {
         Ok(true)
     }
 
-    /// Put Block From URL for the range that begins at `at`; `None` when the service cannot, which is remembered.
+    /// Put Block From URL for the range that begins at `at`; `None` when the service cannot, which is
+    /// remembered.
     pub(crate) async fn copy_block(
         &self,
         target: &Target,

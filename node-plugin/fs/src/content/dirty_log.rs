@@ -4,11 +4,11 @@ use std::fmt::Debug;
 
 use blob_client::{BlockId, ETag, Metadata};
 
-/// The record of one file's dirty data. Implemented by the journal; called in the order in which things happen, with the
-/// file locked: an implementation must be quick and must not call back into the file.
+/// The record of one file's dirty data. Implemented by the journal; called in the order in which things
+/// happen, with the file locked: an implementation must be quick and must not call back into the file.
 pub trait DirtyLog: Send + Sync + Debug {
-    /// `len` bytes at `offset` of the file are now those at `arena_offset` of the arena's memfd. Supersedes what was
-    /// recorded for the range.
+    /// `len` bytes at `offset` of the file are now those at `arena_offset` of the arena's memfd. Supersedes
+    /// what was recorded for the range.
     fn dirty(&self, offset: u64, len: u64, arena_offset: u64);
     /// The range reads as zeros now.
     fn hole(&self, offset: u64, len: u64);
@@ -16,13 +16,15 @@ pub trait DirtyLog: Send + Sync + Debug {
     fn size(&self, size: u64);
     /// The range is about to be staged under this id (recorded before the request is sent).
     fn block(&self, id: &BlockId, offset: u64, len: u64);
-    /// The range of this block is in the service only, as the staged block: its memory serves others from now on.
+    /// The range of this block is in the service only, as the staged block: its memory serves others from now
+    /// on.
     fn sent(&self, id: &BlockId);
     /// The block will not be part of the file.
     fn unstaged(&self, id: &BlockId);
     /// What the next commit stores as the blob's metadata.
     fn metadata(&self, metadata: &Metadata);
-    /// Everything recorded before the matching [`DirtyLog::begin_commit`] is in the service under this version, and no block is staged any more.
+    /// Everything recorded before the matching [`DirtyLog::begin_commit`] is in the service under this
+    /// version, and no block is staged any more.
     fn committed(&self, etag: &ETag);
     /// A commit has taken its snapshot: what is recorded from now on is not part of it.
     fn begin_commit(&self);

@@ -4,50 +4,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use blob_client::{Condition, Error};
-use tokio::sync::watch;
 use vsc_driver::buffer::Slice;
 
-use super::streams::Advice;
+use super::access::ReadData;
+use super::assemble::Assembled;
+use super::core::{Core, size_class};
+use super::error::{FileError, shutting_down};
+use super::flight::{Flight, Landed};
+use super::state::State;
+use super::streams::{Advice, Reader};
 use crate::budget::{Kind, PROGRESS_BYTES, Permit};
-use crate::content::{Assembled, Core, FileError, ReadData, Reader, State};
-
-/// How a fetch ended.
-#[derive(Debug, Clone)]
-pub(crate) enum Landed {
-    /// The bytes, from the flight's start on.
-    Here(Slice),
-    /// The service has another version.
-    Changed,
-    /// Anything else.
-    Failed(FileError),
-}
-
-/// A GET on its way.
-#[derive(Debug)]
-pub(crate) struct Flight {
-    pub(crate) range: Range<u64>,
-    /// The version of the base it was started for.
-    pub(crate) version: u64,
-    landed: watch::Sender<Option<Landed>>,
-}
-
-impl Flight {
-    pub(crate) async fn wait(&self) -> Landed {
-        let mut landed = self.landed.subscribe();
-        match landed.wait_for(Option::is_some).await.map(|l| l.clone()) {
-            Ok(Some(landed)) => landed,
-            _ => Landed::Failed(shutting_down()),
-        }
-    }
-}
-
-/// The runtime ended and took a task with it.
-pub(crate) fn shutting_down() -> FileError {
-    FileError::from(Error::Io {
-        call: "background work",
-        source: std::io::Error::other("the file system is shutting down"),
-    })
-}
 
 /// Ends the flight even when its task is dropped.
 struct Landing {
@@ -72,7 +38,7 @@ impl Landing {
             state.cache.insert(start, slice, Arc::new(charge), budget);
         }
         drop(state);
-        self.flight.landed.send_replace(Some(landed));
+        self.flight.land(landed);
     }
 }
 
@@ -81,7 +47,7 @@ impl Drop for Landing {
         if !self.done {
             self.core.lock().flights.retain(|f| !Arc::ptr_eq(f, &self.flight));
             let landed = Landed::Failed(shutting_down());
-            self.flight.landed.send_replace(Some(landed));
+            self.flight.land(landed);
         }
     }
 }
@@ -137,7 +103,7 @@ impl Core {
                 }
             };
             let Some(flights) = flights else {
-                if self.lock().stale {
+                if self.lock().is_superseded() {
                     // Its data was given up.
                     return Err(FileError::Stale);
                 }
@@ -161,14 +127,14 @@ impl Core {
                 Landed::Here(_) => {}
                 Landed::Failed(error) => return Err(error),
                 Landed::Changed => {
-                    // Perhaps it was this process: a commit or a change by the tree that is not over yet, or a commit
-                    // whose answer was lost.
+                    // Perhaps it was this process: a commit or a change by the tree that is not over yet, or
+                    // a commit whose answer was lost.
                     if self.lock().version == flight.version {
                         let _still = self.commits.lock().await;
-                        self.settle_doubt(None).await?;
+                        self.resolve_in_doubt(None).await?;
                         let mut state = self.lock();
                         if state.version == flight.version {
-                            state.stale = true;
+                            state.supersede();
                             return Err(FileError::Stale);
                         }
                     }
@@ -291,7 +257,7 @@ impl Core {
 
     /// Tells the handle's streams about a read and starts what they want to have ahead.
     fn look_ahead(self: &Arc<Self>, state: &mut State, reader: &Reader, offset: u64, end: u64, waited: bool) {
-        if state.base_valid == 0 || state.stale {
+        if state.base_valid == 0 || state.is_superseded() {
             return;
         }
         let tuning = &self.env.tuning;
@@ -325,11 +291,7 @@ impl Core {
 
     /// Starts a GET; its result goes to the cache even when nobody waits any more.
     fn start(self: &Arc<Self>, state: &mut State, range: Range<u64>, permit: Option<Permit>) -> Arc<Flight> {
-        let flight = Arc::new(Flight {
-            range: range.clone(),
-            version: state.version,
-            landed: watch::Sender::new(None),
-        });
+        let flight = Arc::new(Flight::new(range.clone(), state.version));
         state.flights.push(Arc::clone(&flight));
         let blob = state.blob.clone();
         let condition = match &state.base {
@@ -377,13 +339,6 @@ impl Core {
             Err(error) => (Landed::Failed(error.into()), None),
         }
     }
-}
-
-/// What the arena takes for so many bytes.
-pub(crate) fn size_class(len: u64) -> usize {
-    (len.max(1) as usize)
-        .next_power_of_two()
-        .max(vsc_driver::buffer::PAGE)
 }
 
 fn pieces(range: Range<u64>, most: u64) -> impl Iterator<Item = Range<u64>> {

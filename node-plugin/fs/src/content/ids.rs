@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use blob_client::{BlockId, BlockList};
 
-use crate::content::FileError;
+use super::error::FileError;
 
 /// Length of ids where the blob has none yet: eight random bytes of this writer, eight of a counter.
 const OUR_LEN: usize = 16;
@@ -31,7 +31,8 @@ impl Default for Ids {
 }
 
 impl Ids {
-    /// Takes over the length of the ids that are there, and stays clear of them. True when the length changed.
+    /// Takes over the length of the ids that are there, and stays clear of them. True when the length
+    /// changed.
     pub(crate) fn adopt(&mut self, list: &BlockList) -> bool {
         let mut all = list.committed.iter().chain(&list.uncommitted).map(|b| &b.id);
         let Some(first) = all.next() else {

@@ -1,7 +1,8 @@
-//! What was written to a file since its last commit: a map of ranges to memory, holes, or blocks that are only staged.
+//! What was written to a file since its last commit: a map of ranges to memory, holes, or blocks that are
+//! only staged.
 //!
-//! Memory that is still being filled is an *open run*: it takes appends and overwrites in place, so a small sequential
-//! write costs one copy and nothing else. Everything else is immutable and shared.
+//! Memory that is still being filled is an *open run*: it takes appends and overwrites in place, so a small
+//! sequential write costs one copy and nothing else. Everything else is immutable and shared.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use vsc_driver::buffer::{Buffer, Slice};
 
 use super::dirty_log::DirtyLog;
-use super::plan::Layout;
+use super::layout::Layout;
 use crate::budget::Permit;
 
 /// Runs kept open per file; more writers than this interleaved only cost smaller pieces.
@@ -88,7 +89,8 @@ impl Overlay {
         self.map.is_empty()
     }
 
-    /// Segments that touch `range`, clipped to it, in order. The number is the clipped start's offset in the segment.
+    /// Segments that touch `range`, clipped to it, in order. The number is the clipped start's offset in the
+    /// segment.
     pub(crate) fn segments(
         &self,
         range: Range<u64>,
@@ -119,8 +121,8 @@ impl Overlay {
         &run.buffer[from..run.len.min(from + len)]
     }
 
-    /// Copies `data` in, or says what memory it needs first (nothing has changed then). `spares` must fit the needs
-    /// told, in order.
+    /// Copies `data` in, or says what memory it needs first (nothing has changed then). `spares` must fit the
+    /// needs told, in order.
     pub(crate) fn write(
         &mut self,
         offset: u64,
@@ -249,7 +251,8 @@ impl Overlay {
         if end > old_end {
             self.carve(old_end..end);
         }
-        // Carving seals only runs it touches, and `steps` keeps clear of those; the index may have moved all the same.
+        // Carving seals only runs it touches, and `steps` keeps clear of those; the index may have moved all
+        // the same.
         let Some(run) = self.open.iter_mut().find(|r| r.start == run) else {
             return 0;
         };

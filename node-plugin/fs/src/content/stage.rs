@@ -1,5 +1,5 @@
-//! Staging in the background: full blocks of sequential writers as they fill, and the oldest dirty data when memory is
-//! short.
+//! Staging in the background: full blocks of sequential writers as they fill, and the oldest dirty data when
+//! memory is short.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,14 +7,14 @@ use std::sync::Arc;
 use blob_client::{BlockId, Body, Error, Piece};
 use vsc_driver::buffer::Slice;
 
-use super::overlay::Content;
-use crate::budget::{Relief, Relieve};
-use crate::content::{Core, FileError, StagedBlock, State, Target};
+use super::core::Core;
+use super::error::FileError;
+use super::state::{StagedBlock, Standing, State, Target, Turn};
 
 impl Core {
     /// After a write of `range`: blocks before the one it ends in are full, if everything in them is there.
     pub(crate) fn stage_behind(self: &Arc<Self>, state: &mut State, range: Range<u64>) {
-        if state.stale || state.detached {
+        if !state.may_stage() {
             return;
         }
         let current = self.layout.block_of(range.end - 1);
@@ -50,12 +50,13 @@ impl Core {
 
     /// Starts as many of the queued ranges as may be on their way at once.
     ///
-    /// Not while the outcome of a commit is unknown: if it is executed late, it discards what was staged meanwhile.
+    /// Not while the outcome of a commit is unknown: if it is executed late, it discards what was staged
+    /// meanwhile.
     pub(crate) fn pump(self: &Arc<Self>, state: &mut State) {
-        if state.doubt.is_some() {
+        if let Standing::InDoubt(_) = state.standing {
             state.to_stage.clear();
         }
-        while state.staging < self.env.tuning.stage_parallel && !state.committing {
+        while state.staging < self.env.tuning.stage_parallel && state.turn != Turn::Committing {
             let Some(range) = state.to_stage.pop_front() else {
                 return;
             };
@@ -112,14 +113,16 @@ impl Core {
             }
             Err(error) => {
                 // Still dirty: the next commit stages it again and reports if that fails, too.
-                tracing::debug!(blob = state.blob, start, %error, "a block could not be staged in the background");
+                let blob = &state.blob;
+                tracing::debug!(blob, start, %error, "a block could not be staged in the background");
                 state.staged.remove(&start);
                 self.env.log.unstaged(id);
             }
         }
     }
 
-    /// Put Block of a range, under an id of the length the blob's other blocks have (found out when the service insists).
+    /// Put Block of a range, under an id of the length the blob's other blocks have (found out when the
+    /// service insists).
     pub(crate) async fn send_block(
         &self,
         target: &Target,
@@ -146,36 +149,6 @@ impl Core {
             Err(error) => Err(error.into()),
         }
     }
-
-    /// Drops the memory of staged blocks; bytes freed.
-    fn drop_staged(&self, state: &mut State) -> u64 {
-        if state.held {
-            return 0;
-        }
-        let done: Vec<(Range<u64>, BlockId)> = state
-            .staged
-            .iter()
-            .filter(|(_, block)| block.done)
-            .map(|(start, block)| (*start..start + block.len, block.id.clone()))
-            .collect();
-        let mut freed = 0;
-        for (block, id) in done {
-            let segments: Vec<_> = state
-                .overlay
-                .segments(block)
-                .filter(|(_, _, s)| matches!(s.content, Content::Mem(..)))
-                .map(|(range, _, s)| (range, s.epoch))
-                .collect();
-            if !segments.is_empty() {
-                self.env.log.sent(&id);
-            }
-            for (range, epoch) in segments {
-                freed += range.end - range.start;
-                state.overlay.put(range, Content::Remote, epoch);
-            }
-        }
-        freed
-    }
 }
 
 /// Counts a block as on its way until its task ends, however that is.
@@ -188,99 +161,6 @@ impl Drop for OnItsWay {
         self.0.pump(&mut state);
         drop(state);
         self.0.staged.notify_waiters();
-    }
-}
-
-impl Relieve for Core {
-    fn relieve(self: Arc<Self>, start: bool) -> Relief {
-        let mut state = self.lock();
-        if state.stale {
-            state.registered = false;
-            if state.overlay.memory(0..u64::MAX).is_empty() {
-                return Relief::Nothing;
-            }
-            state.drop_lost();
-            return Relief::Freed;
-        }
-        if state.detached {
-            return self.relieve_detached(&mut state, start);
-        }
-        if !state.is_dirty() {
-            state.registered = false;
-            return Relief::Nothing;
-        }
-        if self.drop_staged(&mut state) > 0 {
-            return Relief::Freed;
-        }
-        if state.overlay.memory(0..u64::MAX).is_empty() {
-            // All of it is in the service: a commit would free nothing.
-            state.registered = false;
-            return Relief::Nothing;
-        }
-        if state.committing || state.relieving || state.staging > 0 {
-            return Relief::Working;
-        }
-        if !start {
-            return Relief::Idle;
-        }
-        let mut large: Vec<Range<u64>> = state.overlay.memory(0..u64::MAX);
-        large.retain(|r| r.end - r.start >= self.env.tuning.granule);
-        for range in large {
-            let mut at = range.start;
-            while at < range.end {
-                let end = self.layout.block_of(at).end.min(range.end);
-                state.to_stage.push_back(at..end);
-                at = end;
-            }
-        }
-        self.pump(&mut state);
-        if state.staging > 0 {
-            return Relief::Working;
-        }
-        // Only small pieces: staged one by one they would fragment the blob, a commit folds them into their granules.
-        state.relieving = true;
-        let core = Arc::clone(&self);
-        self.env.runtime.spawn(async move {
-            let sent = core.commit(None).await;
-            let mut state = core.lock();
-            state.relieving = false;
-            let reported = std::mem::replace(&mut state.relief_failed, sent.is_err());
-            // It is tried again twice a second while a writer waits: once is enough to read.
-            if let (Err(error), false) = (sent, reported) {
-                tracing::warn!(blob = state.blob, %error, "memory is short and dirty data cannot be sent");
-            }
-        });
-        Relief::Working
-    }
-
-    fn volume(&self) -> usize {
-        self.env.share.id()
-    }
-}
-
-impl Core {
-    /// A file that no name leads to has no blob; if it is given one, its data can go there.
-    fn relieve_detached(self: &Arc<Self>, state: &mut State, start: bool) -> Relief {
-        let refuge = state
-            .refuge
-            .clone()
-            .filter(|_| !state.overlay.memory(0..u64::MAX).is_empty());
-        let Some(refuge) = refuge else {
-            state.registered = false;
-            return Relief::Nothing;
-        };
-        if state.relieving {
-            return Relief::Working;
-        }
-        if !start {
-            return Relief::Idle;
-        }
-        state.relieving = true;
-        let core = Arc::clone(self);
-        self.env
-            .runtime
-            .spawn(async move { core.take_shelter(refuge).await });
-        Relief::Working
     }
 }
 

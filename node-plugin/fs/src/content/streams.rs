@@ -1,15 +1,16 @@
 //! Which reads of a handle follow each other, and how far ahead of them to fetch.
 //!
-//! A handle has a few cursors, so that interleaved scans stay sequential. A cursor becomes a stream when what was asked
-//! for is dense: read-ahead of the kernel may arrive out of order, random reads are never dense. The window of a stream is
-//! what its reader consumes in twice the time an answer takes, found by growing while the reader has to wait.
+//! A handle has a few cursors, so that interleaved scans stay sequential. A cursor becomes a stream when what
+//! was asked for is dense: read-ahead of the kernel may arrive out of order, random reads are never dense.
+//! The window of a stream is what its reader consumes in twice the time an answer takes, found by growing
+//! while the reader has to wait.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::tuning::Tuning;
 use crate::budget::Budget;
-use crate::content::Tuning;
 
 /// Scans that one handle can interleave.
 const CURSORS: usize = 4;
@@ -17,7 +18,8 @@ const CURSORS: usize = 4;
 /// A read this far ahead of a stream still belongs to it.
 const FORWARD: u64 = 16 << 20;
 
-/// A read that ends this far behind a stream's front still belongs to it: read-ahead of the kernel comes in any order.
+/// A read that ends this far behind a stream's front still belongs to it: read-ahead of the kernel comes in
+/// any order.
 const BACKWARD: u64 = 4 << 20;
 
 /// A stream that was not read for so long starts with a small window again.
@@ -279,6 +281,12 @@ impl Stream {
         self.measured = (front, now);
         self.waited = false;
     }
+}
+
+/// What a reading handle remembers: its streams (sequential detection). One per open handle.
+#[derive(Debug, Default)]
+pub struct Reader {
+    pub(crate) streams: Mutex<Streams>,
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@ use blob_client::Metadata;
 use vsc_driver::buffer::Arena;
 
 use super::*;
+use crate::budget::Budget;
+use crate::store::Store;
 use crate::store::fake::FakeStore;
 
 /// A store, and files over it.
@@ -37,7 +39,7 @@ impl World {
     }
 
     fn create(&self) -> Arc<File> {
-        File::create(self.env.clone(), "file".into(), false)
+        File::create(self.env.clone(), "file".into())
     }
 
     fn open(&self) -> Arc<File> {

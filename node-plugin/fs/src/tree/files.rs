@@ -304,7 +304,7 @@ impl Tree {
         names::check_blob(&blob)?;
         let attrs = self.new_attrs(parent, Kind::File, mode, owner)?;
         let log = NodeLog::new(Arc::clone(&self.journal), 0);
-        let file = File::create(self.env.with_log(Arc::clone(&log) as _), blob, true);
+        let file = File::create(self.env.with_log(Arc::clone(&log) as _), blob);
         let existing = {
             let mut table = self.table.lock();
             match table.child(parent, name) {

@@ -401,7 +401,8 @@ impl crate::content::dirty_log::DirtyLog for Noted {
     fn begin_commit(&self) {}
 }
 
-/// Whoever goes on after this process must know which blocks it may have staged, whatever they were staged for.
+/// Whoever goes on after this process must know which blocks it may have staged, whatever they were staged
+/// for.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_block_is_written_down() {
     let world = World::usual();

@@ -32,7 +32,7 @@ async fn a_slow_service_holds_writers_back() {
     let world = World::new(SMALL, Tuning::default());
     world.store.set_delay(Duration::from_millis(5));
     let files: Vec<_> = (0..6)
-        .map(|n| File::create(world.env.clone(), format!("file{n}"), false))
+        .map(|n| File::create(world.env.clone(), format!("file{n}")))
         .collect();
     let writers: Vec<_> = files
         .iter()
@@ -102,7 +102,8 @@ async fn a_writer_reads_back_what_is_only_staged() {
     assert!(world.content() == expected);
 }
 
-/// While somebody holds the version still, what was written stays in memory: a block staged under the old name would be lost with it.
+/// While somebody holds the version still, what was written stays in memory: a block staged under the old
+/// name would be lost with it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_written_during_a_move_stays_in_memory() {
     let world = World::new(SMALL, tiny());

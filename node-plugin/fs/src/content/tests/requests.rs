@@ -267,7 +267,7 @@ async fn the_service_copies_committed_ranges() {
         .store
         .foreign_put("file", pattern(0, 32 << 20), Metadata::new());
     let source = world.open();
-    let target = File::create(world.env.clone(), "copy".into(), false);
+    let target = File::create(world.env.clone(), "copy".into());
     let copied = target.copy_from(&source, 0, 0, 40 << 20).await.unwrap();
     assert_eq!(copied, 32 << 20);
     target.commit(Metadata::new()).await.unwrap();
@@ -282,7 +282,7 @@ async fn a_copy_of_dirty_data_and_holes_is_right() {
     let source = world.create();
     source.write(10, b"dirty").await.unwrap();
     source.truncate(3 << 20).await.unwrap();
-    let target = File::create(world.env.clone(), "copy".into(), false);
+    let target = File::create(world.env.clone(), "copy".into());
     target.write(0, &[9; 100]).await.unwrap();
     let copied = target.copy_from(&source, 5, 0, 1 << 20).await.unwrap();
     assert_eq!(copied, 1 << 20);

@@ -1,4 +1,5 @@
-//! Cached extents of one file's committed version: immutable memory by offset, dropped when the budget needs room.
+//! Cached extents of one file's committed version: immutable memory by offset, dropped when the budget needs
+//! room.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -41,13 +42,13 @@ impl Evict for Extent {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(crate) struct Cache {
+pub(crate) struct Extents {
     /// By offset; the length is that of the extent. No overlaps.
     map: BTreeMap<u64, (u64, Arc<Extent>)>,
     dead: Arc<AtomicUsize>,
 }
 
-impl Cache {
+impl Extents {
     /// What is cached from `offset` on, up to `end` at most.
     pub(crate) fn get(&self, offset: u64, end: u64) -> Option<Slice> {
         let (start, (len, extent)) = self.map.range(..=offset).next_back()?;
@@ -169,7 +170,14 @@ mod tests {
     use crate::budget::Kind;
     use vsc_driver::buffer::Arena;
 
-    fn fill(cache: &mut Cache, arena: &Arc<Arena>, budget: &Arc<Budget>, offset: u64, len: usize, byte: u8) {
+    fn fill(
+        cache: &mut Extents,
+        arena: &Arc<Arena>,
+        budget: &Arc<Budget>,
+        offset: u64,
+        len: usize,
+        byte: u8,
+    ) {
         let mut buffer = arena.alloc(len).unwrap();
         buffer.fill(byte);
         let permit = budget.try_acquire(Kind::Cached, buffer.capacity()).unwrap();
@@ -179,7 +187,7 @@ mod tests {
     #[test]
     fn later_extents_replace_earlier_ones_and_the_rest_stays() {
         let (arena, budget) = (Arena::new(1 << 20).unwrap(), Budget::new(0));
-        let mut cache = Cache::default();
+        let mut cache = Extents::default();
         fill(&mut cache, &arena, &budget, 0, 100, 1);
         fill(&mut cache, &arena, &budget, 40, 20, 2);
         assert_eq!(&cache.get(0, 1000).unwrap()[..], &[1; 40]);
@@ -197,7 +205,7 @@ mod tests {
     #[test]
     fn evicted_extents_are_missing_and_swept() {
         let (arena, budget) = (Arena::new(128 << 20).unwrap(), Budget::new(0));
-        let mut cache = Cache::default();
+        let mut cache = Extents::default();
         for n in 0..200 {
             fill(&mut cache, &arena, &budget, n << 20, 1 << 20, n as u8);
         }

@@ -1,0 +1,101 @@
+//! Content that outlives its name: pinned in memory, or moved to a blob that no name leads to.
+
+use std::sync::Arc;
+
+use vsc_driver::buffer::Slice;
+
+use super::base::{BaseVersion, Blocks};
+use super::core::Core;
+use super::error::FileError;
+use super::overlay::Content;
+use super::refuge::Refuge;
+use super::state::{Place, State};
+
+impl Core {
+    pub(crate) async fn detach(self: &Arc<Self>, limit: u64) -> Result<bool, FileError> {
+        let _still = self.hold().await?;
+        let gaps = |state: &State| {
+            let mut gaps = Vec::new();
+            let mut at = 0;
+            for (range, _, _) in state.overlay.segments(0..state.base_valid) {
+                gaps.push(at..range.start);
+                at = range.end;
+            }
+            gaps.push(at..state.base_valid);
+            gaps.retain(|g| !g.is_empty());
+            gaps
+        };
+        let wanted = gaps(&self.lock());
+        if wanted.iter().map(|g| g.end - g.start).sum::<u64>() > limit {
+            return Ok(false);
+        }
+        let mut loaded: Vec<(u64, Slice)> = Vec::new();
+        for gap in wanted {
+            let mut at = gap.start;
+            for slice in self.read_base(gap).await? {
+                let len = slice.len() as u64;
+                loaded.push((at, slice));
+                at += len;
+            }
+        }
+        let mut state = self.lock();
+        let owed = state.is_dirty();
+        // Writes may have come meanwhile: they stay on top.
+        let epoch = state.epoch;
+        for gap in gaps(&state) {
+            for (start, slice) in &loaded {
+                let range = gap.start.max(*start)..gap.end.min(start + slice.len() as u64);
+                if range.is_empty() {
+                    continue;
+                }
+                let part = slice.slice((range.start - start) as usize..(range.end - start) as usize);
+                let charge = self.env.share.force(part.len());
+                state
+                    .overlay
+                    .put(range, Content::Mem(part, Arc::new(charge)), epoch);
+            }
+        }
+        state.base_valid = 0;
+        state.place = Place::Detached { owed };
+        state.version += 1;
+        state.to_stage.clear();
+        state.forget_past(0, &self.env.budget);
+        if !state.overlay.is_empty() {
+            self.register(&mut state);
+        }
+        Ok(true)
+    }
+
+    /// A detached file gets a blob that no name leads to, and is sent there like any other from now on.
+    pub(crate) async fn take_shelter(self: &Arc<Self>, refuge: Arc<dyn Refuge>) {
+        let made = refuge.make().await;
+        let mut state = self.lock();
+        state.relief_over();
+        let failed = made.is_err();
+        let reported = std::mem::replace(&mut state.relief_failed, failed);
+        match made {
+            Ok(shelter) if matches!(state.place, Place::Detached { .. }) && !state.is_superseded() => {
+                state.blob = shelter.blob.clone();
+                state.base = Some(BaseVersion {
+                    etag: shelter.written.etag.clone(),
+                    size: 0,
+                    writable: true,
+                    blocks: Blocks::Known(Arc::default()),
+                });
+                state.place = Place::Hidden {
+                    lease: shelter.lease.clone(),
+                };
+                state.metadata.replace(shelter.metadata.clone());
+                state.shelter = Some(shelter);
+                state.ids.reset();
+                state.version += 1;
+            }
+            // Somebody made it another file meanwhile; the blob goes with the guard.
+            Ok(_) => {}
+            Err(error) if !reported => {
+                tracing::warn!(%error, "memory is short and the data of a deleted file cannot be sent");
+            }
+            Err(_) => {}
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Why an operation on content fails.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+
+/// Why an operation on content failed.
+#[derive(Debug, Clone, Error)]
+#[non_exhaustive]
+pub enum FileError {
+    /// The blob was changed or deleted by somebody else since it was opened (ESTALE).
+    #[error("the blob was changed by somebody else")]
+    Stale,
+    /// The blob cannot be written in place (page or append blob: EPERM... see errno.rs).
+    #[error("{0} blobs cannot be written")]
+    Unwritable(&'static str),
+    /// Larger than a block blob can be (EFBIG).
+    #[error("file too large")]
+    TooLarge,
+    /// The budget has no room for more dirty data and none could be made in time (ENOSPC).
+    #[error("no room for more unsent data: the service does not take it fast enough")]
+    NoRoom,
+    /// The service or the way to it.
+    #[error(transparent)]
+    Client(Arc<blob_client::Error>),
+}
+
+impl From<blob_client::Error> for FileError {
+    fn from(error: blob_client::Error) -> Self {
+        Self::Client(Arc::new(error))
+    }
+}
+
+/// The runtime ended and took a task with it.
+pub(crate) fn shutting_down() -> FileError {
+    FileError::from(blob_client::Error::Io {
+        call: "background work",
+        source: std::io::Error::other("the file system is shutting down"),
+    })
+}

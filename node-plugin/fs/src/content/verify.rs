@@ -1,0 +1,96 @@
+//! What became of a commit: whether the service has what was sent.
+
+use blob_client::{Body, Condition, Error, Piece, Written};
+
+use super::core::{Core, size_class};
+use super::error::FileError;
+use super::sent::{Form, Sent};
+
+/// What became of a commit whose answer was lost.
+pub(super) enum Verdict {
+    /// It was executed.
+    Ours(Written),
+    /// The blob is still what it was before.
+    Unchanged,
+    /// Somebody else was quicker.
+    Foreign,
+}
+
+impl Core {
+    /// Looks whether the service has what was sent.
+    pub(super) async fn verify(&self, sent: &Sent) -> Result<Verdict, FileError> {
+        let (blob, base) = {
+            let state = self.lock();
+            (state.blob.clone(), state.base.as_ref().map(|b| b.etag.clone()))
+        };
+        let store = &self.env.store;
+        let now = match store.head(&blob, &Condition::none()).await {
+            Ok(properties) => properties,
+            Err(Error::BlobNotFound { .. }) if base.is_none() => return Ok(Verdict::Unchanged),
+            Err(Error::BlobNotFound { .. }) => return Ok(Verdict::Foreign),
+            Err(error) => return Err(error.into()),
+        };
+        if base.as_ref() == Some(&now.etag) {
+            return Ok(Verdict::Unchanged);
+        }
+        if now.content_length != sent.size || now.metadata != sent.metadata {
+            return Ok(Verdict::Foreign);
+        }
+        let same = match &sent.form {
+            Form::Blocks(blocks) => {
+                let list = store.block_list(&blob).await?;
+                list.etag.as_ref() == Some(&now.etag) && list.committed == *blocks
+            }
+            Form::Whole(body) if sent.size == 0 => body.is_empty(),
+            Form::Whole(body) => {
+                let _room = self.env.budget.acquire_read(size_class(sent.size)).await;
+                let buffer = self.buffer(sent.size as usize)?;
+                let condition = Condition::matches(&now.etag);
+                let got = store.get(&blob, 0..sent.size, &condition, buffer).await?;
+                same_bytes(body, &got.buffer)
+            }
+        };
+        if !same {
+            return Ok(Verdict::Foreign);
+        }
+        Ok(Verdict::Ours(Written {
+            etag: now.etag,
+            last_modified: now.last_modified,
+        }))
+    }
+}
+
+fn same_bytes(body: &Body, bytes: &[u8]) -> bool {
+    let mut rest = bytes;
+    for piece in &body.0 {
+        let piece: &[u8] = match piece {
+            Piece::Bytes(bytes) => bytes,
+            Piece::Slice(slice) => slice,
+        };
+        match rest.strip_prefix(piece) {
+            Some(after) => rest = after,
+            None => return false,
+        }
+    }
+    rest.is_empty()
+}
+
+/// The condition did not hold: the blob is not the version it was.
+pub(super) fn is_foreign(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::ConditionNotMet { .. } | Error::AlreadyExists { .. } | Error::BlobNotFound { .. }
+    )
+}
+
+/// The request may have been executed although there is no good answer.
+pub(super) fn is_unclear(error: &Error) -> bool {
+    match error {
+        Error::Service { status, .. } => *status >= 500,
+        Error::Unreachable { .. }
+        | Error::DeadlineExceeded { .. }
+        | Error::Malformed { .. }
+        | Error::Io { .. } => true,
+        _ => false,
+    }
+}
