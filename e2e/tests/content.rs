@@ -98,7 +98,7 @@ async fn exercise(mode: TransportMode) {
     let bytes = count * MIB;
 
     let begun = Instant::now();
-    let file = File::create(world.env.clone(), "big file + ü%20".into(), true);
+    let file = File::create(world.env.clone(), "big file + ü%20".into());
     for (n, data) in expected.iter().enumerate() {
         file.write(n as u64 * MIB, data).await.unwrap();
     }
@@ -127,7 +127,7 @@ async fn exercise(mode: TransportMode) {
 
     // A copy that only the service carries out.
     let begun = Instant::now();
-    let copy = File::create(world.env.clone(), "copy".into(), true);
+    let copy = File::create(world.env.clone(), "copy".into());
     assert_eq!(copy.copy_from(&file, 0, 0, bytes).await.unwrap(), bytes);
     copy.commit(Metadata::new()).await.unwrap().unwrap();
     world.report("copy_file_range", bytes, begun);
@@ -136,7 +136,7 @@ async fn exercise(mode: TransportMode) {
     // Many small files.
     let begun = Instant::now();
     for n in 0..200 {
-        let file = File::create(world.env.clone(), format!("small/{n}"), true);
+        let file = File::create(world.env.clone(), format!("small/{n}"));
         assert!(file.try_write(0, &expected[1][..4096]).unwrap());
         file.commit(Metadata::new()).await.unwrap().unwrap();
     }
