@@ -2,6 +2,7 @@
 //! knows fuser.
 
 pub mod budget;
+pub mod config;
 pub mod content;
 pub mod errno;
 pub mod fuse;
@@ -11,5 +12,6 @@ pub mod tree;
 pub mod volume;
 
 pub use budget::Budget;
+pub use config::{Profile, VolumeConfig};
 pub use store::Store;
-pub use volume::{Profile, Resources, Volume, VolumeConfig};
+pub use volume::{Resources, Volume};

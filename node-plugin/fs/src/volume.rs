@@ -1,4 +1,4 @@
-//! Volume: what a mount is - configuration, the serving session, its end.
+//! Volume: what a mount is - the serving session, and its end.
 
 use std::future::Future;
 use std::io;
@@ -6,98 +6,17 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vsc_driver::buffer::Arena;
 
 use crate::budget::Budget;
-use crate::content::{Env, Tuning};
+use crate::config::{Profile, VolumeConfig};
+use crate::content::Env;
 use crate::fuse;
 use crate::journal::log::Log;
-use crate::store::Store;
 use crate::tree::{Tree, names};
-
-/// What a volume is tuned for (volumes.md, `profile`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Profile {
-    /// Mixed use through the kernel's page cache.
-    #[default]
-    General,
-    /// Large sequential files: direct I/O.
-    Streaming,
-    /// Many small files: long attribute life, listing prefetch.
-    SmallFiles,
-    /// Read-only data shared by many pods.
-    ReadonlyShared,
-}
-
-/// One file system to serve.
-#[derive(Debug, Clone)]
-pub struct VolumeConfig {
-    /// Shown as the mount's source.
-    pub name: String,
-    /// The container.
-    pub store: Arc<dyn Store>,
-    /// "Directory" inside the container that is the root; empty = the whole container. No leading or trailing `/`.
-    pub prefix: String,
-    /// Refuse every change with EROFS.
-    pub read_only: bool,
-    /// Owner of everything that carries none in its metadata.
-    pub uid: u32,
-    /// Group likewise.
-    pub gid: u32,
-    /// Permission bits of files that carry none (umask already applied). Default 0o644... as the mount options say.
-    pub file_mode: u32,
-    /// Permission bits of directories that carry none.
-    pub dir_mode: u32,
-    /// How long the kernel may keep attributes.
-    pub attr_timeout: Duration,
-    /// How long the kernel may keep names.
-    pub entry_timeout: Duration,
-    /// How long the kernel may keep the knowledge that a name is absent; zero: the service is asked each time.
-    pub negative_timeout: Duration,
-    /// Keep the kernel's page cache across opens while the ETag is unchanged.
-    pub kernel_cache: bool,
-    /// Tuning.
-    pub profile: Profile,
-    /// Sizes of blocks and requests; anything but the default is for tests, which make them tiny.
-    pub tuning: Tuning,
-}
-
-impl Profile {
-    /// How long absence is believed when nobody said so: not at all, so that what another mount has just made is found; a second where
-    /// requests count for more.
-    pub fn negative_timeout(self) -> Duration {
-        match self {
-            Self::General | Self::Streaming => Duration::ZERO,
-            Self::SmallFiles | Self::ReadonlyShared => Duration::from_secs(1),
-        }
-    }
-}
-
-impl VolumeConfig {
-    /// Defaults: read-write, root:root, 0o644/0o755, names and attributes kept for 1 s, absence never believed, kernel cache on, general profile.
-    pub fn new(name: impl Into<String>, store: Arc<dyn Store>) -> Self {
-        Self {
-            name: name.into(),
-            store,
-            prefix: String::new(),
-            read_only: false,
-            uid: 0,
-            gid: 0,
-            file_mode: 0o644,
-            dir_mode: 0o755,
-            attr_timeout: Duration::from_secs(1),
-            entry_timeout: Duration::from_secs(1),
-            negative_timeout: Profile::General.negative_timeout(),
-            kernel_cache: true,
-            profile: Profile::General,
-            tuning: Tuning::default(),
-        }
-    }
-}
 
 /// What all mounts of a process share.
 #[derive(Debug, Clone)]
@@ -123,16 +42,16 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// Serves `config` on an already mounted `/dev/fuse` descriptor (see [`crate::fuse::mount`]), and returns once the root was
-    /// reached in the service and the kernel's INIT has been answered. `mountpoint` is only used to tune the mount
-    /// (read-ahead) and for messages.
+    /// Serves `config` on an already mounted `/dev/fuse` descriptor (see [`crate::fuse::mount`]), and returns
+    /// once the root was reached in the service and the kernel's INIT has been answered. `mountpoint` is only
+    /// used to tune the mount (read-ahead) and for messages.
     ///
-    /// On an error the descriptor is closed; the mount point is the caller's to unmount. Blocks on requests that run on
-    /// `resources.runtime`: not for use on a current-thread runtime's own thread.
+    /// On an error the descriptor is closed; the mount point is the caller's to unmount. Blocks on requests
+    /// that run on `resources.runtime`: not for use on a current-thread runtime's own thread.
     ///
     /// # Errors
-    /// `NotFound` for a missing container, `PermissionDenied` for a wrong key or expired SAS, and whatever else keeps the root
-    /// from being read; or an error of the FUSE handshake.
+    /// `NotFound` for a missing container, `PermissionDenied` for a wrong key or expired SAS, and whatever
+    /// else keeps the root from being read; or an error of the FUSE handshake.
     pub fn serve(
         config: VolumeConfig,
         fd: OwnedFd,
@@ -183,8 +102,8 @@ impl Volume {
         })
     }
 
-    /// Cancelled once the session has ended (unmounted, aborted, or failed); also while [`Volume::join`] is at work, which goes on
-    /// to commit what was accepted.
+    /// Cancelled once the session has ended (unmounted, aborted, or failed); also while [`Volume::join`] is
+    /// at work, which goes on to commit what was accepted.
     pub fn ended(&self) -> CancellationToken {
         self.ended.clone()
     }
@@ -200,7 +119,8 @@ impl Volume {
         wait_for(&self.runtime, async move { tree.commit_all().await })?.map_err(io::Error::from)
     }
 
-    /// Waits until the kernel has ended the session (after `umount`), and everything accepted is committed. Blocks.
+    /// Waits until the kernel has ended the session (after `umount`), and everything accepted is committed.
+    /// Blocks.
     pub fn join(self) -> io::Result<()> {
         let Self {
             tree,
@@ -236,7 +156,8 @@ fn check(config: &VolumeConfig) -> io::Result<()> {
             .any(|component| names::shown(component, false).is_none())
     {
         return wrong(format!(
-            "prefix: {prefix:?} is no directory name; components must not be empty, `.`, `..`, or end with a dot"
+            "prefix: {prefix:?} is no directory name; components must not be empty, `.`, `..`, \
+             or end with a dot"
         ));
     }
     if names::check_blob(prefix).is_err() {

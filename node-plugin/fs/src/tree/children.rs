@@ -1,4 +1,5 @@
-//! New entries that are stored at once: directories, links, FIFOs, sockets, mknod'ed files. And reading links.
+//! New entries that are stored at once: directories, links, FIFOs, sockets, mknod'ed files. And reading
+//! links.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -7,10 +8,11 @@ use std::time::SystemTime;
 use blob_client::{Body, Condition, Error, PutOptions};
 use bytes::Bytes;
 
-use super::attrs::{Attrs, Kind};
+use super::attrs::{self, Attrs, Kind};
+use super::core::Tree;
 use super::lookup::Entry;
+use super::names;
 use super::node::{Marker, NodeId, State};
-use super::{Tree, metadata_of, names};
 use crate::errno::{Errno, Result, fail};
 
 /// Longest target of a symbolic link (`PATH_MAX`, with the NUL that is not stored).
@@ -116,7 +118,7 @@ impl Tree {
         let mut attrs = self.new_attrs(parent, kind, mode, owner)?;
         let now = SystemTime::now();
         attrs.mtime = Some(now);
-        let metadata = metadata_of(&attrs, kind, &self.defaults)?;
+        let metadata = attrs::encode(&attrs, kind, &self.defaults)?;
         let size = content.len() as u64;
         let target: Option<Arc<[u8]>> = (kind == Kind::Symlink).then(|| content.as_ref().into());
         let options = PutOptions {
@@ -171,7 +173,7 @@ impl Tree {
             Err(errno) => return Some(Err(errno)),
         };
         let state = node.state();
-        let fresh = state.unlinked || state.validated.elapsed() < self.timeouts.attr;
+        let fresh = state.nameless() || state.validated.elapsed() < self.timeouts.attr;
         state.target.clone().filter(|_| fresh).map(Ok)
     }
 

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
+use super::core::Tree;
 use super::node::NodeId;
-use super::{Tree, table::Table};
+use super::table::Table;
 use crate::errno::{Errno, Result};
 
 tokio::task_local! {

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::Mutex as AsyncMutex;
 
-use super::lookup::Cursor;
+use super::cursor::Cursor;
 use super::node::{Node, NodeId};
 use crate::content::{File, Reader};
 use crate::errno::{Errno, Result};
@@ -20,9 +20,9 @@ pub(crate) struct Handle {
     pub(crate) writes: bool,
     /// Closing it makes the file durable.
     pub(crate) commits: bool,
-    /// It may write, and has not since its last flush: its program has closed it, and the kernel says so later. Changed with the node's
-    /// state locked, which counts them.
-    pub(crate) settled: AtomicBool,
+    /// It may write, and has not since its last flush: its program has closed it, and the kernel says so
+    /// later. Changed with the node's state locked, which counts them.
+    pub(crate) flushed: AtomicBool,
 }
 
 /// All handles of a volume. Numbers are never used twice.

@@ -1,8 +1,10 @@
-//! Blobs of large files that were deleted while open: moved to a reserved name, leased as long as they are needed, and collected when nobody holds them.
+//! Blobs of large files that were deleted while open: moved to a reserved name, leased as long as they are
+//! needed, and collected when nobody holds them.
 //!
-//! A blob is made empty, leased, and then copied over under the lease, so that there is no moment in which it has content and no holder. The mount
-//! renews the lease; when its process dies, the lease ends a minute later, and the next mount that may write deletes the blob. What carries no
-//! mark of ours is never deleted, whatever its name is.
+//! A blob is made empty, leased, and then copied over under the lease, so that there is no moment in which it
+//! has content and no holder. The mount renews the lease; when its process dies, the lease ends a minute
+//! later, and the next mount that may write deletes the blob. What carries no mark of ours is never deleted,
+//! whatever its name is.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -67,8 +69,8 @@ impl HiddenBlobs {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Copies this version of a blob to a new hidden name: the name, its lease, and the version. `ConditionNotMet` or `BlobNotFound`: the
-    /// version is gone already.
+    /// Copies this version of a blob to a new hidden name: the name, its lease, and the version.
+    /// `ConditionNotMet` or `BlobNotFound`: the version is gone already.
     pub(crate) async fn keep(self: &Arc<Self>, blob: &str, etag: &ETag) -> Result<(String, String, Written)> {
         let (hidden, lease, _) = self.reserve().await?;
         let condition = Condition {
@@ -143,7 +145,11 @@ impl HiddenBlobs {
             if let Err(error) = self.store.renew_lease(blob, lease).await
                 && self.held().leases.contains_key(blob)
             {
-                tracing::warn!(%error, blob, "the lease of a deleted file that is still open could not be renewed");
+                tracing::warn!(
+                    %error,
+                    blob,
+                    "the lease of a deleted file that is still open could not be renewed"
+                );
             }
         }
         !leases.is_empty()
@@ -165,13 +171,17 @@ impl HiddenBlobs {
         match deleted {
             Ok(()) | Err(Error::BlobNotFound { .. }) => {}
             Err(error) => {
-                tracing::warn!(%error, blob = hidden, "a file deleted while open is still stored; a later mount deletes it");
+                tracing::warn!(
+                    %error,
+                    blob = hidden,
+                    "a file deleted while open is still stored; a later mount deletes it"
+                );
             }
         }
     }
 
     /// Waits until the blobs of files that are gone are deleted.
-    pub(crate) async fn settled(&self) {
+    pub(crate) async fn drained(&self) {
         self.deleting.close();
         self.deleting.wait().await;
         self.deleting.reopen();

@@ -1,301 +1,82 @@
 //! Inodes, attributes, listings, negative knowledge, names <-> blob names.
 //!
-//! A `Tree` carries out file system operations on nodes. It owns names and attributes; bytes belong to [`crate::content::File`].
+//! A `Tree` carries out file system operations on nodes. It owns names and attributes; bytes belong to
+//! [`crate::content::File`].
 //!
 //! # Locks, in the order in which they are taken
 //!
-//! 1. *Gates*, one per directory, from the root downwards (`gates.rs`). Whoever works on something by its blob name holds the gates of the
-//!    directories above it for reading; a directory that moves is held for writing. Nobody asks for a gate while holding one.
+//! 1. *Gates*, one per directory, from the root downwards (`gates.rs`). Whoever works on something by its
+//!    blob name holds the gates of the directories above it for reading; a directory that moves is held for
+//!    writing. Nobody asks for a gate while holding one.
 //! 2. A directory's `listing` lock: one listing on behalf of lookups at a time.
-//! 3. A node's `change` lock, two at once only in the order of their ids: commits, metadata updates, moves and deletions of its blob.
+//! 3. A node's `change` lock, two at once only in the order of their ids: commits, metadata updates, moves
+//!    and deletions of its blob.
 //! 4. The table (`table.rs`), never across an await.
 //! 5. A node's state (`node.rs`), never two at once, never across an await.
 //! 6. The journal's own lock.
 //!
-//! The kernel serializes changes of one directory by itself; gates and `change` locks are about commits of files that were closed, the
-//! other mount options of the same table, and directories that move.
+//! The kernel serializes changes of one directory by itself; gates and `change` locks are about commits of
+//! files that were closed, the other mount options of the same table, and directories that move.
 //!
 //! # What is believed for how long
 //!
-//! What the service said is used for the mount's timeouts, counted from when it was asked. What this mount changed is known at once, and an answer to a
-//! question asked before the change does not undo it (`Table::tick`, `Table::ask`). Nodes with data or attributes that the service
-//! does not have yet are this mount's to answer for.
+//! What the service said is used for the mount's timeouts, counted from when it was asked. What this mount
+//! changed is known at once, and an answer to a question asked before the change does not undo it
+//! (`Table::tick`, `Table::ask`). Nodes with data or attributes that the service does not have yet are this
+//! mount's to answer for.
+//!
+//! # Words
+//!
+//! - *Marker*: the blob that makes a directory one and carries its attributes: `d` with `hdi_isfolder`, or
+//!   `d/`.
+//! - *Implicit* directory: one without a marker; blobs below it make it a directory.
+//! - *Version*: what one ETag names. A node has the version that was last seen or written, a handle the one
+//!   it opened.
+//! - *Superseded*: a node whose name somebody else took away, or that leads to a newer version now.
+//! - *Unlinked*: a node whose name this mount removed or replaced; open handles may still lead to it.
+//! - *Debt*: what the service lacks of a node. *Pinned*: something is owed, or a request of ours is under
+//!   way.
+//! - *Local*: attributes are this mount's to answer for: pinned, open for writing, or nameless.
+//! - *Flushed* handle: closed by its program, or about to be; the kernel's RELEASE comes later.
+//! - *Detached* content: kept for open handles when its blob is deleted or replaced, in memory or in a
+//!   *hidden blob*.
+//! - *Rebind*: content and version of a node go on under the blob name that it was moved to.
+//! - *Stamp*: a moment of the table's clock; answers to questions asked before a node's stamp say nothing
+//!   about it.
+//! - *Learn*: take over an answer of the service. *Distrust*: believe nothing that is cached.
+//! - *Revalidate*: the kernel asks for a name that it could have used from its cache.
+//! - *Shed*: forget nodes for want of memory; *sweep*: because nobody refers to them; *reap*: because they
+//!   have no name.
 
 mod attrs;
+mod busy;
 mod children;
-mod files;
+mod core;
+mod cursor;
 mod gates;
 mod handles;
 mod hidden;
+mod io;
+mod listing;
 mod lookup;
-mod moves;
 pub(crate) mod names;
 pub(crate) mod node;
+mod open;
+mod release;
 mod rename;
 mod setattr;
 mod table;
 mod unlink;
 mod xattr;
 
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
-
-pub(crate) use attrs::{Kind, from_seconds};
-pub(crate) use children::Owner;
-pub(crate) use files::Opened;
-pub(crate) use gates::Waits;
-pub(crate) use handles::Handle;
-pub(crate) use lookup::{Entry, Listed};
-pub(crate) use node::{NodeId, Stat};
-pub(crate) use rename::Replace;
-pub(crate) use setattr::{SetAttr, SetTime};
-use table::{SharedTable, Table, Timeouts};
-
-use tokio::task::AbortHandle;
-
-use attrs::{Attrs, Defaults};
-use blob_client::Metadata;
-use handles::Handles;
-use hidden::HiddenBlobs;
-use node::{Marker, Node, State};
-
-use crate::budget::Budget;
-use crate::content::Env;
-use crate::errno::{Errno, Result, fail};
-use crate::journal::log::Log;
-use crate::journal::record::Record;
-use crate::volume::VolumeConfig;
-
-/// Called with a node whose attributes the kernel should ask for again.
-type Invalidate = Box<dyn Fn(NodeId) + Send + Sync>;
-/// Called with a directory and a name in it that the kernel should forget. May wait for whoever works in the directory.
-type Expire = Arc<dyn Fn(NodeId, &str) + Send + Sync>;
-
-/// Between two tries to make metadata smaller, when the last one had an effect and when it had none.
-const SHED_AGAIN: Duration = Duration::from_millis(100);
-const SHED_LATER: Duration = Duration::from_secs(2);
-
-/// The tree of one volume.
-pub(crate) struct Tree {
-    env: Env,
-    defaults: Defaults,
-    timeouts: Timeouts,
-    config: VolumeConfig,
-    table: SharedTable,
-    handles: Handles,
-    hidden: Arc<HiddenBlobs>,
-    journal: Arc<Log>,
-    invalidate: OnceLock<Invalidate>,
-    expire: OnceLock<Expire>,
-    /// Keeps metadata within its part of the budget.
-    shedder: OnceLock<AbortHandle>,
-}
-
-impl Drop for Tree {
-    fn drop(&mut self) {
-        if let Some(shedder) = self.shedder.get() {
-            shedder.abort();
-        }
-    }
-}
-
-impl std::fmt::Debug for Tree {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tree")
-            .field("name", &self.config.name)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Tree {
-    /// The tree of a volume. Nothing is asked of the service yet.
-    pub(crate) fn new(config: VolumeConfig, env: Env, journal: Arc<Log>) -> Arc<Self> {
-        let defaults = Defaults {
-            uid: config.uid,
-            gid: config.gid,
-            file_mode: config.file_mode,
-            dir_mode: config.dir_mode,
-        };
-        let timeouts = Timeouts {
-            attr: config.attr_timeout,
-            entry: config.entry_timeout,
-            negative: config.negative_timeout,
-        };
-        let mut root = State::fresh(Attrs::default(), SystemTime::now());
-        root.marker = if config.prefix.is_empty() {
-            Marker::Container
-        } else {
-            Marker::Implicit
-        };
-        let charge = env.budget.charge_metadata(0);
-        let table = Table::new(
-            root,
-            config.prefix.clone(),
-            timeouts,
-            Arc::clone(&journal),
-            charge,
-        );
-        let hidden = HiddenBlobs::new(Arc::clone(&env.store), env.runtime.clone(), config.prefix.clone());
-        let tree = Arc::new(Self {
-            hidden,
-            env,
-            defaults,
-            timeouts,
-            config,
-            table: SharedTable::new(table),
-            handles: Handles::default(),
-            journal,
-            invalidate: OnceLock::new(),
-            expire: OnceLock::new(),
-            shedder: OnceLock::new(),
-        });
-        let (weak, budget) = (Arc::downgrade(&tree), Arc::clone(&tree.env.budget));
-        let shedder = tree.env.runtime.spawn(async move {
-            loop {
-                budget.crowded().await;
-                let Some(tree) = weak.upgrade() else { return };
-                let pause = if tree.shed().await { SHED_AGAIN } else { SHED_LATER };
-                drop(tree);
-                tokio::time::sleep(pause).await;
-            }
-        });
-        let _ = tree.shedder.set(shedder.abort_handle());
-        tree
-    }
-
-    /// Metadata of all mounts holds more than its part of the budget: forgets what is not in use, and asks the kernel to forget names. False when
-    /// there was nothing to forget.
-    async fn shed(&self) -> bool {
-        let (freed, names) = {
-            let excess = self.env.budget.excess();
-            let mut table = self.table.lock();
-            let freed = table.shed(excess);
-            (freed, table.kernels(excess.saturating_sub(freed)))
-        };
-        let asked = names.len();
-        tracing::debug!(freed, asked, "metadata is over its part of the budget");
-        if let Some(expire) = self.expire.get().cloned().filter(|_| asked > 0) {
-            // On a thread of its own: the kernel waits for operations in the directory, and their replies come from everywhere else.
-            let expired = tokio::task::spawn_blocking(move || {
-                for (parent, name) in names {
-                    expire(parent, &name);
-                }
-            });
-            let _ = expired.await;
-        }
-        freed + asked > 0
-    }
-
-    /// How the kernel is told to forget a name.
-    pub(crate) fn on_expire(&self, expire: Expire) {
-        let _ = self.expire.set(expire);
-    }
-
-    /// How the kernel is told to ask for attributes again.
-    pub(crate) fn on_invalidate(&self, invalidate: Invalidate) {
-        let _ = self.invalidate.set(invalidate);
-    }
-
-    /// The volume's settings.
-    pub(crate) fn config(&self) -> &VolumeConfig {
-        &self.config
-    }
-
-    /// The memory of all mounts.
-    pub(crate) fn budget(&self) -> &Arc<Budget> {
-        &self.env.budget
-    }
-
-    /// The journal.
-    pub(crate) fn journal(&self) -> &Arc<Log> {
-        &self.journal
-    }
-
-    /// Reads the root: fails when the container is not there or not accessible. What processes that died have left is deleted in the background.
-    pub(crate) async fn check_root(&self) -> Result<(), blob_client::Error> {
-        let left = self.hidden.list().await?;
-        if !left.is_empty() && !self.config.read_only {
-            let hidden = Arc::clone(&self.hidden);
-            self.env.runtime.spawn(async move { hidden.collect(left).await });
-        }
-        self.read_root().await
-    }
-
-    /// Records the outcome of an operation that must not be carried out twice, before its reply is sent.
-    pub(crate) fn record_reply(&self, unique: u64, errno: i32, node: NodeId, fh: u64) {
-        if let Err(error) = self.journal.append(&[Record::Reply {
-            unique,
-            errno,
-            node,
-            fh,
-        }]) {
-            tracing::error!(%error, "the journal cannot be written");
-        }
-    }
-
-    fn node(&self, id: NodeId) -> Result<Arc<Node>> {
-        self.table.lock().node(id).ok_or(Errno(libc::ESTALE))
-    }
-
-    fn writable(&self) -> Result<()> {
-        if self.config.read_only {
-            fail(libc::EROFS)
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Attributes of a node to show now, and for how long.
-    fn stat(&self, node: &Node) -> (Stat, Duration) {
-        let subdirectories = match node.kind {
-            Kind::Directory => self.table.lock().subdirectories(node.id),
-            _ => 0,
-        };
-        let mut state = node.state();
-        let left = if state.local() {
-            self.timeouts.attr
-        } else {
-            self.timeouts.attr.saturating_sub(state.validated.elapsed())
-        };
-        (Stat::of(node, &mut state, subdirectories, &self.defaults), left)
-    }
-
-    /// Entries of a directory came or went by this mount.
-    fn touch(&self, directory: NodeId) {
-        if let Ok(node) = self.node(directory) {
-            let now = SystemTime::now();
-            let mut state = node.state();
-            state.entries_changed = Some(now);
-            state.ctime = now;
-        }
-    }
-
-    /// Everything that the service does not have yet is committed; the first error, if any.
-    pub(crate) async fn commit_all(&self) -> Result<()> {
-        let nodes = self.table.lock().nodes();
-        let mut first = Ok(());
-        for node in nodes {
-            let pinned = node.state().pinned();
-            if pinned && let Err(errno) = self.commit(&node).await {
-                first = first.and(Err(errno));
-            }
-        }
-        first
-    }
-
-    /// The session is over: what the kernel did not release any more is released, and everything is committed.
-    pub(crate) async fn finish(&self) -> Result<()> {
-        let committed = self.commit_all().await;
-        for fh in self.handles.all_files() {
-            // Errors of the commit were collected above; this one is about reserved names of deleted files.
-            let _ = self.release(fh).await;
-        }
-        self.hidden.settled().await;
-        committed
-    }
-}
-
-/// Metadata of a blob of a kind nobody described yet.
-fn metadata_of(attrs: &Attrs, kind: Kind, defaults: &Defaults) -> Result<Metadata> {
-    attrs::encode(attrs, kind, defaults)
-}
+pub(crate) use self::attrs::{Kind, from_seconds};
+pub(crate) use self::children::Owner;
+pub(crate) use self::core::Tree;
+pub(crate) use self::cursor::Listed;
+pub(crate) use self::gates::Waits;
+pub(crate) use self::handles::Handle;
+pub(crate) use self::lookup::Entry;
+pub(crate) use self::node::{NodeId, Stat};
+pub(crate) use self::open::Opened;
+pub(crate) use self::rename::Replace;
+pub(crate) use self::setattr::{SetAttr, SetTime};

@@ -2,22 +2,26 @@
 //!
 //! The rule, also stated in docs/semantics.md:
 //!
-//! - A file's blob is named like its path: components joined by `/`, below the volume's prefix. Spaces, `%`, `+`, quotes and every other
-//!   Unicode character stand for themselves.
-//! - A few characters cannot be in a blob's name, or not at its end: control characters (a listing cannot carry them), `\` (the service
-//!   turns it into `/`), and `.` at the end of a component (the service drops it). They are replaced by the look-alikes that rclone uses:
-//!   U+2400 + code (U+2421 for DEL), U+FF3C and U+FF0E. A file name that itself holds a look-alike, or the quote character U+201B, gets a U+201B in
+//! - A file's blob is named like its path: components joined by `/`, below the volume's prefix. Spaces, `%`,
+//!   `+`, quotes and every other Unicode character stand for themselves.
+//! - A few characters cannot be in a blob's name, or not at its end: control characters (a listing cannot
+//!   carry them), `\` (the service turns it into `/`), and `.` at the end of a component (the service drops
+//!   it). They are replaced by the look-alikes that rclone uses: U+2400 + code (U+2421 for DEL), U+FF3C and
+//!   U+FF0E. A file name that itself holds a look-alike, or the quote character U+201B, gets a U+201B in
 //!   front of it. Nothing else is changed.
-//! - File names that are not UTF-8 cannot be blob names: `EILSEQ`. So are the non-characters U+FFFE and U+FFFF.
-//!   A component over 255 bytes or a blob name over 1,024 characters: `ENAMETOOLONG`.
-//! - Blobs of others whose names are no paths are hidden, and the listing goes on: empty components (`a//b`, a leading `/`), the components `.`
-//!   and `..`, components over 255 bytes, and components with a raw control character, a raw `\` or a raw `.` at the end (their look-alike
-//!   is a different blob). A directory that holds a hidden blob is not empty: `rmdir` says `ENOTEMPTY` rather than
-//!   deleting what nobody can see.
-//! - `d/` (a blob whose name ends with `/`) is a marker of the directory `d`, as some tools write it, and not an entry of its own.
-//! - Where both a blob `a` that is no marker and blobs below `a/` exist, the directory is shown and the file is hidden.
-//! - Names in the volume's root that begin with `.vsc-blob-hidden.` are reserved for blobs deleted while open: never shown, and creating
-//!   one is refused with `EPERM`.
+//! - File names that are not UTF-8 cannot be blob names: `EILSEQ`. So are the non-characters U+FFFE and
+//!   U+FFFF. A component over 255 bytes or a blob name over 1,024 characters: `ENAMETOOLONG`.
+//! - Blobs of others whose names are no paths are hidden, and the listing goes on: empty components (`a//b`,
+//!   a leading `/`), the components `.` and `..`, components over 255 bytes, and components with a raw
+//!   control character, a raw `\` or a raw `.` at the end (their look-alike is a different blob). A directory
+//!   that holds a hidden blob is not empty: `rmdir` says `ENOTEMPTY` rather than deleting what nobody can
+//!   see.
+//! - `d/` (a blob whose name ends with `/`) is a marker of the directory `d`, as some tools write it, and not
+//!   an entry of its own.
+//! - Where both a blob `a` that is no marker and blobs below `a/` exist, the directory is shown and the file
+//!   is hidden.
+//! - Names in the volume's root that begin with `.vsc-blob-hidden.` are reserved for blobs deleted while
+//!   open: never shown, and creating one is refused with `EPERM`.
 
 use std::borrow::Cow;
 
@@ -128,8 +132,9 @@ pub(crate) fn is_reserved(name: &str) -> bool {
     name.starts_with(HIDDEN)
 }
 
-/// A new name for one of two files while they are exchanged. Shown like any other: if the exchange is cut off, it is where the file is.
-pub(crate) fn aside() -> String {
+/// A new name for one of two files while they are exchanged. Shown like any other: if the exchange is cut
+/// off, it is where the file is.
+pub(crate) fn exchange() -> String {
     format!(".vsc-blob-exchange.{}", Uuid::new_v4().simple())
 }
 

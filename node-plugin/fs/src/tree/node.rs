@@ -24,7 +24,8 @@ pub(crate) const NODE_BYTES: usize = 900;
 pub(crate) struct Node {
     pub(crate) id: NodeId,
     pub(crate) kind: Kind,
-    /// Held while the blob's version changes: commits, metadata updates, moving, deleting. See the lock order in [`super`].
+    /// Held while the blob's version changes: commits, metadata updates, moving, deleting. See the lock order
+    /// in [`super`].
     pub(crate) change: AsyncMutex<()>,
     /// Directories only.
     pub(crate) directory: Option<DirectoryLocks>,
@@ -51,6 +52,35 @@ pub(crate) enum Marker {
     Container,
 }
 
+/// Whether a name leads to a node, and what the service lacks of one that has a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// A name leads here.
+    Named(Debt),
+    /// The name was taken away by somebody else, or leads to a newer version: the kernel may still hold it.
+    Superseded,
+    /// This mount removed or replaced the name: only open handles lead here.
+    Unlinked,
+}
+
+/// What the service lacks of a node, besides written data (which its content knows).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Debt {
+    Nothing,
+    /// Attributes were changed, and travel with the next commit.
+    Attributes,
+    /// The first commit has not happened; attributes travel with it.
+    Blob,
+}
+
+/// Whether a blob's content can be changed in place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    ReadWrite,
+    /// A page or append blob of somebody else.
+    ReadOnly,
+}
+
 /// What changes about a node.
 #[derive(Debug)]
 pub(crate) struct State {
@@ -64,15 +94,12 @@ pub(crate) struct State {
     pub(crate) ctime: SystemTime,
     /// Directories: when an entry last came or went by this mount.
     pub(crate) entries_changed: Option<SystemTime>,
-    pub(crate) writable: bool,
+    pub(crate) access: Access,
     /// When the service was asked for what is here.
     pub(crate) validated: Instant,
     /// Answers to requests that were sent before this moment of the tree's clock say nothing about the node.
     pub(crate) stamp: u64,
-    /// No name leads here any more.
-    pub(crate) unlinked: bool,
-    /// The name was taken away by somebody else, or leads to a newer version: the kernel may still hold it.
-    pub(crate) lost: bool,
+    pub(crate) life: Life,
     pub(crate) marker: Marker,
     /// Content that handles share; kept for a while after the last one is gone.
     pub(crate) content: Option<Arc<File>>,
@@ -80,20 +107,16 @@ pub(crate) struct State {
     pub(crate) handles: u32,
     /// Open handles that may write.
     pub(crate) writers: u32,
-    /// Those of them that are settled, see [`Handle::settled`](super::handles::Handle::settled).
-    pub(crate) settled: u32,
-    /// The first commit has not happened.
-    pub(crate) uncommitted: bool,
-    /// Attributes were changed and travel with the next commit.
-    pub(crate) attrs_dirty: bool,
+    /// Those of them that were flushed and did not write since, see `Handle::flushed`.
+    pub(crate) flushed: u32,
     /// Counts attribute changes, so that a commit knows whether it carried the last one.
     pub(crate) changes: u64,
     /// Requests of ours under way that change the blob's version.
     pub(crate) busy: u32,
     /// Pages that the kernel may hold are those of `content` (or of `etag`, while there is none).
     pub(crate) cached: bool,
-    /// Size and modification time the kernel was last told.
-    pub(crate) told: Option<(u64, SystemTime)>,
+    /// Size and modification time that the kernel has.
+    pub(crate) kernel_view: Option<(u64, SystemTime)>,
     /// Target of a symbolic link, once read.
     pub(crate) target: Option<Arc<[u8]>>,
     /// Reserved name that the blob was moved to when it was deleted while open.
@@ -111,7 +134,8 @@ impl Node {
         })
     }
 
-    /// The state. Innermost lock but for the journal's: nothing else is locked while it is held, nothing awaited.
+    /// The state. Innermost lock but for the journal's: nothing else is locked while it is held, nothing
+    /// awaited.
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -127,22 +151,19 @@ impl State {
             modified: now,
             ctime: now,
             entries_changed: None,
-            writable: true,
+            access: Access::ReadWrite,
             validated: Instant::now(),
             stamp: 0,
-            unlinked: false,
-            lost: false,
+            life: Life::Named(Debt::Nothing),
             marker: Marker::Implicit,
             content: None,
             handles: 0,
             writers: 0,
-            settled: 0,
-            uncommitted: false,
-            attrs_dirty: false,
+            flushed: 0,
             changes: 0,
             busy: 0,
             cached: false,
-            told: None,
+            kernel_view: None,
             target: None,
             hidden: None,
         }
@@ -168,7 +189,10 @@ impl State {
         self.modified = properties.last_modified;
         self.ctime = properties.last_modified;
         self.entries_changed = None;
-        self.writable = properties.blob_type == BlobType::Block;
+        self.access = match properties.blob_type {
+            BlobType::Block => Access::ReadWrite,
+            _ => Access::ReadOnly,
+        };
         self.target = None;
         self.cached = false;
         if self
@@ -197,18 +221,50 @@ impl State {
         (self.etag.as_ref() != Some(&written.etag)).then_some(written)
     }
 
+    /// True when no name leads here any more.
+    pub(crate) fn nameless(&self) -> bool {
+        !matches!(self.life, Life::Named(_))
+    }
+
+    /// What the service lacks; nothing of a node without a name.
+    pub(crate) fn debt(&self) -> Debt {
+        match self.life {
+            Life::Named(debt) => debt,
+            Life::Superseded | Life::Unlinked => Debt::Nothing,
+        }
+    }
+
+    /// Nothing of a node without a name is owed to the service.
+    pub(crate) fn set_debt(&mut self, debt: Debt) {
+        if let Life::Named(owed) = &mut self.life {
+            *owed = debt;
+        }
+    }
+
+    /// True while the first commit has not happened.
+    pub(crate) fn uncommitted(&self) -> bool {
+        self.debt() == Debt::Blob
+    }
+
+    /// Attributes were changed, and travel with the next commit.
+    pub(crate) fn owe_attributes(&mut self) {
+        if let Life::Named(owed @ Debt::Nothing) = &mut self.life {
+            *owed = Debt::Attributes;
+        }
+    }
+
     /// Notes what the content committed on its own. Attributes of the last writes are still to be stored.
     pub(crate) fn catch_up(&mut self) {
         if let Some(written) = self.own_commit() {
             self.written(&written, self.stamp);
-            self.uncommitted = false;
-            self.attrs_dirty = true;
+            self.set_debt(Debt::Attributes);
         }
     }
 
-    /// True when the content lost its version to somebody else: what is in the service counts, not what is here.
+    /// True when the content lost its version to somebody else: what is in the service counts, not what is
+    /// here.
     pub(crate) fn stale(&self) -> bool {
-        !self.unlinked && self.content.as_ref().is_some_and(|c| c.is_stale())
+        !self.nameless() && self.content.as_ref().is_some_and(|c| c.is_stale())
     }
 
     /// True while this mount knows more about the node than the service.
@@ -216,24 +272,25 @@ impl State {
         if self.stale() {
             return self.busy > 0;
         }
-        self.uncommitted
-            || self.attrs_dirty
-            || self.busy > 0
-            || (!self.unlinked && self.own_commit().is_some())
-            || self
-                .content
-                .as_ref()
-                .is_some_and(|c| c.is_dirty() && !self.unlinked)
+        let dirty = || self.content.as_ref().is_some_and(|c| c.is_dirty());
+        self.busy > 0
+            || match self.life {
+                Life::Named(Debt::Blob | Debt::Attributes) => true,
+                Life::Named(Debt::Nothing) => dirty() || self.own_commit().is_some(),
+                // Whoever writes here is still to be told that there is no place for it.
+                Life::Superseded => dirty(),
+                Life::Unlinked => false,
+            }
     }
 
     /// Whether somebody may be about to write.
     pub(crate) fn writing(&self) -> bool {
-        self.writers > self.settled
+        self.writers > self.flushed
     }
 
     /// True while attributes are this mount's to answer: pinned, open for writing, or nameless.
     pub(crate) fn local(&self) -> bool {
-        (self.writing() && self.content.is_some() && !self.stale()) || self.unlinked || self.pinned()
+        (self.writing() && self.content.is_some() && !self.stale()) || self.nameless() || self.pinned()
     }
 
     /// A handle is gone; true when it was the last.
@@ -251,7 +308,7 @@ impl State {
     /// Size to show.
     pub(crate) fn shown_size(&self) -> u64 {
         match &self.content {
-            Some(content) if (self.handles > 0 && !self.stale()) || self.pinned() || self.unlinked => {
+            Some(content) if (self.handles > 0 && !self.stale()) || self.pinned() || self.nameless() => {
                 content.size()
             }
             _ => self.size,
@@ -280,7 +337,8 @@ impl State {
         attrs::encode(&self.attrs, kind, defaults)
     }
 
-    /// Drops set-user-id, and set-group-id where it means execution, as a change of content or owner by others than root does.
+    /// Drops set-user-id, and set-group-id where it means execution, as a change of content or owner by
+    /// others than root does.
     pub(crate) fn kill_privileges(&mut self, kind: Kind, defaults: &Defaults) -> bool {
         let mode = self.attrs.mode.unwrap_or(defaults.mode(kind));
         let mut kept = mode & !libc::S_ISUID;
@@ -318,7 +376,7 @@ impl Stat {
             Kind::Directory | Kind::Fifo | Kind::Socket => 0,
             Kind::File | Kind::Symlink => state.shown_size(),
         };
-        state.told = Some((size, mtime));
+        state.kernel_view = Some((size, mtime));
         Self {
             id: node.id,
             kind: node.kind,
@@ -326,7 +384,7 @@ impl Stat {
             mode: state.attrs.mode.unwrap_or(defaults.mode(node.kind)),
             uid: state.attrs.uid.unwrap_or(defaults.uid),
             gid: state.attrs.gid.unwrap_or(defaults.gid),
-            nlink: match (state.unlinked, node.kind) {
+            nlink: match (state.nameless(), node.kind) {
                 (true, _) => 0,
                 (false, Kind::Directory) => 2 + subdirectories,
                 (false, _) => 1,

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use blob_client::{Condition, Error, ListOptions, Properties};
+use blob_client::{Condition, Error, ListOptions};
 
 use super::attrs::{self, Attrs, Kind};
-use super::files::Busy;
-use super::node::{Marker, Node, NodeId, ROOT, Stat};
+use super::busy::Busy;
+use super::core::Tree;
+use super::names;
+use super::node::{Debt, Life, Marker, Node, NodeId, ROOT, Stat};
 use super::table::Found;
-use super::{Tree, metadata_of, names};
 use crate::errno::{Errno, Result, fail};
 
 /// How often a change is repeated on top of somebody else's before giving up.
@@ -65,7 +66,8 @@ impl Tree {
             let (kind, defaults) = (node.kind, self.defaults);
             self.change_attrs(&node, &move |attrs: &mut Attrs| {
                 if owner && kind != Kind::Directory {
-                    // As Linux does for every caller: whoever gets a file does not get the rights of who had it.
+                    // As Linux does for every caller: whoever gets a file does not get the rights of who had
+                    // it.
                     let mode = attrs.mode.unwrap_or(defaults.mode(kind));
                     let group = if mode & libc::S_IXGRP != 0 {
                         libc::S_ISGID
@@ -96,13 +98,14 @@ impl Tree {
         Ok(self.stat(&node))
     }
 
-    /// Applies a change of attributes. The change may be applied more than once, on top of what the service has then.
+    /// Applies a change of attributes. The change may be applied more than once, on top of what the service
+    /// has then.
     pub(super) async fn change_attrs(
         &self,
         node: &Arc<Node>,
         change: &(dyn Fn(&mut Attrs) -> Result<()> + Send + Sync),
     ) -> Result<()> {
-        if node.state().lost {
+        if node.state().life == Life::Superseded {
             // The name may lead to another node, which the kernel then finds.
             return fail(libc::ESTALE);
         }
@@ -124,18 +127,18 @@ impl Tree {
         change: &(dyn Fn(&mut Attrs) -> Result<()> + Send + Sync),
     ) -> Result<bool> {
         let mut state = node.state();
-        let travels = state.uncommitted
-            || (state.writers > 0 && state.attrs_dirty)
+        let travels = state.uncommitted()
+            || (state.writers > 0 && state.debt() == Debt::Attributes)
             || (state.handles > 0 && state.content.as_ref().is_some_and(|c| c.is_dirty()));
-        if !travels && !state.unlinked {
+        if !travels && !state.nameless() {
             return Ok(false);
         }
         let mut attrs = state.attrs.clone();
         change(&mut attrs)?;
-        metadata_of(&attrs, node.kind, &self.defaults)?;
+        attrs::encode(&attrs, node.kind, &self.defaults)?;
         state.attrs = attrs;
         state.changed(SystemTime::now());
-        state.attrs_dirty = !state.unlinked;
+        state.owe_attributes();
         if let Some(content) = &state.content {
             content.set_metadata(state.metadata(node.kind, &self.defaults)?);
         }
@@ -170,7 +173,7 @@ impl Tree {
                 }
                 (attrs, state.etag.clone(), state.changes, content)
             };
-            let metadata = metadata_of(&attrs, node.kind, &self.defaults)?;
+            let metadata = attrs::encode(&attrs, node.kind, &self.defaults)?;
             let Some(etag) = etag else {
                 if node.kind != Kind::Directory {
                     // Lost its version (a failed commit): ask before writing anything.
@@ -200,11 +203,11 @@ impl Tree {
                     state.written(&written, stamp);
                     if state.changes == changes {
                         state.attrs = attrs;
-                        state.attrs_dirty = false;
+                        state.set_debt(Debt::Nothing);
                     } else {
                         // Changed again meanwhile (a write): what this call changed is kept on top.
                         change(&mut state.attrs)?;
-                        state.attrs_dirty = true;
+                        state.set_debt(Debt::Attributes);
                     }
                     state.changed(SystemTime::now());
                     return Ok(());
@@ -248,9 +251,9 @@ impl Tree {
             self.table.lock().learn(parent, &name, found, asked);
             return fail(libc::ESTALE);
         }
-        state.attrs_dirty = false;
+        state.set_debt(Debt::Nothing);
         match &found {
-            Some(properties) if kind_of(properties) == node.kind => {
+            Some(properties) if attrs::kind_of(properties) == node.kind => {
                 state.adopt(properties, asked.at);
                 if state
                     .content
@@ -280,9 +283,10 @@ impl Tree {
         fail(libc::ENOENT)
     }
 
-    /// Writes the marker of a directory that has none. False: there is one already, and its attributes were taken over.
+    /// Writes the marker of a directory that has none. False: there is one already, and its attributes were
+    /// taken over.
     pub(super) async fn make_marker(&self, node: &Arc<Node>, blob: &str, attrs: Attrs) -> Result<bool> {
-        let metadata = metadata_of(&attrs, Kind::Directory, &self.defaults)?;
+        let metadata = attrs::encode(&attrs, Kind::Directory, &self.defaults)?;
         let options = blob_client::PutOptions {
             metadata,
             condition: Condition::absent(),
@@ -308,8 +312,9 @@ impl Tree {
                 drop(busy);
                 let at = std::time::Instant::now();
                 let properties = self.env.store.head(blob, &Condition::none()).await?;
-                if kind_of(&properties) != Kind::Directory {
-                    // A file of somebody else has the marker's name: the directory's attributes have nowhere to be.
+                if attrs::kind_of(&properties) != Kind::Directory {
+                    // A file of somebody else has the marker's name: the directory's attributes have nowhere
+                    // to be.
                     return fail(libc::EPERM);
                 }
                 let mut state = node.state();
@@ -330,7 +335,7 @@ impl Tree {
         let stored = self.env.store.container_metadata().await?;
         let mut attrs = attrs::decode(&stored).1;
         change(&mut attrs)?;
-        let mut metadata = metadata_of(&attrs, Kind::Directory, &self.defaults)?;
+        let mut metadata = attrs::encode(&attrs, Kind::Directory, &self.defaults)?;
         // A container is no marker; the key stays away unless somebody else has put it there.
         if !stored.contains_key(attrs::IS_FOLDER) {
             metadata.remove(attrs::IS_FOLDER);
@@ -344,7 +349,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Before the last entry of an implicit directory goes away by this mount: writes its marker, so that the directory stays.
+    /// Before the last entry of an implicit directory goes away by this mount: writes its marker, so that the
+    /// directory stays.
     pub(super) async fn keep_directory(&self, parent: NodeId, leaving: &str) -> Result<()> {
         let node = self.node(parent)?;
         if parent == ROOT || node.state().marker != Marker::Implicit {
@@ -355,7 +361,10 @@ impl Tree {
             let others = table.dir(parent).is_some_and(|d| {
                 d.children.iter().any(|(name, child)| {
                     // Files that were never committed do not hold a directory.
-                    &**name != leaving && table.link(child.id).is_some_and(|l| !l.node.state().uncommitted)
+                    &**name != leaving
+                        && table
+                            .link(child.id)
+                            .is_some_and(|l| !l.node.state().uncommitted())
                 })
             });
             if others {
@@ -387,7 +396,7 @@ impl Tree {
         match self.make_marker(&node, &blob, attrs).await {
             // A plain blob of that name: the marker goes into its other place.
             Err(Errno(libc::EPERM)) => {
-                let metadata = metadata_of(&Attrs::default(), Kind::Directory, &self.defaults)?;
+                let metadata = attrs::encode(&Attrs::default(), Kind::Directory, &self.defaults)?;
                 let options = blob_client::PutOptions {
                     metadata,
                     ..Default::default()
@@ -400,14 +409,5 @@ impl Tree {
             }
             other => other.map(|_| ()),
         }
-    }
-}
-
-/// What a blob is.
-pub(super) fn kind_of(properties: &Properties) -> Kind {
-    if properties.is_directory {
-        Kind::Directory
-    } else {
-        attrs::decode(&properties.metadata).0
     }
 }

@@ -7,18 +7,20 @@ use std::time::SystemTime;
 use blob_client::{Condition, ETag, Error, ListItem, ListOptions, Written};
 
 use super::attrs::Kind;
-use super::files::Busy;
+use super::busy::Busy;
+use super::core::Tree;
 use super::hidden::{Shelters, mark};
+use super::names;
 use super::node::{Marker, Node, NodeId};
-use super::{Tree, names};
 use crate::content::{File, FileError};
 use crate::errno::{Errno, Result, fail};
 
-/// Open content up to this many bytes is kept in memory when its blob is deleted; larger blobs are moved aside.
+/// Open content up to this many bytes is kept in memory when its blob is deleted; larger blobs are moved
+/// detached.
 const PIN_LIMIT: u64 = 8 << 20;
 
 /// How open content was made independent of its blob.
-pub(super) struct Aside {
+pub(super) struct Detached {
     /// There never was a blob.
     pub(super) uncommitted: bool,
     content: How,
@@ -88,54 +90,55 @@ impl Tree {
         gone
     }
 
-    /// Deletes the blob of a file, keeping the content for those who have it open. Gates and `change` are held.
+    /// Deletes the blob of a file, keeping the content for those who have it open. Gates and `change` are
+    /// held.
     pub(super) async fn drop_blob(&self, node: &Arc<Node>, blob: &str) -> Result<()> {
         let _busy = Busy::new(node);
-        let aside = self.set_aside(node, blob).await?;
+        let detached = self.detach_content(node, blob).await?;
         match self.env.store.delete(blob, &Condition::none()).await {
             Ok(()) => Ok(()),
-            Err(Error::BlobNotFound { .. }) if aside.uncommitted => Ok(()),
+            Err(Error::BlobNotFound { .. }) if detached.uncommitted => Ok(()),
             Err(error @ Error::BlobNotFound { .. }) => Err(error.into()),
             Err(error) => {
-                self.put_back(node, blob, aside).await;
+                self.reattach(node, blob, detached).await;
                 Err(error.into())
             }
         }
     }
 
     /// Makes open content independent of its blob, which is about to be deleted or replaced.
-    pub(super) async fn set_aside(&self, node: &Arc<Node>, blob: &str) -> Result<Aside> {
+    pub(super) async fn detach_content(&self, node: &Arc<Node>, blob: &str) -> Result<Detached> {
         let (content, open, uncommitted, last_modified) = {
             let state = node.state();
             let open = state.handles > 0;
-            (state.content.clone(), open, state.uncommitted, state.modified)
+            (state.content.clone(), open, state.uncommitted(), state.modified)
         };
-        let aside = |content: How| Aside { uncommitted, content };
+        let detached = |content: How| Detached { uncommitted, content };
         let Some(content) = content.filter(|_| open || uncommitted) else {
-            return Ok(aside(How::Untouched));
+            return Ok(detached(How::Untouched));
         };
         content.give_refuge(Arc::new(Shelters(Arc::clone(&self.hidden))));
         match content.detach(PIN_LIMIT).await {
-            Ok(true) => return Ok(aside(How::InMemory(content))),
+            Ok(true) => return Ok(detached(How::InMemory(content))),
             Ok(false) => {}
             // Its version is gone already; readers get ESTALE as they would have.
-            Err(FileError::Stale) => return Ok(aside(How::Untouched)),
+            Err(FileError::Stale) => return Ok(detached(How::Untouched)),
             Err(error) => return Err(error.into()),
         }
         tracing::debug!(
             node = node.id,
             size = content.size(),
-            "a large open file is moved aside"
+            "a large open file is moved to a hidden blob"
         );
         let hold = content.hold().await?;
         // What was never stored has nothing to load, and was detached.
         let Some(etag) = content.etag() else {
-            return Ok(aside(How::Untouched));
+            return Ok(detached(How::Untouched));
         };
         let (hidden, lease, written) = match self.hidden.keep(blob, &etag).await {
             Ok(kept) => kept,
             Err(Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }) => {
-                return Ok(aside(How::Untouched));
+                return Ok(detached(How::Untouched));
             }
             Err(error) => return Err(error.into()),
         };
@@ -144,7 +147,7 @@ impl Tree {
         content.leased(lease, mark());
         node.state().hidden = Some(hidden);
         drop(hold);
-        Ok(aside(How::Hidden {
+        Ok(detached(How::Hidden {
             content,
             original,
             kept: written.etag,
@@ -152,11 +155,12 @@ impl Tree {
     }
 
     /// The blob was not deleted or replaced after all, as far as anybody knows: handles go on with it.
-    pub(super) async fn put_back(&self, node: &Arc<Node>, blob: &str, aside: Aside) {
-        match aside.content {
+    pub(super) async fn reattach(&self, node: &Arc<Node>, blob: &str, detached: Detached) {
+        match detached.content {
             How::Untouched => {}
             How::InMemory(content) => {
-                // What is written to it now would go nowhere: its writers are told, and the next open asks the service.
+                // What is written to it now would go nowhere: its writers are told, and the next open asks
+                // the service.
                 content.give_up();
                 let mut state = node.state();
                 state.content = None;

@@ -1,13 +1,13 @@
 //! Extended attributes: the `user.` namespace, kept in blob metadata.
 //!
-//! Other namespaces say `ENOTSUP`: `security.` and `trusted.` are claims that a blob, which anybody with the key can write, cannot make, and
-//! POSIX ACLs are not kept.
+//! Other namespaces say `ENOTSUP`: `security.` and `trusted.` are claims that a blob, which anybody with the
+//! key can write, cannot make, and POSIX ACLs are not kept.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use super::Tree;
 use super::attrs::{Attrs, MAX_METADATA};
+use super::core::Tree;
 use super::node::NodeId;
 use crate::errno::{Errno, Result, fail};
 

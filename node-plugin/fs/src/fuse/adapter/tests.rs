@@ -7,10 +7,10 @@ use vsc_driver::buffer::Arena;
 
 use super::*;
 use crate::budget::Budget;
+use crate::config::VolumeConfig;
 use crate::content::Env;
 use crate::journal::log::Log;
 use crate::store::fake::FakeStore;
-use crate::volume::VolumeConfig;
 
 fn adapter() -> Adapter {
     let store = Arc::new(FakeStore::new());

@@ -1,9 +1,13 @@
 //! What the table believes, and when it lets go.
 
+use std::time::SystemTime;
+
 use blob_client::{BlobType, ETag, Metadata};
 
 use super::*;
 use crate::budget::Budget;
+use crate::tree::attrs::Attrs;
+use crate::tree::node::{Debt, Life, Marker, NODE_BYTES};
 
 fn table() -> Table {
     table_believing_absence_for(Duration::from_secs(1))
@@ -123,7 +127,7 @@ fn a_listing_does_not_take_away_what_was_learnt_while_it_ran() {
     let id = t.learn(ROOT, "new", file(&p), asked).unwrap();
     t.end_listing(listing, ROOT, first);
     assert!(matches!(t.known(ROOT, "new"), Known::Node(known, _) if known == id));
-    assert!(!t.node(id).unwrap().state().lost);
+    assert_ne!(t.node(id).unwrap().state().life, Life::Superseded);
     // The next listing began later: it would have it.
     let first = later_than(asked);
     let listing = t.begin_listing();
@@ -162,7 +166,7 @@ fn a_lost_file_gets_its_name_back_if_the_kernel_knows_no_other() {
     t.node(a).unwrap().state().handles = 1;
     let b = t.learn(ROOT, "a", file(&new), later_than(asked)).unwrap();
     assert_ne!(a, b, "the reader keeps its version");
-    assert!(t.node(a).unwrap().state().lost);
+    assert_eq!(t.node(a).unwrap().state().life, Life::Superseded);
     assert!(!t.restore(a), "it is still open");
     t.node(a).unwrap().state().handles = 0;
     t.refer(b, Duration::ZERO);
@@ -171,8 +175,8 @@ fn a_lost_file_gets_its_name_back_if_the_kernel_knows_no_other() {
     assert!(t.restore(a));
     assert_eq!(t.blob(a).unwrap(), "p/a");
     assert!(t.node(b).is_none());
-    assert!(!t.node(a).unwrap().state().unlinked);
-    assert!(!t.restore(a), "nothing is lost any more");
+    assert!(!t.node(a).unwrap().state().nameless());
+    assert!(!t.restore(a), "nothing is superseded any more");
 }
 
 #[test]
@@ -184,7 +188,7 @@ fn a_directory_with_something_unsaved_below_is_kept() {
     let d = t.learn(ROOT, "d", file(&marker), asked).unwrap();
     let sub = t.learn(d, "sub", PREFIX, asked).unwrap();
     let f = t.create(sub, "f", Kind::File, State::fresh(Attrs::default(), now));
-    f.state().attrs_dirty = true;
+    f.state().set_debt(Debt::Attributes);
     let asked = later_than(t.ask());
     // Somebody else has deleted it, or made a file in its place.
     assert_eq!(t.learn(ROOT, "d", NOTHING, asked), Some(d));
@@ -195,7 +199,7 @@ fn a_directory_with_something_unsaved_below_is_kept() {
     assert_eq!(t.blob(f.id).unwrap(), "p/d/sub/f");
     // Only what is below it makes it a directory now.
     assert_eq!(t.node(d).unwrap().state().marker, Marker::Implicit);
-    f.state().attrs_dirty = false;
+    f.state().set_debt(Debt::Nothing);
     let first = t.ask();
     let listing = t.begin_listing();
     t.end_listing(listing, ROOT, first);
@@ -324,7 +328,8 @@ fn absence_that_is_not_believed_is_neither_known_nor_kept() {
     assert!(matches!(t.known(ROOT, "f1"), Known::Unknown));
     assert!(!t.listing_fresh(ROOT));
     assert!(t.dir(ROOT).unwrap().absent.is_empty());
-    // What this mount removed is remembered all the same: the answer to an older question does not bring it back.
+    // What this mount removed is remembered all the same: the answer to an older question does not bring it
+    // back.
     let p = blob("1", &[]);
     t.learn(ROOT, "gone", file(&p), asked).unwrap();
     let before = t.ask();
@@ -353,27 +358,27 @@ fn questions_about_names_that_are_not_there_ask_for_no_listing() {
 }
 
 #[test]
-fn a_name_that_the_kernel_holds_and_asks_for_is_doubted() {
+fn a_name_that_the_kernel_holds_and_asks_for_is_revalidated() {
     let mut t = table();
     let p = blob("1", &[]);
     let asked = t.ask();
     let id = t.learn(ROOT, "a", file(&p), asked).unwrap();
-    assert!(!t.doubted(id), "never handed out");
+    assert!(!t.revalidates(id), "never handed out");
     t.refer(id, Duration::from_secs(60));
-    assert!(t.doubted(id));
+    assert!(t.revalidates(id));
     t.node(id).unwrap().state().handles = 1;
-    assert!(t.doubted(id), "somebody only reads");
+    assert!(t.revalidates(id), "somebody only reads");
     t.node(id).unwrap().state().handles = 0;
-    t.node(id).unwrap().state().attrs_dirty = true;
-    assert!(!t.doubted(id), "this mount's own");
-    t.node(id).unwrap().state().attrs_dirty = false;
+    t.node(id).unwrap().state().set_debt(Debt::Attributes);
+    assert!(!t.revalidates(id), "this mount's own");
+    t.node(id).unwrap().state().set_debt(Debt::Nothing);
     t.forget(id, 1);
-    assert!(!t.doubted(id), "the kernel has forgotten it");
+    assert!(!t.revalidates(id), "the kernel has forgotten it");
     t.refer(id, Duration::from_secs(60));
     t.not_taken(id);
-    assert!(!t.doubted(id), "it did not get there");
+    assert!(!t.revalidates(id), "it did not get there");
     t.refer(id, Duration::ZERO);
-    assert!(!t.doubted(id), "expired");
+    assert!(!t.revalidates(id), "expired");
 }
 
 #[test]
@@ -394,7 +399,9 @@ fn what_is_let_go_of_for_want_of_memory_is_in_nobodys_hands() {
     t.refer(ids[1], Duration::from_secs(60));
     t.refer(d, Duration::from_secs(60));
     let fresh = State::fresh(Attrs::default(), SystemTime::now());
-    t.create(ROOT, "new", Kind::File, fresh).state().uncommitted = true;
+    t.create(ROOT, "new", Kind::File, fresh)
+        .state()
+        .set_debt(Debt::Blob);
     assert_eq!(t.shed(1), NODE_BYTES + 4, "no more than needed");
     assert_eq!(t.shed(usize::MAX), 3 * (NODE_BYTES + 4));
     t.end_listing(listing, ROOT, first);

@@ -1,7 +1,9 @@
-//! Moving a directory on a flat account: every blob below it is copied inside the service, then every old one is deleted.
+//! Moving a directory on a flat account: every blob below it is copied inside the service, then every old one
+//! is deleted.
 //!
-//! What makes a move that ends in the middle (an error, a killed process) one that can be finished is a note on the new directory's marker: the
-//! key [`attrs::MOVED_FROM`] with the ETag of the old directory's marker. The steps:
+//! What makes a move that ends in the middle (an error, a killed process) one that can be finished is a note
+//! on the new directory's marker: the key [`attrs::MOVED_FROM`] with the ETag of the old directory's marker.
+//! The steps:
 //!
 //! 1. A directory without a marker gets one.
 //! 2. The marker is copied, with the note.
@@ -9,9 +11,10 @@
 //! 4. Everything old but the marker is deleted, each only in the version that was copied.
 //! 5. The old marker is deleted; the note is taken off.
 //!
-//! A failure up to step 3 is undone: the copies are deleted, the new marker last. If that fails as well, or if nobody is left to do it, every
-//! blob is at its old name at least. From step 4 on every blob is at its new name at least. In both cases the same rename, by any mount,
-//! finds the note, knows by the ETag that it is the same directory, and goes on: it copies what is not there yet, and deletes.
+//! A failure up to step 3 is undone: the copies are deleted, the new marker last. If that fails as well, or
+//! if nobody is left to do it, every blob is at its old name at least. From step 4 on every blob is at its
+//! new name at least. In both cases the same rename, by any mount, finds the note, knows by the ETag that it
+//! is the same directory, and goes on: it copies what is not there yet, and deletes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,13 +25,13 @@ use blob_client::{
 };
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::attrs::{self, Kind};
-use super::files::Busy;
-use super::node::{Marker, Node};
-use super::setattr::kind_of;
-use super::{Tree, metadata_of, names};
 use crate::budget::Permit;
 use crate::errno::{Errno, Result, fail};
+use crate::tree::attrs::{self, Kind, kind_of};
+use crate::tree::busy::Busy;
+use crate::tree::core::Tree;
+use crate::tree::names;
+use crate::tree::node::{Marker, Node};
 
 /// Copies or deletions of one directory under way at once.
 const PARALLEL: usize = 16;
@@ -66,7 +69,7 @@ struct Load {
     marker: Option<Moving>,
     /// The marker was made for the move.
     made: bool,
-    rest: Vec<Moving>,
+    others: Vec<Moving>,
     /// For all of this.
     _charge: Permit,
 }
@@ -92,7 +95,7 @@ impl Tree {
             }
         }
         let load = self.load(node, blob, new_blob).await?;
-        for moved in load.marker.iter().chain(&load.rest) {
+        for moved in load.marker.iter().chain(&load.others) {
             names::check_blob(&moved.to)?;
         }
         let there = match nth {
@@ -118,8 +121,8 @@ impl Tree {
             .marker
             .iter()
             .zip(&marker)
-            .chain(load.rest.iter().zip(&copied));
-        self.follow_all(node, &below, blob, moved);
+            .chain(load.others.iter().zip(&copied));
+        self.rebind_all(node, &below, blob, moved);
         drop(holds);
         let deleted = self.delete_all(&load).await;
         if deleted.is_err() {
@@ -137,8 +140,8 @@ impl Tree {
         Ok(())
     }
 
-    /// True when `new_blob` holds what an earlier try to move the directory `blob` there has left. `ENOENT` when nothing is left to move: all that
-    /// was lost of the earlier try is its answer.
+    /// True when `new_blob` holds what an earlier try to move the directory `blob` there has left. `ENOENT`
+    /// when nothing is left to move: all that was lost of the earlier try is its answer.
     pub(super) async fn was_moving(&self, blob: &str, new_blob: &str) -> Result<bool> {
         let any = Condition::none();
         let (old, new) = futures::join!(
@@ -175,7 +178,7 @@ impl Tree {
     /// All blobs of a directory, with a marker.
     async fn load(&self, node: &Node, blob: &str, new_blob: &str) -> Result<Load> {
         let (marker, made) = self.marker_of(node, blob, new_blob).await?;
-        let mut rest = Vec::new();
+        let mut others = Vec::new();
         let mut charge = self.env.budget.charge_metadata(0);
         let mut bytes = 0;
         let mut options = ListOptions {
@@ -196,7 +199,7 @@ impl Tree {
                 let metadata = self.moved_metadata(node, &properties);
                 let texts = metadata.iter().map(|(k, v)| k.len() + v.len() + 64);
                 bytes += size_of::<Moving>() + name.len() + to.len() + texts.sum::<usize>();
-                rest.push(Moving {
+                others.push(Moving {
                     from: name,
                     to,
                     etag: properties.etag,
@@ -211,13 +214,13 @@ impl Tree {
                 break;
             }
         }
-        if marker.is_none() && rest.is_empty() {
+        if marker.is_none() && others.is_empty() {
             return fail(libc::ENOENT);
         }
         Ok(Load {
             marker,
             made,
-            rest,
+            others,
             _charge: charge,
         })
     }
@@ -250,7 +253,7 @@ impl Tree {
                 continue;
             }
             let attrs = node.state().attrs.clone();
-            let metadata = metadata_of(&attrs, Kind::Directory, &self.defaults)?;
+            let metadata = attrs::encode(&attrs, Kind::Directory, &self.defaults)?;
             let options = PutOptions {
                 metadata: metadata.clone(),
                 condition: Condition::absent(),
@@ -301,7 +304,7 @@ impl Tree {
         }
     }
 
-    /// Copies the marker, then the rest.
+    /// Copies the marker, then everything else.
     async fn copy_all(
         &self,
         load: &Load,
@@ -312,7 +315,7 @@ impl Tree {
             None => None,
         };
         // Indices, as futures that borrow from a stream's items are not `Send` enough for a task.
-        let all = &load.rest;
+        let all = &load.others;
         let copied = stream::iter(0..all.len())
             .map(|i| self.copy_one(&all[i], there))
             .buffered(PARALLEL)
@@ -346,7 +349,7 @@ impl Tree {
 
     /// Deletes what was copied under its old names, the marker last.
     async fn delete_all(&self, load: &Load) -> Result<()> {
-        let all = &load.rest;
+        let all = &load.others;
         stream::iter((0..all.len()).rev())
             .map(|i| self.delete_one(&all[i]))
             .buffer_unordered(PARALLEL)
@@ -368,7 +371,11 @@ impl Tree {
             // A file that somebody changed after it was copied stays, under the old name.
             Ok(()) | Err(Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }) => Ok(()),
             Err(error) => {
-                tracing::warn!(%error, blob = moved.from, "a moved file is still stored under its old name, too");
+                tracing::warn!(
+                    %error,
+                    blob = moved.from,
+                    "a moved file is still stored under its old name, too"
+                );
                 Err(error.into())
             }
         }
@@ -399,13 +406,14 @@ impl Tree {
                 let stamp = self.table.lock().tick();
                 node.state().written(&written, stamp);
             }
-            // The version that the note names is gone for ever: it means nothing any more, and goes with the next change.
+            // The version that the note names is gone for ever: it means nothing any more, and goes with the
+            // next change.
             Err(error) => tracing::debug!(%error, blob = marker.to, "the note of a move stays"),
         }
     }
 
     /// The nodes whose blobs were moved from below `blob` follow them.
-    fn follow_all<'a>(
+    fn rebind_all<'a>(
         &self,
         directory: &Arc<Node>,
         below: &[Arc<Node>],
@@ -415,7 +423,8 @@ impl Tree {
         let moved: HashMap<&str, (&Moving, &Arrived)> = moved
             .filter_map(|(m, a)| Some((m.from.strip_prefix(blob)?, (m, a))))
             .collect();
-        // The table knows the directory by its name, which is not where its blobs are in the middle of an exchange.
+        // The table knows the directory by its name, which is not where its blobs are in the middle of an
+        // exchange.
         let Some(base) = self.table.lock().blob(directory.id) else {
             return;
         };
@@ -425,15 +434,15 @@ impl Tree {
             };
             if let Some((moving, arrived)) = name.strip_prefix(&base).and_then(|rest| moved.get(rest)) {
                 let from = arrived.same.then_some(&moving.etag);
-                self.follow(node, from, &moving.to, &arrived.written);
+                self.rebind(node, from, &moving.to, &arrived.written);
             }
         }
     }
 
-    /// A move failed while copying: deletes the copies, the originals are all there. The marker goes last, so that what could not be
-    /// deleted is known as what it is.
+    /// A move failed while copying: deletes the copies, the originals are all there. The marker goes last, so
+    /// that what could not be deleted is known as what it is.
     async fn take_back(&self, node: &Node, load: &Load, nth: Try) {
-        let all = &load.rest;
+        let all = &load.others;
         let left = stream::iter(0..all.len())
             .map(|i| self.delete_quietly(&all[i].to))
             .buffer_unordered(PARALLEL)

@@ -1,0 +1,91 @@
+//! What a volume is configured with.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::content::Tuning;
+use crate::store::Store;
+
+/// What a volume is tuned for (volumes.md, `profile`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Profile {
+    /// Mixed use through the kernel's page cache.
+    #[default]
+    General,
+    /// Large sequential files: direct I/O.
+    Streaming,
+    /// Many small files: long attribute life, listing prefetch.
+    SmallFiles,
+    /// Read-only data shared by many pods.
+    ReadonlyShared,
+}
+
+/// One file system to serve.
+#[derive(Debug, Clone)]
+pub struct VolumeConfig {
+    /// Shown as the mount's source.
+    pub name: String,
+    /// The container.
+    pub store: Arc<dyn Store>,
+    /// "Directory" inside the container that is the root; empty = the whole container. No leading or trailing
+    /// `/`.
+    pub prefix: String,
+    /// Refuse every change with EROFS.
+    pub read_only: bool,
+    /// Owner of everything that carries none in its metadata.
+    pub uid: u32,
+    /// Group likewise.
+    pub gid: u32,
+    /// Permission bits of files that carry none (umask already applied). Default 0o644... as the mount
+    /// options say.
+    pub file_mode: u32,
+    /// Permission bits of directories that carry none.
+    pub dir_mode: u32,
+    /// How long the kernel may keep attributes.
+    pub attr_timeout: Duration,
+    /// How long the kernel may keep names.
+    pub entry_timeout: Duration,
+    /// How long the kernel may keep the knowledge that a name is absent; zero: the service is asked each
+    /// time.
+    pub negative_timeout: Duration,
+    /// Keep the kernel's page cache across opens while the ETag is unchanged.
+    pub kernel_cache: bool,
+    /// Tuning.
+    pub profile: Profile,
+    /// Sizes of blocks and requests; anything but the default is for tests, which make them tiny.
+    pub tuning: Tuning,
+}
+
+impl Profile {
+    /// How long absence is believed when nobody said so: not at all, so that what another mount has just made
+    /// is found; a second where requests count for more.
+    pub fn negative_timeout(self) -> Duration {
+        match self {
+            Self::General | Self::Streaming => Duration::ZERO,
+            Self::SmallFiles | Self::ReadonlyShared => Duration::from_secs(1),
+        }
+    }
+}
+
+impl VolumeConfig {
+    /// Defaults: read-write, root:root, 0o644/0o755, names and attributes kept for 1 s, absence never
+    /// believed, kernel cache on, general profile.
+    pub fn new(name: impl Into<String>, store: Arc<dyn Store>) -> Self {
+        Self {
+            name: name.into(),
+            store,
+            prefix: String::new(),
+            read_only: false,
+            uid: 0,
+            gid: 0,
+            file_mode: 0o644,
+            dir_mode: 0o755,
+            attr_timeout: Duration::from_secs(1),
+            entry_timeout: Duration::from_secs(1),
+            negative_timeout: Profile::General.negative_timeout(),
+            kernel_cache: true,
+            profile: Profile::General,
+            tuning: Tuning::default(),
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The tree of one volume: what its parts share, and its beginning and end.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use tokio::task::AbortHandle;
+
+use super::attrs::{Attrs, Defaults, Kind};
+use super::handles::Handles;
+use super::hidden::HiddenBlobs;
+use super::node::{Marker, Node, NodeId, Stat, State};
+use super::table::guard::SharedTable;
+use super::table::{Table, Timeouts};
+use crate::budget::Budget;
+use crate::config::VolumeConfig;
+use crate::content::Env;
+use crate::errno::{Errno, Result, fail};
+use crate::journal::log::Log;
+use crate::journal::record::Record;
+
+/// Called with a node whose attributes the kernel should ask for again.
+type Invalidate = Box<dyn Fn(NodeId) + Send + Sync>;
+/// Called with a directory and a name in it that the kernel should forget. May wait for whoever works in the
+/// directory.
+type Expire = Arc<dyn Fn(NodeId, &str) + Send + Sync>;
+
+/// Between two tries to make metadata smaller, when the last one had an effect and when it had none.
+const SHED_AGAIN: Duration = Duration::from_millis(100);
+const SHED_LATER: Duration = Duration::from_secs(2);
+
+/// The tree of one volume.
+pub(crate) struct Tree {
+    pub(super) env: Env,
+    pub(super) defaults: Defaults,
+    pub(super) timeouts: Timeouts,
+    pub(super) config: VolumeConfig,
+    pub(super) table: SharedTable,
+    pub(super) handles: Handles,
+    pub(super) hidden: Arc<HiddenBlobs>,
+    pub(super) journal: Arc<Log>,
+    pub(super) invalidate: OnceLock<Invalidate>,
+    expire: OnceLock<Expire>,
+    /// Keeps metadata within its part of the budget.
+    shedder: OnceLock<AbortHandle>,
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        if let Some(shedder) = self.shedder.get() {
+            shedder.abort();
+        }
+    }
+}
+
+impl std::fmt::Debug for Tree {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tree")
+            .field("name", &self.config.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tree {
+    /// The tree of a volume. Nothing is asked of the service yet.
+    pub(crate) fn new(config: VolumeConfig, env: Env, journal: Arc<Log>) -> Arc<Self> {
+        let defaults = Defaults {
+            uid: config.uid,
+            gid: config.gid,
+            file_mode: config.file_mode,
+            dir_mode: config.dir_mode,
+        };
+        let timeouts = Timeouts {
+            attr: config.attr_timeout,
+            entry: config.entry_timeout,
+            negative: config.negative_timeout,
+        };
+        let mut root = State::fresh(Attrs::default(), SystemTime::now());
+        root.marker = if config.prefix.is_empty() {
+            Marker::Container
+        } else {
+            Marker::Implicit
+        };
+        let charge = env.budget.charge_metadata(0);
+        let table = Table::new(
+            root,
+            config.prefix.clone(),
+            timeouts,
+            Arc::clone(&journal),
+            charge,
+        );
+        let hidden = HiddenBlobs::new(Arc::clone(&env.store), env.runtime.clone(), config.prefix.clone());
+        let tree = Arc::new(Self {
+            hidden,
+            env,
+            defaults,
+            timeouts,
+            config,
+            table: SharedTable::new(table),
+            handles: Handles::default(),
+            journal,
+            invalidate: OnceLock::new(),
+            expire: OnceLock::new(),
+            shedder: OnceLock::new(),
+        });
+        let (weak, budget) = (Arc::downgrade(&tree), Arc::clone(&tree.env.budget));
+        let shedder = tree.env.runtime.spawn(async move {
+            loop {
+                budget.crowded().await;
+                let Some(tree) = weak.upgrade() else { return };
+                let pause = if tree.shed().await { SHED_AGAIN } else { SHED_LATER };
+                drop(tree);
+                tokio::time::sleep(pause).await;
+            }
+        });
+        let _ = tree.shedder.set(shedder.abort_handle());
+        tree
+    }
+
+    /// Metadata of all mounts holds more than its part of the budget: forgets what is not in use, and asks
+    /// the kernel to forget names. False when there was nothing to forget.
+    async fn shed(&self) -> bool {
+        let (freed, names) = {
+            let excess = self.env.budget.excess();
+            let mut table = self.table.lock();
+            let freed = table.shed(excess);
+            (freed, table.kernels(excess.saturating_sub(freed)))
+        };
+        let asked = names.len();
+        tracing::debug!(freed, asked, "metadata is over its part of the budget");
+        if let Some(expire) = self.expire.get().cloned().filter(|_| asked > 0) {
+            // On a thread of its own: the kernel waits for operations in the directory, and their replies
+            // come from everywhere else.
+            let expired = tokio::task::spawn_blocking(move || {
+                for (parent, name) in names {
+                    expire(parent, &name);
+                }
+            });
+            let _ = expired.await;
+        }
+        freed + asked > 0
+    }
+
+    /// How the kernel is told to forget a name.
+    pub(crate) fn on_expire(&self, expire: Expire) {
+        let _ = self.expire.set(expire);
+    }
+
+    /// How the kernel is told to ask for attributes again.
+    pub(crate) fn on_invalidate(&self, invalidate: Invalidate) {
+        let _ = self.invalidate.set(invalidate);
+    }
+
+    /// The volume's settings.
+    pub(crate) fn config(&self) -> &VolumeConfig {
+        &self.config
+    }
+
+    /// The memory of all mounts.
+    pub(crate) fn budget(&self) -> &Arc<Budget> {
+        &self.env.budget
+    }
+
+    /// The journal.
+    pub(crate) fn journal(&self) -> &Arc<Log> {
+        &self.journal
+    }
+
+    /// Reads the root: fails when the container is not there or not accessible. What processes that died have
+    /// left is deleted in the background.
+    pub(crate) async fn check_root(&self) -> Result<(), blob_client::Error> {
+        let left = self.hidden.list().await?;
+        if !left.is_empty() && !self.config.read_only {
+            let hidden = Arc::clone(&self.hidden);
+            self.env.runtime.spawn(async move { hidden.collect(left).await });
+        }
+        self.read_root().await
+    }
+
+    /// Records the outcome of an operation that must not be carried out twice, before its reply is sent.
+    pub(crate) fn record_reply(&self, unique: u64, errno: i32, node: NodeId, fh: u64) {
+        if let Err(error) = self.journal.append(&[Record::Reply {
+            unique,
+            errno,
+            node,
+            fh,
+        }]) {
+            tracing::error!(%error, "the journal cannot be written");
+        }
+    }
+
+    pub(super) fn node(&self, id: NodeId) -> Result<Arc<Node>> {
+        self.table.lock().node(id).ok_or(Errno(libc::ESTALE))
+    }
+
+    pub(super) fn writable(&self) -> Result<()> {
+        if self.config.read_only {
+            fail(libc::EROFS)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Attributes of a node to show now, and for how long.
+    pub(super) fn stat(&self, node: &Node) -> (Stat, Duration) {
+        let subdirectories = match node.kind {
+            Kind::Directory => self.table.lock().subdirectories(node.id),
+            _ => 0,
+        };
+        let mut state = node.state();
+        let left = if state.local() {
+            self.timeouts.attr
+        } else {
+            self.timeouts.attr.saturating_sub(state.validated.elapsed())
+        };
+        (Stat::of(node, &mut state, subdirectories, &self.defaults), left)
+    }
+
+    /// Entries of a directory came or went by this mount.
+    pub(super) fn touch(&self, directory: NodeId) {
+        if let Ok(node) = self.node(directory) {
+            let now = SystemTime::now();
+            let mut state = node.state();
+            state.entries_changed = Some(now);
+            state.ctime = now;
+        }
+    }
+
+    /// Everything that the service does not have yet is committed; the first error, if any.
+    pub(crate) async fn commit_all(&self) -> Result<()> {
+        let nodes = self.table.lock().nodes();
+        let mut first = Ok(());
+        for node in nodes {
+            let pinned = node.state().pinned();
+            if pinned && let Err(errno) = self.commit(&node).await {
+                first = first.and(Err(errno));
+            }
+        }
+        first
+    }
+
+    /// The session is over: what the kernel did not release any more is released, and everything is
+    /// committed.
+    pub(crate) async fn finish(&self) -> Result<()> {
+        let committed = self.commit_all().await;
+        for fh in self.handles.all_files() {
+            // Errors of the commit were collected above; this one is about reserved names of deleted files.
+            let _ = self.release(fh).await;
+        }
+        self.hidden.drained().await;
+        committed
+    }
+}

@@ -1,0 +1,104 @@
+//! How far an open directory has been read.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+
+use super::attrs::Kind;
+use super::node::{Node, NodeId};
+use super::table::{Asked, Table};
+use crate::budget::{Budget, Permit};
+
+/// What the service gives at most per page.
+pub(super) const PAGE_RESULTS: u32 = 5000;
+/// What an entry of an open directory takes, with its name.
+const ENTRY_BYTES: usize = size_of::<Listed>() + size_of::<(u64, Arc<Node>)>() + 64;
+
+/// One entry of a listing.
+#[derive(Debug, Clone)]
+pub(crate) struct Listed {
+    pub(crate) name: Arc<str>,
+    pub(crate) id: NodeId,
+    pub(crate) kind: Kind,
+    /// Where reading goes on after this entry.
+    pub(crate) next: u64,
+}
+
+/// How far an open directory has been read: a snapshot that grows page by page, so offsets stay what they
+/// were. Of a large directory, what was read is forgotten; who goes back makes it read anew.
+#[derive(Debug, Default)]
+pub(crate) struct Cursor {
+    /// Entries that were forgotten.
+    pub(super) start: u64,
+    pub(super) entries: Vec<Listed>,
+    /// Nodes of entries that were not handed over yet, with the offset behind them: they stay in the table.
+    pins: VecDeque<(u64, Arc<Node>)>,
+    charge: Option<Permit>,
+    directories: HashSet<NodeId>,
+    pub(super) marker: Option<String>,
+    pub(super) first: Option<Asked>,
+    pub(super) listing: u64,
+    pub(super) done: bool,
+}
+
+impl Cursor {
+    pub(super) fn entry(&mut self, name: Arc<str>, id: NodeId, kind: Kind) {
+        let next = self.start + self.entries.len() as u64 + 1;
+        self.entries.push(Listed { name, id, kind, next });
+    }
+
+    pub(super) fn push(&mut self, table: &Table, parent: NodeId, id: NodeId) {
+        // Links of a name that this mount has moved meanwhile lead elsewhere.
+        let Some(link) = table.link(id).filter(|l| l.parent == parent) else {
+            return;
+        };
+        // A marker and what is below it are one directory.
+        if link.node.kind == Kind::Directory && !self.directories.insert(id) {
+            return;
+        }
+        self.entry(Arc::clone(&link.name), id, link.node.kind);
+        let behind = self.start + self.entries.len() as u64;
+        self.pins.push_back((behind, Arc::clone(&link.node)));
+    }
+
+    /// Reading goes on at `offset`.
+    pub(super) fn handed_over(&mut self, offset: u64) {
+        while self.pins.front().is_some_and(|(behind, _)| *behind <= offset) {
+            self.pins.pop_front();
+        }
+        let read = offset.saturating_sub(self.start).min(self.entries.len() as u64);
+        if read >= u64::from(PAGE_RESULTS) {
+            self.entries.drain(..read as usize);
+            self.start += read;
+        }
+    }
+
+    pub(super) fn recharge(&mut self, budget: &Arc<Budget>) {
+        let bytes = self.entries.len() * ENTRY_BYTES;
+        match &mut self.charge {
+            Some(charge) => charge.resize(bytes),
+            None => self.charge = Some(budget.charge_metadata(bytes)),
+        }
+    }
+
+    /// Appends the children that no page mentioned (files not committed yet), and ends the listing.
+    pub(super) fn finish(&mut self, table: &Table, parent: NodeId) {
+        let known: HashSet<NodeId> = self.entries.iter().map(|e| e.id).collect();
+        // Of what was forgotten, the table knows whether a page mentioned it.
+        let (listing, forgotten) = (self.listing, self.start > 0);
+        let mut unlisted: Vec<_> = table
+            .dir(parent)
+            .into_iter()
+            .flat_map(|d| d.children.iter())
+            .filter(|(_, child)| !known.contains(&child.id))
+            // What was let go of and found again was mentioned by its earlier node.
+            .filter(|(_, child)| listing == 0 || child.learnt < listing)
+            .filter(|(_, child)| !forgotten || child.seen < listing)
+            .map(|(name, child)| (Arc::clone(name), child.id))
+            .collect();
+        unlisted.sort();
+        for (_, id) in unlisted {
+            self.push(table, parent, id);
+        }
+        self.done = true;
+    }
+}

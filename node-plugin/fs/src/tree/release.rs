@@ -1,0 +1,209 @@
+//! Making files durable: commits, close(2), fsync(2), and the end of a handle.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::attrs::Attrs;
+use super::busy::Busy;
+use super::core::Tree;
+use super::handles::Handle;
+use super::node::{Debt, Node, State};
+use crate::errno::{Errno, Result, fail};
+use crate::journal::record::Record;
+
+/// Outcome of a commit of a node without a name: `ESTALE` when it is not by this mount's doing, and there is
+/// data. (What this mount deletes while it is open is detached, and clean, or hidden.)
+fn nothing_to_commit(state: &State) -> Result<()> {
+    let dirty = state.content.as_ref().is_some_and(|c| c.is_dirty());
+    if state.hidden.is_none() && dirty {
+        fail(libc::ESTALE)
+    } else {
+        Ok(())
+    }
+}
+
+impl Tree {
+    /// Makes what was written to a file durable.
+    pub(crate) async fn commit(&self, node: &Arc<Node>) -> Result<()> {
+        {
+            let state = node.state();
+            if state.nameless() {
+                return nothing_to_commit(&state);
+            }
+            // Somebody else was faster.
+            if state.stale() && state.content.as_ref().is_some_and(|c| c.is_dirty()) {
+                return fail(libc::ESTALE);
+            }
+            if !state.pinned() {
+                return Ok(());
+            }
+        }
+        let _gates = match self.gates(node.id).await {
+            Ok(gates) => gates,
+            Err(Errno(libc::ENOENT)) => {
+                let state = node.state();
+                return match state.nameless() {
+                    true => nothing_to_commit(&state),
+                    // A directory above has lost its name: there is no place for what was written.
+                    false if state.pinned() => fail(libc::ESTALE),
+                    false => Ok(()),
+                };
+            }
+            Err(errno) => return Err(errno),
+        };
+        let _change = node.change.lock().await;
+        self.commit_changing(node).await
+    }
+
+    /// Commits content and attributes. Gates and `change` are held.
+    pub(super) async fn commit_changing(&self, node: &Arc<Node>) -> Result<()> {
+        let (file, debt) = {
+            let mut state = node.state();
+            if state.nameless() {
+                return nothing_to_commit(&state);
+            }
+            state.catch_up();
+            let dirty = state
+                .content
+                .clone()
+                .filter(|f| f.is_dirty() || state.uncommitted());
+            (dirty, state.debt())
+        };
+        let Some(file) = file else {
+            return if debt == Debt::Attributes {
+                self.store_attrs(node, &|_: &mut Attrs| Ok(())).await
+            } else {
+                Ok(())
+            };
+        };
+        let (metadata, changes) = {
+            let state = node.state();
+            (state.metadata(node.kind, &self.defaults)?, state.changes)
+        };
+        let busy = Busy::new(node);
+        let written = file.commit(metadata).await?;
+        let stamp = self.table.lock().tick();
+        let attrs_left = {
+            let mut state = node.state();
+            if let Some(written) = &written {
+                state.written(written, stamp);
+                state.size = file.size();
+                // A write that came while the content was sent may be in it, but its time is not.
+                let debt = match state.changes == changes {
+                    true => Debt::Nothing,
+                    false => Debt::Attributes,
+                };
+                state.set_debt(debt);
+            }
+            state.debt() == Debt::Attributes && !file.is_dirty()
+        };
+        drop(busy);
+        if attrs_left {
+            return self.store_attrs(node, &|_: &mut Attrs| Ok(())).await;
+        }
+        Ok(())
+    }
+
+    /// close(2) of one descriptor.
+    pub(crate) async fn flush(&self, fh: u64) -> Result<()> {
+        let handle = self.handle(fh)?;
+        if handle.commits {
+            self.commit_handle(&handle).await?;
+        }
+        if handle.writes {
+            let mut state = handle.node.state();
+            state.flushed += u32::from(!handle.flushed.swap(true, Ordering::Relaxed));
+        }
+        Ok(())
+    }
+
+    /// fsync(2): also of a handle that only reads, as the data may be another handle's.
+    pub(crate) async fn fsync(&self, fh: u64) -> Result<()> {
+        let handle = self.handle(fh)?;
+        self.commit_handle(&handle).await
+    }
+
+    async fn commit_handle(&self, handle: &Handle) -> Result<()> {
+        let own = {
+            let state = handle.node.state();
+            state
+                .content
+                .as_ref()
+                .is_some_and(|c| Arc::ptr_eq(c, &handle.file))
+        };
+        // The node has gone on without it: what was written has no version to go on top of.
+        if handle.file.is_dirty() && !own {
+            return fail(libc::ESTALE);
+        }
+        self.commit(&handle.node).await
+    }
+
+    /// The last descriptor of a handle is gone. Commits what came after the last flush (writes through
+    /// mappings).
+    pub(crate) async fn release(&self, fh: u64) -> Result<()> {
+        let handle = self.handle(fh)?;
+        let node = Arc::clone(&handle.node);
+        let committed = if handle.commits {
+            self.commit_handle(&handle).await
+        } else {
+            Ok(())
+        };
+        self.handles.close_file(fh);
+        let (last, discarded, hidden) = {
+            let mut state = node.state();
+            state.flushed -= u32::from(handle.flushed.load(Ordering::Relaxed));
+            let last = state.closed(handle.writes);
+            let discarded = last && self.finish_close(&node, &mut state, committed);
+            (last, discarded, state.hidden.take_if(|_| last))
+        };
+        {
+            let mut table = self.table.lock();
+            table.record(Record::Release { fh });
+            if discarded {
+                table.record(Record::Discard { node: node.id });
+            }
+            if last {
+                table.reap(node.id);
+            }
+        }
+        if let Some(hidden) = hidden {
+            self.hidden.drop_blob(&hidden).await;
+        }
+        committed
+    }
+
+    /// Nobody has the file open any more. True when data was discarded.
+    fn finish_close(&self, node: &Node, state: &mut State, committed: Result<()>) -> bool {
+        if state.nameless() {
+            state.content = None;
+            return false;
+        }
+        match &state.content {
+            Some(content) if content.is_dirty() || state.uncommitted() => {
+                // close or fsync said so to whoever listened; the data has no version to go on top of.
+                tracing::error!(
+                    node = node.id,
+                    error = ?committed.err(),
+                    "uncommitted data of a closed file is discarded"
+                );
+                state.content = None;
+                state.cached = false;
+                state.etag = None;
+                if state.uncommitted() {
+                    state.size = 0;
+                }
+                state.set_debt(Debt::Nothing);
+                if let Some(old) = state
+                    .validated
+                    .checked_sub(self.timeouts.attr.max(self.timeouts.entry))
+                {
+                    state.validated = old;
+                }
+                return true;
+            }
+            Some(content) => state.size = content.size(),
+            None => {}
+        }
+        false
+    }
+}

@@ -1,0 +1,212 @@
+//! Moving the blob of a file: copied inside the service, then deleted under its old name.
+
+use std::sync::Arc;
+
+use blob_client::{Condition, ETag, Error, Metadata, Properties, Written};
+
+use crate::errno::{Result, fail};
+use crate::tree::attrs::{self, kind_of};
+use crate::tree::busy::Busy;
+use crate::tree::core::Tree;
+use crate::tree::node::Node;
+
+/// How often a copy is repeated when somebody else changes the source meanwhile.
+const ATTEMPTS: usize = 5;
+
+impl Tree {
+    /// Moves the blob of a file, link or special file; open handles follow.
+    pub(super) async fn move_file(
+        &self,
+        node: &Arc<Node>,
+        blob: &str,
+        new_blob: &str,
+        target: Option<&Arc<Node>>,
+        condition: &Condition,
+    ) -> Result<()> {
+        let _busy = Busy::new(node);
+        let _target_busy = target.map(|t| Busy::new(t));
+        let (content, uncommitted) = {
+            let state = node.state();
+            (state.content.clone(), state.uncommitted())
+        };
+        // A target that is only here has no blob to replace.
+        let target_stored = target.is_some_and(|t| !t.state().uncommitted());
+        if let Some(content) = &content
+            && uncommitted
+            && !target_stored
+        {
+            if let Some(target) = target {
+                self.detach_content(target, new_blob).await?;
+            }
+            // Nothing is in the service: only the name of the first commit changes. (Unless memory was short,
+            // and it is.)
+            let _hold = content.hold().await?;
+            if content.etag().is_none() {
+                content.moved(new_blob.to_owned(), None);
+                return Ok(());
+            }
+        }
+        if content.as_ref().is_some_and(|c| c.is_dirty()) || uncommitted {
+            self.commit_changing(node).await?;
+        }
+        for _ in 0..ATTEMPTS {
+            let _hold = match &content {
+                Some(content) => Some(content.hold().await?),
+                None => None,
+            };
+            node.state().catch_up();
+            let properties = match self.env.store.head(blob, &Condition::none()).await {
+                Ok(properties) => properties,
+                Err(error) => return Err(error.into()),
+            };
+            if kind_of(&properties) != node.kind {
+                return fail(libc::ESTALE);
+            }
+            let detached = match target {
+                Some(target) => Some((target, self.detach_content(target, new_blob).await?)),
+                None => None,
+            };
+            let metadata = self.moved_metadata(node, &properties);
+            let copied = self
+                .env
+                .store
+                .copy(blob, Some(&properties.etag), new_blob, Some(&metadata), condition)
+                .await;
+            if copied.is_err()
+                && let Some((target, detached)) = detached
+            {
+                self.reattach(target, new_blob, detached).await;
+            }
+            let written = match copied {
+                Ok(written) => written,
+                Err(Error::AlreadyExists { .. }) => return fail(libc::EEXIST),
+                // With a condition on the target it is the target's; without, the source was changed
+                // meanwhile.
+                Err(Error::ConditionNotMet { .. }) if condition.if_absent => return fail(libc::EEXIST),
+                Err(Error::ConditionNotMet { .. }) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            self.rebind(node, Some(&properties.etag), new_blob, &written);
+            let old = Written {
+                etag: properties.etag,
+                last_modified: properties.last_modified,
+            };
+            return match self.env.store.delete(blob, &Condition::matches(&old.etag)).await {
+                Ok(()) | Err(Error::BlobNotFound { .. }) => Ok(()),
+                // Somebody wrote a new version under the old name after the copy: it is theirs.
+                Err(Error::ConditionNotMet { .. }) => Ok(()),
+                Err(error) => {
+                    self.source_remains(node, (blob, &old), (new_blob, &written), target, error)
+                        .await
+                }
+            };
+        }
+        fail(libc::ESTALE)
+    }
+
+    /// A file was copied to its new name and could not be deleted under the old one: it stays there, as the
+    /// caller is told, and so do its handles. The copy is deleted if that takes nothing away from anybody.
+    async fn source_remains(
+        &self,
+        node: &Arc<Node>,
+        (blob, old): (&str, &Written),
+        (new_blob, copy): (&str, &Written),
+        target: Option<&Arc<Node>>,
+        error: Error,
+    ) -> Result<()> {
+        let refused = match &error {
+            Error::Denied { .. } | Error::LeaseConflict { .. } => true,
+            Error::Service { status, .. } => *status < 500,
+            _ => false,
+        };
+        if !refused {
+            match self.env.store.head(blob, &Condition::none()).await {
+                Ok(now) if now.etag == old.etag => {}
+                // Only the answer was lost; or somebody has written under the old name since.
+                Ok(_) | Err(Error::BlobNotFound { .. }) => return Ok(()),
+                Err(_) => {
+                    // Nobody knows. The copy is there in either case: what is open goes on with it.
+                    tracing::warn!(
+                        %error,
+                        blob,
+                        new_blob,
+                        "a renamed file may still be stored under its old name, too"
+                    );
+                    return Err(error.into());
+                }
+            }
+        }
+        self.rebind(node, Some(&copy.etag), blob, old);
+        match target {
+            // What it replaced is gone, and only the copy left to be shown.
+            Some(target) => {
+                let mut table = self.table.lock();
+                let place = table
+                    .link(target.id)
+                    .map(|link| (link.parent, Arc::clone(&link.name)));
+                if let Some((parent, name)) = place {
+                    table.overwritten(parent, &name);
+                }
+            }
+            // A deletion whose answer was lost may yet be carried out: then the copy is all there is.
+            None if refused => {
+                let same = Condition::matches(&copy.etag);
+                match self.env.store.delete(new_blob, &same).await {
+                    Ok(()) | Err(Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }) => {
+                        return Err(error.into());
+                    }
+                    Err(_) => {}
+                }
+            }
+            None => {}
+        }
+        tracing::warn!(
+            %error,
+            blob,
+            new_blob,
+            "a file that could not be renamed is stored under its new name, too"
+        );
+        Err(error.into())
+    }
+
+    /// Metadata of a copy: the same, and the modification time that only `Last-Modified` told so far.
+    pub(super) fn moved_metadata(&self, node: &Node, properties: &Properties) -> Metadata {
+        let (kind, mut attrs) = attrs::decode(&properties.metadata);
+        attrs.mtime.get_or_insert(properties.last_modified);
+        // Too much metadata to add to it: then the copy is as it was.
+        attrs::encode(
+            &attrs,
+            if properties.is_directory { node.kind } else { kind },
+            &self.defaults,
+        )
+        .unwrap_or_else(|_| properties.metadata.clone())
+    }
+
+    /// A node's blob was moved: its handles and what is known of it follow. `from`: the version that was
+    /// copied; `None` when what is at the new name is no copy of it.
+    pub(super) fn rebind(&self, node: &Node, from: Option<&ETag>, new_blob: &str, written: &Written) {
+        let stamp = self.table.lock().tick();
+        let content = {
+            let mut state = node.state();
+            let same = from.is_some() && state.etag.as_ref() == from;
+            let mtime = state.mtime();
+            state.written(written, stamp);
+            let content = state.content.clone();
+            if same {
+                state.attrs.mtime.get_or_insert(mtime);
+            } else {
+                // The copy is of a version nobody here has seen: what is known is out of date, and says so.
+                // The next open gets that one.
+                state.etag = None;
+                state.cached = false;
+                state.content = None;
+            }
+            content
+        };
+        if let Some(content) = content {
+            // Handles on an older version stay with it, and find it gone.
+            let known = from.is_some() && content.etag().as_ref() == from;
+            content.moved(new_blob.to_owned(), known.then_some(written));
+        }
+    }
+}
