@@ -226,6 +226,13 @@ fn blob_entry(entry: &Element) -> Result<Option<ListItem>, String> {
                 .text_of("Content-Type")
                 .filter(|t| !t.is_empty())
                 .map(str::to_owned),
+            content_md5: properties
+                .text_of("Content-MD5")
+                .filter(|t| !t.is_empty())
+                .map(str::to_owned),
+            created: properties
+                .text_of("Creation-Time")
+                .and_then(|t| httpdate::parse_http_date(t).ok()),
             is_directory,
         },
     }))

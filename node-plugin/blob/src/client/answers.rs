@@ -68,6 +68,11 @@ pub(super) fn properties(headers: &HeaderMap, content_length: u64) -> Result<Pro
         is_directory: text(headers, "x-ms-resource-type")
             .is_some_and(|t| t.eq_ignore_ascii_case("directory")),
         content_type: text(headers, "content-type").filter(|t| !t.is_empty()),
+        // A ranged read says so of the whole blob.
+        content_md5: text(headers, "x-ms-blob-content-md5")
+            .or_else(|| text(headers, "content-md5"))
+            .filter(|t| !t.is_empty()),
+        created: text(headers, "x-ms-creation-time").and_then(|t| httpdate::parse_http_date(&t).ok()),
         metadata,
     })
 }

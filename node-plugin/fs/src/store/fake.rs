@@ -229,6 +229,18 @@ impl FakeStore {
             .insert(id, data.into());
     }
 
+    /// Somebody else changes a blob's metadata only.
+    pub fn foreign_metadata(&self, blob: &str, metadata: &Metadata) -> Result<Written> {
+        self.lock()
+            .service
+            .set_metadata(blob, metadata, &Condition::none())
+    }
+
+    /// Somebody else appends to an append blob.
+    pub fn foreign_append(&self, blob: &str, data: &[u8]) -> bool {
+        self.lock().service.append(blob, data)
+    }
+
     /// Somebody else makes it another kind of blob.
     pub fn set_blob_type(&self, blob: &str, kind: BlobType) {
         if let Some(b) = self.lock().service.blobs.get_mut(blob) {

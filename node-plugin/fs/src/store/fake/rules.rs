@@ -2,6 +2,7 @@
 //! listings.
 
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
@@ -70,6 +71,13 @@ pub(super) fn join(blocks: &[(BlockId, Bytes)]) -> Bytes {
 }
 
 /// `low..high` of `data`, clamped.
+/// Stands for a Content-MD5.
+fn digest(data: &Bytes) -> String {
+    let mut hasher = std::hash::DefaultHasher::new();
+    data.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
 fn cut(data: &Bytes, range: &Range<u64>) -> Bytes {
     let end = range.end.min(data.len() as u64) as usize;
     let start = (range.start.min(end as u64)) as usize;
@@ -136,6 +144,9 @@ impl Service {
         content_type: Option<String>,
     ) -> Written {
         let written = self.written();
+        // The service computes one for what is put in one piece; here any digest does.
+        let content_md5 = blocks.is_empty().then(|| digest(&data));
+        let created = written.last_modified;
         let blob = Blob {
             properties: Properties {
                 etag: written.etag.clone(),
@@ -144,6 +155,8 @@ impl Service {
                 blob_type: BlobType::Block,
                 metadata,
                 content_type,
+                content_md5,
+                created: Some(created),
                 is_directory: false,
             },
             data,
@@ -180,6 +193,20 @@ impl Service {
         self.staged.remove(name);
         let (metadata, kind) = (options.metadata.clone(), options.content_type.clone());
         Ok(self.store(name, data, Vec::new(), metadata, kind))
+    }
+
+    /// Append Block.
+    pub(super) fn append(&mut self, name: &str, data: &[u8]) -> bool {
+        let written = self.written();
+        let Some(found) = self.blobs.get_mut(name) else {
+            return false;
+        };
+        found.data = [&found.data[..], data].concat().into();
+        found.properties.content_length = found.data.len() as u64;
+        found.properties.content_md5 = None;
+        found.properties.etag = written.etag;
+        found.properties.last_modified = written.last_modified;
+        true
     }
 
     pub(super) fn set_metadata(

@@ -39,6 +39,8 @@ fn blob(etag: &str, metadata: &[(&str, &str)]) -> Properties {
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
             .collect::<Metadata>(),
         content_type: None,
+        content_md5: None,
+        created: None,
         is_directory: false,
     }
 }
