@@ -230,10 +230,10 @@ impl FakeStore {
     }
 
     /// Somebody else changes a blob's metadata only.
-    pub fn foreign_metadata(&self, blob: &str, metadata: &Metadata) -> Result<Written> {
-        self.lock()
-            .service
-            .set_metadata(blob, metadata, &Condition::none())
+    pub fn foreign_metadata(&self, blob: &str, metadata: &Metadata) -> Option<Written> {
+        let mut state = self.lock();
+        let any = blob_client::Condition::none();
+        state.service.set_metadata(blob, metadata, &any).ok()
     }
 
     /// Somebody else appends to an append blob.
