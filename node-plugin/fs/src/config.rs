@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::content::Tuning;
+use crate::observer::Observer;
 use crate::store::Store;
 
 /// What a volume is tuned for (volumes.md, `profile`).
@@ -52,6 +53,8 @@ pub struct VolumeConfig {
     pub kernel_cache: bool,
     /// Tuning.
     pub profile: Profile,
+    /// Is told of each operation that has ended.
+    pub observer: Option<Arc<dyn Observer>>,
     /// Sizes of blocks and requests; anything but the default is for tests, which make them tiny.
     pub tuning: Tuning,
 }
@@ -85,6 +88,7 @@ impl VolumeConfig {
             negative_timeout: Profile::General.negative_timeout(),
             kernel_cache: true,
             profile: Profile::General,
+            observer: None,
             tuning: Tuning::default(),
         }
     }

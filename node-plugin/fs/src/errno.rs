@@ -18,7 +18,9 @@
 
 use std::fmt;
 
+use crate::cause;
 use crate::content::FileError;
+use crate::log_limit::{Kind, limited};
 
 /// An error number, as the kernel takes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,6 +33,16 @@ impl fmt::Display for Errno {
 }
 
 impl std::error::Error for Errno {}
+
+impl Errno {
+    /// Something is wrong that somebody should know of: not an answer that programs live with every day.
+    pub(crate) fn is_trouble(self) -> bool {
+        matches!(
+            self.0,
+            libc::EIO | libc::EACCES | libc::ENXIO | libc::ENOSPC | libc::ESTALE
+        )
+    }
+}
 
 impl From<Errno> for std::io::Error {
     fn from(errno: Errno) -> Self {
@@ -85,13 +97,15 @@ impl From<blob_client::Error> for Errno {
     }
 }
 
-/// The number for an error, which is logged: the number alone says too little.
+/// The number for an error. What it says is kept for the log's line on the operation: the number alone says too little.
 fn report(error: &blob_client::Error) -> Errno {
     let errno = Errno::from(error);
-    if matches!(errno.0, libc::EIO | libc::EACCES | libc::ENXIO) {
-        tracing::warn!(%error, errno = errno.0, "the blob service failed an operation");
-    } else {
+    if !errno.is_trouble() {
         tracing::debug!(%error, errno = errno.0, "the blob service refused an operation");
+    } else if !cause::note(|| cause::chain(error)) {
+        let error = cause::chain(error);
+        let (volume, kind) = (cause::volume(), Kind("service", errno.0));
+        limited!(warn, volume, kind => "the blob service failed an operation", error, errno = errno.0);
     }
     errno
 }
@@ -99,11 +113,16 @@ fn report(error: &blob_client::Error) -> Errno {
 impl From<FileError> for Errno {
     fn from(error: FileError) -> Self {
         match error {
-            FileError::Stale => Self(libc::ESTALE),
+            FileError::Stale => {
+                cause::note(|| {
+                    "the blob was changed or deleted by somebody else since it was opened".to_owned()
+                });
+                Self(libc::ESTALE)
+            }
             FileError::Unwritable(_) => Self(libc::EPERM),
             FileError::TooLarge => Self(libc::EFBIG),
             FileError::NoRoom => {
-                tracing::warn!("a write found no room for more unsent data in time");
+                cause::note(|| "no room for more unsent data in time".to_owned());
                 Self(libc::ENOSPC)
             }
             FileError::Client(error) => match report(&error) {

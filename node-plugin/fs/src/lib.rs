@@ -2,11 +2,14 @@
 //! knows fuser.
 
 pub mod budget;
+mod cause;
 pub mod config;
 pub mod content;
 pub mod errno;
 pub mod fuse;
 pub mod journal;
+mod log_limit;
+pub mod observer;
 pub mod store;
 pub mod tree;
 pub mod volume;

@@ -12,6 +12,7 @@ use super::sent::{Form, Sent};
 use super::snapshot::Snapshot;
 use super::state::{Standing, Turn};
 use super::verify::{Verdict, is_foreign, is_unclear};
+use crate::log_limit::limited;
 
 /// Ends the state of committing, however the commit ends.
 struct Committing<'a>(&'a Arc<Core>);
@@ -78,9 +79,11 @@ impl Core {
                 Err(FileError::Client(error)) if !last_try && is_service(&error, "InvalidBlockList") => {
                     if !self.forget_staged() {
                         // Asking again will not bring them back.
-                        tracing::error!(
-                            blob = snapshot.target.blob,
-                            "data that was sent to the service and kept nowhere else was discarded by it"
+                        limited!(
+                            error,
+                            self.env.share.id(),
+                            "data that was sent to the service and kept nowhere else was discarded by it",
+                            blob = snapshot.target.blob
                         );
                         return Err(self.turn_superseded());
                     }

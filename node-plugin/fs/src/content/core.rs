@@ -13,6 +13,7 @@ use super::layout::Layout;
 use super::state::{CORE_BYTES, NextMetadata, Place, State, Turn};
 use super::streams::Pace;
 use crate::budget::{Kind, Permit};
+use crate::log_limit::limited;
 
 /// Below this it is not worth while to move committed data into smaller memory.
 const SHRINK_MIN: usize = 64 << 10;
@@ -126,9 +127,11 @@ impl Core {
         }
         if state.has_remote(0..u64::MAX) {
             // Only without the hold that the contract asks for.
-            tracing::error!(
-                blob = state.blob,
-                "a file was renamed whose data is only staged under its old name"
+            limited!(
+                error,
+                self.env.share.id(),
+                "a file was renamed whose data is only staged under its old name",
+                blob = state.blob
             );
             state.supersede();
         }

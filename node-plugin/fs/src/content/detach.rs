@@ -10,6 +10,7 @@ use super::error::FileError;
 use super::overlay::Content;
 use super::refuge::Refuge;
 use super::state::{Place, State};
+use crate::log_limit::limited;
 
 impl Core {
     pub(crate) async fn detach(self: &Arc<Self>, limit: u64) -> Result<bool, FileError> {
@@ -93,7 +94,10 @@ impl Core {
             // Somebody made it another file meanwhile; the blob goes with the guard.
             Ok(_) => {}
             Err(error) if !reported => {
-                tracing::warn!(%error, "memory is short and the data of a deleted file cannot be sent");
+                limited!(
+                    warn, self.env.share.id(), "memory is short and the data of a deleted file cannot be sent",
+                    %error
+                );
             }
             Err(_) => {}
         }

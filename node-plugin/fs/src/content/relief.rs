@@ -9,6 +9,7 @@ use super::core::Core;
 use super::overlay::Content;
 use super::state::{Place, Relieving, Standing, State, Turn};
 use crate::budget::{Relief, Relieve};
+use crate::log_limit::limited;
 
 impl Relieve for Core {
     fn relieve(self: Arc<Self>, start: bool) -> Relief {
@@ -92,7 +93,10 @@ impl Core {
             let reported = std::mem::replace(&mut state.relief_failed, sent.is_err());
             // It is tried again twice a second while a writer waits: once is enough to read.
             if let (Err(error), false) = (sent, reported) {
-                tracing::warn!(blob = state.blob, %error, "memory is short and dirty data cannot be sent");
+                limited!(
+                    warn, core.env.share.id(), "memory is short and dirty data cannot be sent",
+                    blob = state.blob, %error
+                );
             }
         });
         Relief::Working

@@ -5,15 +5,23 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     FileAttr, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyXattr, TimeOrNow,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyXattr, Request, TimeOrNow,
 };
 
 use crate::content::ReadData;
 use crate::errno::{Errno, Result};
-use crate::tree::{Entry, Kind, Listed, NodeId, Opened, SetTime, Stat, Tree, from_seconds};
+use crate::tree::{Entry, Kind, Listed, NodeId, Opened, Owner, SetTime, Stat, Tree, from_seconds};
 
 pub(super) fn errno(errno: Errno) -> fuser::Errno {
     fuser::Errno::from_i32(errno.0)
+}
+
+/// Whose a new node is.
+pub(super) fn owner(req: &Request) -> Owner {
+    Owner {
+        uid: req.uid(),
+        gid: req.gid(),
+    }
 }
 
 pub(super) fn empty(reply: ReplyEmpty) -> impl FnOnce(Result<()>) + Send + 'static {

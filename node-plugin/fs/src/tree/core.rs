@@ -155,6 +155,16 @@ impl Tree {
         &self.config
     }
 
+    /// Tells volumes apart, in what all of them share.
+    pub(crate) fn volume(&self) -> usize {
+        self.env.share.id()
+    }
+
+    /// What a node is called in the container; `None` once nothing leads to it.
+    pub(crate) fn blob_of(&self, id: NodeId) -> Option<String> {
+        self.table.lock().blob(id)
+    }
+
     /// The memory of all mounts.
     pub(crate) fn budget(&self) -> &Arc<Budget> {
         &self.env.budget

@@ -18,7 +18,9 @@ use blob_client::{
 use tokio_util::task::TaskTracker;
 
 use super::names;
+use crate::cause;
 use crate::content::{Keep, Refuge, Shelter};
+use crate::log_limit::limited;
 use crate::store::Store;
 
 /// The mark, in the metadata of a hidden blob.
@@ -145,10 +147,9 @@ impl HiddenBlobs {
             if let Err(error) = self.store.renew_lease(blob, lease).await
                 && self.held().leases.contains_key(blob)
             {
-                tracing::warn!(
-                    %error,
-                    blob,
-                    "the lease of a deleted file that is still open could not be renewed"
+                limited!(
+                    warn, cause::volume(), "the lease of a deleted file that is still open could not be renewed",
+                    %error, blob
                 );
             }
         }
@@ -171,10 +172,9 @@ impl HiddenBlobs {
         match deleted {
             Ok(()) | Err(Error::BlobNotFound { .. }) => {}
             Err(error) => {
-                tracing::warn!(
-                    %error,
-                    blob = hidden,
-                    "a file deleted while open is still stored; a later mount deletes it"
+                limited!(
+                    warn, cause::volume(), "a file deleted while open is still stored; a later mount deletes it",
+                    %error, blob = hidden
                 );
             }
         }
@@ -213,7 +213,10 @@ impl HiddenBlobs {
                     Error::LeaseConflict { .. } | Error::BlobNotFound { .. } | Error::ConditionNotMet { .. },
                 ) => {}
                 Err(error) => {
-                    tracing::warn!(%error, blob, "a deleted file that nobody holds is still stored");
+                    limited!(
+                        warn, cause::volume(), "a deleted file that nobody holds is still stored",
+                        %error, blob
+                    );
                     return;
                 }
             }

@@ -8,7 +8,7 @@ use super::attrs::Kind;
 use super::core::Tree;
 use super::handles::Handle;
 use super::node::{Access, Life, Node, NodeId};
-use crate::content::{At, FileError, ReadData};
+use crate::content::{At, ReadData};
 use crate::errno::{Errno, Result, fail};
 
 impl Tree {
@@ -28,7 +28,7 @@ impl Tree {
             .file
             .read(&handle.reader, offset, len)
             .await
-            .map_err(|error| self.broken(handle, error))
+            .map_err(Errno::from)
     }
 
     /// Takes a write if there is room; `None`: call [`Tree::write`].
@@ -42,17 +42,13 @@ impl Tree {
                 Some(Ok(()))
             }
             Ok(false) => None,
-            Err(error) => Some(Err(self.broken(handle, error))),
+            Err(error) => Some(Err(error.into())),
         }
     }
 
     /// Takes a write, waiting for room.
     pub(crate) async fn write(&self, handle: &Handle, at: At, data: &[u8], kill: bool) -> Result<()> {
-        handle
-            .file
-            .write(at, data)
-            .await
-            .map_err(|error| self.broken(handle, error))?;
+        handle.file.write(at, data).await.map_err(Errno::from)?;
         self.wrote(handle, kill);
         Ok(())
     }
@@ -75,28 +71,13 @@ impl Tree {
         }
     }
 
-    /// What a program gets to see of an error of a file's content.
-    fn broken(&self, handle: &Handle, error: FileError) -> Errno {
-        if matches!(error, FileError::Stale) {
-            tracing::warn!(
-                node = handle.node.id,
-                "a file was changed by somebody else while it was open here"
-            );
-        }
-        error.into()
-    }
-
     /// Sets the size through a handle.
     pub(crate) async fn truncate_handle(&self, fh: u64, size: u64, kill: bool) -> Result<()> {
         let handle = self.handle(fh)?;
         if !handle.writes {
             return fail(libc::EINVAL);
         }
-        handle
-            .file
-            .truncate(size)
-            .await
-            .map_err(|error| self.broken(&handle, error))?;
+        handle.file.truncate(size).await.map_err(Errno::from)?;
         self.resized(&handle.node, kill);
         Ok(())
     }
@@ -155,7 +136,7 @@ impl Tree {
             PUNCH => handle.file.punch_hole(offset, len).await,
             _ => return fail(libc::EOPNOTSUPP),
         };
-        done.map_err(|error| self.broken(&handle, error))?;
+        done.map_err(Errno::from)?;
         if mode != KEEP {
             self.resized(&handle.node, false);
         }
@@ -170,9 +151,7 @@ impl Tree {
         } else {
             handle.file.seek_data(offset).await
         };
-        found
-            .map_err(|error| self.broken(&handle, error))?
-            .ok_or(Errno(libc::ENXIO))
+        found.map_err(Errno::from)?.ok_or(Errno(libc::ENXIO))
     }
 
     /// copy_file_range(2).
@@ -187,7 +166,7 @@ impl Tree {
             .file
             .copy_from(&from.file, at, to_at, len)
             .await
-            .map_err(|error| self.broken(&to, error))?;
+            .map_err(Errno::from)?;
         if copied > 0 {
             self.wrote(&to, false);
         }

@@ -27,6 +27,7 @@ use super::names;
 use super::node::{NodeId, ROOT};
 use super::table::{Asked, Found, Known, Table};
 use crate::errno::{Errno, Result, fail};
+use crate::log_limit::limited;
 
 /// Entries handed over at once: about what the kernel's largest reply buffers hold.
 const BATCH: usize = 512;
@@ -176,7 +177,12 @@ impl Tree {
             && let Some(dir) = table.dir_mut(parent)
             && !std::mem::replace(&mut dir.hides, true)
         {
-            tracing::info!(directory, "blobs whose names are no paths are hidden");
+            limited!(
+                info,
+                self.volume(),
+                "blobs whose names are no paths are hidden",
+                directory
+            );
         }
         match page.next_marker {
             Some(marker) => cursor.marker = Some(marker),

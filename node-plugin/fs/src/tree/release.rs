@@ -10,6 +10,7 @@ use super::handles::Handle;
 use super::node::{Debt, Node, State};
 use crate::errno::{Errno, Result, fail};
 use crate::journal::record::Record;
+use crate::log_limit::limited;
 
 /// Outcome of a commit of a node without a name: `ESTALE` when it is not by this mount's doing, and there is
 /// data. (What this mount deletes while it is open is detached, and clean, or hidden.)
@@ -181,10 +182,9 @@ impl Tree {
         match &state.content {
             Some(content) if content.is_dirty() || state.uncommitted() => {
                 // close or fsync said so to whoever listened; the data has no version to go on top of.
-                tracing::error!(
-                    node = node.id,
-                    error = ?committed.err(),
-                    "uncommitted data of a closed file is discarded"
+                limited!(
+                    error, self.volume(), "uncommitted data of a closed file is discarded",
+                    node = node.id, error = ?committed.err()
                 );
                 state.content = None;
                 state.cached = false;

@@ -27,6 +27,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::budget::Permit;
 use crate::errno::{Errno, Result, fail};
+use crate::log_limit::limited;
 use crate::tree::attrs::{self, Kind, kind_of};
 use crate::tree::busy::Busy;
 use crate::tree::core::Tree;
@@ -371,10 +372,9 @@ impl Tree {
             // A file that somebody changed after it was copied stays, under the old name.
             Ok(()) | Err(Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }) => Ok(()),
             Err(error) => {
-                tracing::warn!(
-                    %error,
-                    blob = moved.from,
-                    "a moved file is still stored under its old name, too"
+                limited!(
+                    warn, self.volume(), "a moved file is still stored under its old name, too",
+                    %error, blob = moved.from
                 );
                 Err(error.into())
             }
@@ -453,11 +453,13 @@ impl Tree {
             return;
         };
         if left > 0 {
-            tracing::warn!(
+            limited!(
+                warn,
+                self.volume(),
+                "copies of a failed rename are still stored; the same rename goes on from them",
                 left,
                 from = marker.from,
-                to = marker.to,
-                "copies of a failed rename are still stored; the same rename goes on from them"
+                to = marker.to
             );
             return;
         }

@@ -8,6 +8,7 @@ use blob_client::Condition;
 use super::directory::Try;
 use super::place::Place;
 use crate::errno::{Result, fail};
+use crate::log_limit::limited;
 use crate::tree::attrs::Kind;
 use crate::tree::core::Tree;
 use crate::tree::names;
@@ -49,11 +50,9 @@ impl Tree {
             Err(errno) => Err(errno),
         };
         if let Err(errno) = undone {
-            tracing::error!(
-                %errno,
-                stored = from,
-                belongs = to,
-                "an exchange failed half-way and could not be undone"
+            limited!(
+                error, self.volume(), "an exchange failed half-way and could not be undone",
+                %errno, stored = from, belongs = to
             );
         }
         undone

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use blob_client::{Condition, ETag, Error, Metadata, Properties, Written};
 
 use crate::errno::{Result, fail};
+use crate::log_limit::limited;
 use crate::tree::attrs::{self, kind_of};
 use crate::tree::busy::Busy;
 use crate::tree::core::Tree;
@@ -126,11 +127,9 @@ impl Tree {
                 Ok(_) | Err(Error::BlobNotFound { .. }) => return Ok(()),
                 Err(_) => {
                     // Nobody knows. The copy is there in either case: what is open goes on with it.
-                    tracing::warn!(
-                        %error,
-                        blob,
-                        new_blob,
-                        "a renamed file may still be stored under its old name, too"
+                    limited!(
+                        warn, self.volume(), "a renamed file may still be stored under its old name, too",
+                        %error, blob, new_blob
                     );
                     return Err(error.into());
                 }
@@ -160,11 +159,9 @@ impl Tree {
             }
             None => {}
         }
-        tracing::warn!(
-            %error,
-            blob,
-            new_blob,
-            "a file that could not be renamed is stored under its new name, too"
+        limited!(
+            warn, self.volume(), "a file that could not be renamed is stored under its new name, too",
+            %error, blob, new_blob
         );
         Err(error.into())
     }

@@ -23,6 +23,7 @@ use super::names;
 use super::node::{Marker, Node, NodeId};
 use super::table::Found;
 use crate::errno::{Errno, Result, fail};
+use crate::log_limit::limited;
 
 /// What to do about an existing target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,10 +189,12 @@ impl Tree {
         }
         let below = self.table.lock().below(target.id);
         self.commit_all_of(&below).await?;
-        tracing::info!(
+        limited!(
+            info,
+            self.volume(),
+            "going on with a rename that was interrupted",
             from = blob,
-            to = new_blob,
-            "going on with a rename that was interrupted"
+            to = new_blob
         );
         Ok(Try::Again)
     }

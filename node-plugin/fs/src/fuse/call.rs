@@ -1,0 +1,170 @@
+//! One operation as the kernel asked for it, from its arrival to its answer: counted, traced, and written into the log
+//! with its path and its cause when something is wrong.
+
+use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::content::ReadData;
+use crate::errno::{Errno, Result};
+use crate::log_limit::{Kind, limited};
+use crate::observer::{Ended, Operation};
+use crate::tree::{Entry, Listed, NodeId, Opened, Stat, Tree};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Call<'a> {
+    operation: Operation,
+    node: NodeId,
+    /// In the directory `node`.
+    name: Option<Cow<'a, OsStr>>,
+    /// Of data that came with it.
+    bytes: u64,
+    began: Instant,
+}
+
+impl<'a> Call<'a> {
+    /// An operation on a node.
+    pub(super) fn on(operation: Operation, node: NodeId) -> Self {
+        Self {
+            operation,
+            node,
+            name: None,
+            bytes: 0,
+            began: Instant::now(),
+        }
+    }
+
+    /// An operation on a name in a directory.
+    pub(super) fn at(operation: Operation, directory: NodeId, name: &'a OsStr) -> Self {
+        Self {
+            name: Some(Cow::Borrowed(name)),
+            ..Self::on(operation, directory)
+        }
+    }
+
+    /// With so many bytes of data.
+    pub(super) fn with_bytes(self, bytes: usize) -> Self {
+        Self {
+            bytes: bytes as u64,
+            ..self
+        }
+    }
+
+    /// The same, to be kept by a task.
+    pub(super) fn owned(self) -> Call<'static> {
+        Call {
+            operation: self.operation,
+            node: self.node,
+            name: self.name.map(|name| Cow::Owned(name.into_owned())),
+            bytes: self.bytes,
+            began: self.began,
+        }
+    }
+
+    pub(super) fn node(&self) -> NodeId {
+        self.node
+    }
+
+    pub(super) fn operation(&self) -> Operation {
+        self.operation
+    }
+
+    /// It is about to be answered like this. `cause` is what was noted of an error.
+    pub(super) fn ended<T: Outcome>(
+        &self,
+        tree: &Tree,
+        outcome: &Result<T>,
+        way: Way,
+        cause: Option<String>,
+    ) {
+        let errno = outcome.as_ref().err().map_or(0, |e| e.0);
+        let ended = Ended {
+            operation: self.operation,
+            errno,
+            took: self.began.elapsed(),
+            inline: way == Way::Inline,
+            bytes: outcome
+                .as_ref()
+                .map_or(0, |value| value.bytes().unwrap_or(self.bytes)),
+        };
+        if let Some(observer) = &tree.config().observer {
+            observer.ended(&ended);
+        }
+        let (operation, node) = (self.operation.name(), self.node);
+        if errno != 0 && Errno(errno).is_trouble() {
+            let (kind, volume) = (Kind(operation, errno), &tree.config().name);
+            let (path, error) = (self.path(tree), Errno(errno));
+            limited!(
+                warn, tree.volume(), kind => "an operation failed",
+                volume, operation, path, errno, %error, cause
+            );
+        } else {
+            let (inline, bytes, took) = (ended.inline, ended.bytes, ended.took);
+            let name = self.name.as_deref().map(tracing::field::debug);
+            tracing::trace!(operation, node, name, errno, inline, bytes, ?took, "answered");
+        }
+    }
+
+    /// Where in the container it works, as far as that is known.
+    fn path(&self, tree: &Tree) -> String {
+        let node = tree
+            .blob_of(self.node)
+            .unwrap_or_else(|| format!("(node {}, without a name)", self.node));
+        match self.name.as_deref().map(OsStr::to_string_lossy) {
+            Some(name) if node.is_empty() => name.into_owned(),
+            Some(name) => format!("{node}/{name}"),
+            None if node.is_empty() => "/".to_owned(),
+            None => node,
+        }
+    }
+}
+
+/// Who answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// The thread that read the request.
+    Inline,
+    /// A task.
+    Task,
+}
+
+/// What an operation gives.
+pub(super) trait Outcome {
+    /// Bytes of data, where it gives some; otherwise those that it took count.
+    fn bytes(&self) -> Option<u64> {
+        None
+    }
+}
+
+impl Outcome for ReadData {
+    fn bytes(&self) -> Option<u64> {
+        Some(self.len() as u64)
+    }
+}
+
+/// How much was copied.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Copied(pub(super) u64);
+
+impl Outcome for Copied {
+    fn bytes(&self) -> Option<u64> {
+        Some(self.0)
+    }
+}
+
+/// A place in a file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Offset(pub(super) u64);
+
+impl Outcome for Offset {}
+impl Outcome for () {}
+impl Outcome for Entry {}
+impl Outcome for Opened {}
+impl Outcome for (Entry, Opened) {}
+impl Outcome for (Stat, Duration) {}
+impl Outcome for Arc<[u8]> {}
+impl Outcome for Vec<u8> {}
+impl Outcome for Vec<Listed> {}
+impl Outcome for u64 {}

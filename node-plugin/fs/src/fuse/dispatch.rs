@@ -1,0 +1,191 @@
+//! How an operation is run: hits are answered in the loop thread, everything else by a task with a deadline.
+
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{FileHandle, ReplyEntry};
+use futures::FutureExt;
+use tokio::runtime::Handle as Runtime;
+use tokio_util::task::TaskTracker;
+
+use super::call::{Call, Outcome, Way};
+use super::replies::{errno, reply_entry};
+use crate::cause;
+use crate::errno::{Result, fail};
+use crate::tree::{Entry, Handle, Tree, Waits};
+
+/// After this long, a caller gets EIO. Requests to the service have deadlines of their own, much shorter; this one is
+/// for what nobody thought of, as a caller whose request is never answered cannot even be killed. Waiting for a
+/// directory that is being moved does not count: that has its own end.
+pub(super) const DEADLINE: Duration = Duration::from_secs(120);
+/// The same for operations that move an amount of data nobody knows beforehand.
+pub(super) const LONG_DEADLINE: Duration = Duration::from_secs(900);
+
+/// Serves one tree through fuser.
+#[derive(Debug)]
+pub(crate) struct Adapter {
+    pub(super) tree: Arc<Tree>,
+    pub(super) runtime: Runtime,
+    pub(super) tasks: TaskTracker,
+}
+
+impl Adapter {
+    /// Runs an operation as a task and replies with its outcome, or EIO at the deadline; the operation itself is never
+    /// cut off half-way.
+    pub(super) fn spawn<T, F>(
+        &self,
+        call: Call<'_>,
+        deadline: Duration,
+        operation: F,
+        reply: impl FnOnce(Result<T>) + Send + 'static,
+    ) where
+        T: Outcome + Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        self.spawn_or_undo(call, deadline, operation, reply, |_| std::future::ready(()));
+    }
+
+    /// The same for an operation whose success the kernel would have to know of: `undo` gets what came after the
+    /// deadline.
+    pub(super) fn spawn_or_undo<T, F, U>(
+        &self,
+        call: Call<'_>,
+        deadline: Duration,
+        operation: F,
+        reply: impl FnOnce(Result<T>) + Send + 'static,
+        undo: impl FnOnce(T) -> U + Send + 'static,
+    ) where
+        T: Outcome + Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+        U: Future<Output = ()> + Send,
+    {
+        let (call, tree) = (call.owned(), Arc::clone(&self.tree));
+        self.tasks.spawn_on(
+            async move {
+                let waits = Waits::default();
+                let operation = cause::of(tree.volume(), AssertUnwindSafe(operation).catch_unwind());
+                let mut operation = pin!(waits.of(operation));
+                let outcome = loop {
+                    let before = waits.count();
+                    match tokio::time::timeout(deadline, &mut operation).await {
+                        Ok(outcome) => break Some(outcome),
+                        // It waited for a gate, or still does.
+                        Err(_elapsed) if before != waits.count() || before % 2 != 0 => {}
+                        Err(_elapsed) => break None,
+                    }
+                };
+                let answer = |outcome: Result<T>, cause| {
+                    call.ended(&tree, &outcome, Way::Task, cause);
+                    reply(outcome);
+                };
+                match outcome {
+                    Some((Ok(outcome), cause)) => answer(outcome, cause),
+                    Some((Err(_panic), _)) => answer(fail(libc::EIO), Some("it panicked".to_owned())),
+                    None => {
+                        let cause = format!("it took longer than {deadline:?}, and goes on");
+                        answer(fail(libc::EIO), Some(cause));
+                        if let (Ok(Ok(late)), _) = operation.await {
+                            undo(late).await;
+                        }
+                    }
+                }
+            },
+            &self.runtime,
+        );
+    }
+
+    /// What can be answered without waiting, if it can.
+    pub(super) fn now<T: Outcome>(
+        &self,
+        call: &Call<'_>,
+        operation: impl FnOnce(&Tree) -> Option<Result<T>>,
+    ) -> Option<Result<T>> {
+        let (outcome, cause) = cause::of_now(self.tree.volume(), || operation(&self.tree));
+        if let Some(outcome) = &outcome {
+            call.ended(&self.tree, outcome, Way::Inline, cause);
+        }
+        outcome
+    }
+
+    /// A callback that does not take the loop thread down with it: on a panic, fuser answers EIO for the dropped reply.
+    pub(super) fn guard<'c>(&self, call: Call<'c>, callback: impl FnOnce(&Self, Call<'c>)) {
+        let again = Call::on(call.operation(), call.node());
+        if catch_unwind(AssertUnwindSafe(|| callback(self, call))).is_err() {
+            let cause = Some("its callback panicked".to_owned());
+            again.ended(&self.tree, &fail::<()>(libc::EIO), Way::Inline, cause);
+        }
+    }
+
+    /// [`Adapter::guard`] for a callback on an open file, which refuses an unknown handle by `refuse`.
+    pub(super) fn with_handle<'c, R>(
+        &self,
+        call: Call<'c>,
+        fh: FileHandle,
+        reply: R,
+        refuse: fn(R, fuser::Errno),
+        callback: impl FnOnce(&Self, Call<'c>, Arc<Handle>, R),
+    ) {
+        self.guard(call, |this, call| match this.tree.handle(fh.0) {
+            Ok(handle) => callback(this, call, handle, reply),
+            Err(e) => {
+                call.ended(&this.tree, &fail::<()>(e.0), Way::Inline, None);
+                refuse(reply, errno(e));
+            }
+        });
+    }
+
+    /// An operation that must not run twice: its outcome is in the journal before the reply is sent.
+    pub(super) fn once<F>(
+        &self,
+        call: Call<'_>,
+        unique: u64,
+        operation: F,
+        reply: impl FnOnce(Result<()>) + Send + 'static,
+    ) where
+        F: Future<Output = Result<()>> + Send + 'static,
+    {
+        let tree = Arc::clone(&self.tree);
+        self.spawn(call, LONG_DEADLINE, operation, move |outcome| {
+            tree.record_reply(unique, outcome.err().map_or(0, |e| e.0), 0, 0);
+            reply(outcome);
+        });
+    }
+
+    /// The same for an operation that makes an entry.
+    pub(super) fn make<F>(&self, call: Call<'_>, unique: u64, operation: F, reply: ReplyEntry)
+    where
+        F: Future<Output = Result<Entry>> + Send + 'static,
+    {
+        let tree = Arc::clone(&self.tree);
+        let reply = move |outcome: Result<Entry>| {
+            let node = outcome
+                .as_ref()
+                .ok()
+                .and_then(|e| e.stat.as_ref())
+                .map_or(0, |s| s.id);
+            tree.record_reply(unique, outcome.as_ref().err().map_or(0, |e| e.0), node, 0);
+            reply_entry(reply, outcome);
+        };
+        self.spawn_or_undo(call, DEADLINE, operation, reply, not_taken(&self.tree));
+    }
+}
+
+/// Undoes an entry that came too late.
+pub(super) fn not_taken(
+    tree: &Arc<Tree>,
+) -> impl FnOnce(Entry) -> std::future::Ready<()> + Send + 'static + use<> {
+    let tree = Arc::clone(tree);
+    move |entry| {
+        if let Some(stat) = entry.stat {
+            tree.not_taken(stat.id);
+        }
+        std::future::ready(())
+    }
+}
+
+#[cfg(test)]
+#[path = "dispatch_tests.rs"]
+mod tests;

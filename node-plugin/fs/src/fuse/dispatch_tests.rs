@@ -1,0 +1,308 @@
+//! What a caller gets when an operation takes too long or panics, and what the log and the metrics get.
+
+use std::ffi::OsStr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::{Notify, oneshot};
+use vsc_driver::buffer::Arena;
+
+use super::*;
+use crate::budget::Budget;
+use crate::config::VolumeConfig;
+use crate::content::{Env, ReadData};
+use crate::journal::log::Log;
+use crate::observer::{Ended, Observer, Operation};
+use crate::store::fake::{FakeStore, Fault};
+
+fn adapter() -> Adapter {
+    adapter_of(Arc::new(FakeStore::new()), |_| {})
+}
+
+fn adapter_of(store: Arc<FakeStore>, change: impl FnOnce(&mut VolumeConfig)) -> Adapter {
+    let runtime = Runtime::current();
+    let mut config = VolumeConfig::new("test", Arc::clone(&store) as Arc<dyn crate::Store>);
+    change(&mut config);
+    let env = Env::new(
+        store,
+        Budget::new(0),
+        Arena::new(1 << 20).unwrap(),
+        runtime.clone(),
+    );
+    Adapter {
+        tree: Tree::new(config, env, Arc::new(Log::create().unwrap())),
+        runtime,
+        tasks: TaskTracker::new(),
+    }
+}
+
+impl Outcome for i32 {}
+
+fn call() -> Call<'static> {
+    Call::on(Operation::Open, 1)
+}
+
+/// What `spawn` replies.
+async fn replied<T: Outcome + Send + 'static>(
+    adapter: &Adapter,
+    deadline: Duration,
+    operation: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    let (send, receive) = oneshot::channel();
+    adapter.spawn(call(), deadline, operation, move |outcome| {
+        let _ = send.send(outcome);
+    });
+    receive.await.unwrap()
+}
+
+#[tokio::test]
+async fn at_the_deadline_the_caller_gets_eio_and_the_operation_still_ends() {
+    let adapter = adapter();
+    let (go_on, ended) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
+    let operation = {
+        let (go_on, ended) = (Arc::clone(&go_on), Arc::clone(&ended));
+        async move {
+            go_on.notified().await;
+            ended.store(true, Ordering::SeqCst);
+            Ok(())
+        }
+    };
+    let outcome = replied(&adapter, Duration::from_millis(1), operation).await;
+    assert_eq!(outcome.unwrap_err().0, libc::EIO);
+    assert!(!ended.load(Ordering::SeqCst));
+    go_on.notify_one();
+    adapter.tasks.close();
+    adapter.tasks.wait().await;
+    assert!(ended.load(Ordering::SeqCst), "it was cut off half-way");
+}
+
+#[tokio::test]
+async fn a_success_after_the_deadline_is_undone() {
+    let adapter = adapter();
+    let (go_on, (undone, what)) = (Arc::new(Notify::new()), oneshot::channel());
+    let operation = {
+        let go_on = Arc::clone(&go_on);
+        async move {
+            go_on.notified().await;
+            Ok(7)
+        }
+    };
+    let (send, receive) = oneshot::channel();
+    adapter.spawn_or_undo(
+        call(),
+        Duration::from_millis(1),
+        operation,
+        move |outcome| {
+            let _ = send.send(outcome.map_err(|e| e.0));
+        },
+        |late| async move {
+            let _ = undone.send(late);
+        },
+    );
+    assert_eq!(receive.await.unwrap(), Err(libc::EIO));
+    go_on.notify_one();
+    assert_eq!(what.await.unwrap(), 7);
+}
+
+/// As long as a directory is being moved, whoever asks for something in it waits.
+#[tokio::test]
+async fn waiting_for_a_gate_does_not_count() {
+    let adapter = adapter();
+    let moving = adapter.tree.gates_for(&[], &[1]).await.unwrap();
+    let (tree, deadline) = (Arc::clone(&adapter.tree), Duration::from_millis(1));
+    let (send, mut waits) = oneshot::channel();
+    adapter.spawn(
+        call(),
+        deadline,
+        async move { tree.gates(1).await.map(drop) },
+        move |outcome| {
+            let _ = send.send(outcome.map_err(|e| e.0));
+        },
+    );
+    // A deadline many times as long ends, and it still waits.
+    let never = std::future::pending::<Result<()>>();
+    assert!(replied(&adapter, deadline * 50, never).await.is_err());
+    assert!(waits.try_recv().is_err(), "it was given up");
+    drop(moving);
+    assert_eq!(waits.await.unwrap(), Ok(()));
+}
+
+#[tokio::test]
+async fn a_panic_is_eio() {
+    let adapter = adapter();
+    let long = Duration::from_secs(3600);
+    let outcome = replied::<()>(&adapter, long, async { panic!("on purpose") }).await;
+    assert_eq!(outcome.unwrap_err().0, libc::EIO);
+    // The next operation is not affected, and neither is the thread that callbacks run on.
+    assert_eq!(replied(&adapter, long, async { Ok(7) }).await.unwrap(), 7);
+    adapter.guard(call(), |_, _| panic!("on purpose"));
+    let mut ran = false;
+    adapter.guard(call(), |_, _| ran = true);
+    assert!(ran);
+}
+
+#[tokio::test]
+async fn a_panic_after_the_deadline_is_no_second_reply() {
+    let adapter = adapter();
+    let go_on = Arc::new(Notify::new());
+    let operation = {
+        let go_on = Arc::clone(&go_on);
+        async move {
+            go_on.notified().await;
+            panic!("on purpose")
+        }
+    };
+    let outcome = replied::<()>(&adapter, Duration::from_millis(1), operation).await;
+    assert_eq!(outcome.unwrap_err().0, libc::EIO);
+    go_on.notify_one();
+    adapter.tasks.close();
+    adapter.tasks.wait().await;
+}
+
+/// Keeps what it is told.
+#[derive(Debug, Default)]
+struct Told(Mutex<Vec<Ended>>);
+
+impl Observer for Told {
+    fn ended(&self, operation: &Ended) {
+        self.0.lock().unwrap().push(*operation);
+    }
+}
+
+/// Lines of the log.
+#[derive(Debug, Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Lines {
+    fn all(&self) -> Vec<String> {
+        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The log of this thread, from warnings on.
+fn log() -> (Lines, tracing::subscriber::DefaultGuard) {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_max_level(tracing::Level::WARN)
+        .with_writer(move || writer.clone())
+        .finish();
+    (lines, tracing::subscriber::set_default(subscriber))
+}
+
+/// Looks a name up by a task, and waits for the answer.
+async fn looked_up(adapter: &Adapter, name: &'static str) -> Result<(), i32> {
+    let (send, receive) = oneshot::channel();
+    let tree = Arc::clone(&adapter.tree);
+    adapter.spawn(
+        Call::at(Operation::Lookup, 1, OsStr::new(name)),
+        Duration::from_secs(3600),
+        async move { tree.lookup(1, OsStr::new(name)).await },
+        move |outcome| {
+            let _ = send.send(outcome.map(drop).map_err(|e| e.0));
+        },
+    );
+    receive.await.unwrap()
+}
+
+#[tokio::test]
+async fn a_failure_says_which_operation_on_which_path_failed_and_why() {
+    let (lines, _log) = log();
+    let (store, told) = (Arc::new(FakeStore::new()), Arc::new(Told::default()));
+    let adapter = adapter_of(Arc::clone(&store), |config| {
+        config.name = "acct/photos".to_owned();
+        config.prefix = "below".to_owned();
+        config.observer = Some(told.clone());
+    });
+    store.fail_after(0, Fault::Status(403, "AuthorizationPermissionMismatch"), u64::MAX);
+    assert_eq!(looked_up(&adapter, "cat.jpg").await, Err(libc::EACCES));
+    let lines = lines.all();
+    let [line] = &lines[..] else {
+        panic!("one line for one failure: {lines:#?}");
+    };
+    for part in [
+        r#"volume="acct/photos""#,
+        r#"operation="lookup""#,
+        r#"path="below/cat.jpg""#,
+        "errno=13",
+        "AuthorizationPermissionMismatch",
+    ] {
+        assert!(line.contains(part), "no {part} in {line}");
+    }
+    let told = told.0.lock().unwrap();
+    let [ended] = &told[..] else {
+        panic!("told once: {told:?}");
+    };
+    assert_eq!(
+        (ended.operation, ended.errno, ended.inline),
+        (Operation::Lookup, libc::EACCES, false)
+    );
+}
+
+#[tokio::test]
+async fn a_program_that_goes_on_failing_does_not_flood_the_log() {
+    let (lines, _log) = log();
+    let store = Arc::new(FakeStore::new());
+    let adapter = adapter_of(Arc::clone(&store), |_| {});
+    store.fail_after(0, Fault::Lost, u64::MAX);
+    for _ in 0..200 {
+        assert_eq!(looked_up(&adapter, "f").await, Err(libc::EIO));
+    }
+    let before = lines.all();
+    assert!((1..=5).contains(&before.len()), "{before:#?}");
+    // Another volume's first failure is seen all the same.
+    let other = adapter_of(store, |_| {});
+    assert!(looked_up(&other, "f").await.is_err());
+    assert_eq!(lines.all().len(), before.len() + 1);
+}
+
+#[tokio::test]
+async fn what_is_answered_is_told_with_its_bytes_and_who_answered() {
+    let told = Arc::new(Told::default());
+    let adapter = adapter_of(Arc::new(FakeStore::new()), |config| {
+        config.observer = Some(told.clone());
+    });
+    let read = Call::on(Operation::Read, 1);
+    let known = adapter.now(&read, |_| Some(Ok(ReadData::Owned(vec![0; 7]))));
+    assert!(known.is_some());
+    let unknown = adapter.now::<ReadData>(&Call::on(Operation::Read, 1), |_| None);
+    assert!(unknown.is_none(), "not ended yet");
+    let (send, receive) = oneshot::channel();
+    adapter.spawn(
+        Call::on(Operation::Write, 1).with_bytes(9),
+        Duration::from_secs(3600),
+        async { Ok(()) },
+        move |outcome: Result<()>| {
+            let _ = send.send(outcome);
+        },
+    );
+    receive.await.unwrap().unwrap();
+    adapter.guard(call(), |_, _| panic!("on purpose"));
+    let told: Vec<_> = told
+        .0
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|e| (e.operation, e.errno, e.inline, e.bytes))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (Operation::Read, 0, true, 7),
+            (Operation::Write, 0, false, 9),
+            (Operation::Open, libc::EIO, true, 0),
+        ]
+    );
+}
