@@ -1,9 +1,10 @@
 //! Page-aligned, pre-faulted, never-forked memory that the host may write into, and the arena it comes from.
 //!
-//! Why so strict: the shipped drivers pin response and data pages *without* write intent (reference of the driver,
-//! "a trap in the page pinning"). A page that was never written may then be the kernel's shared zero page, and a page
-//! shared with a forked child may be copied away: the host would write where this process never looks. A shared mapping
-//! whose pages are all present before use, and which a child does not inherit, is safe with every driver.
+//! Why so strict: the shipped drivers pin response and data pages *without* write intent (reference of the
+//! driver, "a trap in the page pinning"). A page that was never written may then be the kernel's shared zero
+//! page, and a page shared with a forked child may be copied away: the host would write where this process
+//! never looks. A shared mapping whose pages are all present before use, and which a child does not inherit,
+//! is safe with every driver.
 #![expect(
     unsafe_code,
     reason = "views into the mapping are handed out by range, which the compiler cannot follow"
@@ -26,9 +27,7 @@ use bytes::Bytes;
 
 use self::blocks::{Block, FreeBlocks, MAX_ORDER, Residency};
 use self::mapping::Mapping;
-
-/// The page size of the only architecture the device exists on (x86-64; the host's page is 4 KiB as well).
-pub const PAGE: usize = 4096;
+pub use self::mapping::PAGE;
 
 /// The largest buffer in bytes: what the three buffers of one request may take together (8192 pages).
 pub const MAX_BUFFER: usize = PAGE << MAX_ORDER;
@@ -37,7 +36,8 @@ pub const MAX_BUFFER: usize = PAGE << MAX_ORDER;
 ///
 /// Memory is taken from the machine only as buffers are allocated and can be given back with [`Arena::trim`].
 /// Idle memory stays resident until then, because faulting pages in anew costs more than most requests.
-/// Offsets inside the arena are stable, so a replacement process that maps the same memfd finds the same bytes.
+/// Offsets inside the arena are stable, so a replacement process that maps the same memfd finds the same
+/// bytes.
 pub struct Arena {
     mapping: Mapping,
     resident: Residency,
@@ -70,9 +70,9 @@ impl Arena {
 
     /// A buffer of length `len` (> 0, at most 32 MiB), page-aligned, every page present and writable.
     ///
-    /// The contents are unspecified (a reused buffer keeps old bytes of this process).
-    /// Fails with `InvalidInput` for a length outside the range and with `OutOfMemory` when the address space is used
-    /// up or the machine has no page to give.
+    /// The contents are unspecified (a reused buffer keeps old bytes of this process). Fails with
+    /// `InvalidInput` for a length outside the range and with `OutOfMemory` when the address space is used up
+    /// or the machine has no page to give.
     pub fn alloc(self: &Arc<Self>, len: usize) -> io::Result<Buffer> {
         if len == 0 || len > MAX_BUFFER {
             return Err(io::Error::new(
@@ -175,7 +175,8 @@ impl fmt::Debug for Arena {
     }
 }
 
-/// A panic elsewhere cannot leave these structures half changed in a way that matters to memory safety: go on.
+/// A panic elsewhere cannot leave these structures half changed in a way that matters to memory safety: go
+/// on.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -248,7 +249,8 @@ impl Buffer {
             return Ok(());
         }
         for run in resident.runs(wanted, false) {
-            // SAFETY: the pages belong to this buffer's block, and no reference reaches beyond the populated length.
+            // SAFETY: the pages belong to this buffer's block, and no reference reaches beyond the populated
+            // length.
             unsafe { self.arena.mapping.populate(run.start * PAGE, run.len() * PAGE) }?;
             resident.set(run);
         }
@@ -259,7 +261,8 @@ impl Buffer {
 impl Deref for Buffer {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: populated up to `len` (alloc, set_len); the block is this buffer's alone, so a writer needs `&mut self`.
+        // SAFETY: populated up to `len` (alloc, set_len); the block is this buffer's alone, so a writer needs
+        // `&mut self`.
         unsafe { self.arena.mapping.bytes(self.start(), self.len) }
     }
 }

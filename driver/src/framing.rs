@@ -4,7 +4,8 @@
 //! request   "HsReq001" | u32 format | u32 method | u64 crc64 | u64 0 | JSON
 //! response  "HsRes001" | u32 format | u32 0      | u64 crc64 | u64 0 | JSON
 //! ```
-//! Little-endian. The CRC covers header (its own field zero) and body, so that every flipped bit and every cut shows.
+//! Little-endian. The CRC covers header (its own field zero) and body, so that every flipped bit
+//! and every cut shows.
 //! Both directions are here: the client writes requests and reads responses, the mock VSP does the reverse.
 
 pub mod request;

@@ -1,121 +1,45 @@
 //! Getting the kernel module in place: the ladder from "not offered" to a node that answers, and back.
 //!
-//! Everything that is read or called goes through a root directory and a [`System`], so that every rung can be shown on
-//! a machine that has no such device. Rule: whatever happens here, volumes still work over HTTPS; so a rung that fails
-//! is an outcome with a reason, not an error.
+//! Everything that is read or called goes through a root directory and a [`System`], so that every rung can
+//! be shown on a machine that has no such device. Rule: whatever happens here, volumes still work over HTTPS;
+//! so a rung that fails is an outcome with a reason, not an error.
 
+mod config;
+mod error;
+mod index;
 mod manifest;
-mod modules;
 mod orphan;
+mod prose;
 mod report;
 mod restriction;
+mod rungs;
 mod state;
+mod sysfs;
 mod system;
 #[cfg(test)]
 mod tests;
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
-use thiserror::Error;
 use tracing::info;
 
 use self::state::Lock;
-use crate::channel::{Abi, ChannelError};
+use self::sysfs::{driver_of, find_device, inside, read_word};
+use crate::channel::ChannelError;
 
+pub use self::config::{LoaderConfig, Rung};
+pub use self::error::LoaderError;
 pub use self::manifest::Manifest;
-pub use self::modules::Rung;
 pub use self::orphan::Orphan;
 pub use self::report::{
     Module, ModuleStep, NodeStep, Outcome, Outdated, Report, Status, Step, Unloaded, Unloading,
 };
 pub use self::restriction::{Restriction, Unread};
 pub use self::state::LoadedModule;
+pub use self::sysfs::{CLASS_ID, IN_BOX, OURS};
 pub use self::system::{Insert, Kernel, Ran, System};
-
-/// Class of the device on the VMBus, as `class_id` in sysfs spells it without braces.
-pub const CLASS_ID: &str = "0590b792-db64-45cc-81db-b8d70c577c9e";
-/// The module that some kernels ship.
-pub const IN_BOX: &str = "hv_azure_blob";
-/// Our own module.
-pub const OURS: &str = "azb_vsc";
-
-/// Where things are, and how patient to be.
-#[derive(Debug, Clone)]
-pub struct LoaderConfig {
-    /// Where `sys`, `proc` and `dev` are; `/` outside of tests.
-    pub root: PathBuf,
-    /// Where the node's own `lib/modules` is: `/`, or the place where a container sees the node's file system.
-    pub host_root: PathBuf,
-    /// The device node, below `root`.
-    pub device: PathBuf,
-    /// Prebuilt modules: `RELEASE/azb_vsc.ko` and `RELEASE/azb_vsc.json`.
-    pub prebuilt: PathBuf,
-    /// Sources of the module (driver/kmod) to build against the node's headers; `None` switches that rung off.
-    pub source: Option<PathBuf>,
-    /// Rungs that are left out.
-    pub skip: Vec<Rung>,
-    /// Folder of the lock and of the state file; must not survive a reboot to no purpose, so below `/run`.
-    pub state: PathBuf,
-    /// How long the node may take to appear after a module was loaded.
-    pub node_wait: Duration,
-    /// How long another loader may hold the lock.
-    pub lock_wait: Duration,
-    /// How long loading a module may take, without a build.
-    pub load_wait: Duration,
-    /// How long a build may take.
-    pub build_wait: Duration,
-}
-
-impl Default for LoaderConfig {
-    fn default() -> Self {
-        Self {
-            root: "/".into(),
-            host_root: "/".into(),
-            device: "/dev/azure_blob".into(),
-            prebuilt: "/usr/lib/vsc-blob-csi/modules".into(),
-            source: None,
-            skip: Vec::new(),
-            state: "/run/vsc-blob-csi".into(),
-            node_wait: Duration::from_secs(10),
-            lock_wait: Duration::from_secs(60),
-            load_wait: Duration::from_secs(60),
-            build_wait: Duration::from_secs(600),
-        }
-    }
-}
-
-/// What keeps the loader from working at all. Neither that no module could be loaded nor that another loader is at work is
-/// among it: see [`Outcome`].
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum LoaderError {
-    /// A file of the loader itself, or one of the kernel that is always there.
-    #[error("{path}: {source}")]
-    File {
-        /// Which.
-        path: String,
-        /// The operating system's error.
-        source: io::Error,
-    },
-    /// Another loader is at work, or hangs. Only from [`unload`](Loader::unload).
-    #[error("{path} has been locked by another loader for more than {waited:?}")]
-    Locked {
-        /// The lock file.
-        path: String,
-        /// Time waited.
-        waited: Duration,
-    },
-}
-
-impl LoaderError {
-    fn file(path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.display().to_string();
-        |source| Self::File { path, source }
-    }
-}
 
 /// Loads, looks and unloads.
 #[derive(Debug)]
@@ -137,8 +61,8 @@ impl<S: System> Loader<S> {
         Self { config, system }
     }
 
-    /// Climbs the ladder until the node answers or nothing is left: the node as it is, the kernel's own module, a prebuilt one,
-    /// one built here. Touches nothing on a machine that is not offered the device.
+    /// Climbs the ladder until the node answers or nothing is left: the node as it is, the kernel's own
+    /// module, a prebuilt one, one built here. Touches nothing on a machine that is not offered the device.
     ///
     /// # Errors
     /// Only when the loader itself cannot work: see [`LoaderError`].
@@ -222,7 +146,7 @@ impl<S: System> Loader<S> {
                 .collect(),
             restrictions: restrictions.found,
             unread: restrictions.unread,
-            in_box: modules::in_box(&self.config.host_root, &kernel),
+            in_box: index::in_box(&self.config.host_root, &kernel),
             prebuilt: self
                 .config
                 .prebuilt
@@ -279,7 +203,8 @@ impl<S: System> Loader<S> {
         }
     }
 
-    /// Whether the prebuilt file for this kernel is another one than we have loaded. A manifest that does not fit says nothing.
+    /// Whether the prebuilt file for this kernel is another one than we have loaded. A manifest that does not
+    /// fit says nothing.
     fn outdated(&self, kernel: &str) -> Result<Option<Outdated>, LoaderError> {
         let Ok(Some(manifest)) = Manifest::read(&self.config.prebuilt, kernel) else {
             return Ok(None);
@@ -342,40 +267,4 @@ impl<S: System> Loader<S> {
                 .unwrap_or(0),
         })
     }
-}
-
-impl Abi {
-    /// One word for reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::List => "list",
-            Self::Ubuntu => "ubuntu",
-        }
-    }
-}
-
-/// A path that may be absolute, below `root`.
-fn inside(root: &Path, path: &Path) -> PathBuf {
-    root.join(path.strip_prefix("/").unwrap_or(path))
-}
-
-/// First word of a small file; `None` if it cannot be read.
-fn read_word(path: &Path) -> Option<String> {
-    let text = fs::read_to_string(path).ok()?;
-    text.split_whitespace().next().map(str::to_owned)
-}
-
-/// The device on the bus whose file `attribute` holds `{guid}`.
-fn find_device(root: &Path, attribute: &str, guid: &str) -> Option<PathBuf> {
-    let devices = fs::read_dir(root.join("sys/bus/vmbus/devices")).ok()?;
-    devices.flatten().map(|entry| entry.path()).find(|device| {
-        read_word(&device.join(attribute))
-            .is_some_and(|id| id.trim_matches(['{', '}']).eq_ignore_ascii_case(guid))
-    })
-}
-
-/// Name of the driver that a device is bound to.
-fn driver_of(device: &Path) -> Option<String> {
-    let target = fs::read_link(device.join("driver")).ok()?;
-    Some(target.file_name()?.to_string_lossy().into_owned())
 }

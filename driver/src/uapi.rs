@@ -1,7 +1,7 @@
 //! The ioctl of `/dev/azure_blob`: struct layout, both command numbers, compile-time size checks.
 //!
-//! Interface facts of the driver posted to the kernel list (v2-v5), of Ubuntu's in-box module and of the published Java
-//! library; all three use this struct and differ only in the command number.
+//! Interface facts of the driver posted to the kernel list (v2-v5), of Ubuntu's in-box module and of the
+//! published Java library; all three use this struct and differ only in the command number.
 #![expect(unsafe_code, reason = "the ioctl itself; the struct carries user addresses")]
 
 use std::mem::{offset_of, size_of};
@@ -132,15 +132,15 @@ impl RequestSync {
 
 /// Calls the device and waits for the host (uninterruptibly on a real device).
 ///
-/// # Safety
-/// The three buffers named in `request` are valid for their lengths, writable, and used by nobody else until the call
-/// returns. A null pointer instead of `request` is allowed: the kernel answers EFAULT.
+/// # Safety The three buffers named in `request` are valid for their lengths, writable, and used by nobody
+/// else until the call returns. A null pointer instead of `request` is allowed: the kernel answers EFAULT.
 pub(crate) unsafe fn transact(
     device: BorrowedFd<'_>,
     command: u32,
     request: *mut RequestSync,
 ) -> Result<(), Errno> {
-    // SAFETY: the descriptor is open for the duration of the borrow, and the kernel checks the struct's address itself.
+    // SAFETY: the descriptor is open for the duration of the borrow, and the kernel checks the struct's
+    // address itself.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), command.into(), request) };
     Errno::result(result).map(drop)
 }

@@ -93,7 +93,7 @@ impl Fixture {
                 },
                 dest: None,
                 idempotent: false,
-                avoid_channel: false,
+                avoid: None,
                 timeout,
             })
             .await?;

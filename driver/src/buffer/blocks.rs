@@ -30,8 +30,8 @@ impl Block {
 
 /// The free blocks, by order and address.
 ///
-/// The lowest address is taken first: memory that is already resident gathers at the bottom and is used again before
-/// new pages are asked from the machine.
+/// The lowest address is taken first: memory that is already resident gathers at the bottom and is used again
+/// before new pages are asked from the machine.
 #[derive(Debug)]
 pub(super) struct FreeBlocks {
     by_order: [BTreeSet<usize>; MAX_ORDER as usize + 1],
@@ -71,8 +71,8 @@ impl FreeBlocks {
         self.by_order[block.order as usize].insert(block.page);
     }
 
-    /// Takes free blocks, highest addresses of the largest blocks first, until they hold `pages` resident pages (or no
-    /// free block holds any).
+    /// Takes free blocks, highest addresses of the largest blocks first, until they hold `pages` resident
+    /// pages (or no free block holds any).
     pub(super) fn take_resident(&mut self, pages: usize, resident: &Residency) -> Vec<Block> {
         let mut taken = Vec::new();
         let mut found = 0;
@@ -96,8 +96,9 @@ impl FreeBlocks {
     }
 }
 
-/// One bit a page: backed by memory or not. A page's bit is changed only by the page's present owner; words are shared
-/// between owners, hence atomics (relaxed: a block's bits change hands through the lock around [`FreeBlocks`]).
+/// One bit a page: backed by memory or not. A page's bit is changed only by the page's present owner; words
+/// are shared between owners, hence atomics (relaxed: a block's bits change hands through the lock around
+/// [`FreeBlocks`]).
 #[derive(Debug)]
 pub(super) struct Residency {
     words: Vec<AtomicU64>,

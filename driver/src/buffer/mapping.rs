@@ -15,7 +15,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 use nix::unistd::ftruncate;
 
-use super::PAGE;
+/// The page size of the only architecture the device exists on (x86-64; the host's page is 4 KiB as well).
+pub const PAGE: usize = 4096;
 
 /// Owns the memfd and its mapping. Hands out raw views; that two of them never overlap is the arena's duty.
 #[derive(Debug)]
@@ -25,8 +26,8 @@ pub(super) struct Mapping {
     len: NonZeroUsize,
 }
 
-// SAFETY: the mapping belongs to the process, not to a thread; `base` and `len` never change after `new`, and access to
-// the bytes is handed out piecewise by the arena, which gives every piece to one owner only.
+// SAFETY: the mapping belongs to the process, not to a thread; `base` and `len` never change after `new`, and
+// access to the bytes is handed out piecewise by the arena, which gives every piece to one owner only.
 unsafe impl Send for Mapping {}
 // SAFETY: as above; all methods taking `&self` are system calls or produce disjoint views.
 unsafe impl Sync for Mapping {}
@@ -53,9 +54,9 @@ impl Mapping {
             base: base.cast(),
             len,
         };
-        // The shipped drivers pin without write intent: after a fork the host could write into a page that is no longer
-        // the one this process sees. A child that lacks the mapping cannot cause that. Core dumps would carry blob
-        // contents, so they leave it out as well.
+        // The shipped drivers pin without write intent: after a fork the host could write into a page that is
+        // no longer the one this process sees. A child that lacks the mapping cannot cause that. Core dumps
+        // would carry blob contents, so they leave it out as well.
         for advice in [MmapAdvise::MADV_DONTFORK, MmapAdvise::MADV_DONTDUMP] {
             // SAFETY: the range is the mapping made above, and neither advice changes its contents.
             unsafe { madvise(base, len.get(), advice) }?;
@@ -70,7 +71,8 @@ impl Mapping {
     /// Address of the byte at `offset`, which must lie inside the mapping.
     pub(super) fn at(&self, offset: usize) -> NonNull<u8> {
         debug_assert!(offset < self.len.get());
-        // SAFETY: `offset` is inside the mapping (the arena cuts only blocks that are), so the result is in bounds.
+        // SAFETY: `offset` is inside the mapping (the arena cuts only blocks that are), so the result is in
+        // bounds.
         unsafe { self.base.add(offset) }
     }
 
@@ -127,7 +129,8 @@ impl Mapping {
     /// # Safety
     /// The range is populated, and nobody writes to it while the slice lives.
     pub(super) unsafe fn bytes(&self, offset: usize, len: usize) -> &[u8] {
-        // SAFETY: in the mapping, initialized (a memfd starts as zeros), not written meanwhile (the caller's promise).
+        // SAFETY: in the mapping, initialized (a memfd starts as zeros), not written meanwhile (the caller's
+        // promise).
         unsafe { std::slice::from_raw_parts(self.at(offset).as_ptr(), len) }
     }
 

@@ -1,4 +1,5 @@
-//! The arena against the machine: addresses, flags of the mapping, memory taken and given back, a random model.
+//! The arena against the machine: addresses, flags of the mapping, memory taken and given back, a random
+//! model.
 
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
@@ -257,7 +258,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn live_buffers_keep_their_bytes_and_the_books_match_the_kernel(ops in prop::collection::vec(op(), 1..60)) {
+    fn live_buffers_keep_their_bytes_and_the_books_match_the_kernel(
+        ops in prop::collection::vec(op(), 1..60),
+    ) {
         let arena = Arena::new(32 * MIB).unwrap();
         let mut live: HashMap<usize, (Buffer, u8)> = HashMap::new();
         for (n, op) in ops.into_iter().enumerate() {

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::{Abi, ChannelError, Data, Exchange};
+use super::abi::Abi;
+use super::error::ChannelError;
+use super::exchange::{Data, Exchange};
 use crate::framing::HEADER_LEN;
 use crate::uapi::{CMD_LIST, CMD_UBUNTU, RequestSync, STATUS_POISON, transact};
 
@@ -31,11 +33,11 @@ pub(super) struct Answer {
 
 /// Why a request was not answered.
 #[derive(Debug)]
-pub(super) enum Refusal {
+pub(super) enum DoorError {
     /// The ring is full: try again.
     Full,
-    /// The device was removed: before anything was sent, or while the host had the request. The drivers answer the latter when
-    /// the channel is closed, so the host writes to the buffers no more.
+    /// The device was removed: before anything was sent, or while the host had the request. The drivers
+    /// answer the latter when the channel is closed, so the host writes to the buffers no more.
     Gone,
     /// Anything else.
     Io(io::Error),
@@ -73,14 +75,15 @@ impl Door {
     }
 
     /// Sends one exchange and blocks until the host has answered. The host is given `timeout`.
-    pub(super) fn transact(&self, exchange: &mut Exchange, timeout: Duration) -> Result<Answer, Refusal> {
+    pub(super) fn transact(&self, exchange: &mut Exchange, timeout: Duration) -> Result<Answer, DoorError> {
         let (data_buffer, data_len, data_valid) = match &mut exchange.data {
             Data::None => (0, 0, 0),
             Data::Out(slice) => (slice.as_ptr().expose_provenance(), slice.len(), slice.len()),
             Data::In(buffer) => (buffer.as_mut_ptr().expose_provenance(), buffer.len(), 0),
         };
         let (request, response) = (&mut exchange.request, &mut exchange.response);
-        // Buffers are used again: what an earlier host answer left must not pass for this one's when nothing is written.
+        // Buffers are used again: what an earlier host answer left must not pass for this one's when nothing
+        // is written.
         let stale = response.len().min(HEADER_LEN);
         response[..stale].fill(0);
         let mut call = RequestSync {
@@ -98,14 +101,15 @@ impl Door {
             status: STATUS_POISON,
             answer_len: 0,
         };
-        // SAFETY: the three buffers belong to `exchange`, which is borrowed mutably for the whole call (a `Data::Out`
-        // is only read by the host), and live in an arena's writable mapping with every page present.
+        // SAFETY: the three buffers belong to `exchange`, which is borrowed mutably for the whole call (a
+        // `Data::Out` is only read by the host), and live in an arena's writable mapping with every page
+        // present.
         match unsafe { transact(self.device.as_fd(), self.abi.command(), &raw mut call) } {
-            Ok(()) if call.status == STATUS_POISON => Err(Refusal::Io(io::Error::new(
+            Ok(()) if call.status == STATUS_POISON => Err(DoorError::Io(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "the device returned without a status",
             ))),
-            Ok(()) if call.answer_len as usize > response.len() => Err(Refusal::Io(io::Error::new(
+            Ok(()) if call.answer_len as usize > response.len() => Err(DoorError::Io(io::Error::new(
                 io::ErrorKind::InvalidData,
                 format!(
                     "an answer of {} bytes in a buffer of {}",
@@ -117,16 +121,16 @@ impl Door {
                 status: call.status,
                 response_len: call.answer_len,
             }),
-            Err(Errno::EAGAIN) => Err(Refusal::Full),
+            Err(Errno::EAGAIN) => Err(DoorError::Full),
             // ENOTCONN: the mock's process has died and left its mount behind.
-            Err(Errno::ENODEV | Errno::ENXIO | Errno::ENOTCONN) => Err(Refusal::Gone),
-            Err(errno) => Err(Refusal::Io(errno.into())),
+            Err(Errno::ENODEV | Errno::ENXIO | Errno::ENOTCONN) => Err(DoorError::Gone),
+            Err(errno) => Err(DoorError::Io(errno.into())),
         }
     }
 }
 
-fn length(len: usize) -> Result<u32, Refusal> {
-    u32::try_from(len).map_err(|_| Refusal::Io(io::ErrorKind::InvalidInput.into()))
+fn length(len: usize) -> Result<u32, DoorError> {
+    u32::try_from(len).map_err(|_| DoorError::Io(io::ErrorKind::InvalidInput.into()))
 }
 
 impl Abi {
@@ -140,15 +144,15 @@ impl Abi {
 
 /// Finds the command number without pinning or sending anything.
 ///
-/// Step 1: a null pointer for the struct. A driver that knows the number fails to copy the struct (EFAULT); one that
-/// does not refuses the number first (EINVAL, EIO or ENOTTY). On every shipped driver exactly one number is known, and
-/// the question is answered.
+/// Step 1: a null pointer for the struct. A driver that knows the number fails to copy the struct (EFAULT);
+/// one that does not refuses the number first (EINVAL, EIO or ENOTTY). On every shipped driver exactly one
+/// number is known, and the question is answered.
 ///
-/// Step 2, when *both* answer EFAULT: either the driver knows both (our own module does), or somebody copies the struct
-/// before looking at the number (the FUSE layer does so for the mock device). A readable struct whose request and
-/// response buffers of one byte lie at address zero goes past copying and past the length checks; a driver that knows
-/// the number then fails to take the pages (EFAULT), again with nothing pinned or sent. (A zero length would not
-/// tell: EINVAL means both "bad length" and "unknown number".)
+/// Step 2, when *both* answer EFAULT: either the driver knows both (our own module does), or somebody copies
+/// the struct before looking at the number (the FUSE layer does so for the mock device). A readable struct
+/// whose request and response buffers of one byte lie at address zero goes past copying and past the length
+/// checks; a driver that knows the number then fails to take the pages (EFAULT), again with nothing pinned or
+/// sent. (A zero length would not tell: EINVAL means both "bad length" and "unknown number".)
 ///
 /// Still both: either will do, and the number posted to the kernel list is taken.
 fn probe(device: &File, name: &str) -> Result<Abi, ChannelError> {
@@ -185,8 +189,8 @@ fn known(
         let pointer = request
             .as_mut()
             .map_or(ptr::null_mut(), |request| &raw mut *request);
-        // SAFETY: a null struct, or a live one whose buffers are the page at address zero, which this process does not
-        // map: there is no memory that the host could be made to write.
+        // SAFETY: a null struct, or a live one whose buffers are the page at address zero, which this process
+        // does not map: there is no memory that the host could be made to write.
         match unsafe { transact(device.as_fd(), abi.command(), pointer) } {
             Err(Errno::EFAULT) => known.push(abi),
             Err(Errno::EINVAL | Errno::ENOTTY | Errno::EIO | Errno::ENOSYS) => {}

@@ -1,7 +1,7 @@
 //! What can be shown without a device that answers; the rest stands in e2e/tests/channel/, over the mock VSP.
 
 use super::*;
-use crate::buffer::{Arena, MAX_BUFFER};
+use crate::buffer::{Arena, MAX_BUFFER, PAGE};
 
 fn config(device: &str) -> ChannelConfig {
     ChannelConfig {

@@ -1,8 +1,8 @@
 //! Bodies of requests. **The JSON field names in this file are ours**: the host's are not public.
 //!
-//! Known from public sources is *what* goes in (URL, token and its type, If-Match, range, client request id, timeout,
-//! handle), not how it is called. When the host's names become known, this file is the only one to change.
-//! REST (0x80) is our own extension as a whole.
+//! Known from public sources is *what* goes in (URL, token and its type, If-Match, range, client request id,
+//! timeout, handle), not how it is called. When the host's names become known, this file is the only one to
+//! change. REST (0x80) is our own extension as a whole.
 
 use std::fmt;
 
@@ -74,9 +74,9 @@ pub struct Authorization {
 /// Body of `REST`: one HTTP request without its payload, which is the data buffer (`data_valid` bytes of it).
 ///
 /// The answer's payload goes to the start of the data buffer (`bytesRead` of it) when the request sends none
-/// (`data_valid` = 0, a data buffer is there) and the HTTP status is 2xx. Every other payload travels inside the response
-/// body (`body`): XML of errors, cut to the limit there, and small answers to requests that send a payload or bring no
-/// buffer. A VSP that does not know the method answers with a host status other than 0.
+/// (`data_valid` = 0, a data buffer is there) and the HTTP status is 2xx. Every other payload travels inside
+/// the response body (`body`): XML of errors, cut to the limit there, and small answers to requests that send
+/// a payload or bring no buffer. A VSP that does not know the method answers with a host status other than 0.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rest {

@@ -1,5 +1,5 @@
-//! Body of responses. These field names are the published ones (public tests of Hadoop's client), our extension
-//! (`headers`, `body`) apart.
+//! Body of responses. These field names are the published ones (public tests of Hadoop's client), our
+//! extension (`headers`, `body`) apart.
 
 use std::fmt;
 
@@ -11,8 +11,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 ///
 /// For `Rest` (ours) it means that the store has answered at all: what it answered is in `httpStatus`.
 pub const STORE_SUCCESS: i64 = 1001;
-/// `Rest` (ours): the request was executed, but its payload fits neither the data buffer nor the response body.
-/// `errorDescription` tells the size.
+/// `Rest` (ours): the request was executed, but its payload fits neither the data buffer nor the response
+/// body. `errorDescription` tells the size.
 pub const STORE_PAYLOAD_TOO_LARGE: i64 = 2001;
 /// `Rest` (ours): the host could not reach the store, or lost it before the whole answer was there.
 pub const STORE_UNREACHABLE: i64 = 2002;

@@ -81,7 +81,8 @@ fn the_published_response_is_understood() {
     // Field names and values as in the public tests of Hadoop's client; the order and the rest are free.
     let json = r#"{"responseType":"Open","schemaVersion":1,"handleKey":"39133dbe-0000-0000-0000-000000000000",
         "crc64":0,"status":1001,"httpStatus":200,"elapsedTimeMs":0,"errorDescription":"OK","xMsRequestId":"r",
-        "xMsClientRequestId":"c","xMsVersion":"2019-12-12","responseTimestamp":"Thu, 01 Jan 1970 00:00:00 GMT"}"#;
+        "xMsClientRequestId":"c","xMsVersion":"2019-12-12",
+        "responseTimestamp":"Thu, 01 Jan 1970 00:00:00 GMT"}"#;
     let body: Response = serde_json::from_str(json).unwrap();
     assert_eq!((body.status, body.http_status), (STORE_SUCCESS, 200));
     assert_eq!(
@@ -227,7 +228,11 @@ proptest! {
     }
 
     #[test]
-    fn noise_never_panics(noise in prop::collection::vec(any::<u8>(), 0..300), len in any::<u32>(), magic in any::<bool>()) {
+    fn noise_never_panics(
+        noise in prop::collection::vec(any::<u8>(), 0..300),
+        len in any::<u32>(),
+        magic in any::<bool>(),
+    ) {
         let mut noise = noise;
         if magic && noise.len() >= 8 {
             noise[..8].copy_from_slice(RESPONSE_MAGIC);

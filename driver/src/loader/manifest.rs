@@ -1,4 +1,5 @@
-//! The manifest beside a prebuilt module: for which kernel it is, and that the file is the one that was built.
+//! The manifest beside a prebuilt module: for which kernel it is, and that the file is the one that was
+//! built.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -10,7 +11,7 @@ use aws_lc_rs::digest::{Context, SHA256};
 use ring::digest::{Context, SHA256};
 use serde::Deserialize;
 
-use super::OURS;
+use super::sysfs::OURS;
 
 /// `RELEASE/azb_vsc.json`, written by `driver/kmod/manifest`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -27,7 +28,8 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// The manifest for a kernel release. `Ok(None)` if there is no module for it; an error says what is wrong with it.
+    /// The manifest for a kernel release. `Ok(None)` if there is no module for it; an error says what is
+    /// wrong with it.
     pub(super) fn read(folder: &Path, release: &str) -> Result<Option<Self>, String> {
         // A release is one path component, or somebody plays with us.
         if release.is_empty() || release.contains('/') || release.starts_with('.') {

@@ -1,7 +1,7 @@
 //! The virtual PCI bus that the host presents beside the device, with no device behind it.
 //!
-//! The driver that was posted to the kernel list made the bus ignore it. A module from outside cannot, but an override
-//! in sysfs keeps pci-hyperv from probing it.
+//! The driver that was posted to the kernel list made the bus ignore it. A module from outside cannot, but an
+//! override in sysfs keeps pci-hyperv from probing it.
 
 use std::fmt;
 use std::fs;
@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{driver_of, find_device};
+use super::sysfs::{driver_of, find_device};
 
 /// Instance on the VMBus.
 const INSTANCE: &str = "d4573da2-2caa-4711-a8f9-bbabf4ee9685";

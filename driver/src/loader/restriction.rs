@@ -7,7 +7,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
-/// The variable of the firmware that tells whether Secure Boot is on: four bytes of attributes, then one of value.
+/// The variable of the firmware that tells whether Secure Boot is on: four bytes of attributes, then one of
+/// value.
 const SECURE_BOOT: &str = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
 
 /// Folders that hold something on every machine that has them, the outermost first.
@@ -28,7 +29,8 @@ pub enum Restriction {
 }
 
 impl Restriction {
-    /// Whether it stops a module that carries a signature. The kernel decides by its keys then, which we cannot see.
+    /// Whether it stops a module that carries a signature. The kernel decides by its keys then, which we
+    /// cannot see.
     pub(super) fn stops_signed(self) -> bool {
         self == Self::ModulesDisabled
     }
@@ -72,7 +74,8 @@ pub(super) struct Restrictions {
 }
 
 impl Restrictions {
-    /// The text of a file; `None` if it is missing, which restricts nothing, or cannot be read, which is noted.
+    /// The text of a file; `None` if it is missing, which restricts nothing, or cannot be read, which is
+    /// noted.
     fn read(&mut self, root: &Path, path: &str) -> Option<Vec<u8>> {
         match fs::read(root.join(path)) {
             Ok(bytes) => Some(bytes),
@@ -92,8 +95,8 @@ impl Restrictions {
     }
 }
 
-/// Why a file is missing that the machine may well have: it lies below a folder that is never empty, but is so here, because
-/// a container runtime has covered it or the file system that belongs there is not mounted.
+/// Why a file is missing that the machine may well have: it lies below a folder that is never empty, but is
+/// so here, because a container runtime has covered it or the file system that belongs there is not mounted.
 fn covered(root: &Path, path: &str) -> Option<String> {
     MOUNTED
         .iter()

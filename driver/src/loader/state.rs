@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::{LoaderConfig, LoaderError, read_word};
+use super::config::LoaderConfig;
+use super::error::LoaderError;
+use super::sysfs::read_word;
 
 /// How often a lock is asked for.
 const POLL: Duration = Duration::from_millis(50);
@@ -52,7 +54,8 @@ fn boot_id(config: &LoaderConfig) -> String {
     read_word(&config.root.join("proc/sys/kernel/random/boot_id")).unwrap_or_default()
 }
 
-/// What was loaded since this start. A file of an earlier start, or one that cannot be understood, counts as none.
+/// What was loaded since this start. A file of an earlier start, or one that cannot be understood, counts as
+/// none.
 pub(super) fn read(config: &LoaderConfig) -> Result<Vec<LoadedModule>, LoaderError> {
     let path = path(config);
     let text = match fs::read_to_string(&path) {

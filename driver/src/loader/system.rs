@@ -42,8 +42,8 @@ pub struct Ran {
 pub struct Insert {
     /// The file is compressed. The kernel unpacks it, where it can (5.17 and later).
     pub compressed: bool,
-    /// The call does not wait for the module's driver to find its devices. Without it a host that does not answer would hold
-    /// the caller in the kernel, where no signal reaches it.
+    /// The call does not wait for the module's driver to find its devices. Without it a host that does not
+    /// answer would hold the caller in the kernel, where no signal reaches it.
     pub asynchronous: bool,
 }
 
@@ -55,8 +55,8 @@ pub trait System: Debug + Clone + Send + 'static {
     /// `delete_module` of an unused module; EWOULDBLOCK when it is in use. Never by force.
     fn unload_module(&self, name: &str) -> Result<(), Errno>;
 
-    /// Runs a program of the file system below `root` to its end, and ends it (with what it has started) after `limit`:
-    /// [`io::ErrorKind::TimedOut`].
+    /// Runs a program of the file system below `root` to its end, and ends it (with what it has started)
+    /// after `limit`: [`io::ErrorKind::TimedOut`].
     fn run(&self, root: &Path, program: &str, arguments: &[&str], limit: Duration) -> io::Result<Ran>;
 
     /// Opens the device node and finds out how it is spoken to.
@@ -161,7 +161,8 @@ fn end_group(child: &Child) {
     }
 }
 
-/// Makes a call in a thread of its own. `None` when it has not returned after `limit`; the thread is left behind then.
+/// Makes a call in a thread of its own. `None` when it has not returned after `limit`; the thread is left
+/// behind then.
 pub(super) fn within<T: Send + 'static>(
     limit: Duration,
     call: impl FnOnce() -> T + Send + 'static,

@@ -1,4 +1,5 @@
-//! Every rung on a fake machine: a folder with sysfs and procfs files, and calls that change it as a kernel would.
+//! Every rung on a fake machine: a folder with sysfs and procfs files, and calls that change it as a kernel
+//! would.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,7 +13,7 @@ use nix::errno::Errno;
 use tempfile::TempDir;
 
 use super::*;
-use crate::channel::ChannelError;
+use crate::channel::{Abi, ChannelError};
 
 const RELEASE: &str = "6.12.1-test-amd64";
 const DEVICE: &str = "sys/bus/vmbus/devices/11111111-0000-0000-0000-000000000001";
@@ -246,7 +247,8 @@ impl Machine {
         self.file(
             &format!("prebuilt/{RELEASE}/azb_vsc.json"),
             &format!(
-                r#"{{"release":"{release}","vermagic":"{vermagic} SMP","sha256":"{digest}","signer":{signer}}}"#
+                r#"{{"release":"{release}","vermagic":"{vermagic} SMP",
+                    "sha256":"{digest}","signer":{signer}}}"#
             ),
         );
         self
@@ -389,7 +391,8 @@ fn rung_2_a_similar_name_is_another_module() {
     let machine = Machine::offered();
     machine.file(
         &format!("host/lib/modules/{RELEASE}/modules.dep"),
-        "kernel/hv_azure_blob_test.ko:\nkernel/xhv_azure_blob.ko:\nkernel/other.ko: kernel/hv_azure_blob.ko\n",
+        "kernel/hv_azure_blob_test.ko:\nkernel/xhv_azure_blob.ko:\nkernel/other.ko: \
+        kernel/hv_azure_blob.ko\n",
     );
     let report = machine.load();
     assert_eq!(step(&report, Rung::InBox), ModuleStep::None);
@@ -705,7 +708,8 @@ fn rung_3_a_permission_denied_is_put_down_to_its_cause() {
     assert!(reason.contains("CAP_SYS_MODULE"), "{reason}");
 }
 
-/// A container runtime covers folders, and a policy forbids reading: both are no proof that nothing restricts.
+/// A container runtime covers folders, and a policy forbids reading: both are no proof that nothing
+/// restricts.
 #[test]
 fn restrictions_that_cannot_be_read_are_told() {
     let mut machine = Machine::offered().prebuilt("null");
@@ -916,7 +920,8 @@ fn unload_takes_away_only_what_load_has_brought() {
     assert_eq!(machine.state(), []);
 }
 
-/// The kernel's own module brings no node, so ours is loaded as well: both are remembered, and both are taken away.
+/// The kernel's own module brings no node, so ours is loaded as well: both are remembered, and both are taken
+/// away.
 #[test]
 fn two_modules_are_both_remembered() {
     let mut machine = Machine::offered().in_box().prebuilt("null");

@@ -297,7 +297,7 @@ impl Context {
                 body: bytes_body(body),
                 dest: None,
                 idempotent: false,
-                avoid_channel: false,
+                avoid: None,
                 timeout: Duration::from_secs(30),
             })
             .await?;

@@ -1,13 +1,19 @@
 //! The calls a file system needs, over any transport.
 
-mod answers;
+mod attempt;
+mod call;
 mod containers;
 mod copies;
+mod headers;
 mod leases;
 mod listing;
 mod lost;
+mod outcome;
 mod reads;
+mod refusal;
 mod retry;
+mod retry_after;
+mod sign;
 mod writes;
 
 use std::sync::Arc;
@@ -28,11 +34,13 @@ const API_VERSION: &str = "2021-12-02";
 /// How to reach one storage account.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
-    /// Blob endpoint: `https://account.blob.core.windows.net`, or `http://127.0.0.1:10000/devstoreaccount1` for emulators.
+    /// Blob endpoint: `https://account.blob.core.windows.net`, or `http://127.0.0.1:10000/devstoreaccount1`
+    /// for emulators.
     pub endpoint: url::Url,
     /// Credentials.
     pub credentials: Credentials,
-    /// Whole time a call may take, retries included. Default 60 s. (A body that keeps moving over a slow line may take longer.)
+    /// Whole time a call may take, retries included. Default 60 s. (A body that keeps moving over a slow line
+    /// may take longer.)
     pub deadline: Duration,
     /// One attempt without progress. Default 30 s.
     pub attempt_timeout: Duration,
@@ -161,7 +169,8 @@ impl Account {
         self.clock_offset.store(offset, Ordering::Relaxed);
     }
 
-    /// What the service's clock shows now, as far as an answer has told (whole seconds, so up to a second early).
+    /// What the service's clock shows now, as far as an answer has told (whole seconds, so up to a second
+    /// early).
     fn service_now(&self) -> Option<SystemTime> {
         let offset = self.clock_offset.load(Ordering::Relaxed);
         if offset == i64::MIN {
@@ -179,9 +188,9 @@ impl Account {
 
 /// Calls inside one container. Blob names are given decoded, exactly as stored; the client encodes them.
 ///
-/// Every call retries what a retry can help, until the client's deadline: with growing pauses (the first at most
-/// 200 ms), or when the service asks for one, `Retry-After`. A write whose answer was lost is looked up before it counts as
-/// refused: see `lost.rs` for the rule.
+/// Every call retries what a retry can help, until the client's deadline: with growing pauses (the first at
+/// most 200 ms), or when the service asks for one, `Retry-After`. A write whose answer was lost is looked up
+/// before it counts as refused: see `lost.rs` for the rule.
 #[derive(Debug, Clone)]
 pub struct Container {
     account: Arc<Account>,
@@ -192,8 +201,8 @@ pub struct Container {
     nobody_after: Option<Duration>,
 }
 
-/// How long a caller who wants a verdict waits for somebody to appear: long enough for a service that is just being
-/// started again, short enough to read the reason at once.
+/// How long a caller who wants a verdict waits for somebody to appear: long enough for a service that is just
+/// being started again, short enough to read the reason at once.
 const NOBODY_AFTER: Duration = Duration::from_secs(2);
 
 impl Container {
@@ -202,8 +211,9 @@ impl Container {
         &self.name
     }
 
-    /// The same container for somebody who waits for a verdict: a call ends at this deadline, and within seconds when nobody is
-    /// there to answer it (the port refuses, the name is not known, TLS does not come about). The error names the cause.
+    /// The same container for somebody who waits for a verdict: a call ends at this deadline, and within
+    /// seconds when nobody is there to answer it (the port refuses, the name is not known, TLS does not come
+    /// about). The error names the cause.
     pub fn for_a_verdict(&self, deadline: Duration) -> Self {
         Self {
             deadline,

@@ -1,6 +1,7 @@
 //! Where TLS, signatures and digests come from: ring, or, with the feature `fips`, AWS-LC's FIPS module.
 //!
-//! Not here, because they protect nothing: the MD5 and CRC-64 of contents, and random numbers for ids and pauses.
+//! Not here, because they protect nothing: the MD5 and CRC-64 of contents, and random numbers for ids and
+//! pauses.
 
 #[cfg(feature = "fips")]
 pub use aws_lc_rs::{digest, hmac};
@@ -16,13 +17,15 @@ pub fn provider() -> CryptoProvider {
     rustls::crypto::ring::default_provider()
 }
 
-/// For libraries that take the process' provider, and would have to guess where two are linked. The first call counts.
+/// For libraries that take the process' provider, and would have to guess where two are linked. The first
+/// call counts.
 pub fn install() {
     // An error says that there is one already.
     let _ = provider().install_default();
 }
 
-/// Whether all of it is the FIPS module. The module has tested itself when the program started, or there would be no program.
+/// Whether all of it is the FIPS module. The module has tested itself when the program started, or there
+/// would be no program.
 pub fn is_fips() -> bool {
     cfg!(feature = "fips") && provider().fips()
 }

@@ -62,7 +62,8 @@ pub enum Error {
     Token {
         /// Reason.
         message: String,
-        /// The identity service could not be asked, or had a bad moment; `false` = it refused, and waiting does not mend that.
+        /// The identity service could not be asked, or had a bad moment; `false` = it refused, and waiting
+        /// does not mend that.
         retryable: bool,
     },
     /// Any other answer of the service.

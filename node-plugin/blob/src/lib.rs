@@ -1,6 +1,8 @@
-//! A thin Azure Blob client: requests as data, sent by a [`transport::Transport`] over HTTPS or the accelerated channel.
+//! A thin Azure Blob client: requests as data, sent by a [`transport::Transport`] over HTTPS or the
+//! accelerated channel.
 
 pub mod auth;
+mod body;
 pub mod client;
 pub mod crypto;
 pub mod error;
@@ -12,6 +14,7 @@ pub mod transport;
 pub mod types;
 mod xml;
 
+pub use body::{Body, Piece};
 pub use client::{Client, ClientConfig, Container};
 pub use error::{Error, Result};
 pub use types::*;

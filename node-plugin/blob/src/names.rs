@@ -1,4 +1,5 @@
-//! Names on the wire: percent-encoding of blob names and query values, syntax of container and metadata names.
+//! Names on the wire: percent-encoding of blob names and query values, syntax of container and metadata
+//! names.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
@@ -15,11 +16,12 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
 /// As [`RESERVED`], but `/` separates path segments and stays.
 const PATH: &AsciiSet = &RESERVED.remove(b'/');
 
-/// Longest blob name the service takes, in characters (REST: "Naming and referencing containers, blobs, and metadata").
+/// Longest blob name the service takes, in characters (REST: "Naming and referencing containers, blobs, and
+/// metadata").
 const BLOB_NAME_MAX: usize = 1024;
 
-/// A blob name as it stands in a path. Empty, `.` and `..` segments are part of the name, so a segment of dots
-/// is written `%2E`: no proxy and no HTTP library may take it for a relative path.
+/// A blob name as it stands in a path. Empty, `.` and `..` segments are part of the name, so a segment of
+/// dots is written `%2E`: no proxy and no HTTP library may take it for a relative path.
 pub(crate) fn encode_blob(name: &str) -> String {
     let mut out = String::with_capacity(name.len() + name.len() / 4);
     for (i, segment) in name.split('/').enumerate() {
@@ -100,7 +102,8 @@ pub(crate) fn check_metadata(metadata: &Metadata) -> Result<()> {
             return Err(Error::Argument {
                 field: "metadata value",
                 message: format!(
-                    "the value of {name:?} must be printable ASCII without spaces at its ends; encode it first"
+                    "the value of {name:?} must be printable ASCII without spaces at its ends; encode it \
+                    first"
                 ),
             });
         }

@@ -6,13 +6,15 @@ use std::time::Duration;
 use http::{HeaderMap, Method, Uri};
 use vsc_driver::buffer::Buffer;
 
-use crate::types::Body;
+use crate::body::Body;
+use crate::transport::path::Path;
 
 /// A signed request, ready for a transport. Built by the client, so that both paths send the same thing.
 pub struct Request {
     /// Method.
     pub method: Method,
-    /// Absolute URL with query, percent-encoded exactly as it goes on the wire (a SAS is inside: never log the query).
+    /// Absolute URL with query, percent-encoded exactly as it goes on the wire (a SAS is inside: never log
+    /// the query).
     ///
     /// A [`http::Uri`] and not a [`url::Url`], because the latter folds `.` and `..` segments, which are
     /// ordinary characters of a blob's name.
@@ -23,12 +25,15 @@ pub struct Request {
     pub body: Body,
     /// Where a successful body is to be written: over the channel the host writes here itself.
     pub dest: Option<Buffer>,
-    /// Whether sending it twice has the effect and the answer of sending it once (decides whether the other path
-    /// may be tried after a lost answer; what this excludes the client itself retries, because it can read back).
+    /// Whether sending it twice has the effect and the answer of sending it once (decides whether the other
+    /// path may be tried after a lost answer; what this excludes the client itself retries, because it can
+    /// read back).
     pub idempotent: bool,
-    /// An earlier attempt of this call got no usable answer: failover takes HTTPS when it may.
-    pub avoid_channel: bool,
-    /// For this attempt: over the channel the whole time it may take, over HTTPS the time in which no byte moves.
+    /// An earlier attempt of this call got no usable answer over this path: failover takes the other one when
+    /// it may.
+    pub avoid: Option<Path>,
+    /// For this attempt: over the channel the whole time it may take, over HTTPS the time in which no byte
+    /// moves.
     pub timeout: Duration,
 }
 
@@ -42,7 +47,7 @@ impl Request {
             body: self.body.clone(),
             dest,
             idempotent: self.idempotent,
-            avoid_channel: self.avoid_channel,
+            avoid: self.avoid,
             timeout: self.timeout,
         }
     }
@@ -58,7 +63,7 @@ impl fmt::Debug for Request {
             .field("body", &self.body.len())
             .field("dest", &self.dest.as_ref().map(|d| d.len()))
             .field("idempotent", &self.idempotent)
-            .field("avoid_channel", &self.avoid_channel)
+            .field("avoid", &self.avoid)
             .field("timeout", &self.timeout)
             .finish_non_exhaustive()
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::SystemTime;
 
-use vsc_driver::buffer::{Buffer, Slice};
+use vsc_driver::buffer::Buffer;
 
 /// Version of a blob as the service gives it, quotes included (REST: "ETag" response header).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -16,7 +16,8 @@ impl fmt::Display for ETag {
     }
 }
 
-/// User metadata: `x-ms-meta-*` without the prefix, names in lower case (they are case-insensitive), values ASCII.
+/// User metadata: `x-ms-meta-*` without the prefix, names in lower case (they are case-insensitive), values
+/// ASCII.
 pub type Metadata = BTreeMap<String, String>;
 
 /// When a request may be executed (REST: "Specifying conditional headers").
@@ -101,7 +102,8 @@ pub struct Written {
 /// Answer of a ranged read.
 #[derive(Debug)]
 pub struct Got {
-    /// The destination handed in; its length is the number of bytes read (short at the end of the blob, 0 past it).
+    /// The destination handed in; its length is the number of bytes read (short at the end of the blob, 0
+    /// past it).
     pub buffer: Buffer,
     /// Properties of the version read.
     pub properties: Properties,
@@ -194,47 +196,4 @@ pub struct ListPage {
     pub items: Vec<ListItem>,
     /// Where the next page starts; `None` on the last one.
     pub next_marker: Option<String>,
-}
-
-/// Bytes to send: pieces, sent one after the other without joining them (HTTPS), or straight from
-/// one arena slice (channel); several pieces over the channel are gathered into one buffer first.
-#[derive(Debug, Clone, Default)]
-pub struct Body(pub Vec<Piece>);
-
-/// One piece of a body.
-#[derive(Debug, Clone)]
-pub enum Piece {
-    /// Ordinary memory.
-    Bytes(bytes::Bytes),
-    /// Arena memory: the channel sends it without a copy.
-    Slice(Slice),
-}
-
-impl Body {
-    /// Total length in bytes.
-    pub fn len(&self) -> u64 {
-        self.0
-            .iter()
-            .map(|p| match p {
-                Piece::Bytes(b) => b.len() as u64,
-                Piece::Slice(s) => s.len() as u64,
-            })
-            .sum()
-    }
-    /// True when there is nothing to send.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-impl From<bytes::Bytes> for Body {
-    fn from(b: bytes::Bytes) -> Self {
-        Self(vec![Piece::Bytes(b)])
-    }
-}
-
-impl From<Slice> for Body {
-    fn from(s: Slice) -> Self {
-        Self(vec![Piece::Slice(s)])
-    }
 }

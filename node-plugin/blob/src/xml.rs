@@ -1,7 +1,7 @@
 //! The XML bodies of the service: listings, block lists, errors.
 //!
-//! Text is taken byte for byte: names may begin with spaces, hold carriage returns or (as character references) control
-//! characters, and none of that may be trimmed or folded on the way.
+//! Text is taken byte for byte: names may begin with spaces, hold carriage returns or (as character
+//! references) control characters, and none of that may be trimmed or folded on the way.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -17,7 +17,8 @@ use crate::types::{
 #[derive(Debug, Default)]
 struct Element {
     name: String,
-    /// The `Encoded` attribute: the text is percent-encoded, because XML cannot hold it (REST: List Blobs, 2021-02-12).
+    /// The `Encoded` attribute: the text is percent-encoded, because XML cannot hold it (REST: List Blobs,
+    /// 2021-02-12).
     encoded: bool,
     text: String,
     children: Vec<Element>,
@@ -116,7 +117,8 @@ fn element(start: &BytesStart<'_>) -> Result<Element, String> {
 fn character(reference: &BytesRef<'_>) -> Result<char, String> {
     let name: &str = reference;
     if let Some(number) = name.strip_prefix('#') {
-        // Not the reader's own resolution: it refuses characters that XML 1.0 forbids, and blob names may hold those.
+        // Not the reader's own resolution: it refuses characters that XML 1.0 forbids, and blob names may
+        // hold those.
         let code = match number.strip_prefix(['x', 'X']) {
             Some(hex) => u32::from_str_radix(hex, 16),
             None => number.parse(),

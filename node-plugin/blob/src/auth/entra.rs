@@ -1,7 +1,7 @@
 //! Entra ID tokens: workload identity, managed identity, service principal.
 //!
-//! The protocol is azure_identity's; caching is ours, and its HTTP goes through our own connection pool, so that the program has
-//! one TLS provider and endpoints can be replaced.
+//! The protocol is azure_identity's; caching is ours, and its HTTP goes through our own connection pool, so
+//! that the program has one TLS provider and endpoints can be replaced.
 
 mod http;
 
@@ -123,8 +123,9 @@ impl ClientAssertion for Assertion {
 
 /// A source of storage tokens for `identity`, cached and refreshed in the background.
 ///
-/// `authority` replaces the public cloud's login endpoint (`AzureStorageAADEndpoint`); `https` carries the requests (normally
-/// [`Paths::https`](crate::transport::failover::Paths::https); never the channel). Nothing is fetched yet.
+/// `authority` replaces the public cloud's login endpoint (`AzureStorageAADEndpoint`); `https` carries the
+/// requests (normally [`Paths::https`](crate::transport::failover::Paths::https); never the channel). Nothing
+/// is fetched yet.
 pub fn token_source(
     identity: Identity,
     authority: Option<url::Url>,
@@ -175,7 +176,8 @@ impl Entra {
         }
     }
 
-    /// A new credential for each token: the library's own cache would give back the token that the service has just refused.
+    /// A new credential for each token: the library's own cache would give back the token that the service
+    /// has just refused.
     fn credential(&self) -> azure_core::Result<Arc<dyn TokenCredential>> {
         Ok(match &self.identity {
             Identity::Workload {
@@ -258,8 +260,8 @@ impl Fetch for Entra {
     }
 }
 
-/// Whether another try can bring a token: the endpoint was not reached, was busy or answered nonsense. What it refuses (a wrong
-/// secret, an identity it does not know) and what never left this machine stays as it is.
+/// Whether another try can bring a token: the endpoint was not reached, was busy or answered nonsense. What
+/// it refuses (a wrong secret, an identity it does not know) and what never left this machine stays as it is.
 fn is_retryable(error: &azure_core::Error) -> bool {
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
     let mut reached = false;

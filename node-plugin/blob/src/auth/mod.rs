@@ -18,7 +18,8 @@ use shared_key::{SharedKey, ToSign};
 
 /// How long a SAS of our own for the source of a copy stays good: long enough for one call with its retries.
 const SOURCE_SAS_LIFETIME: Duration = Duration::from_secs(15 * 60);
-/// Beyond this difference the service refuses a signature whatever the key (REST: "Authorize requests", 15 minutes).
+/// Beyond this difference the service refuses a signature whatever the key (REST: "Authorize requests", 15
+/// minutes).
 const MAX_CLOCK_SKEW: Duration = Duration::from_secs(15 * 60);
 
 /// Credentials of a volume.
@@ -183,7 +184,8 @@ impl Signer {
         })
     }
 
-    /// The query a copy inside the account needs on its source: only a SAS does, everybody else is known by the request.
+    /// The query a copy inside the account needs on its source: only a SAS does, everybody else is known by
+    /// the request.
     pub(crate) fn same_account_query(&self) -> Option<Secret<String>> {
         match &self.0 {
             Kind::Sas(sas) => Some(sas.clone()),
@@ -223,7 +225,9 @@ impl Signer {
     fn credential_hint(&self, code: &str, now: SystemTime) -> String {
         match (&self.0, code) {
             (Kind::SharedKey(_), "KeyBasedAuthenticationNotPermitted") => {
-                "the account forbids keys; set AzureStorageAuthType to MSI, SPN or WorkloadIdentity".to_owned()
+                "the account forbids keys; set AzureStorageAuthType to MSI, SPN or \
+                 WorkloadIdentity"
+                    .to_owned()
             }
             (Kind::SharedKey(key), _) => format!(
                 "the key in secret key azurestorageaccountkey is not one of account {:?}; \
@@ -233,29 +237,39 @@ impl Signer {
             (Kind::Sas(sas), _) => {
                 if let Some(end) = sas::expired(sas.expose(), now) {
                     return format!(
-                        "the SAS in secret key azurestorageaccountsastoken expired at {end}; put a new one there"
+                        "the SAS in secret key azurestorageaccountsastoken expired at {end}; put a new one \
+                         there"
                     );
                 }
-                if matches!(code, "AuthorizationPermissionMismatch" | "AuthorizationResourceTypeMismatch" | "AuthorizationServiceMismatch") {
+                if matches!(
+                    code,
+                    "AuthorizationPermissionMismatch"
+                        | "AuthorizationResourceTypeMismatch"
+                        | "AuthorizationServiceMismatch"
+                ) {
                     return format!(
                         "the SAS in secret key azurestorageaccountsastoken allows {:?} only; \
-                         this call needs more (read, add, create, write, delete, list on blobs and containers)",
+                         this call needs more (read, add, create, write, delete, list on blobs and \
+                         containers)",
                         sas::field(sas.expose(), "sp").unwrap_or_default()
                     );
                 }
-                "the SAS in secret key azurestorageaccountsastoken is not accepted; check that it was copied whole, \
-                 belongs to this container and that its key was not rotated"
+                "the SAS in secret key azurestorageaccountsastoken is not accepted; check that it was \
+                 copied whole, belongs to this container and that its key was not rotated"
                     .to_owned()
             }
             (Kind::Anonymous, _) => {
-                "the container is not public; give a key or SAS in the volume's secret and set AzureStorageAuthType"
+                "the container is not public; give a key or SAS in the volume's secret and set \
+                 AzureStorageAuthType"
                     .to_owned()
             }
             (Kind::Token(_), "AuthorizationPermissionMismatch") => {
                 "the identity lacks a role on this container; assign Storage Blob Data Contributor".to_owned()
             }
             (Kind::Token(_), _) => {
-                "the access token is not accepted; check the identity's tenant and its role on the account".to_owned()
+                "the access token is not accepted; check the identity's tenant and its role on the \
+                 account"
+                    .to_owned()
             }
         }
     }

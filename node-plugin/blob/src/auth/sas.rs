@@ -88,8 +88,8 @@ pub(crate) fn read_one_blob(
     let start = format(now - Duration::from_secs(300))?;
     let expiry = format(now + lifetime)?;
     let resource = format!("/blob/{}/{container}/{blob}", key.account());
-    // permissions, start, expiry, resource, identifier, IP, protocol, version, resource kind, snapshot, encryption scope,
-    // then five response headers that are not overridden.
+    // permissions, start, expiry, resource, identifier, IP, protocol, version, resource kind, snapshot,
+    // encryption scope, then five response headers that are not overridden.
     let text = [
         "r",
         &start,

@@ -137,8 +137,9 @@ fn canonical_headers(out: &mut String, headers: &HeaderMap) {
     }
 }
 
-/// The service sorts headers as a culture-aware collation does: hyphens count only between names that are otherwise equal,
-/// and an underscore comes before digits and letters. Plain byte order differs for metadata like `a_b` and `a1`.
+/// The service sorts headers as a culture-aware collation does: hyphens count only between names that are
+/// otherwise equal, and an underscore comes before digits and letters. Plain byte order differs for metadata
+/// like `a_b` and `a1`.
 fn header_order(a: &str, b: &str) -> Ordering {
     let weights = |s: &str| -> Vec<u8> {
         s.bytes()

@@ -1,5 +1,6 @@
-//! A token source that fetches rarely and early: callers wait only when there is no usable token at all, and then all for the
-//! same fetch. What came of it is shared as well: an outage of the identity service costs every caller one fetch, not a queue.
+//! A token source that fetches rarely and early: callers wait only when there is no usable token at all, and
+//! then all for the same fetch. What came of it is shared as well: an outage of the identity service costs
+//! every caller one fetch, not a queue.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -109,7 +110,8 @@ impl CachedToken {
         }))
     }
 
-    /// The fetch that is under way, or a new one. It is a task of its own: a caller whose time is up does not end it for the others.
+    /// The fetch that is under way, or a new one. It is a task of its own: a caller whose time is up does not
+    /// end it for the others.
     fn fetch(&self, state: &mut State) -> watch::Receiver<Option<Outcome>> {
         if let Some(running) = &state.fetching
             && running.has_changed().is_ok()
@@ -151,7 +153,10 @@ impl Inner {
             }
             Err(error) => {
                 if state.usable().is_some() {
-                    tracing::warn!(%error, "the access token could not be refreshed yet; the old one still serves");
+                    tracing::warn!(
+                        %error,
+                        "the access token could not be refreshed yet; the old one still serves"
+                    );
                 }
                 if let Some(held) = &mut state.held {
                     held.refresh = now + REFRESH_PAUSE;

@@ -2,8 +2,8 @@
 
 use http::Method;
 
-use super::retry::Call;
-use super::{Container, answers};
+use super::call::Call;
+use super::{Container, headers};
 use crate::error::{Error, Result};
 use crate::types::{Metadata, Written};
 
@@ -12,14 +12,14 @@ impl Container {
         Call::new(method, None).query("restype", "container")
     }
 
-    /// Create Container; `AlreadyExists` when it is there, `Service` with code ContainerBeingDeleted while a container of the
-    /// name is still going away (that takes the service half a minute or more; try later).
+    /// Create Container; `AlreadyExists` when it is there, `Service` with code ContainerBeingDeleted while a
+    /// container of the name is still going away (that takes the service half a minute or more; try later).
     pub async fn create(&self, metadata: &Metadata) -> Result<Written> {
         let call = Self::container_call(Method::PUT)
             .metadata(metadata)?
             .not_idempotent();
         let failed = match self.execute(call).await {
-            Ok(answer) => return answers::written(&answer.response.headers),
+            Ok(answer) => return headers::written(&answer.response.headers),
             Err(failed) => failed,
         };
         match failed.error {
@@ -45,7 +45,7 @@ impl Container {
     pub async fn properties(&self) -> Result<(Written, Metadata)> {
         let answer = self.execute(Self::container_call(Method::GET)).await?;
         let headers = &answer.response.headers;
-        Ok((answers::written(headers)?, answers::metadata(headers)))
+        Ok((headers::written(headers)?, headers::metadata(headers)))
     }
 
     /// Set Container Metadata.
@@ -54,7 +54,7 @@ impl Container {
             .query("comp", "metadata")
             .metadata(metadata)?;
         let answer = self.execute(call).await?;
-        answers::written(&answer.response.headers)
+        headers::written(&answer.response.headers)
     }
 
     /// Delete Container; `ContainerNotFound` when it is not there.

@@ -6,10 +6,13 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderMap, HeaderName, Method};
 use tokio::time::Instant;
 
+use super::call::Call;
 use super::lost::not_before;
-use super::retry::{Call, Failed, no_token_in_time, pause};
+use super::outcome::Failed;
+use super::retry::pause;
+use super::sign::no_token_in_time;
 use super::writes::block_call;
-use super::{Container, answers};
+use super::{Container, headers};
 use crate::auth::SourceAccess;
 use crate::error::{Error, Result};
 use crate::secret::Secret;
@@ -19,8 +22,9 @@ const FIRST_POLL: Duration = Duration::from_millis(50);
 const LONGEST_POLL: Duration = Duration::from_secs(2);
 
 impl Container {
-    /// Put Block From URL out of a blob of the same account. `Service` error (501, or 409/403 codes) where the endpoint cannot:
-    /// the caller then reads and stages. Where the blob is leased only the holder of the lease can.
+    /// Put Block From URL out of a blob of the same account. `Service` error (501, or 409/403 codes) where
+    /// the endpoint cannot: the caller then reads and stages. Where the blob is leased only the holder of the
+    /// lease can.
     pub async fn stage_from(
         &self,
         blob: &str,
@@ -88,8 +92,8 @@ impl Container {
         Err(no_token_in_time())
     }
 
-    /// Copy Blob inside the container, waiting until the copy is complete. `metadata` None keeps the source's (as does an
-    /// empty one: the service cannot tell them apart).
+    /// Copy Blob inside the container, waiting until the copy is complete. `metadata` None keeps the source's
+    /// (as does an empty one: the service cannot tell them apart).
     pub async fn copy(
         &self,
         source: &str,
@@ -114,10 +118,10 @@ impl Container {
             Ok(answer) => answer.response.headers,
             Err(failed) => self.lost_copy(source, target, failed).await?,
         };
-        let state = answers::text(&headers, "x-ms-copy-status");
-        match (state.as_deref(), answers::text(&headers, "x-ms-copy-id")) {
+        let state = headers::text(&headers, "x-ms-copy-status");
+        match (state.as_deref(), headers::text(&headers, "x-ms-copy-id")) {
             (Some("pending"), Some(copy_id)) => self.wait_for_copy(target, &copy_id).await,
-            (Some("success") | None, _) => answers::written(&headers),
+            (Some("success") | None, _) => headers::written(&headers),
             (Some(other), _) => Err(copy_failed(target, other, &headers)),
         }
     }
@@ -134,7 +138,8 @@ impl Container {
         }
     }
 
-    /// Polls a pending copy. Gives up, and aborts the copy, when it makes no progress for the client's deadline.
+    /// Polls a pending copy. Gives up, and aborts the copy, when it makes no progress for the client's
+    /// deadline.
     async fn wait_for_copy(&self, target: &str, copy_id: &str) -> Result<Written> {
         let mut pause = FIRST_POLL;
         let mut progress = String::new();
@@ -143,18 +148,18 @@ impl Container {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_POLL);
             let headers = self.head_headers(target, &Condition::none()).await?;
-            if answers::text(&headers, "x-ms-copy-id").as_deref() != Some(copy_id) {
+            if headers::text(&headers, "x-ms-copy-id").as_deref() != Some(copy_id) {
                 // Overwritten by another writer, which ends the copy.
                 return Err(Error::ConditionNotMet {
                     name: target.to_owned(),
                 });
             }
-            match answers::text(&headers, "x-ms-copy-status").as_deref() {
-                Some("success") => return answers::written(&headers),
+            match headers::text(&headers, "x-ms-copy-status").as_deref() {
+                Some("success") => return headers::written(&headers),
                 Some("pending") => {}
                 other => return Err(copy_failed(target, other.unwrap_or("unknown"), &headers)),
             }
-            let now = answers::text(&headers, "x-ms-copy-progress").unwrap_or_default();
+            let now = headers::text(&headers, "x-ms-copy-progress").unwrap_or_default();
             if now != progress {
                 progress = now;
                 moved_at = Instant::now();
@@ -167,7 +172,8 @@ impl Container {
         }
     }
 
-    /// Abort Copy Blob; leaves an empty target, as the service does. Failing to abort changes nothing for the caller.
+    /// Abort Copy Blob; leaves an empty target, as the service does. Failing to abort changes nothing for the
+    /// caller.
     async fn abort_copy(&self, target: &str, copy_id: &str) {
         let call = Call::new(Method::PUT, Some(target))
             .query("comp", "copy")
@@ -178,11 +184,15 @@ impl Container {
             Err(error) => Err(error),
         };
         if let Err(error) = outcome {
-            tracing::warn!(container = %self.name, %copy_id, %error, "a copy without progress could not be aborted");
+            tracing::warn!(
+                container = %self.name, %copy_id, %error,
+                "a copy without progress could not be aborted"
+            );
         }
     }
 
-    /// Copy Blob was refused: ours all the same, when the target says that it was copied from this source since the call began.
+    /// Copy Blob was refused: ours all the same, when the target says that it was copied from this source
+    /// since the call began.
     async fn lost_copy(&self, source: &str, target: &str, failed: Failed) -> Result<HeaderMap> {
         let Some(lost) = failed.lost else {
             return Err(source_error(source, failed));
@@ -198,10 +208,10 @@ impl Container {
             Err(Error::BlobNotFound { .. }) => return Err(failed.error),
             other => other?,
         };
-        let from = answers::text(&headers, "x-ms-copy-source");
+        let from = headers::text(&headers, "x-ms-copy-source");
         let same_source =
             from.is_some_and(|url| url.split('?').next() == Some(self.source_url(source, None).as_str()));
-        let written = answers::written(&headers)?;
+        let written = headers::written(&headers)?;
         if same_source && not_before(written.last_modified, lost) {
             Ok(headers)
         } else {
@@ -230,8 +240,8 @@ fn copy_failed(target: &str, state: &str, headers: &HeaderMap) -> Error {
         code: format!("Copy-{state}"),
         message: format!(
             "the copy to {target:?} ended as {state}: {}",
-            answers::text(headers, "x-ms-copy-status-description").unwrap_or_default()
+            headers::text(headers, "x-ms-copy-status-description").unwrap_or_default()
         ),
-        request_id: answers::text(headers, "x-ms-request-id").unwrap_or_default(),
+        request_id: headers::text(headers, "x-ms-request-id").unwrap_or_default(),
     }
 }

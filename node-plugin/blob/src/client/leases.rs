@@ -3,7 +3,7 @@
 use http::Method;
 
 use super::Container;
-use super::retry::Call;
+use super::call::Call;
 use crate::error::{Error, Result};
 
 impl Container {

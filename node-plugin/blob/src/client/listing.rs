@@ -3,7 +3,7 @@
 use http::Method;
 
 use super::Container;
-use super::retry::Call;
+use super::call::Call;
 use crate::error::Result;
 use crate::types::{ListOptions, ListPage};
 use crate::xml;

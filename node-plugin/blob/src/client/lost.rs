@@ -1,25 +1,28 @@
 //! Writes whose answer was lost: was it ours that is stored now?
 //!
-//! A conditional write is executed, its answer is lost, and the retry is refused because the condition no longer
-//! holds: by our own hand. Reporting that as a lost race would be a false `ESTALE`; ignoring the refusal would be a silent overwrite.
-//! So after a refusal that follows a lost attempt the blob is read back. The write counts as ours when all of this holds:
+//! A conditional write is executed, its answer is lost, and the retry is refused because the condition no
+//! longer holds: by our own hand. Reporting that as a lost race would be a false `ESTALE`; ignoring the
+//! refusal would be a silent overwrite. So after a refusal that follows a lost attempt the blob is read back.
+//! The write counts as ours when all of this holds:
 //!
-//! 1. what is stored equals what was sent, byte for byte (Put Blob), or block id for block id (Put Block List: ids are random,
-//!    nobody else commits them), with the same metadata;
-//! 2. the blob was modified, by the service's own clock, not before the call began. An old blob that happens to be equal -
-//!    somebody else's empty lock file - is not ours.
+//! 1. what is stored equals what was sent, byte for byte (Put Blob), or block id for block id (Put Block
+//!    List: ids are random, nobody else commits them), with the same metadata;
+//! 2. the blob was modified, by the service's own clock, not before the call began. An old blob that happens
+//!    to be equal - somebody else's empty lock file - is not ours.
 //!
-//! What remains open: another writer who stores exactly the same bytes and metadata within the same seconds. The
-//! stored state is then what both asked for.
+//! What remains open: another writer who stores exactly the same bytes and metadata within the same seconds.
+//! The stored state is then what both asked for.
 //!
-//! When the read-back itself gets no answer, its error is reported and not the refusal: nothing is known then.
+//! When the read-back itself gets no answer, its error is reported and not the refusal: nothing is known
+//! then.
 
 use std::time::{Duration, SystemTime};
 
 use super::Container;
-use super::retry::{Failed, Lost};
+use super::outcome::{Failed, Lost};
+use crate::body::{Body, Piece};
 use crate::error::{Error, Result};
-use crate::types::{BlockId, BlockRef, Body, Condition, Metadata, Piece, Properties, PutOptions, Written};
+use crate::types::{BlockId, BlockRef, Condition, Metadata, Properties, PutOptions, Written};
 
 /// `Date` and `Last-Modified` are whole seconds, each rounded down.
 const CLOCK_GRAIN: Duration = Duration::from_secs(2);
@@ -48,7 +51,8 @@ impl Container {
         settle(ours, stored, failed)
     }
 
-    /// Put Block List was refused. Besides the condition, the staged blocks may be gone: the lost attempt has used them.
+    /// Put Block List was refused. Besides the condition, the staged blocks may be gone: the lost attempt has
+    /// used them.
     pub(super) async fn lost_commit(
         &self,
         blob: &str,
@@ -144,7 +148,8 @@ fn refused(error: &Error) -> bool {
     matches!(error, Error::ConditionNotMet { .. } | Error::AlreadyExists { .. })
 }
 
-/// Whether the stored version is not older than the call. Without a known service clock only the comparison speaks.
+/// Whether the stored version is not older than the call. Without a known service clock only the comparison
+/// speaks.
 pub(super) fn since(stored: &Properties, lost: Lost) -> bool {
     not_before(stored.last_modified, lost)
 }

@@ -5,14 +5,14 @@ use std::ops::Range;
 use http::{Method, StatusCode};
 use vsc_driver::buffer::Buffer;
 
-use super::retry::Call;
-use super::{Container, answers};
+use super::call::Call;
+use super::{Container, headers};
 use crate::error::{Error, Result};
 use crate::types::{Condition, Got, Properties};
 
 impl Container {
-    /// Get Blob, `range` in bytes (end exclusive, at most `dest.len()` long). Reading at or past the end gives 0 bytes
-    /// (the service's 416 is turned into an empty answer with the blob's properties).
+    /// Get Blob, `range` in bytes (end exclusive, at most `dest.len()` long). Reading at or past the end
+    /// gives 0 bytes (the service's 416 is turned into an empty answer with the blob's properties).
     pub async fn get(
         &self,
         blob: &str,
@@ -50,9 +50,9 @@ impl Container {
                         message: "the transport lost the read's destination".into(),
                     });
                 };
-                let total = answers::whole_length(&answer.response.headers, buffer.len() as u64);
+                let total = headers::whole_length(&answer.response.headers, buffer.len() as u64);
                 return Ok(Got {
-                    properties: answers::properties(&answer.response.headers, total)?,
+                    properties: headers::properties(&answer.response.headers, total)?,
                     buffer,
                 });
             }
@@ -89,12 +89,12 @@ impl Container {
 
     /// Properties out of the headers of Get Blob Properties.
     pub(super) fn head_properties(headers: &http::HeaderMap) -> Result<Properties> {
-        let length = answers::text(headers, "content-length")
+        let length = headers::text(headers, "content-length")
             .and_then(|t| t.parse().ok())
             .ok_or_else(|| Error::Malformed {
                 message: "the answer has no Content-Length header".into(),
             })?;
-        answers::properties(headers, length)
+        headers::properties(headers, length)
     }
 
     /// All headers of Get Blob Properties (copies have their state there).

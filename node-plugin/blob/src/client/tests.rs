@@ -11,8 +11,7 @@ use crate::auth::TokenSource;
 use crate::secret::Secret;
 use crate::transport::FailureKind;
 use crate::transport::fake::{Fake, VERSION, answer, failure, failure_of, refusal, written};
-use crate::transport::https::HTTPS;
-use crate::transport::vsc::CHANNEL;
+use crate::transport::path::Path;
 use crate::types::*;
 
 fn container_with(credentials: Credentials, fake: &Fake) -> Container {
@@ -59,7 +58,10 @@ async fn the_first_retry_comes_within_200_ms() {
         let pause = sent[1].at - sent[0].at;
         assert!(pause <= Duration::from_millis(201), "{pause:?}");
         assert!(pause >= Duration::from_millis(100), "{pause:?}");
-        assert!(!sent[1].avoid_channel, "a busy service is busy on every path");
+        assert!(
+            sent[1].avoid != Some(Path::Channel),
+            "a busy service is busy on every path"
+        );
     }
 }
 
@@ -117,16 +119,20 @@ async fn retry_after_is_honored_in_every_spelling() {
 async fn the_other_path_is_next_after_a_failure_of_one() {
     let over = |path| failure_of(path, FailureKind::Unreachable, false, true);
     let fake = Fake::default();
-    fake.will(over(CHANNEL))
-        .will(over(HTTPS))
+    fake.will(over(Path::Channel))
+        .will(over(Path::Https))
         // Over the channel again.
-        .will(over(CHANNEL))
+        .will(over(Path::Channel))
         .will(refusal(503, "ServerBusy"))
         .will(refusal(500, "InternalError"))
         .will(refusal(500, "InternalError"))
         .will(written());
     put(&container(&fake), Condition::none()).await.unwrap();
-    let avoided: Vec<bool> = fake.sent().iter().map(|s| s.avoid_channel).collect();
+    let avoided: Vec<bool> = fake
+        .sent()
+        .iter()
+        .map(|s| s.avoid == Some(Path::Channel))
+        .collect();
     assert_eq!(avoided, [false, true, false, true, true, false, true]);
 }
 
@@ -207,7 +213,7 @@ async fn a_read_gets_a_new_destination_when_the_old_one_was_lost() {
     assert_eq!(got.properties.content_length, 8);
     let sent = fake.sent();
     assert_eq!(sent[0].header("x-ms-range"), "bytes=5-19");
-    assert!(!sent[0].avoid_channel && sent[1].avoid_channel);
+    assert_eq!((sent[0].avoid, sent[1].avoid), (None, Some(Path::Channel)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -511,7 +517,7 @@ async fn requests_carry_what_the_service_needs_and_show_no_secret() {
         assert!(!shown.contains("topsecret"), "{shown}");
         assert!(shown.contains("/data/b"), "{shown}");
         Err(crate::transport::TransportError {
-            path: "fake",
+            path: Path::Https,
             kind: FailureKind::Unsuitable,
             message: String::new(),
             maybe_executed: false,
@@ -547,9 +553,8 @@ async fn refusals_become_the_right_errors() {
         refused(412, "ConditionNotMet").await,
         Error::ConditionNotMet { .. }
     ));
-    assert!(
-        matches!(refused(412, "LeaseIdMissing").await, Error::LeaseConflict { code, .. } if code == "LeaseIdMissing")
-    );
+    let leased = refused(412, "LeaseIdMissing").await;
+    assert!(matches!(leased, Error::LeaseConflict { code, .. } if code == "LeaseIdMissing"));
     assert!(matches!(refused(304, "").await, Error::NotModified { .. }));
     assert!(matches!(refused(403, "").await, Error::Denied { code, .. } if code == "403"));
     fake.will(answer(

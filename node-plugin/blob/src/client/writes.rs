@@ -5,10 +5,11 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::Method;
 
-use super::retry::Call;
-use super::{Container, answers};
+use super::call::Call;
+use super::{Container, headers};
+use crate::body::Body;
 use crate::error::{Error, Result};
-use crate::types::{BlockId, BlockList, BlockRef, Body, Condition, Metadata, PutOptions, Written};
+use crate::types::{BlockId, BlockList, BlockRef, Condition, Metadata, PutOptions, Written};
 use crate::xml;
 
 /// Content type of blobs that were given none: what the service itself would store.
@@ -26,7 +27,7 @@ impl Container {
             call
         };
         match self.execute(call).await {
-            Ok(answer) => answers::written(&answer.response.headers),
+            Ok(answer) => headers::written(&answer.response.headers),
             Err(failed) => self.lost_put(blob, &body, options, failed).await,
         }
     }
@@ -41,7 +42,8 @@ impl Container {
     /// Put Block List.
     pub async fn commit(&self, blob: &str, blocks: &[BlockRef], options: &PutOptions) -> Result<Written> {
         let body = Bytes::from(xml::block_list_body(blocks));
-        // Never idempotent: what a first commit took from the staged blocks, a second one finds no longer staged.
+        // Never idempotent: what a first commit took from the staged blocks, a second one finds no longer
+        // staged.
         let call = put_options(
             Call::new(Method::PUT, Some(blob)).query("comp", "blocklist"),
             options,
@@ -49,7 +51,7 @@ impl Container {
         .body(body.into())
         .not_idempotent();
         match self.execute(call).await {
-            Ok(answer) => answers::written(&answer.response.headers),
+            Ok(answer) => headers::written(&answer.response.headers),
             Err(failed) => self.lost_commit(blob, blocks, options, failed).await,
         }
     }
@@ -62,11 +64,11 @@ impl Container {
         let answer = self.execute(call).await?;
         let mut list = xml::block_list(&answer.response.body)?;
         let headers = &answer.response.headers;
-        list.content_length = answers::text(headers, "x-ms-blob-content-length")
+        list.content_length = headers::text(headers, "x-ms-blob-content-length")
             .and_then(|t| t.parse().ok())
             .unwrap_or_default();
         // Without a committed version there is no Last-Modified, and the ETag (if any) is nobody's version.
-        list.etag = answers::written(headers).ok().map(|w| w.etag);
+        list.etag = headers::written(headers).ok().map(|w| w.etag);
         Ok(list)
     }
 
@@ -87,7 +89,7 @@ impl Container {
             call
         };
         match self.execute(call).await {
-            Ok(answer) => answers::written(&answer.response.headers),
+            Ok(answer) => headers::written(&answer.response.headers),
             Err(failed) => self.lost_metadata(blob, metadata, failed).await,
         }
     }

@@ -1,4 +1,5 @@
-//! The circuit breaker in front of the channel: opened by failures, closed by the prober, every change told once.
+//! The circuit breaker in front of the channel: opened by failures, closed by the prober, every change told
+//! once.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,8 +9,8 @@ use tokio::time::Instant;
 
 use super::{FailureKind, TransportError};
 
-/// The circuit opens when the score reaches this: three failures in a row, or a good fifth of all requests for a while. A path that
-/// is down opens it at once.
+/// The circuit opens when the score reaches this: three failures in a row, or a good fifth of all requests
+/// for a while. A path that is down opens it at once.
 const OPENS_AT: u32 = 12;
 /// What a failure adds to the score; a success takes one off.
 const FAILURE: u32 = 4;
@@ -98,7 +99,8 @@ impl Breaker {
         }
     }
 
-    /// Requests stay away until [`close`](Self::close). The first reason stands while it is open, unless the prober has a newer one.
+    /// Requests stay away until [`close`](Self::close). The first reason stands while it is open, unless the
+    /// prober has a newer one.
     pub(crate) fn open(&self, reason: &str) {
         let mut inner = self.lock();
         self.state.send_if_modified(|state| {

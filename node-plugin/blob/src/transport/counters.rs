@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::PathStats;
+use super::path::Path;
 
 /// Counters behind [`PathStats`]; all relaxed, they order nothing.
 #[derive(Debug, Default)]
@@ -29,9 +30,9 @@ impl Counters {
         self.failed_over.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn stats(&self, path: &'static str, reason: Option<String>) -> PathStats {
+    pub(crate) fn stats(&self, path: Path, reason: Option<String>) -> PathStats {
         PathStats {
-            path,
+            path: path.name(),
             requests: self.requests.load(Ordering::Relaxed),
             errors: self.errors.load(Ordering::Relaxed),
             bytes_in: self.bytes_in.load(Ordering::Relaxed),

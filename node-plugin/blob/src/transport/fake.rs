@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use tokio::time::Instant;
 
-use super::vsc::CHANNEL;
+use super::path::Path;
 use super::{FailureKind, PathStats, Transport, TransportError};
 use crate::request::Request;
 use crate::response::Response;
@@ -21,7 +21,7 @@ pub(crate) struct Sent {
     pub(crate) url: Uri,
     pub(crate) headers: HeaderMap,
     pub(crate) body_len: u64,
-    pub(crate) avoid_channel: bool,
+    pub(crate) avoid: Option<Path>,
     pub(crate) idempotent: bool,
     pub(crate) timeout: std::time::Duration,
 }
@@ -80,7 +80,7 @@ impl Transport for Fake {
             url: request.url.clone(),
             headers: request.headers.clone(),
             body_len: request.body.len(),
-            avoid_channel: request.avoid_channel,
+            avoid: request.avoid,
             idempotent: request.idempotent,
             timeout: request.timeout,
         });
@@ -141,16 +141,11 @@ pub(crate) fn refusal(status: u16, code: &str) -> Step {
 
 /// No answer over the channel.
 pub(crate) fn failure(kind: FailureKind, maybe_executed: bool, retryable: bool) -> Step {
-    failure_of(CHANNEL, kind, maybe_executed, retryable)
+    failure_of(Path::Channel, kind, maybe_executed, retryable)
 }
 
 /// No answer over this path.
-pub(crate) fn failure_of(
-    path: &'static str,
-    kind: FailureKind,
-    maybe_executed: bool,
-    retryable: bool,
-) -> Step {
+pub(crate) fn failure_of(path: Path, kind: FailureKind, maybe_executed: bool, retryable: bool) -> Step {
     Box::new(move |_| {
         Err(TransportError {
             path,

@@ -1,17 +1,21 @@
-//! The seam between requests and the wire: one trait, three implementations (https, vsc, failover).
+//! The seam between requests and the wire: one trait, three implementations (https, channel, failover).
 
 mod breaker;
+pub mod channel;
 mod counters;
 pub mod failover;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod https;
+pub mod path;
+pub mod paths;
+mod probed;
 mod proxy;
-pub mod vsc;
 
 use async_trait::async_trait;
 use thiserror::Error;
 
+use self::path::Path;
 use crate::request::Request;
 use crate::response::Response;
 
@@ -19,8 +23,8 @@ use crate::response::Response;
 #[derive(Debug, Clone, Error)]
 #[error("{path}: {message}")]
 pub struct TransportError {
-    /// `channel` or `https`.
-    pub path: &'static str,
+    /// The path it was tried on.
+    pub path: Path,
     /// What kind of failure.
     pub kind: FailureKind,
     /// What happened.
@@ -36,8 +40,8 @@ pub struct TransportError {
 pub enum FailureKind {
     /// No connection, or it broke.
     Unreachable,
-    /// There is nobody to talk to: the port refuses, the name or the network is not known, TLS does not come about. Waiting a
-    /// second seldom mends it.
+    /// There is nobody to talk to: the port refuses, the name or the network is not known, TLS does not come
+    /// about. Waiting a second seldom mends it.
     Nobody,
     /// No answer within the request's timeout.
     TimedOut,
@@ -47,7 +51,8 @@ pub enum FailureKind {
     PathDown,
     /// The volume demands the channel and it is not usable.
     ChannelRequired,
-    /// The request cannot go this way at all (too large for the channel, not an HTTP URL). It says nothing of the path's health.
+    /// The request cannot go this way at all (too large for the channel, not an HTTP URL). It says nothing of
+    /// the path's health.
     Unsuitable,
     /// This machine has no memory for the exchange at the moment; nothing was sent, and the path may be well.
     NoMemory,
@@ -56,12 +61,12 @@ pub enum FailureKind {
 /// Sends one request once.
 ///
 /// The implementation owns the request, its destination included, until it answers; after an error the
-/// destination may be lost (a device may still write there), so a retry brings a new one.
-/// It answers every HTTP status as `Ok`. It never retries by itself (that is the client's and failover's work).
+/// destination may be lost (a device may still write there), so a retry brings a new one. It answers every
+/// HTTP status as `Ok`. It never retries by itself (that is the client's and failover's work).
 ///
-/// A success (2xx) to a request with a destination has its body there, the destination's length set to what arrived, and
-/// an empty [`Response::body`]; a body longer than the destination is a `Malformed` error. Any other status has its body
-/// in [`Response::body`] and the destination comes back untouched.
+/// A success (2xx) to a request with a destination has its body there, the destination's length set to what
+/// arrived, and an empty [`Response::body`]; a body longer than the destination is a `Malformed` error. Any
+/// other status has its body in [`Response::body`] and the destination comes back untouched.
 #[async_trait]
 pub trait Transport: Send + Sync + std::fmt::Debug {
     /// Sends the request and waits for its answer or its timeout.

@@ -1,7 +1,8 @@
 //! The environment's proxy: `https://` endpoints are reached through a tunnel that it makes (HTTP CONNECT).
 //!
-//! `HTTPS_PROXY` names it, `NO_PROXY` the hosts that are reached straight; both are read as curl reads them. Plain `http://` is spoken
-//! to emulators and to the machine's identity endpoint, which no proxy can reach, and never takes one.
+//! `HTTPS_PROXY` names it, `NO_PROXY` the hosts that are reached straight; both are read as curl reads them.
+//! Plain `http://` is spoken to emulators and to the machine's identity endpoint, which no proxy can reach,
+//! and never takes one.
 
 use std::error::Error as StdError;
 use std::future::Future;
@@ -109,7 +110,8 @@ mod tests {
 
     use super::*;
 
-    /// A proxy for one connection that gives this answer, and then speaks for the endpoint; what it was asked.
+    /// A proxy for one connection that gives this answer, and then speaks for the endpoint; what it was
+    /// asked.
     async fn proxy(answer: &'static str) -> (String, tokio::task::JoinHandle<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap().to_string();

@@ -11,7 +11,8 @@ const PROPERTIES: &str = "<Properties><Last-Modified>Sat, 21 Nov 2026 10:00:00 G
 fn listing(blobs: &str, marker: &str) -> String {
     format!(
         "\u{feff}<?xml version=\"1.0\" encoding=\"utf-8\"?><EnumerationResults ServiceEndpoint=\"http://x/\" \
-         ContainerName=\"c\"><Prefix/><Blobs>{blobs}</Blobs><NextMarker>{marker}</NextMarker></EnumerationResults>"
+         ContainerName=\"c\"><Prefix/><Blobs>{blobs}</Blobs><NextMarker>{marker}</NextMarker>\
+         </EnumerationResults>"
     )
 }
 
@@ -28,8 +29,9 @@ fn names(page: &ListPage) -> Vec<&str> {
 fn a_page_with_blobs_prefixes_and_metadata() {
     let body = listing(
         &format!(
-            "<Blob><Name>a &amp; b</Name>{PROPERTIES}<Metadata><Hdi_IsFolder>true</Hdi_IsFolder><empty/></Metadata>\
-             <OrMetadata/></Blob><BlobPrefix><Name>d/</Name></BlobPrefix><SomethingNew><Name>?</Name></SomethingNew>"
+            "<Blob><Name>a &amp; b</Name>{PROPERTIES}<Metadata><Hdi_IsFolder>true</Hdi_IsFolder><empty/>\
+             </Metadata><OrMetadata/></Blob><BlobPrefix><Name>d/</Name></BlobPrefix>\
+             <SomethingNew><Name>?</Name></SomethingNew>"
         ),
         "2!next",
     );
@@ -150,8 +152,10 @@ fn a_bad_entry_is_an_error_that_says_which() {
 
 #[test]
 fn block_lists() {
-    let body = b"<BlockList><CommittedBlocks><Block><Name>AAE=</Name><Size>5</Size></Block></CommittedBlocks>\
-                 <UncommittedBlocks><Block><Name>/w==</Name><Size>0</Size></Block></UncommittedBlocks></BlockList>";
+    let body =
+        b"<BlockList><CommittedBlocks><Block><Name>AAE=</Name><Size>5</Size></Block></CommittedBlocks>\
+                 <UncommittedBlocks><Block><Name>/w==</Name><Size>0</Size></Block>\
+                 </UncommittedBlocks></BlockList>";
     let list = block_list(body).unwrap();
     assert_eq!(
         list.committed,
@@ -168,9 +172,12 @@ fn block_lists() {
         }]
     );
     assert_eq!(block_list(b"<BlockList/>").unwrap(), BlockList::default());
-    let error = block_list(b"<BlockList><CommittedBlocks><Block><Name>?</Name><Size>1</Size></Block></CommittedBlocks></BlockList>")
-        .unwrap_err()
-        .to_string();
+    let error = block_list(
+        b"<BlockList><CommittedBlocks><Block><Name>?</Name><Size>1</Size></Block>\
+          </CommittedBlocks></BlockList>",
+    )
+    .unwrap_err()
+    .to_string();
     assert!(error.contains("CommittedBlocks 1"), "{error}");
     let sent = block_list_body(&[
         BlockRef::Committed(BlockId(vec![0, 1])),
@@ -179,7 +186,8 @@ fn block_lists() {
     ]);
     assert!(
         sent.ends_with(
-            "<BlockList><Committed>AAE=</Committed><Uncommitted>/w==</Uncommitted><Latest>eA==</Latest></BlockList>"
+            "<BlockList><Committed>AAE=</Committed><Uncommitted>/w==</Uncommitted>\
+             <Latest>eA==</Latest></BlockList>"
         ),
         "{sent}"
     );
@@ -187,7 +195,8 @@ fn block_lists() {
 
 #[test]
 fn error_bodies() {
-    let body = b"<?xml version=\"1.0\"?><Error><Code>BlobNotFound</Code><Message>Not there.\nRequestId:1</Message></Error>";
+    let body = b"<?xml version=\"1.0\"?><Error><Code>BlobNotFound</Code>\
+        <Message>Not there.\nRequestId:1</Message></Error>";
     assert_eq!(
         error_body(body),
         Some(("BlobNotFound".into(), "Not there.".into()))

@@ -11,10 +11,11 @@ use azure_core::http::{AsyncRawResponse, HttpClient, Request as AzureRequest, St
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 
+use crate::body::Body;
 use crate::request::Request;
 use crate::secret::Secret;
 use crate::transport::Transport;
-use crate::types::Body;
+use crate::transport::path::Path;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -113,7 +114,7 @@ impl HttpClient for PooledClient {
                 body: Body::from(body),
                 dest: None,
                 idempotent: true,
-                avoid_channel: true,
+                avoid: Some(Path::Channel),
                 timeout: TIMEOUT,
             })
             .await

@@ -251,7 +251,8 @@ async fn managed_identity_at_another_endpoint() {
     fake.will_answer(
         200,
         format!(
-            r#"{{"access_token":"msi","expires_on":"{expires}","token_type":"Bearer","resource":"https://storage.azure.com"}}"#
+            r#"{{"access_token":"msi","expires_on":"{expires}","token_type":"Bearer",
+                "resource":"https://storage.azure.com"}}"#
         ),
     );
     assert_eq!(token(&source).await, "msi");

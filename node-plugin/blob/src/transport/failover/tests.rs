@@ -1,14 +1,19 @@
 //! The choice between two scripted paths, in virtual time.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use http::Method;
+use vsc_driver::buffer::Arena;
+use vsc_driver::channel::ChannelStats;
 
 use super::*;
 use crate::auth::Credentials;
+use crate::body::Body;
 use crate::transport::fake::{Fake, VERSION, answer, failure, failure_of, refusal, written};
-use crate::types::{Body, Condition, PutOptions};
+use crate::transport::paths::Opener;
+use crate::types::{Condition, PutOptions};
 use crate::{Client, ClientConfig};
 
 /// A channel whose answers and probes are scripted.
@@ -78,7 +83,7 @@ impl Both {
             body: Body::default(),
             dest: Some(self.arena.alloc(1000).unwrap()),
             idempotent,
-            avoid_channel: false,
+            avoid: None,
             timeout: Duration::from_secs(30),
         }
     }
@@ -107,7 +112,7 @@ async fn a_read_that_fails_goes_over_https_at_once_with_its_own_destination() {
         "the channel is given less than the whole time"
     );
     let stats = transport.stats();
-    assert_eq!(stats[0].path, CHANNEL);
+    assert_eq!(stats[0].path, Path::Channel.name());
     assert_eq!(
         (stats[0].errors, stats[0].failed_over, stats[0].requests),
         (1, 1, 0)
@@ -136,7 +141,7 @@ async fn a_write_that_may_have_been_executed_is_the_clients_to_repeat() {
     // So does the client's next attempt.
     both.https.will(written());
     let mut again = both.request(false);
-    again.avoid_channel = true;
+    again.avoid = Some(Path::Channel);
     transport.send(again).await.unwrap();
     assert_eq!(both.channel.fake.sent().len(), 2);
 }
@@ -206,7 +211,7 @@ async fn a_call_returns_to_the_channel_when_https_is_dead() {
     .unwrap();
     let c = client.container("data").unwrap();
     both.https
-        .always(|| failure_of(HTTPS, FailureKind::Nobody, false, true));
+        .always(|| failure_of(Path::Https, FailureKind::Nobody, false, true));
     both.channel.fake.will(broken()).will(content());
     let dest = both.arena.alloc(7).unwrap();
     let got = c.get("b", 0..7, &Condition::none(), dest).await.unwrap();
@@ -312,7 +317,7 @@ async fn a_channel_that_is_required_is_never_replaced() {
     let error = transport.send(both.request(true)).await.unwrap_err();
     assert_eq!(error.kind, FailureKind::Malformed);
     let mut again = both.request(true);
-    again.avoid_channel = true;
+    again.avoid = Some(Path::Channel);
     both.channel.fake.will(content());
     transport.send(again).await.unwrap();
     *both.channel.ill.lock().unwrap() = Some("gone".into());

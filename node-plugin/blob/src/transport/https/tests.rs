@@ -1,13 +1,17 @@
 //! The transport against servers that behave, and servers that do not.
 
 use std::future::Future;
+use std::time::Duration;
 
 use http::{HeaderMap, Method, StatusCode};
+use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use vsc_driver::buffer::Arena;
+use vsc_driver::buffer::{Arena, Buffer};
 
+use super::bodies::FRAME;
 use super::*;
+use crate::body::{Body, Piece};
 
 /// A server whose connections are handled by `serve`, the how-manieth first; its URL.
 async fn server<F, S>(serve: S) -> String
@@ -70,7 +74,7 @@ fn request(method: Method, url: &str, body: Body, dest: Option<Buffer>) -> Reque
         body,
         dest,
         idempotent: true,
-        avoid_channel: false,
+        avoid: None,
         timeout: Duration::from_secs(10),
     }
 }

@@ -1,11 +1,10 @@
-//! Reading answers: headers to properties, refusals to errors.
+//! Reading the headers of answers.
 
 use std::ops::Range;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use http::{HeaderMap, StatusCode, header};
+use http::HeaderMap;
 
-use super::Account;
 use crate::error::{Error, Result};
 use crate::response::Response;
 use crate::types::{BlobType, ETag, Metadata, Properties, Written};
@@ -91,7 +90,8 @@ fn content_range(headers: &HeaderMap) -> Option<(u64, u64, u64)> {
     Some((first.parse().ok()?, last.checked_add(1)?, total.parse().ok()?))
 }
 
-/// Whether the bytes that arrived are the bytes asked for: a proxy's or device's mistake must not become file content.
+/// Whether the bytes that arrived are the bytes asked for: a proxy's or device's mistake must not become file
+/// content.
 pub(super) fn check_range(response: &Response, range: Option<&Range<u64>>) -> Result<(), String> {
     let (Some(range), Some(dest)) = (range, &response.dest) else {
         return Ok(());
@@ -116,90 +116,4 @@ pub(super) fn check_range(response: &Response, range: Option<&Range<u64>>) -> Re
         ));
     }
     Ok(())
-}
-
-/// The service's code and the first line of its message, from headers and body.
-pub(super) fn code_and_message(response: &Response) -> (String, String) {
-    let (body_code, message) = xml::error_body(&response.body).unwrap_or_default();
-    let code = text(&response.headers, "x-ms-error-code").unwrap_or(body_code);
-    (code, message)
-}
-
-/// No call waits longer, so a larger number says no more; it keeps sums of times in range.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
-
-/// `Retry-After` in any of its spellings, at most [`LONGEST_RETRY_AFTER`]. A date is measured against the clock of the one who
-/// wrote it, `now`.
-pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let asked = || {
-        for name in ["retry-after-ms", "x-ms-retry-after-ms"] {
-            if let Some(millis) = text(headers, name).and_then(|t| t.trim().parse().ok()) {
-                return Some(Duration::from_millis(millis));
-            }
-        }
-        let value = text(headers, header::RETRY_AFTER.as_str())?;
-        if let Ok(seconds) = value.trim().parse() {
-            return Some(Duration::from_secs(seconds));
-        }
-        let until = httpdate::parse_http_date(value.trim()).ok()?;
-        Some(until.duration_since(now).unwrap_or_default())
-    };
-    asked().map(|asked| asked.min(LONGEST_RETRY_AFTER))
-}
-
-/// An answer that is no success.
-#[derive(Debug)]
-pub(super) struct Refusal<'a> {
-    pub(super) status: StatusCode,
-    pub(super) code: &'a str,
-    pub(super) message: String,
-    pub(super) request_id: String,
-    pub(super) server_time: Option<SystemTime>,
-    pub(super) now: SystemTime,
-}
-
-/// The client's error for a refusal. Codes: REST, "Blob service error codes" and "Common error codes".
-pub(super) fn error(account: &Account, refusal: Refusal<'_>, container: &str, blob: Option<&str>) -> Error {
-    let name = || blob.unwrap_or(container).to_owned();
-    let code = refusal.code;
-    match (refusal.status.as_u16(), code) {
-        (_, "ContainerNotFound" | "ContainerBeingDeleted") => Error::ContainerNotFound {
-            name: container.to_owned(),
-        },
-        (404, "BlobNotFound" | "ResourceNotFound" | "PathNotFound" | "FilesystemNotFound" | "") => match blob
-        {
-            Some(blob) if code != "FilesystemNotFound" => Error::BlobNotFound {
-                name: blob.to_owned(),
-            },
-            _ => Error::ContainerNotFound {
-                name: container.to_owned(),
-            },
-        },
-        (409, "ContainerAlreadyExists" | "BlobAlreadyExists" | "ResourceAlreadyExists") => {
-            Error::AlreadyExists { name: name() }
-        }
-        (409 | 412, lease) if lease.starts_with("Lease") => Error::LeaseConflict {
-            name: name(),
-            code: lease.to_owned(),
-        },
-        (412, "ConditionNotMet" | "TargetConditionNotMet" | "SourceConditionNotMet" | "") => {
-            Error::ConditionNotMet { name: name() }
-        }
-        (304, _) => Error::NotModified { name: name() },
-        // What a private container says to strangers.
-        (401 | 403, _) | (409, "PublicAccessNotPermitted") => Error::Denied {
-            code: if code.is_empty() {
-                refusal.status.as_u16().to_string()
-            } else {
-                code.to_owned()
-            },
-            hint: account.signer.hint(code, refusal.server_time, refusal.now),
-        },
-        (status, code) => Error::Service {
-            status,
-            code: code.to_owned(),
-            message: refusal.message,
-            request_id: refusal.request_id,
-        },
-    }
 }

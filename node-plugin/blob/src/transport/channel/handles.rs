@@ -1,12 +1,12 @@
 //! Reads through OPEN, READ and CLOSE, for hosts that refuse the REST extension.
 //!
-//! A READ's answer tells nothing of the blob but its bytes, while every read of ours answers with the version's properties. So
-//! the first read of a version goes over HTTPS, and what its headers say is remembered under URL and ETag; later reads of that
-//! version (with If-Match, as a file system reads) go over the channel and answer with the remembered headers. Everything else is
-//! not for such a channel.
+//! A READ's answer tells nothing of the blob but its bytes, while every read of ours answers with the
+//! version's properties. So the first read of a version goes over HTTPS, and what its headers say is
+//! remembered under URL and ETag; later reads of that version (with If-Match, as a file system reads) go over
+//! the channel and answer with the remembered headers. Everything else is not for such a channel.
 //!
-//! The channel is shared by all volumes of a node, the handles are not: whoever has not read a version with his own credentials
-//! over HTTPS finds none, because a handle is the right to read.
+//! The channel is shared by all volumes of a node, the handles are not: whoever has not read a version with
+//! his own credentials over HTTPS finds none, because a handle is the right to read.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -21,13 +21,13 @@ use vsc_driver::framing;
 use vsc_driver::framing::request::{Authorization, Close, Open, Read, SCHEMA_VERSION};
 use vsc_driver::framing::response::{Response as HostResponse, STORE_SUCCESS};
 
-use super::{
-    CHANNEL, CallError, NO_REST, PROBE_TIMEOUT, STATUS_NOT_SUPPORTED, Vsc, exchange_id, host_status,
-    malformed, unsuitable,
-};
+use super::failure::{CallError, NO_REST, STATUS_NOT_SUPPORTED, host_status, malformed, unsuitable};
+use super::headers::exchange_id;
+use super::host::{Host, PROBE_TIMEOUT};
 use crate::crypto::digest;
 use crate::request::Request;
 use crate::response::Response;
+use crate::transport::path::Path;
 use crate::transport::{FailureKind, TransportError};
 
 /// Versions remembered at most, each with at most one open handle at the host.
@@ -43,7 +43,8 @@ struct Key {
     credentials: [u8; digest::SHA256_OUTPUT_LEN],
 }
 
-/// The host's handle, once opened. Locked while it is being opened, so that readers who come together open one.
+/// The host's handle, once opened. Locked while it is being opened, so that readers who come together open
+/// one.
 type Handle = Arc<tokio::sync::Mutex<Option<String>>>;
 
 #[derive(Debug, Default)]
@@ -66,18 +67,9 @@ struct Version {
 }
 
 impl Handles {
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Vsc {
-    /// Remembers the version that a read over HTTPS has shown. Cheap and without effect while the host takes REST.
-    pub(crate) fn learn(&self, request: &Request, response: &Response) {
-        if self.takes_rest()
-            || request.method != Method::GET
-            || response.status != StatusCode::PARTIAL_CONTENT
-        {
+    /// Remembers the version that a read over HTTPS has shown.
+    pub(super) fn learn(&self, request: &Request, response: &Response) {
+        if request.method != Method::GET || response.status != StatusCode::PARTIAL_CONTENT {
             return;
         }
         let text = |name| response.headers.get(name).and_then(|v| v.to_str().ok());
@@ -94,7 +86,7 @@ impl Vsc {
         }
         // A checksum of the range that was read, not of the next one.
         headers.remove("content-md5");
-        let mut known = self.handles.lock();
+        let mut known = self.lock();
         if known.versions.contains_key(&key) {
             return;
         }
@@ -109,14 +101,14 @@ impl Vsc {
         );
     }
 
-    pub(super) async fn read_by_handle(&self, request: Request) -> Result<Response, TransportError> {
-        self.close_oldest().await;
+    /// A read of a version that is known.
+    pub(super) async fn read(&self, host: &Host, request: Request) -> Result<Response, TransportError> {
+        self.close_oldest(host).await;
         let wanted = wanted(&request).ok_or_else(|| unsuitable(NO_REST.to_owned()))?;
         let Request { dest: Some(dest), .. } = request else {
             return Err(unsuitable(NO_REST.to_owned()));
         };
         let version = self
-            .handles
             .lock()
             .versions
             .get(&wanted.key)
@@ -135,7 +127,7 @@ impl Vsc {
             if_match: Some(wanted.key.etag.clone()),
             client_request_id: client_request_id.clone(),
         };
-        let handle_key = self.opened(&version.handle, &open, id, request.timeout).await?;
+        let handle_key = Self::opened(host, &version.handle, &open, id, request.timeout).await?;
         let left = request.timeout.saturating_sub(began.elapsed());
         let end = wanted.range.end.min(version.total);
         let length = end - wanted.range.start;
@@ -147,24 +139,24 @@ impl Vsc {
             authorization: wanted.authorization,
             client_request_id,
         };
-        let (host, data) = self
+        let (answer, data) = host
             .call(framing::Method::Read, &body, id, left, Data::In(dest))
             .await
             .map_err(published_call)?;
-        if host.status != STORE_SUCCESS {
+        if answer.status != STORE_SUCCESS {
             // The host may have forgotten the handle: the next read opens anew.
             let mut handle = version.handle.lock().await;
             if handle.as_ref() == Some(&handle_key) {
                 *handle = None;
             }
-            return Err(refused("read", &host));
+            return Err(refused("read", &answer));
         }
         let Data::In(mut dest) = data else {
             return Err(malformed("the channel lost the read's destination".into(), true));
         };
-        if host.bytes_read != Some(length) {
+        if answer.bytes_read != Some(length) {
             return Err(malformed(
-                format!("the host delivered {:?} bytes of {length}", host.bytes_read),
+                format!("the host delivered {:?} bytes of {length}", answer.bytes_read),
                 true,
             ));
         }
@@ -185,7 +177,7 @@ impl Vsc {
 
     /// The handle of a version, opened by the first who asks; the others wait for that.
     async fn opened(
-        &self,
+        host: &Host,
         handle: &Handle,
         open: &Open,
         id: [u8; 16],
@@ -195,7 +187,7 @@ impl Vsc {
         let mut handle = tokio::time::timeout(timeout, handle.lock())
             .await
             .map_err(|_| TransportError {
-                path: CHANNEL,
+                path: Path::Channel,
                 kind: FailureKind::TimedOut,
                 message: "the host did not open the blob in time".into(),
                 maybe_executed: false,
@@ -205,24 +197,24 @@ impl Vsc {
             return Ok(open.clone());
         }
         let left = timeout.saturating_sub(began.elapsed());
-        let (host, _) = self
+        let (answer, _) = host
             .call(framing::Method::Open, open, id, left, Data::None)
             .await
             .map_err(published_call)?;
-        let new = host
+        let new = answer
             .handle_key
             .clone()
-            .filter(|_| host.status == STORE_SUCCESS)
-            .ok_or_else(|| refused("open", &host))?;
+            .filter(|_| answer.status == STORE_SUCCESS)
+            .ok_or_else(|| refused("open", &answer))?;
         *handle = Some(new.clone());
         Ok(new)
     }
 
     /// Forgets the versions that are too many, oldest first, and gives their handles back.
-    async fn close_oldest(&self) {
+    async fn close_oldest(&self, host: &Host) {
         loop {
             let handle = {
-                let mut known = self.handles.lock();
+                let mut known = self.lock();
                 if known.versions.len() <= MAX_VERSIONS {
                     return;
                 }
@@ -247,7 +239,7 @@ impl Vsc {
                 handle_key,
                 client_request_id: id.to_string(),
             };
-            let closed = self
+            let closed = host
                 .call(
                     framing::Method::Close,
                     &body,
@@ -263,6 +255,10 @@ impl Vsc {
                 );
             }
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the host claims is checked; exchanges themselves are tested over the mock host (e2e).
 
+use super::failure::channel_error;
 use super::*;
 
 fn host(bytes_read: Option<u64>, headers: &[(&str, &str)]) -> HostResponse {

@@ -8,12 +8,15 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use tracing::warn;
 
+use super::Loader;
+use super::config::Rung;
+use super::index::{in_box, in_box_entry, module_name, switched_off};
 use super::manifest::{Manifest, digest};
 use super::report::{ModuleStep, NodeStep, Step};
 use super::restriction;
 use super::state::{self, LoadedModule};
+use super::sysfs::{IN_BOX, OURS, driver_of, inside};
 use super::system::{Insert, System, within};
-use super::{IN_BOX, Loader, LoaderConfig, OURS, driver_of, inside};
 
 /// How often the node is looked for.
 const POLL: Duration = Duration::from_millis(20);
@@ -22,27 +25,8 @@ const ASYNCHRONOUS: Insert = Insert {
     compressed: false,
     asynchronous: true,
 };
-/// Where modprobe looks for its settings (modprobe.d(5)).
-const MODPROBE_FOLDERS: [&str; 5] = [
-    "etc/modprobe.d",
-    "run/modprobe.d",
-    "usr/local/lib/modprobe.d",
-    "usr/lib/modprobe.d",
-    "lib/modprobe.d",
-];
 /// Lines of a failed program that are kept for the report.
 const TAIL: usize = 5;
-
-/// A way to get a module.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rung {
-    /// The module that the node's kernel ships.
-    InBox,
-    /// A prebuilt module of ours.
-    Prebuilt,
-    /// A module built on the node.
-    Build,
-}
 
 impl Rung {
     /// Its place in the report.
@@ -102,7 +86,8 @@ impl<S: System> Loader<S> {
         self.await_node(name)
     }
 
-    /// Notes a module as ours. That it cannot be noted keeps nobody from using it; it is then not ours to unload.
+    /// Notes a module as ours. That it cannot be noted keeps nobody from using it; it is then not ours to
+    /// unload.
     fn remember(&self, module: &str, kernel: &str, digest: Option<String>) {
         let loaded = LoadedModule {
             module: module.to_owned(),
@@ -110,7 +95,10 @@ impl<S: System> Loader<S> {
             digest,
         };
         if let Err(error) = state::add(&self.config, loaded) {
-            warn!(module, %error, "the module that was loaded cannot be noted; `driver unload` will leave it alone");
+            warn!(
+                module, %error,
+                "the module that was loaded cannot be noted; `driver unload` will leave it alone"
+            );
         }
     }
 
@@ -163,8 +151,8 @@ impl<S: System> Loader<S> {
         }
         // The distribution has signed it.
         self.forbidden(true)?;
-        // It has no alias that udev could load it by, so it must be named. With -b a name counts as an alias does: a
-        // machine's blacklist is obeyed.
+        // It has no alias that udev could load it by, so it must be named. With -b a name counts as an alias
+        // does: a machine's blacklist is obeyed.
         match self.system.run(
             &self.config.host_root,
             "modprobe",
@@ -305,7 +293,8 @@ impl<S: System> Loader<S> {
         })
     }
 
-    /// `finit_module`. Whether the module is new: somebody who was quicker has done as well, and it is his then.
+    /// `finit_module`. Whether the module is new: somebody who was quicker has done as well, and it is his
+    /// then.
     fn insert(&self, name: &str, module: File, how: Insert) -> Result<bool, ModuleStep> {
         let system = self.system.clone();
         let Some(outcome) = within(self.config.load_wait, move || system.load_module(&module, how)) else {
@@ -322,11 +311,13 @@ impl<S: System> Loader<S> {
             Errno::EPERM if restriction::may_load(&self.config.root) == Some(false) => ModuleStep::Refused {
                 reason: format!("{reason}; this process has no right to load modules (CAP_SYS_MODULE)"),
             },
-            // A kernel that is locked down says no more than this. Without a sign of that it is some policy of the machine.
+            // A kernel that is locked down says no more than this. Without a sign of that it is some policy
+            // of the machine.
             Errno::EPERM if restriction::may_apply(&self.config.root) => ModuleStep::Signature { reason },
             Errno::EINVAL | Errno::EOPNOTSUPP if how.compressed => ModuleStep::Refused {
                 reason: format!(
-                    "{name}: its file is compressed, which this kernel does not unpack, and there is no modprobe here"
+                    "{name}: its file is compressed, which this kernel does not unpack, and there is no \
+                     modprobe here"
                 ),
             },
             _ => ModuleStep::Refused { reason },
@@ -338,62 +329,6 @@ fn timed_out(limit: Duration) -> ModuleStep {
     ModuleStep::TimedOut {
         seconds: limit.as_secs(),
     }
-}
-
-/// Where the machine says that a module is not to be loaded: on the kernel's command line, or in the settings of modprobe,
-/// as far as they can be seen from here. The kernel itself obeys only the former.
-fn switched_off(config: &LoaderConfig, module: &str) -> Option<String> {
-    let line = fs::read_to_string(config.root.join("proc/cmdline")).unwrap_or_default();
-    for word in line.split_whitespace() {
-        if let Some((key @ ("module_blacklist" | "modprobe.blacklist"), list)) = word.split_once('=')
-            && list.split(',').any(|name| module_name(name) == module)
-        {
-            return Some(format!("{key} on the kernel's command line"));
-        }
-    }
-    MODPROBE_FOLDERS.iter().find_map(|folder| {
-        let files = fs::read_dir(config.host_root.join(folder)).ok()?;
-        files.flatten().find_map(|file| {
-            let path = file.path();
-            if path.extension().is_none_or(|extension| extension != "conf") {
-                return None;
-            }
-            let text = fs::read_to_string(&path).ok()?;
-            let line = text.lines().find(|line| {
-                let mut words = line.split_whitespace();
-                matches!(words.next(), Some("blacklist" | "install"))
-                    && words.next().is_some_and(|name| module_name(name) == module)
-            })?;
-            Some(format!("{}: {}", path.display(), line.trim()))
-        })
-    })
-}
-
-/// Whether the node's kernel comes with the module, compressed or not; `None` when its modules cannot be seen from here.
-pub(super) fn in_box(host_root: &Path, kernel: &str) -> Option<bool> {
-    in_box_entry(&host_root.join("lib/modules").join(kernel)).map(|entry| entry.is_some())
-}
-
-/// The module's file, and the files that it needs, as the index of a kernel's folder lists them; the outer `None` when there
-/// is no index.
-fn in_box_entry(folder: &Path) -> Option<Option<(String, Vec<String>)>> {
-    let text = fs::read_to_string(folder.join("modules.dep")).ok()?;
-    Some(text.lines().find_map(|line| {
-        let (file, needed) = line.split_once(':')?;
-        (module_name(file) == IN_BOX).then(|| {
-            (
-                file.to_owned(),
-                needed.split_whitespace().map(str::to_owned).collect(),
-            )
-        })
-    }))
-}
-
-/// Name in the kernel of a module's file: without folder and endings, dashes as underscores.
-fn module_name(file: &str) -> String {
-    let name = file.rsplit('/').next().unwrap_or_default();
-    let name = name.split_once(".ko").map_or(name, |(name, _)| name);
-    name.replace('-', "_")
 }
 
 /// The last lines of a program's output, in one.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Refusals of any kind before the first success that count as "no". What a real host says to a method it does not know is not
-/// public, so a single odd status must not shut the channel for good.
+/// Refusals of any kind before the first success that count as "no". What a real host says to a method it
+/// does not know is not public, so a single odd status must not shut the channel for good.
 const REFUSALS: u32 = 3;
 /// A host may learn (servicing, migration): one request tries again after this long.
 const ASK_AGAIN: Duration = Duration::from_secs(600);
@@ -49,8 +49,8 @@ impl RestSupport {
         *self.lock() = State::Taken;
     }
 
-    /// The host answered a REST request with a status and nothing else. `outright`: the status says that it has no such
-    /// method. True when REST counts as refused now.
+    /// The host answered a REST request with a status and nothing else. `outright`: the status says that it
+    /// has no such method. True when REST counts as refused now.
     pub(super) fn refused(&self, outright: bool) -> bool {
         let mut state = self.lock();
         let refused = match &mut *state {

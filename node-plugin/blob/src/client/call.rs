@@ -1,0 +1,100 @@
+//! One REST call before it is signed.
+
+use std::ops::Range;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use vsc_driver::buffer::Buffer;
+
+use crate::auth::{header_value, secret_header};
+use crate::body::Body;
+use crate::error::{Error, Result};
+use crate::names;
+use crate::types::{Condition, Metadata};
+
+/// A call before it is signed.
+#[derive(Debug)]
+pub(super) struct Call<'a> {
+    pub(super) method: Method,
+    pub(super) blob: Option<&'a str>,
+    pub(super) query: Vec<(&'static str, String)>,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Body,
+    pub(super) dest: Option<Buffer>,
+    /// See [`Request::idempotent`](crate::request::Request::idempotent).
+    pub(super) idempotent: bool,
+    /// Bytes asked for, to be checked against what arrived.
+    pub(super) range: Option<Range<u64>>,
+}
+
+impl<'a> Call<'a> {
+    pub(super) fn new(method: Method, blob: Option<&'a str>) -> Self {
+        Self {
+            method,
+            blob,
+            query: Vec::new(),
+            headers: HeaderMap::new(),
+            body: Body::default(),
+            dest: None,
+            idempotent: true,
+            range: None,
+        }
+    }
+
+    pub(super) fn query(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.query.push((name, value.into()));
+        self
+    }
+
+    pub(super) fn header(mut self, name: &'static str, value: &str) -> Result<Self> {
+        self.headers
+            .insert(HeaderName::from_static(name), header_value(value)?);
+        Ok(self)
+    }
+
+    /// As [`header`](Self::header), kept out of debug output.
+    pub(super) fn secret_header(mut self, name: &'static str, value: &str) -> Result<Self> {
+        self.headers
+            .insert(HeaderName::from_static(name), secret_header(value)?);
+        Ok(self)
+    }
+
+    pub(super) fn condition(mut self, condition: &Condition) -> Result<Self> {
+        if let Some(etag) = &condition.if_match {
+            self.headers.insert(header::IF_MATCH, header_value(&etag.0)?);
+        }
+        if condition.if_absent {
+            self.headers
+                .insert(header::IF_NONE_MATCH, HeaderValue::from_static("*"));
+        } else if let Some(etag) = &condition.if_none_match {
+            self.headers.insert(header::IF_NONE_MATCH, header_value(&etag.0)?);
+        }
+        if let Some(lease) = &condition.lease {
+            self = self.header("x-ms-lease-id", lease)?;
+        }
+        Ok(self)
+    }
+
+    pub(super) fn metadata(mut self, metadata: &Metadata) -> Result<Self> {
+        names::check_metadata(metadata)?;
+        for (name, value) in metadata {
+            let name = HeaderName::try_from(format!("x-ms-meta-{name}")).map_err(|e| Error::Argument {
+                field: "metadata name",
+                message: e.to_string(),
+            })?;
+            self.headers.insert(name, header_value(value)?);
+        }
+        Ok(self)
+    }
+
+    pub(super) fn body(mut self, body: Body) -> Self {
+        self.body = body;
+        self
+    }
+
+    /// Sending it twice is not the same as sending it once: only this client repeats it, and then looks what
+    /// happened.
+    pub(super) fn not_idempotent(mut self) -> Self {
+        self.idempotent = false;
+        self
+    }
+}

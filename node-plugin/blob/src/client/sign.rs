@@ -1,0 +1,79 @@
+//! A call becomes a request: dated, signed, with the headers that all have.
+
+use std::time::SystemTime;
+
+use http::{HeaderValue, Method, Uri, header};
+use tokio::time::Instant;
+use vsc_driver::buffer::Buffer;
+
+use super::call::Call;
+use super::{API_VERSION, Container};
+use crate::auth::{Draft, header_value};
+use crate::error::{Error, Result};
+use crate::request::Request;
+use crate::transport::path::Path;
+
+const USER_AGENT: &str = concat!("vsc-blob-csi/", env!("CARGO_PKG_VERSION"));
+
+impl Container {
+    /// One attempt's request.
+    pub(super) async fn sign(
+        &self,
+        call: &Call<'_>,
+        dest: Option<Buffer>,
+        avoid: Option<Path>,
+        deadline: Instant,
+    ) -> Result<Request> {
+        let account = &*self.account;
+        let mut headers = call.headers.clone();
+        headers.insert("x-ms-version", HeaderValue::from_static(API_VERSION));
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+        headers.insert(
+            "x-ms-client-request-id",
+            header_value(&uuid::Uuid::new_v4().to_string())?,
+        );
+        if matches!(call.method, Method::PUT | Method::POST) {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(call.body.len()));
+        }
+        let mut draft = Draft {
+            method: call.method.clone(),
+            path: account.path(&self.name, call.blob),
+            query: call
+                .query
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), v.clone()))
+                .collect(),
+            headers,
+        };
+        let query = tokio::time::timeout_at(deadline, account.signer.sign(&mut draft, SystemTime::now()))
+            .await
+            .map_err(|_| no_token_in_time())??;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mark = if query.is_empty() { "" } else { "?" };
+        let url: Uri = format!("{}{}{mark}{query}", account.origin, draft.path)
+            .parse()
+            .map_err(|e: http::uri::InvalidUri| Error::Argument {
+                field: "blob name",
+                // The URL itself may hold a SAS.
+                message: format!("makes no valid URL ({e}); the longest is 64 KiB"),
+            })?;
+        Ok(Request {
+            method: draft.method,
+            url,
+            headers: draft.headers,
+            body: call.body.clone(),
+            dest,
+            idempotent: call.idempotent,
+            avoid,
+            timeout: account.attempt_timeout.min(left),
+        })
+    }
+}
+
+/// The deadline passed while waiting for a token.
+pub(super) fn no_token_in_time() -> Error {
+    Error::Token {
+        message: "the identity service did not answer before the call's deadline".into(),
+        retryable: true,
+    }
+}
