@@ -1,4 +1,5 @@
-//! How fast the embedded store itself is: raw sockets that read and write as fast as they can, so that no client is measured.
+//! How fast the embedded store itself is: raw sockets that read and write as fast as they can, so that no
+//! client is measured.
 //!
 //! `cargo run --release -p e2e --example store_throughput [SECONDS]`. Server and clients share the machine.
 

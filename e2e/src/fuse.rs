@@ -1,4 +1,5 @@
-//! FUSE connections of this machine: which one is mounted where, and how to end one whose server does not answer.
+//! FUSE connections of this machine: which one is mounted where, and how to end one whose server does not
+//! answer.
 
 use std::fs;
 use std::io;

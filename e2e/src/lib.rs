@@ -1,5 +1,5 @@
-//! What the suites stand on: an embedded blob store, a mock VSP in front of it (or of any endpoint), and the harness that
-//! runs the real program against both.
+//! What the suites stand on: an embedded blob store, a mock VSP in front of it (or of any endpoint), and the
+//! harness that runs the real program against both.
 
 pub mod fuse;
 pub mod harness;

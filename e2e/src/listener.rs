@@ -1,4 +1,5 @@
-//! HTTP/1.1 on a port, with or without TLS, on threads of its own: what the store and the token server listen with.
+//! HTTP/1.1 on a port, with or without TLS, on threads of its own: what the store and the token server listen
+//! with.
 
 use std::fmt::Debug;
 use std::future::Future;

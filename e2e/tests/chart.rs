@@ -1,4 +1,5 @@
-//! The Helm chart, what is generated from it, and the pages that describe it. Renders with helm; no cluster is needed.
+//! The Helm chart, what is generated from it, and the pages that describe it. Renders with helm; no cluster
+//! is needed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A failed unwrap is a failed test.
 
 #[path = "chart/generated.rs"]

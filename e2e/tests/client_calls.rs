@@ -1,5 +1,5 @@
-//! Every call of the client, over HTTPS and over the channel, against a real service: the embedded store, or the one that
-//! `BLOB_TEST_ENDPOINT` names (a path-style endpoint of the emulators' account).
+//! Every call of the client, over HTTPS and over the channel, against a real service: the embedded store, or
+//! the one that `BLOB_TEST_ENDPOINT` names (a path-style endpoint of the emulators' account).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A failed unwrap is a failed test.
 
 use std::sync::Arc;

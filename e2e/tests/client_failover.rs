@@ -1,5 +1,5 @@
-//! The client over both paths while the channel fails in every way the mock host knows: nothing is lost, nothing is wrong,
-//! and the counters tell.
+//! The client over both paths while the channel fails in every way the mock host knows: nothing is lost,
+//! nothing is wrong, and the counters tell.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A failed unwrap is a failed test.
 
 use std::sync::Arc;
@@ -482,7 +482,8 @@ async fn a_host_without_rest_reads_by_handle() {
     ));
 }
 
-/// A host that takes no REST requests, a container of a client with these credentials, and a blob `r` of so many bytes.
+/// A host that takes no REST requests, a container of a client with these credentials, and a blob `r` of so
+/// many bytes.
 async fn without_rest(
     len: usize,
     credentials: impl Fn(&Node) -> Credentials,
@@ -574,7 +575,8 @@ async fn a_token_goes_with_the_handle() {
     assert!(matches!(error, Error::Denied { .. }), "{error}");
 }
 
-/// The third odd status of a host that has not shown yet that it knows REST counts as "it does not", and is a guess all the same.
+/// The third odd status of a host that has not shown yet that it knows REST counts as "it does not", and is a
+/// guess all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_behind_the_status_that_decides_is_not_a_lost_race() {
     let node = Node::new(TransportMode::Prefer).await;

@@ -1,8 +1,9 @@
 //! One list of client calls for every service and every path: the embedded store must behave as Azurite does.
 //!
-//! Each case runs in a container of its own, states what it expects, and notes what was answered. The notes of every
-//! other service are compared with those of the embedded store over HTTP: what no expectation names must agree too.
-//! Where Azurite is known to differ, the case says so with the reason ([`context::Context::differs`]).
+//! Each case runs in a container of its own, states what it expects, and notes what was answered. The notes
+//! of every other service are compared with those of the embedded store over HTTP: what no expectation names
+//! must agree too. Where Azurite is known to differ, the case says so with the reason
+//! ([`context::Context::differs`]).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

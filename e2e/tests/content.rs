@@ -1,5 +1,6 @@
-//! Files of the file system (no mount) over the real client, both paths, and the embedded store: what the tests over a
-//! store in memory cannot show - block ids on the wire, copies by the service, buffers of the channel.
+//! Files of the file system (no mount) over the real client, both paths, and the embedded store: what the
+//! tests over a store in memory cannot show - block ids on the wire, copies by the service, buffers of the
+//! channel.
 //!
 //! Prints how fast it was; asserts nothing about that.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A failed unwrap is a failed test.

@@ -147,8 +147,8 @@ fn call<T>(rpc: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Res
 /// How long a mount may be in use without a reason.
 const BUSY: Duration = Duration::from_secs(5);
 
-/// Repeats an unmount as kubelet does. Busy for a moment is no error: a process that another test is just starting holds a copy of
-/// every descriptor of this one until it has become its program.
+/// Repeats an unmount as kubelet does. Busy for a moment is no error: a process that another test is just
+/// starting holds a copy of every descriptor of this one until it has become its program.
 fn unless_busy<T>(mut rpc: impl FnMut() -> Result<T, Status>) -> Result<T, Status> {
     wait_for("the mount not to be in use", BUSY, || match rpc() {
         Err(status) if status.message().contains("busy") && status.message().ends_with("[UnmountFailed]") => {

@@ -1,6 +1,8 @@
-//! The CSI conformance tests (csi-sanity) against the real node and controller, with real mounts and the embedded store.
+//! The CSI conformance tests (csi-sanity) against the real node and controller, with real mounts and the
+//! embedded store.
 //!
-//! Nothing is skipped by a flag of ours: what csi-sanity leaves out are tests of capabilities the plugin does not declare.
+//! Nothing is skipped by a flag of ours: what csi-sanity leaves out are tests of capabilities the plugin does
+//! not declare.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A failed unwrap is a failed test.
 
 use std::path::Path;
@@ -107,8 +109,8 @@ fn counts(output: &str) -> Option<(u32, u32, u32)> {
     Some((before("Passed")?, before("Failed")?, before("Skipped")?))
 }
 
-/// For the summary of the test command; skipped ones are capabilities that the plugin does not declare, so they are no
-/// skipped tests of ours.
+/// For the summary of the test command; skipped ones are capabilities that the plugin does not declare, so
+/// they are no skipped tests of ours.
 fn report(name: &str, passed: u32, failed: u32, skipped: u32) {
     println!("{name}: {passed} passed, {failed} failed, {skipped} of capabilities that are not declared");
     if let Some(folder) = std::env::var_os("VSC_BLOB_E2E_REPORT") {

@@ -1,4 +1,5 @@
-//! The channel fails while a tree is copied: the copy finishes, is equal, `cp` sees no error, and the counters show the switch.
+//! The channel fails while a tree is copied: the copy finishes, is equal, `cp` sees no error, and the
+//! counters show the switch.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -21,8 +22,8 @@ use e2e::vsp::{Faults, Spoil};
 /// A request that never returns is given up after its timeout; the copy waits that long, and not much longer.
 const COPY_LIMIT: Duration = Duration::from_secs(300);
 
-/// Copies the tree in, lets `fault` happen once half of it went over the channel, and compares after a remount.
-/// `at` says in percent of the bytes when the fault happens.
+/// Copies the tree in, lets `fault` happen once half of it went over the channel, and compares after a
+/// remount. `at` says in percent of the bytes when the fault happens.
 fn copy_with(setup: &Setup, at: u64, fault: impl FnOnce(&mut Faults)) -> Result<Counters> {
     let tree = tree::large_tree()?;
     let mount = setup.mount("copy", "mnt")?;
@@ -47,7 +48,8 @@ fn copy_with(setup: &Setup, at: u64, fault: impl FnOnce(&mut Faults)) -> Result<
     let status = copy.wait(COPY_LIMIT)?;
     ensure!(status.success(), "cp: {status}\n{}", copy.output());
     ensure!(copy.output().is_empty(), "cp complained:\n{}", copy.output());
-    // A process with a thread in the device cannot end, as with the real one: what is held returns before that.
+    // A process with a thread in the device cannot end, as with the real one: what is held returns before
+    // that.
     let held = device.faults().release();
     ensure!(
         held as u64 == holds,

@@ -1,5 +1,5 @@
-//! Rules of the house that rustfmt and clippy do not know: imports run one way, each file says what it is, no file is
-//! too long, no line is too wide.
+//! Rules of the house that rustfmt and clippy do not know: imports run one way, each file says what it is, no
+//! file is too long, no line is too wide.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,5 @@
-//! One budget bounds the memory of a mount, a small one as well as a large one: while streams are read, and while many files are written, mapped and
-//! read at once.
+//! One budget bounds the memory of a mount, a small one as well as a large one: while streams are read, and
+//! while many files are written, mapped and read at once.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -87,7 +87,8 @@ fn check(what: &str, budget: u64, mount: Mount) -> Result<()> {
     let peak = mount.process().peak_rss()?;
     let counters = mount.unmount()?;
     println!(
-        "{what}: peak RSS {} MiB, budget {} MiB; {} MiB read and {} MiB written over the channel, {} and {} over HTTPS",
+        "{what}: peak RSS {} MiB, budget {} MiB; {} MiB read and {} MiB written over the channel, {} and {} \
+         over HTTPS",
         peak / MIB,
         budget / MIB,
         counters.channel.bytes_in / MIB,
@@ -150,8 +151,8 @@ fn eight_streams_stay_within_the_budget() -> Result<()> {
     Ok(())
 }
 
-/// Reads places all over a file through a mapping, in another process: Python maps without unsafe code here. For each place the kernel reads as far as it
-/// reads ahead, 16 MiB.
+/// Reads places all over a file through a mapping, in another process: Python maps without unsafe code here.
+/// For each place the kernel reads as far as it reads ahead, 16 MiB.
 fn map(path: &Path, seed: usize) -> Result<Running> {
     let script = "import mmap, random, struct, sys\n\
         path, places = sys.argv[1], random.Random(int(sys.argv[2]))\n\
@@ -213,7 +214,8 @@ fn writers_and_mappings_stay_within_the_budget_over_the_channel() -> Result<()> 
     mixed_load_stays_within_the_budget(Way::Channel)
 }
 
-/// Something over HTTPS is outside of the budget still: on a busy machine the peak was 325 MiB with a budget of 256 MiB, 5 MiB too much.
+/// Something over HTTPS is outside of the budget still: on a busy machine the peak was 325 MiB with a budget
+/// of 256 MiB, 5 MiB too much.
 #[test]
 #[ignore = "an open point: under load the peak over HTTPS can be a few MiB too high"]
 fn writers_and_mappings_stay_within_the_budget_over_https() -> Result<()> {

@@ -141,7 +141,8 @@ fn unmounting_by_hand_ends_it_well() {
     assert_eq!(mount.stored("a"), b"hello");
 }
 
-/// A call to mount that took so long that its caller has unmounted and mounted anew: what it cleans up is its own.
+/// A call to mount that took so long that its caller has unmounted and mounted anew: what it cleans up is its
+/// own.
 #[test]
 fn a_mount_that_fails_late_leaves_its_successor_alone() {
     use blob_fs::VolumeConfig;
@@ -260,7 +261,8 @@ fn bad_input_is_named_and_nothing_stays_mounted() {
     failed(&mut command("photos", &at), "URL: ");
 }
 
-/// Gives the first `answers` requests an empty listing and is silent from then on; each request's first line is told.
+/// Gives the first `answers` requests an empty listing and is silent from then on; each request's first line
+/// is told.
 fn falls_silent(answers: usize) -> (String, std::sync::mpsc::Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!(
@@ -298,14 +300,16 @@ fn serve_some(
         // Nobody listens any more when the test has seen enough.
         let _ = told.send(first);
         if !silent {
-            let body = r#"<?xml version="1.0" encoding="utf-8"?><EnumerationResults><Blobs/><NextMarker/></EnumerationResults>"#;
+            let body = "<?xml version=\"1.0\" encoding=\"utf-8\"?>\
+                        <EnumerationResults><Blobs/><NextMarker/></EnumerationResults>";
             let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
             reader.get_mut().write_all(answer.as_bytes()).unwrap();
         }
     }
 }
 
-/// An endpoint that does not answer is given up at the first signal, not after all deadlines, and nothing stays mounted.
+/// An endpoint that does not answer is given up at the first signal, not after all deadlines, and nothing
+/// stays mounted.
 #[test]
 fn a_signal_ends_a_mount_that_waits_for_the_service() {
     for (answers, told) in [

@@ -1,5 +1,5 @@
-//! Names: blobs of others are shown under their names or hidden by the rule of docs/semantics.md, and never break a listing;
-//! files get the blob names one expects.
+//! Names: blobs of others are shown under their names or hidden by the rule of docs/semantics.md, and never
+//! break a listing; files get the blob names one expects.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -121,7 +121,8 @@ fn blobs_of_others_on_azurite() -> Result<()> {
     foreign_blobs(Kind::Azurite)
 }
 
-/// Files made on the mount: the blob has the file's name, or the written stand-in where a blob cannot have it.
+/// Files made on the mount: the blob has the file's name, or the written stand-in where a blob cannot have
+/// it.
 fn own_files(kind: Kind, way: Way) -> Result<()> {
     let setup = Setup::new(kind, way)?;
     let mount = setup.mount("own", "mnt")?;

@@ -1,4 +1,5 @@
-//! pjdfstest, the POSIX conformance tests, against a mount: every case must do what e2e/pjdfstest-expected.txt says.
+//! pjdfstest, the POSIX conformance tests, against a mount: every case must do what
+//! e2e/pjdfstest-expected.txt says.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -20,7 +21,8 @@ use e2e::harness::tools::{Tool, report};
 /// Far above what the suite takes.
 const LIMIT: Duration = Duration::from_secs(900);
 
-/// All opt-in cases that Linux has system calls for. `naptime` is above the resolution of the clock that stamps files.
+/// All opt-in cases that Linux has system calls for. `naptime` is above the resolution of the clock that
+/// stamps files.
 const CONFIGURATION: &str = r#"
 [features]
 posix_fallocate = {}
@@ -157,11 +159,12 @@ fn every_case_does_what_is_expected() -> Result<()> {
 #[test]
 fn unexpected_outcomes_are_noticed() -> Result<()> {
     let cases = outcomes(
-        "open::good        ok\nopen::listed      FAILED\n\tassertion failed\nopen::unlisted    FAILED\nlink::a   FAILED\n\
-         link::b    ok\nopen::left_out   skipped\n",
+        "open::good        ok\nopen::listed      FAILED\n\tassertion failed\n\
+         open::unlisted    FAILED\nlink::a   FAILED\nlink::b    ok\nopen::left_out   skipped\n",
     )?;
     let expectations = expectations(
-        "# comment\nopen::listed\treason\nlink::a\treason\nlink::b\treason\nskip open::left_out\treason\nopen::gone\treason\n",
+        "# comment\nopen::listed\treason\nlink::a\treason\nlink::b\treason\n\
+         skip open::left_out\treason\nopen::gone\treason\n",
     )?;
     assert_eq!(
         differences(&cases, &expectations),

@@ -1,4 +1,5 @@
-//! Everyday programs on a mount: fsx, git, sqlite3, tar, fio, appending shells. Each result is looked at again after a remount.
+//! Everyday programs on a mount: fsx, git, sqlite3, tar, fio, appending shells. Each result is looked at
+//! again after a remount.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -47,8 +48,9 @@ fn fsx(
             "flen = {length}\n\
              [opsize]\nmax = {largest}\n\
              [weights]\n\
-             close_open = 2\nread = 10\nwrite = 10\nmapread = 5\nmapwrite = 5\ninvalidate = 1\ntruncate = 3\nfsync = 1\n\
-             fdatasync = 1\nposix_fallocate = 1\npunch_hole = 2\nsendfile = 2\nposix_fadvise = 1\ncopy_file_range = 2\n"
+             close_open = 2\nread = 10\nwrite = 10\nmapread = 5\nmapwrite = 5\ninvalidate = 1\n\
+             truncate = 3\nfsync = 1\nfdatasync = 1\nposix_fallocate = 1\npunch_hole = 2\nsendfile = 2\n\
+             posix_fadvise = 1\ncopy_file_range = 2\n"
         ),
     )?;
     run_long(
@@ -192,7 +194,8 @@ fn sqlite_fifty_mebibytes(journal: &str) -> Result<()> {
     let setup = Setup::new(Kind::Embedded, Way::Https)?;
     let mount = setup.mount("sqlite", "mnt")?;
     let database = mount.path().join("test.db");
-    // 52,000 rows of 1,000 bytes that follow from the row number, then updates and deletions all over the file.
+    // 52,000 rows of 1,000 bytes that follow from the row number, then updates and deletions all over the
+    // file.
     sqlite(
         &database,
         &format!(
@@ -209,7 +212,8 @@ fn sqlite_fifty_mebibytes(journal: &str) -> Result<()> {
     )?;
     let size = fs::metadata(&database)?.len();
     ensure!(size >= 50 << 20, "the database has only {size} bytes");
-    let digest = "PRAGMA integrity_check; SELECT count(*), sum(length(data)), sum(id) FROM t; SELECT count(DISTINCT substr(data, -4)) FROM t;";
+    let digest = "PRAGMA integrity_check; SELECT count(*), sum(length(data)), sum(id) FROM t; SELECT \
+                  count(DISTINCT substr(data, -4)) FROM t;";
     let before = sqlite(&database, digest)?;
     ensure!(before.starts_with("ok\n"), "integrity check: {before}");
     mount.unmount()?;

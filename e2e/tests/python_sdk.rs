@@ -16,7 +16,8 @@ const PYTHON: &str = "E2E_PYTHON";
 fn run_against(config: StoreConfig) {
     let Some(python) = std::env::var_os(PYTHON) else {
         panic!(
-            "{PYTHON} is not set: run e2e/test, which installs the SDK and sets it (or point it to a Python with e2e/python/requirements.txt installed)"
+            "{PYTHON} is not set: run e2e/test, which installs the SDK and sets it (or point it to a Python \
+             with e2e/python/requirements.txt installed)"
         );
     };
     let store = BlobStore::new(config).unwrap();

@@ -159,7 +159,8 @@ fn next_open_on_another_mount_sees_what_was_closed() -> Result<()> {
     Ok(())
 }
 
-/// "At once": no time passes between the close, rename or unlink on one mount and the open on the other, over either path.
+/// "At once": no time passes between the close, rename or unlink on one mount and the open on the other, over
+/// either path.
 #[test]
 fn next_open_on_another_mount_is_right_at_once() -> Result<()> {
     for way in [Way::Https, Way::Channel] {
@@ -205,7 +206,8 @@ fn next_open_on_another_mount_is_right_at_once() -> Result<()> {
     Ok(())
 }
 
-/// Names that are gone and attributes follow within the timeouts (one second by default) for who only looks and does not open.
+/// Names that are gone and attributes follow within the timeouts (one second by default) for who only looks
+/// and does not open.
 #[test]
 fn names_of_another_mount_follow_within_the_timeouts() -> Result<()> {
     let setup = setup()?;
@@ -235,8 +237,8 @@ fn names_of_another_mount_follow_within_the_timeouts() -> Result<()> {
     Ok(())
 }
 
-/// "A reader keeps the version it opened" or is told: it never sees a mixture of two versions, nor the end of another one, also when the new version is
-/// opened beside it.
+/// "A reader keeps the version it opened" or is told: it never sees a mixture of two versions, nor the end of
+/// another one, also when the new version is opened beside it.
 #[test]
 fn a_reader_never_sees_a_mixture() -> Result<()> {
     let setup = setup()?;
@@ -264,7 +266,8 @@ fn a_reader_never_sees_a_mixture() -> Result<()> {
                     rest.len() == size - first.len() && rest.iter().all(|byte| *byte == 1),
                     "the rest is not of the version that was opened"
                 ),
-                // The service keeps only the latest version: what was not read ahead is gone, and the reader is told.
+                // The service keeps only the latest version: what was not read ahead is gone, and the reader
+                // is told.
                 Err(error) => ensure!(error.raw_os_error() == Some(libc::ESTALE), "{error}"),
             }
             // The next open has the new version, whole.
@@ -276,7 +279,8 @@ fn a_reader_never_sees_a_mixture() -> Result<()> {
     Ok(())
 }
 
-/// One process follows a log, one appends to it on the same mount, and both mounts append in turn: no line is lost.
+/// One process follows a log, one appends to it on the same mount, and both mounts append in turn: no line is
+/// lost.
 #[test]
 fn an_appender_beside_a_reader_of_an_older_version() -> Result<()> {
     let setup = setup()?;
@@ -390,7 +394,8 @@ fn an_unlinked_file_lives_until_it_is_closed() -> Result<()> {
     Ok(())
 }
 
-/// A large file that is deleted while open is kept under a hidden name, held by a lease; what a process that was killed has left goes with the next mount.
+/// A large file that is deleted while open is kept under a hidden name, held by a lease; what a process that
+/// was killed has left goes with the next mount.
 #[test]
 fn hidden_blobs_of_a_killed_process_are_collected() -> Result<()> {
     let setup = setup()?;
@@ -570,8 +575,10 @@ fn locks_hold_within_a_mount() -> Result<()> {
     let script = "import fcntl, subprocess, sys\n\
         f = open(sys.argv[1], 'r+')\n\
         fcntl.lockf(f, fcntl.LOCK_EX, 10, 5)\n\
-        probe = 'import fcntl, sys\\nf = open(sys.argv[1], \"r+\")\\nfcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB, 10, int(sys.argv[2]))'\n\
-        run = lambda at: subprocess.run([sys.executable, '-c', probe, sys.argv[1], at], stderr=subprocess.DEVNULL).returncode\n\
+        probe = 'import fcntl, sys\\nf = open(sys.argv[1], \"r+\")\\nfcntl.lockf(f, fcntl.LOCK_EX | \
+        fcntl.LOCK_NB, 10, int(sys.argv[2]))'\n\
+        run = lambda at: subprocess.run([sys.executable, '-c', probe, sys.argv[1], at], \
+        stderr=subprocess.DEVNULL).returncode\n\
         assert run('0') != 0, 'overlapping range was given twice'\n\
         assert run('15') == 0, 'disjoint range was refused'\n\
         fcntl.lockf(f, fcntl.LOCK_UN, 10, 5)\n\
@@ -695,7 +702,8 @@ fn a_read_only_mount_refuses_every_change() -> Result<()> {
     Ok(())
 }
 
-// ------------------------------------------------------------------------------------------------ what is kept
+// ------------------------------------------------------------------------------------------------ what is
+// kept
 
 /// Modes, owners, times, xattrs and kinds of files are kept across a remount.
 #[test]
@@ -775,8 +783,8 @@ fn attributes_are_kept_across_a_remount() -> Result<()> {
     Ok(())
 }
 
-/// "Nothing else is written to a user's container": blobs of the files' names, markers with `hdi_isfolder`, links with
-/// `is_symlink`.
+/// "Nothing else is written to a user's container": blobs of the files' names, markers with `hdi_isfolder`,
+/// links with `is_symlink`.
 #[test]
 fn the_container_holds_what_is_written_down_and_nothing_else() -> Result<()> {
     let setup = setup()?;
@@ -798,7 +806,8 @@ fn the_container_holds_what_is_written_down_and_nothing_else() -> Result<()> {
     ensure!(blobs["link"].get("is_symlink").map(String::as_str) == Some("true"));
     ensure!(container.read("link")? == b"folder/a file");
     ensure!(container.read("folder/a file")? == b"content");
-    // The time of the last write is kept to the nanosecond, which the service's own is not; defaults are not written.
+    // The time of the last write is kept to the nanosecond, which the service's own is not; defaults are not
+    // written.
     let kept: Vec<&String> = blobs["folder/a file"].keys().collect();
     ensure!(kept == ["vsc_mtime"], "{kept:?}");
     Ok(())

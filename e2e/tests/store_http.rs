@@ -1,4 +1,5 @@
-//! The embedded store over real sockets: large bodies, faults of the connection, writers that race, odd requests.
+//! The embedded store over real sockets: large bodies, faults of the connection, writers that race, odd
+//! requests.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

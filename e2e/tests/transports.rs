@@ -1,5 +1,5 @@
-//! A tree of 2,000 files with one of 300 MiB is copied in, and is equal after a remount: over the channel and over HTTPS, with
-//! the embedded store and with Azurite behind either.
+//! A tree of 2,000 files with one of 300 MiB is copied in, and is equal after a remount: over the channel and
+//! over HTTPS, with the embedded store and with Azurite behind either.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -71,7 +71,8 @@ fn https_to_azurite() -> Result<()> {
     copy_and_compare(Kind::Azurite, Way::Https)
 }
 
-/// `transport: https`: a device that is there carries none of the volume's data (the process may look whether it works).
+/// `transport: https`: a device that is there carries none of the volume's data (the process may look whether
+/// it works).
 #[test]
 fn https_mode_sends_nothing_over_the_device() -> Result<()> {
     let setup = Setup::new(Kind::Embedded, Way::Channel)?;

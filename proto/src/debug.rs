@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-/// Context key under which kubelet hands over tokens of the pod's service account (CSIDriver `tokenRequests`). The
-/// interface does not mark volume contexts as secret, the tokens are all the same.
+/// Context key under which kubelet hands over tokens of the pod's service account (CSIDriver
+/// `tokenRequests`). The interface does not mark volume contexts as secret, the tokens are all the same.
 const POD_TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
 
 /// Prints `***`.

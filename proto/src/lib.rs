@@ -1,7 +1,8 @@
-//! Types and services of the Container Storage Interface and of kubelet's plugin registration, generated from `proto/`.
+//! Types and services of the Container Storage Interface and of kubelet's plugin registration, generated from
+//! `proto/`.
 //!
-//! Messages that carry a field marked `csi_secret` print `***` for it in their Debug output. Fields keep the names of
-//! the interface, where the specification documents them.
+//! Messages that carry a field marked `csi_secret` print `***` for it in their Debug output. Fields keep the
+//! names of the interface, where the specification documents them.
 
 mod debug;
 

@@ -27,7 +27,8 @@ fn no_secret_reaches_debug() {
         }};
     }
     for_each_secret_message!(check);
-    // The interface marks secrets in at least the ten requests of Node and Controller that this plugin serves or refuses.
+    // The interface marks secrets in at least the ten requests of Node and Controller that this plugin serves
+    // or refuses.
     assert!(formatted >= 10, "only {formatted} messages with secrets");
 }
 

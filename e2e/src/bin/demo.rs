@@ -1,7 +1,8 @@
-//! The demo: a volume is created, staged, published, written and read back over the channel, with nothing but this machine.
+//! The demo: a volume is created, staged, published, written and read back over the channel, with nothing but
+//! this machine.
 //!
-//! Real are the node and controller services, their unix sockets, the mounts and the ioctl; the device and the blob service are the
-//! mock VSP and the embedded store of this crate.
+//! Real are the node and controller services, their unix sockets, the mounts and the ioctl; the device and
+//! the blob service are the mock VSP and the embedded store of this crate.
 
 use std::collections::HashMap;
 use std::fs::{self, File};

@@ -12,9 +12,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// A stand-in for the Azure Blob VSC device, for machines whose host does not offer one.
 ///
-/// Mounts a small file system at DIR (needs root and /dev/fuse). DIR/azure_blob answers the same ioctl as the device
-/// /dev/azure_blob and executes what comes through it against a blob endpoint; point a program's --device there.
-/// DIR/control shows state and counters when read, and takes faults when written. Ctrl-C unmounts.
+/// Mounts a small file system at DIR (needs root and /dev/fuse). DIR/azure_blob answers the same ioctl as the
+/// device /dev/azure_blob and executes what comes through it against a blob endpoint; point a program's
+/// --device there. DIR/control shows state and counters when read, and takes faults when written. Ctrl-C
+/// unmounts.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -41,13 +42,14 @@ struct Args {
     /// Directory to mount at; created when missing
     dir: PathBuf,
 
-    /// Send all requests to this endpoint (scheme, host and port; the path stays as the request has it) instead of
-    /// the host that their URL names
+    /// Send all requests to this endpoint (scheme, host and port; the path stays as the request has it)
+    /// instead of the host that their URL names
     #[arg(long, value_name = "URL")]
     endpoint: Option<http::Uri>,
 
-    /// Make a symbolic link to the device here, relative where both have the same parent. The directory of the link can
-    /// be handed to a container (HostToContainer) before DIR is mounted: what is mounted below it later is seen there
+    /// Make a symbolic link to the device here, relative where both have the same parent. The directory of
+    /// the link can be handed to a container (HostToContainer) before DIR is mounted: what is mounted below
+    /// it later is seen there
     #[arg(long, value_name = "PATH")]
     link: Option<PathBuf>,
 

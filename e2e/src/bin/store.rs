@@ -1,4 +1,5 @@
-//! The embedded blob store on a port, for trying things out and for tools of others (SDKs, blobfuse2, rclone).
+//! The embedded blob store on a port, for trying things out and for tools of others (SDKs, blobfuse2,
+//! rclone).
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -13,8 +14,9 @@ use tracing_subscriber::EnvFilter;
 
 /// Runs the embedded blob store: the Blob REST interface of one storage account on a local port.
 ///
-/// It speaks plain HTTP, checks SharedKey and SAS signatures as the service does, and keeps everything in memory unless
-/// --folder is given. It stands for Azure Blob Storage in tests and benchmarks; never put data you care about into it.
+/// It speaks plain HTTP, checks SharedKey and SAS signatures as the service does, and keeps everything in
+/// memory unless --folder is given. It stands for Azure Blob Storage in tests and benchmarks; never put data
+/// you care about into it.
 #[derive(Debug, Parser)]
 #[command(
     name = "store",
@@ -80,7 +82,12 @@ struct Options {
     tokens: Option<SocketAddr>,
 
     /// The same with TLS
-    #[arg(long, value_name = "ADDRESS:PORT", group = "token_place", requires_all = ["identities", "tls_certificate"])]
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        group = "token_place",
+        requires_all = ["identities", "tls_certificate"]
+    )]
     tokens_tls: Option<SocketAddr>,
 
     /// Print `export NAME=value` lines for clients and SDKs, the key among them
@@ -162,7 +169,8 @@ async fn main() -> Result<()> {
         writeln!(out, "export AZURE_STORAGE_BLOB_ENDPOINT='{endpoint}'")?;
         writeln!(
             out,
-            "export AZURE_STORAGE_CONNECTION_STRING='DefaultEndpointsProtocol=http;AccountName={};AccountKey={key};BlobEndpoint={endpoint};'",
+            "export AZURE_STORAGE_CONNECTION_STRING='DefaultEndpointsProtocol=http;AccountName={};\
+             AccountKey={key};BlobEndpoint={endpoint};'",
             options.account
         )?;
         if let Some(tokens) = &tokens {

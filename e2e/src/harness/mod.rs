@@ -1,4 +1,5 @@
-//! What the system suites share: backends, the real program as a child process, mounts that are always freed, trees to copy.
+//! What the system suites share: backends, the real program as a child process, mounts that are always freed,
+//! trees to copy.
 //!
 //! The parts:
 //! - [`tools`]: where the programs are that `e2e/test` installs, and the program under test;
@@ -28,7 +29,8 @@ use tokio::runtime::Runtime;
 /// How long the suites wait for something that should be quick, on a machine that is busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The runtime on which the services of a test process run; tests themselves are blocking, as programs on a mount are.
+/// The runtime on which the services of a test process run; tests themselves are blocking, as programs on a
+/// mount are.
 pub fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| match Runtime::new() {

@@ -66,7 +66,8 @@ pub struct Counters {
 pub struct Mount {
     process: Running,
     path: PathBuf,
-    /// Minor device number = number of the FUSE connection; what is left to free a mount whose server is gone.
+    /// Minor device number = number of the FUSE connection; what is left to free a mount whose server is
+    /// gone.
     connection: u64,
     mounted: bool,
 }
@@ -142,8 +143,8 @@ impl Mount {
 
     /// Unmounts as a user would, waits until the process has ended well, and gives its last counters.
     pub fn unmount(mut self) -> Result<Counters> {
-        // Busy for a moment is no error: a process that another thread of the test is just starting holds a copy of every
-        // descriptor until it has become its program.
+        // Busy for a moment is no error: a process that another thread of the test is just starting holds a
+        // copy of every descriptor until it has become its program.
         wait_for("the mount not to be in use", BUSY, || {
             match tools::run(Command::new("umount").arg(&self.path)) {
                 Err(error) if format!("{error:#}").contains("busy") => Ok(None),

@@ -32,7 +32,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts the command; its standard output and error are collected line by line and shown when the test fails.
+    /// Starts the command; its standard output and error are collected line by line and shown when the test
+    /// fails.
     pub fn start(name: &str, command: &mut Command) -> Result<Self> {
         let mut child = command
             .stdin(Stdio::null())
@@ -155,7 +156,8 @@ impl Drop for Running {
         }
         // By group: a program under test may have started helpers.
         let _ = killpg(self.pid(), Signal::SIGKILL);
-        // Not for ever: a thread inside a device ends only with its request, and the device may be dropped after this.
+        // Not for ever: a thread inside a device ends only with its request, and the device may be dropped
+        // after this.
         let _ = self.wait(Duration::from_secs(5));
     }
 }

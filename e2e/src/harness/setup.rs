@@ -19,7 +19,8 @@ pub enum Way {
     Channel,
 }
 
-/// A backend, a device and a scratch folder. Mounts made from it must end first: keep it alive longer than they are.
+/// A backend, a device and a scratch folder. Mounts made from it must end first: keep it alive longer than
+/// they are.
 #[derive(Debug)]
 pub struct Setup {
     // Dropped in this order: the device before the service behind it, the folder it is mounted in last.

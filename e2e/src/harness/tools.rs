@@ -79,8 +79,8 @@ fn cache_folder() -> Result<PathBuf> {
 
 /// The program under test, built from this checkout with the profile of the running test.
 ///
-/// `VSC_BLOB_CSI` names it when the caller has just built it (`e2e/test` does); otherwise cargo brings it up to date once
-/// per test process, so that a suite never runs yesterday's program.
+/// `VSC_BLOB_CSI` names it when the caller has just built it (`e2e/test` does); otherwise cargo brings it up
+/// to date once per test process, so that a suite never runs yesterday's program.
 pub fn vsc_blob_csi() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     BUILT
@@ -132,7 +132,8 @@ fn locate_program() -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Tells `e2e/test` how the cases of a tool went, for its summary. Does nothing when nobody asked (`VSC_BLOB_E2E_REPORT`).
+/// Tells `e2e/test` how the cases of a tool went, for its summary. Does nothing when nobody asked
+/// (`VSC_BLOB_E2E_REPORT`).
 pub fn report(kind: &str, passed: usize, failed: usize, skipped: usize) -> Result<()> {
     if let Some(folder) = env::var_os("VSC_BLOB_E2E_REPORT") {
         let path = Path::new(&folder).join(kind);

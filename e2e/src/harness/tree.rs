@@ -24,7 +24,8 @@ pub struct TreeSpec {
     pub seed: u64,
 }
 
-/// Sizes that a file system gets wrong: none, one byte, around a page, around the kernel's largest write, more than one.
+/// Sizes that a file system gets wrong: none, one byte, around a page, around the kernel's largest write,
+/// more than one.
 const EDGE_SIZES: [usize; 9] = [
     0,
     1,
@@ -147,7 +148,8 @@ pub fn large_tree() -> Result<PathBuf> {
     Ok(tree.insert(folder).path().join("tree"))
 }
 
-/// A scratch folder for a test, removed at its end. Short, because unix socket paths below it must fit into 108 bytes.
+/// A scratch folder for a test, removed at its end. Short, because unix socket paths below it must fit into
+/// 108 bytes.
 pub fn scratch() -> Result<tempfile::TempDir> {
     tempfile::Builder::new()
         .prefix("e2e-")

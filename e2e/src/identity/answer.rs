@@ -12,7 +12,7 @@ use http_body_util::Full;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::Identity;
+use super::principal::Identity;
 use crate::store::BlobStore;
 
 /// Path of the metadata service's tokens.
@@ -131,8 +131,8 @@ fn form(text: &[u8]) -> HashMap<String, String> {
     url::form_urlencoded::parse(text).into_owned().collect()
 }
 
-/// The metadata service: whoever reaches it speaks for the machine. (Entra docs: "How to use managed identities for Azure
-/// resources on an Azure VM to acquire an access token".)
+/// The metadata service: whoever reaches it speaks for the machine. (Entra docs: "How to use managed
+/// identities for Azure resources on an Azure VM to acquire an access token".)
 fn managed(identities: &[Identity], head: &Parts) -> Result<Shape, Answer> {
     let invalid = |text: &str| Answer::refusal(400, "invalid_request", text);
     if head.headers.get("metadata").map(HeaderValue::as_bytes) != Some(b"true") {
@@ -166,7 +166,8 @@ fn managed(identities: &[Identity], head: &Parts) -> Result<Shape, Answer> {
         }),
         (None, _) => Err(invalid("Identity not found")),
         (Some(_), Some(_)) => Err(invalid(
-            "Multiple user assigned identities exist, please specify the clientId / resourceId of the identity in the token request",
+            "Multiple user assigned identities exist, please specify the clientId / resourceId of the \
+             identity in the token request",
         )),
     }
 }

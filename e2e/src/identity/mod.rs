@@ -1,11 +1,15 @@
-//! Access tokens for the embedded store, given as Entra ID and a machine's metadata service give them, to identities that are named.
+//! Access tokens for the embedded store, given as Entra ID and a machine's metadata service give them, to
+//! identities that are named.
 //!
-//! [`TokenServer`] answers the two requests that clients without a key begin with: `POST /TENANT/oauth2/v2.0/token` (grant
-//! client_credentials, with a secret or with a federated token) and `GET /metadata/identity/oauth2/token`. Each token it gives is
-//! one that the store accepts. What differs from the services: tokens are random words and not signed documents; the signature of a federated token is not checked (that
-//! would need its issuer), its subject, audience and times are; the answer to a wrong request has the service's code and a short text.
+//! [`TokenServer`] answers the two requests that clients without a key begin with: `POST
+//! /TENANT/oauth2/v2.0/token` (grant client_credentials, with a secret or with a federated token) and `GET
+//! /metadata/identity/oauth2/token`. Each token it gives is one that the store accepts. What differs from the
+//! services: tokens are random words and not signed documents; the signature of a federated token is not
+//! checked (that would need its issuer), its subject, audience and times are; the answer to a wrong request
+//! has the service's code and a short text.
 
 mod answer;
+mod principal;
 #[cfg(test)]
 mod tests;
 
@@ -17,50 +21,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use serde::Deserialize;
 
+pub use self::principal::Identity;
+
+use self::answer::{Answer, answer};
 use crate::listener::{Listener, Settings, Tls};
 use crate::store::BlobStore;
-use answer::{Answer, answer};
 
 /// Largest body of a token request: a federated token has a few KiB.
 const LARGEST: usize = 256 << 10;
-
-/// Somebody who may have tokens. Ids are compared without regard to case, as the services do.
-#[derive(Clone, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Identity {
-    /// Id of the tenant (directory).
-    pub tenant: String,
-    /// Client (application) id.
-    pub client_id: String,
-    /// Resource id, of a managed identity.
-    #[serde(default)]
-    pub resource_id: Option<String>,
-    /// Whether the machine has it: the metadata service then gives its tokens.
-    #[serde(default)]
-    pub managed: bool,
-    /// Client secret, of a service principal.
-    #[serde(default)]
-    pub secret: Option<String>,
-    /// Subject of the federated tokens that stand for it (`system:serviceaccount:NAMESPACE:NAME`); a `*` stands for any text
-    /// without a colon.
-    #[serde(default)]
-    pub subject: Option<String>,
-}
-
-impl std::fmt::Debug for Identity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Identity")
-            .field("tenant", &self.tenant)
-            .field("client_id", &self.client_id)
-            .field("resource_id", &self.resource_id)
-            .field("managed", &self.managed)
-            .field("secret", &self.secret.as_ref().map(|_| "***"))
-            .field("subject", &self.subject)
-            .finish()
-    }
-}
 
 /// Gives tokens until it is dropped.
 #[derive(Debug)]

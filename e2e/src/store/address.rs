@@ -58,8 +58,9 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Reads a request URI (absolute or origin form) and the Host header. Host-style URLs have the account as first label
-    /// of the host followed by `blob` or `dfs`; everything else is path-style, `/account/container/blob`.
+    /// Reads a request URI (absolute or origin form) and the Host header. Host-style URLs have the account as
+    /// first label of the host followed by `blob` or `dfs`; everything else is path-style,
+    /// `/account/container/blob`.
     pub(super) fn parse(uri: &Uri, host: Option<&str>, account: &str) -> Result<Self, ServiceError> {
         let raw_path = uri.path();
         let host = uri.host().or(host).unwrap_or_default();

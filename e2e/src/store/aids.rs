@@ -235,7 +235,8 @@ impl Aids {
         self.armed.store(any, Ordering::Release);
     }
 
-    /// What is to happen to a request: how long it waits first, and its fault. The first rule that hits counts.
+    /// What is to happen to a request: how long it waits first, and its fault. The first rule that hits
+    /// counts.
     pub(super) fn plan(&self, operation: Operation, blob: Option<&str>) -> (Duration, Option<Fault>) {
         if !self.armed.load(Ordering::Acquire) {
             return (Duration::ZERO, None);

@@ -3,12 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use md5::{Digest, Md5};
 
-use super::folder::BlockFile;
+use super::block_file::BlockFile;
 
 /// One run of bytes.
 #[derive(Debug, Clone)]
@@ -156,7 +154,8 @@ impl Content {
         })?;
         Ok(md5.finalize().into())
     }
-    /// CRC-64 as Azure Storage computes it (the polynomial of CRC-64/NVME), little-endian as it goes into the header.
+    /// CRC-64 as Azure Storage computes it (the polynomial of CRC-64/NVME), little-endian as it goes into the
+    /// header.
     pub(super) fn crc64(&self) -> std::io::Result<[u8; 8]> {
         static CRC: crc::Crc<u64, crc::Table<16>> = crc::Crc::<u64, crc::Table<16>>::new(&crc::CRC_64_NVME);
         let mut digest = CRC.digest();
@@ -180,16 +179,6 @@ impl From<String> for Content {
     fn from(text: String) -> Self {
         Bytes::from(text).into()
     }
-}
-
-/// Base64 of a checksum.
-pub(super) fn base64(bytes: &[u8]) -> String {
-    BASE64.encode(bytes)
-}
-
-/// Decodes base64.
-pub(super) fn unbase64(text: &str) -> Option<Vec<u8>> {
-    BASE64.decode(text).ok()
 }
 
 /// A staged or committed block.
@@ -260,7 +249,9 @@ impl BlockRun {
 
 #[cfg(test)]
 mod tests {
+    use super::super::encoding::base64;
     use super::*;
+    use proptest::collection::vec;
     use proptest::prelude::*;
 
     fn block(pieces: &[Vec<u8>]) -> Arc<Block> {
@@ -277,7 +268,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_slice_is_what_a_flat_buffer_gives(
-            blocks in proptest::collection::vec(proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..9), 0..4), 0..8),
+            blocks in vec(vec(vec(any::<u8>(), 0..9), 0..4), 0..8),
             start in 0u64..120, len in 0u64..120,
         ) {
             let flat: Vec<u8> = blocks.iter().flatten().flatten().copied().collect();

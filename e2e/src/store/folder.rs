@@ -3,23 +3,24 @@
 //! ```text
 //! FOLDER/containers/<sha256 of name>.json          container: name, version, metadata
 //! FOLDER/blobs/<container>/<xx>/<sha256>.json      committed version of a blob: properties and its blocks
-//! FOLDER/data/<xx>/<uuid>                          bytes of one block; written once, removed with its last user
+//! FOLDER/data/<xx>/<uuid>                          bytes of one block; written once, removed with its last
+//!                                                  user
 //! ```
-//! Description files are replaced atomically (written beside, then renamed). Data no description names is swept at start, and so are
-//! blobs of containers that are not there.
+//! Description files are replaced atomically (written beside, then renamed). Data no description names is
+//! swept at start, and so are blobs of containers that are not there.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::content::{Block, BlockRun, Content, Piece, base64, unbase64};
+use super::block_file::BlockFile;
+use super::content::{Block, BlockRun, Content, Piece};
+use super::encoding::{base64, unbase64};
 use super::headers::{ContentHeaders, Metadata};
 use super::state::{Blob, BlobKind, Container, ContainerState, CopyInfo, PublicAccess};
 use super::version::Version;
@@ -30,34 +31,6 @@ pub(super) struct Folder {
     root: PathBuf,
     /// Set when the store goes away: from then on dropped data stays on disk.
     closing: Arc<AtomicBool>,
-}
-
-/// Bytes of a block on disk; removed when the last version that uses it is gone.
-#[derive(Debug)]
-pub(super) struct BlockFile {
-    name: String,
-    path: PathBuf,
-    file: File,
-    closing: Arc<AtomicBool>,
-}
-
-impl BlockFile {
-    /// Reads exactly these bytes.
-    pub(super) fn read(&self, offset: u64, len: usize) -> io::Result<Bytes> {
-        let mut bytes = vec![0; len];
-        self.file.read_exact_at(&mut bytes, offset)?;
-        Ok(bytes.into())
-    }
-}
-
-impl Drop for BlockFile {
-    fn drop(&mut self) {
-        if !self.closing.load(Ordering::Acquire)
-            && let Err(error) = std::fs::remove_file(&self.path)
-        {
-            tracing::debug!(path = %self.path.display(), %error, "cannot remove block data");
-        }
-    }
 }
 
 #[derive(Serialize, Deserialize)]

@@ -6,7 +6,8 @@ use std::ops::Range;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 
-use super::content::{Content, base64, unbase64};
+use super::content::Content;
+use super::encoding::{base64, unbase64};
 use super::error::ServiceError;
 
 /// A header as text, trimmed; `None` when absent, empty or not UTF-8.
@@ -151,7 +152,8 @@ pub(super) struct AskedRange {
 }
 
 impl AskedRange {
-    /// `x-ms-range` before `Range`. What is not `bytes=a-` or `bytes=a-b` is ignored, as the service ignores what it does not support.
+    /// `x-ms-range` before `Range`. What is not `bytes=a-` or `bytes=a-b` is ignored, as the service ignores
+    /// what it does not support.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         text(headers, "x-ms-range")
             .or_else(|| text(headers, "range"))

@@ -98,7 +98,8 @@ impl Lease {
         }
     }
 
-    /// Whether a request with this `x-ms-lease-id` may go on. A write needs the id of an active lease; a read may bring one, and then it must match.
+    /// Whether a request with this `x-ms-lease-id` may go on. A write needs the id of an active lease; a read
+    /// may bring one, and then it must match.
     pub(super) fn check(
         &mut self,
         given: Option<&str>,

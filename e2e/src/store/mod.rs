@@ -1,18 +1,22 @@
 //! Embedded blob store: the Blob REST calls the client uses, in memory with an optional folder behind it.
 //!
-//! [`BlobStore::execute`] is the service itself; [`BlobStore::serve`] puts HTTP/1.1 in front of it. What differs from the
-//! service is listed here: metadata names come back in lower case (HTTP libraries fold header names); the MD5 of a body
-//! that came without one is computed for small bodies only (256 KiB), so that a benchmark does not measure MD5; page and
-//! append blobs exist so that tests can make foreign blobs; snapshots, versions, tags, tiers other than the name,
-//! stored access policies and user delegation keys do not exist and are answered with 501 or an authentication error;
-//! the name of a deleted container is free at once, where the service answers ContainerBeingDeleted for half a minute;
-//! blob names are taken as they come, where the service turns `\` into `/` and drops a `.` at the end of a segment.
+//! [`BlobStore::execute`] is the service itself; [`BlobStore::serve`] puts HTTP/1.1 in front of it. What
+//! differs from the service is listed here: metadata names come back in lower case (HTTP libraries fold
+//! header names); the MD5 of a body that came without one is computed for small bodies only (256 KiB), so
+//! that a benchmark does not measure MD5; page and append blobs exist so that tests can make foreign blobs;
+//! snapshots, versions, tags, tiers other than the name, stored access policies and user delegation keys do
+//! not exist and are answered with 501 or an authentication error; the name of a deleted container is free at
+//! once, where the service answers ContainerBeingDeleted for half a minute; blob names are taken as they
+//! come, where the service turns `\` into `/` and drops a `.` at the end of a segment.
 
 mod address;
 mod aids;
 mod auth;
+mod blob_store;
+mod block_file;
 mod condition;
 mod content;
+mod encoding;
 mod error;
 mod folder;
 mod handlers;
@@ -29,120 +33,27 @@ mod tests;
 mod version;
 mod xml;
 
-use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 
 pub use self::aids::{Counters, Fault, FaultRule, RequestRecord};
+pub use self::blob_store::{BlobStore, DEV_ACCOUNT, DEV_KEY, StoreConfig};
 pub use self::operation::Operation;
 pub use self::server::Server;
 pub use self::signing::{AccountKey, SasOptions};
 
-use self::aids::Aids;
-use self::auth::Account;
-use self::content::Content;
-use self::error::ServiceError;
-use self::folder::Folder;
 use self::pipeline::Ending;
-use self::state::Container;
-use self::version::Clock;
 use crate::listener::Tls;
 
-/// The account of emulators: name `devstoreaccount1`.
-pub const DEV_ACCOUNT: &str = "devstoreaccount1";
-/// The public, well-known key of that account.
-pub const DEV_KEY: &str =
-    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
-
-/// Settings of a store.
-#[derive(Clone)]
-pub struct StoreConfig {
-    /// Account name.
-    pub account: String,
-    /// Account key, base64.
-    pub key: String,
-    /// Keep blobs in this folder too.
-    pub folder: Option<PathBuf>,
-}
-
-impl std::fmt::Debug for StoreConfig {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StoreConfig")
-            .field("account", &self.account)
-            .field("key", &"***")
-            .field("folder", &self.folder)
-            .finish()
-    }
-}
-
-impl Default for StoreConfig {
-    fn default() -> Self {
-        Self {
-            account: DEV_ACCOUNT.into(),
-            key: DEV_KEY.into(),
-            folder: None,
-        }
-    }
-}
-
-/// The service itself, without a socket: what HTTP connections and the mock VSP both call.
-#[derive(Debug)]
-pub struct BlobStore {
-    account: Account,
-    containers: RwLock<BTreeMap<String, Arc<Container>>>,
-    clock: Clock,
-    folder: Option<Folder>,
-    tokens: RwLock<HashSet<String>>,
-    aids: Aids,
-}
-
-impl Drop for BlobStore {
-    fn drop(&mut self) {
-        if let Some(folder) = &self.folder {
-            folder.close();
-        }
-    }
-}
-
 impl BlobStore {
-    /// An empty store (or what the folder holds).
-    pub fn new(config: StoreConfig) -> std::io::Result<Arc<Self>> {
-        let clock = Clock::default();
-        let mut containers = BTreeMap::new();
-        let folder = match &config.folder {
-            None => None,
-            Some(path) => {
-                let (folder, loaded) = Folder::open(path)?;
-                for (container, blobs) in loaded {
-                    clock.seen(container.lock().version);
-                    for (name, blob) in blobs {
-                        clock.seen(blob.version);
-                        container.with_slot(&name, |state| state.blob = Some(Arc::new(blob)));
-                    }
-                    containers.insert(container.name.clone(), Arc::new(container));
-                }
-                Some(folder)
-            }
-        };
-        Ok(Arc::new(Self {
-            account: Account::new(&config.account, &config.key)?,
-            containers: RwLock::new(containers),
-            clock,
-            folder,
-            tokens: RwLock::default(),
-            aids: Aids::default(),
-        }))
-    }
-
-    /// Executes one request (absolute or origin-form URI, path-style `/account/container/blob`); never fails, errors are
-    /// answers. The body of a GET is a list of shared pieces, not a copy.
+    /// Executes one request (absolute or origin-form URI, path-style `/account/container/blob`); never fails,
+    /// errors are answers. The body of a GET is a list of shared pieces, not a copy.
     ///
-    /// Blocks for injected latency and for reading the folder. A [`Fault`] that concerns the connection is added to the
-    /// answer's extensions for a caller that can act on it.
+    /// Blocks for injected latency and for reading the folder. A [`Fault`] that concerns the connection is
+    /// added to the answer's extensions for a caller that can act on it.
     pub fn execute(&self, request: http::Request<Bytes>) -> http::Response<Vec<Bytes>> {
         let (parts, body) = request.into_parts();
         let job = self.plan(&parts);
@@ -152,8 +63,9 @@ impl BlobStore {
         self.execute_job(job, &parts, body).0
     }
 
-    /// As [`BlobStore::execute`], for callers that serve many requests on few threads: injected latency blocks none, and
-    /// faults of the connection are an error (an answer that breaks off, or none) or a future that never ends.
+    /// As [`BlobStore::execute`], for callers that serve many requests on few threads: injected latency
+    /// blocks none, and faults of the connection are an error (an answer that breaks off, or none) or a
+    /// future that never ends.
     pub async fn execute_async(
         &self,
         request: http::Request<Bytes>,
@@ -174,8 +86,8 @@ impl BlobStore {
         }
     }
 
-    /// Serves HTTP/1.1 on `addr` (port 0 = any) until the server is dropped. It runs on threads of its own: a caller that
-    /// blocks its runtime does not block the store.
+    /// Serves HTTP/1.1 on `addr` (port 0 = any) until the server is dropped. It runs on threads of its own: a
+    /// caller that blocks its runtime does not block the store.
     pub async fn serve(self: &Arc<Self>, addr: SocketAddr) -> std::io::Result<Server> {
         Server::start(self.clone(), addr, None)
     }
@@ -262,28 +174,4 @@ impl BlobStore {
     pub fn clear_faults(&self) {
         self.aids.clear();
     }
-
-    /// A container by name.
-    fn container(&self, name: &str) -> Result<Arc<Container>, ServiceError> {
-        self.containers
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(name)
-            .cloned()
-            .ok_or_else(ServiceError::container_not_found)
-    }
-
-    /// Writes a body to the folder, when there is one.
-    fn keep(&self, content: Content) -> Result<Content, ServiceError> {
-        match &self.folder {
-            None => Ok(content),
-            Some(folder) => folder.keep(content).map_err(folder_failed),
-        }
-    }
-}
-
-/// The folder could not be read or written.
-fn folder_failed(error: std::io::Error) -> ServiceError {
-    tracing::error!(%error, "the store's folder failed");
-    ServiceError::internal_error().detail("Reason", error.to_string())
 }

@@ -8,12 +8,15 @@ use bytes::Bytes;
 use http::{HeaderValue, Method};
 
 use super::address::Target;
+use super::aids::{Counters, Fault, RequestRecord};
 use super::auth::Presented;
+use super::blob_store::BlobStore;
 use super::content::Content;
 use super::error::ServiceError;
-use super::handlers::Call;
+use super::handlers::{self, Call};
+use super::headers;
+use super::operation::Operation;
 use super::reply::Reply;
-use super::{BlobStore, Counters, Fault, Operation, RequestRecord, handlers, headers};
 
 /// How an answer reaches the caller: whole, or as a fault rule wants it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,7 +98,8 @@ impl BlobStore {
             }
         };
         let mut reply = result.unwrap_or_else(|error| {
-            tracing::debug!(operation = job.operation.name(), status = error.status, code = %error.code, "refused");
+            let operation = job.operation.name();
+            tracing::debug!(operation, status = error.status, code = %error.code, "refused");
             Reply::error(&error, &request_id, head)
         });
         self.finish(&mut reply, parts, &request_id, head);

@@ -78,7 +78,8 @@ impl Reply {
         if error.status == 401 {
             reply.set(
                 "www-authenticate",
-                "Bearer authorization_uri=https://login.microsoftonline.com/common/oauth2/authorize resource_id=https://storage.azure.com",
+                "Bearer authorization_uri=https://login.microsoftonline.com/common/oauth2/authorize \
+                 resource_id=https://storage.azure.com",
             );
         }
         if bodyless || error.status == 304 {

@@ -13,13 +13,14 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use super::BlobStore;
+use super::blob_store::BlobStore;
 use super::content::{Content, Piece};
 use super::error::ServiceError;
 use super::pipeline::Ending;
 use crate::listener::{Listener, Peer, Settings, Tls};
 
-/// Bodies up to this size are joined into memory of exactly their size; larger ones stay as they were received.
+/// Bodies up to this size are joined into memory of exactly their size; larger ones stay as they were
+/// received.
 const SMALL: u64 = 64 * 1024;
 /// Largest body: Put Blob takes 5,000 MiB, Put Block 4,000 MiB.
 const LARGEST: u64 = 5_000 << 20;

@@ -1,4 +1,5 @@
-//! Signs requests and shared access signatures with an account key: for tests and tools that speak to a store without a client.
+//! Signs requests and shared access signatures with an account key: for tests and tools that speak to a store
+//! without a client.
 
 use std::net::IpAddr;
 use std::time::SystemTime;
@@ -61,8 +62,8 @@ impl AccountKey {
         })
     }
 
-    /// Adds `x-ms-date` (unless there is one) and `Authorization`; all other headers must be set already. Host-style or
-    /// path-style URL, absolute.
+    /// Adds `x-ms-date` (unless there is one) and `Authorization`; all other headers must be set already.
+    /// Host-style or path-style URL, absolute.
     pub fn authorize(
         &self,
         method: &Method,

@@ -1,4 +1,5 @@
-//! What the store holds: containers, blobs, staged blocks; each blob behind a lock of its own, no lock held while bytes move.
+//! What the store holds: containers, blobs, staged blocks; each blob behind a lock of its own, no lock held
+//! while bytes move.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -138,7 +139,8 @@ impl Container {
         f()
     }
 
-    /// Runs `f`, which removes what is kept of the container, when nobody is writing of it; with its success it is gone.
+    /// Runs `f`, which removes what is kept of the container, when nobody is writing of it; with its success
+    /// it is gone.
     pub(super) fn end(&self, f: impl FnOnce() -> Result<(), ServiceError>) -> Result<(), ServiceError> {
         let mut gone = self.gone.write().unwrap_or_else(PoisonError::into_inner);
         f()?;

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::address::Target;
 use super::auth::{Presented, string_to_sign};
-use super::content::base64;
+use super::encoding::base64;
 use super::*;
 
 /// A client of one store in process.
@@ -350,10 +350,22 @@ impl Model {
     }
 }
 
+/// A block as Get Block List writes it.
+fn listed(id: u8, body: &[u8]) -> String {
+    format!(
+        "<Block><Name>{}</Name><Size>{}</Size></Block>",
+        base64(&[id]),
+        body.len()
+    )
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]
-    fn block_lists_follow_the_model(steps in proptest::collection::vec(step(), 1..25), folder in any::<bool>()) {
+    fn block_lists_follow_the_model(
+        steps in proptest::collection::vec(step(), 1..25),
+        folder in any::<bool>(),
+    ) {
         let dir = tempfile::tempdir().unwrap();
         let config = StoreConfig { folder: folder.then(|| dir.path().to_owned()), ..Default::default() };
         let c = Caller::over(BlobStore::new(config.clone()).unwrap()).with_container();
@@ -366,7 +378,8 @@ proptest! {
                         let tag = ["Committed", "Uncommitted", "Latest"][*from as usize];
                         format!("<{tag}>{}</{tag}>", base64(&[*id]))
                     }).collect();
-                    c.call("PUT", "/box/b?comp=blocklist", &[], format!("<BlockList>{entries}</BlockList>").as_bytes()).status
+                    let list = format!("<BlockList>{entries}</BlockList>");
+                    c.call("PUT", "/box/b?comp=blocklist", &[], list.as_bytes()).status
                 }
                 Step::Put(body) => c.put("b", body).status,
                 Step::Delete => c.call("DELETE", "/box/b", &[], b"").status,
@@ -387,12 +400,12 @@ proptest! {
                 let mut wanted = String::from("<BlockList><CommittedBlocks>");
                 for (id, body) in model.blob.iter().flatten() {
                     if let Some(id) = id {
-                        wanted.push_str(&format!("<Block><Name>{}</Name><Size>{}</Size></Block>", base64(&[*id]), body.len()));
+                        wanted.push_str(&listed(*id, body));
                     }
                 }
                 wanted.push_str("</CommittedBlocks><UncommittedBlocks>");
                 for (id, body) in &model.staged {
-                    wanted.push_str(&format!("<Block><Name>{}</Name><Size>{}</Size></Block>", base64(&[*id]), body.len()));
+                    wanted.push_str(&listed(*id, body));
                 }
                 wanted.push_str("</UncommittedBlocks></BlockList>");
                 prop_assert!(list.text().ends_with(&wanted), "{} / {}", list.text(), wanted);
@@ -460,8 +473,8 @@ fn a_folder_keeps_metadata_and_sweeps_what_nobody_uses() {
     assert_eq!(data_files(), 0);
 }
 
-/// A write that found its container before somebody deleted it must not leave a description in the folder: the data it names
-/// goes with the store, and the folder could not be opened again.
+/// A write that found its container before somebody deleted it must not leave a description in the folder:
+/// the data it names goes with the store, and the folder could not be opened again.
 #[test]
 fn a_write_that_races_the_containers_deletion_leaves_nothing_in_the_folder() {
     let dir = tempfile::tempdir().unwrap();

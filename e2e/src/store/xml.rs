@@ -6,7 +6,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use quick_xml::Reader;
 use quick_xml::events::Event;
 
-use super::content::unbase64;
+use super::encoding::unbase64;
 use super::error::ServiceError;
 
 /// Writes one document.
@@ -55,7 +55,8 @@ impl Xml {
         self.escaped(text);
         self.close(name);
     }
-    /// A name of a blob or prefix. Characters XML 1.0 cannot carry: the name is percent-encoded and says so (REST: "List Blobs", since 2021-02-12).
+    /// A name of a blob or prefix. Characters XML 1.0 cannot carry: the name is percent-encoded and says so
+    /// (REST: "List Blobs", since 2021-02-12).
     pub(super) fn name(&mut self, element: &str, name: &str) {
         if name.chars().all(is_xml_char) {
             self.text(element, name);
@@ -190,7 +191,9 @@ mod tests {
         let parse = |body: &str| parse_block_list(body.as_bytes()).map_err(|e| e.code.into_owned());
         assert_eq!(
             parse(
-                "<?xml version=\"1.0\" encoding=\"utf-8\"?>\n<BlockList>\n <Latest>QQ==</Latest><Committed>Qg==</Committed> <Uncommitted>Qw&#61;&#61;</Uncommitted>\n</BlockList>\n"
+                "<?xml version=\"1.0\" encoding=\"utf-8\"?>\n<BlockList>\n \
+                 <Latest>QQ==</Latest><Committed>Qg==</Committed> \
+                 <Uncommitted>Qw&#61;&#61;</Uncommitted>\n</BlockList>\n"
             ),
             Ok(vec![
                 (Lookup::Latest, b"A".to_vec()),

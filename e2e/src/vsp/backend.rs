@@ -1,4 +1,5 @@
-//! What executes the requests that come through the device: the embedded store in process, or any blob endpoint.
+//! What executes the requests that come through the device: the embedded store in process, or any blob
+//! endpoint.
 
 use std::fmt::Debug;
 use std::io;
@@ -20,8 +21,8 @@ use crate::store::BlobStore;
 /// A blob service, as the mock VSP sees it.
 #[async_trait]
 pub trait Backend: Send + Sync + Debug {
-    /// Executes one request with an absolute URI. Every HTTP status is an answer; an error means there was none.
-    /// The answer's body may come in pieces, which are not joined.
+    /// Executes one request with an absolute URI. Every HTTP status is an answer; an error means there was
+    /// none. The answer's body may come in pieces, which are not joined.
     async fn execute(&self, request: Request<Bytes>) -> io::Result<Response<Vec<Bytes>>>;
 }
 
@@ -41,8 +42,8 @@ pub struct HttpBackend {
 }
 
 impl HttpBackend {
-    /// Sends each request to the host its URL names, or all of them to `endpoint` (of which only scheme, host and port
-    /// count: the path is part of what the guest has signed and stays).
+    /// Sends each request to the host its URL names, or all of them to `endpoint` (of which only scheme, host
+    /// and port count: the path is part of what the guest has signed and stays).
     pub fn new(endpoint: Option<&Uri>) -> io::Result<Self> {
         let endpoint = match endpoint.map(|uri| uri.clone().into_parts()) {
             None => None,

@@ -17,7 +17,11 @@ use vsc_driver::uapi::{ANSWER_OFFSET, RequestSync};
 
 use super::faults::{FaultControl, Tally};
 use super::host::{Answer, Host};
-use super::{CONTROL_NAME, DEVICE_NAME};
+
+/// Name of the device inside the mount.
+pub const DEVICE_NAME: &str = "azure_blob";
+/// Name of the control file inside the mount.
+pub const CONTROL_NAME: &str = "control";
 
 const ROOT: INodeNo = INodeNo::ROOT;
 const DEVICE: INodeNo = INodeNo(2);
@@ -26,8 +30,8 @@ const CONTROL: INodeNo = INodeNo(3);
 /// Nothing is cached: the device comes and goes.
 const NO_CACHE: Duration = Duration::ZERO;
 
-/// Requests with a data buffer up to this size are tried in the thread that took them, so that large copies do not hold
-/// up the others.
+/// Requests with a data buffer up to this size are tried in the thread that took them, so that large copies
+/// do not hold up the others.
 const INLINE_DATA: u32 = 64 * 1024;
 
 #[derive(Debug)]
@@ -251,7 +255,8 @@ impl Filesystem for Device {
         let (host, tid) = (Arc::clone(&self.host), req.pid());
         let mut work = Box::pin(async move { host.call(tid, request).await });
         if request.data_len <= INLINE_DATA {
-            // A store in process answers at once: handing a small request to another thread would cost more than it takes.
+            // A store in process answers at once: handing a small request to another thread would cost more
+            // than it takes.
             let _runtime = self.runtime.enter();
             if let Poll::Ready(result) = work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 return finish(reply, &request, result);

@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 use vsc_driver::uapi::RequestSync;
 
-/// What the mock does wrong, or slowly. Fields named `*_next` count down: that many requests are hit, then it is over.
+/// What the mock does wrong, or slowly. Fields named `*_next` count down: that many requests are hit, then it
+/// is over.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Faults {
@@ -298,7 +299,8 @@ impl Inner {
         self.set(gone);
     }
 
-    /// Whether the device is there; a removed one returns here when its time has come. `refused`: a call is at stake.
+    /// Whether the device is there; a removed one returns here when its time has come. `refused`: a call is
+    /// at stake.
     fn present(&mut self, refused: bool) -> bool {
         if self.closed {
             return false;
@@ -379,7 +381,8 @@ impl Control {
             || (command == vsc_driver::uapi::CMD_UBUNTU && inner.faults.knows_ubuntu)
     }
 
-    /// Takes a well-formed request and says what is to happen to it. Whoever gets a plan calls [`Control::done`].
+    /// Takes a well-formed request and says what is to happen to it. Whoever gets a plan calls
+    /// [`Control::done`].
     pub(super) fn admit(&self, request: &RequestSync) -> Result<Plan, Reject> {
         let mut inner = self.lock();
         if inner.closed || inner.faults.gone {

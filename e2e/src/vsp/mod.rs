@@ -1,10 +1,12 @@
 //! Mock VSP: a FUSE file `azure_blob` that answers the real ioctl and executes requests against a backend.
 //!
-//! Production code runs over it unchanged: the 72-byte struct arrives in the ioctl request, the three buffers are
-//! reached by address in the caller's memory, and the payload lands there without passing through the FUSE layer.
+//! Production code runs over it unchanged: the 72-byte struct arrives in the ioctl request, the three buffers
+//! are reached by address in the caller's memory, and the payload lands there without passing through the
+//! FUSE layer.
 //!
-//! Two things differ from a real device. The kernel's FUSE code copies the struct before it asks about the command
-//! number, so a probe with a null pointer gets EFAULT for every number; and a caller's credentials are not compared.
+//! Two things differ from a real device. The kernel's FUSE code copies the struct before it asks about the
+//! command number, so a probe with a null pointer gets EFAULT for every number; and a caller's credentials
+//! are not compared.
 
 mod backend;
 mod device;
@@ -25,14 +27,10 @@ use vsc_driver::uapi::RequestSync;
 
 pub use self::backend::{Backend, HttpBackend};
 use self::device::Device;
+pub use self::device::{CONTROL_NAME, DEVICE_NAME};
 use self::faults::Control;
 pub use self::faults::{Counters, FaultControl, Faults, Spoil};
 use self::host::Host;
-
-/// Name of the device inside the mount.
-pub const DEVICE_NAME: &str = "azure_blob";
-/// Name of the control file inside the mount.
-pub const CONTROL_NAME: &str = "control";
 
 /// A mounted mock. Dropping it lets held requests go and unmounts; while the device is still open
 /// somewhere lazily, and later calls on that descriptor get ENOTCONN.
@@ -55,7 +53,8 @@ impl MockVsp {
     /// As [`mount`](Self::mount), with faults from the start.
     pub fn mount_with(dir: &Path, backend: Arc<dyn Backend>, faults: Faults) -> io::Result<Self> {
         let dir = dir.canonicalize()?;
-        // Requests run here and not on a runtime of the test's: a test that blocks its own thread would wait for ever.
+        // Requests run here and not on a runtime of the test's: a test that blocks its own thread would wait
+        // for ever.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(std::thread::available_parallelism().map_or(4, |n| n.get().max(4)))
             .thread_name("mock-vsp")
@@ -119,8 +118,9 @@ impl Drop for MockVsp {
             if let Err(error) = umount2(&self.dir, MntFlags::MNT_DETACH) {
                 tracing::warn!(%error, dir = %self.dir.display(), "could not unmount the mock device");
             }
-            // Whoever still calls may be a thread of this process. Should the process end before the call is answered,
-            // the caller would wait for a server that died with it, and the process could never end: let it go now.
+            // Whoever still calls may be a thread of this process. Should the process end before the call is
+            // answered, the caller would wait for a server that died with it, and the process could never
+            // end: let it go now.
             if let Err(error) = crate::fuse::abort(self.connection) {
                 tracing::debug!(%error, "could not abort the mock device's connection");
             }

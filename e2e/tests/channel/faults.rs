@@ -296,7 +296,8 @@ async fn spoiled_responses_are_errors_of_the_frame() {
     ));
     let error = spoil(Spoil::Overlong).await.unwrap_err();
     assert!(matches!(error, ChannelError::Io { call: "ioctl", .. }), "{error}");
-    // What the kernel module says of an answer that makes no sense: an error, and nothing of the device's own that is gone or full.
+    // What the kernel module says of an answer that makes no sense: an error, and nothing of the device's own
+    // that is gone or full.
     let error = spoil(Spoil::Protocol).await.unwrap_err();
     let ChannelError::Io {
         call: "ioctl",
@@ -376,7 +377,8 @@ async fn the_mock_goes_away_under_an_open_channel() {
     until("nothing is out", || channel.stats().in_flight == 0).await;
 }
 
-/// A thread of a process that ends while it waits for a server of the same process would keep that process for ever.
+/// A thread of a process that ends while it waits for a server of the same process would keep that process
+/// for ever.
 #[test]
 fn a_device_still_open_when_the_mock_goes_is_let_go() {
     let fixture = Fixture::new();

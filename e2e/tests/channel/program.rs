@@ -48,8 +48,8 @@ fn spawn(dir: &Path, args: &[&str]) -> Child {
         .unwrap()
 }
 
-/// Reads the lines that follow the mount; answers the first one, and what else will come (a program whose output
-/// nobody takes would end).
+/// Reads the lines that follow the mount; answers the first one, and what else will come (a program whose
+/// output nobody takes would end).
 fn mounted(program: &mut Program) -> (String, BufReader<ChildStdout>) {
     let mut out = BufReader::new(program.child.stdout.take().unwrap());
     let lines: Vec<String> = out.by_ref().lines().take(3).collect::<Result<_, _>>().unwrap();

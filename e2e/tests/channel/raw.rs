@@ -118,7 +118,8 @@ fn malformed_requests_are_refused_before_anything_is_sent() {
     assert_eq!((counters.requests, counters.refused), (0, 12));
     assert_eq!(fixture.mock.last_request(), None);
 
-    // Without a data length its address is not looked at. The frame is noise: taken, and answered by a host status.
+    // Without a data length its address is not looked at. The frame is noise: taken, and answered by a host
+    // status.
     for command in [CMD_LIST, CMD_UBUNTU] {
         let mut request = RequestSync {
             data_len: 0,

@@ -1,4 +1,5 @@
-//! Files made from the chart: deploy/*.yaml and the table of the chart's README. `deploy/generate` writes them anew.
+//! Files made from the chart: deploy/*.yaml and the table of the chart's README. `deploy/generate` writes
+//! them anew.
 
 use std::path::Path;
 
@@ -45,13 +46,14 @@ fn parts(rendered: &str) -> Vec<&str> {
     parts.filter(|part| !part.is_empty()).collect()
 }
 
-/// Those for the oldest version of Kubernetes that the chart takes are the files that every version takes; what newer ones
-/// have beside or instead is in files with the version from which they hold.
+/// Those for the oldest version of Kubernetes that the chart takes are the files that every version takes;
+/// what newer ones have beside or instead is in files with the version from which they hold.
 #[test]
 fn manifests() {
     let write = |name: &str, note: &str, body: &str| {
         let wanted = format!(
-            "# Made from charts/vsc-blob-csi-driver by deploy/generate; change the chart instead.\n# {note}\n---\n{body}\n"
+            "# Made from charts/vsc-blob-csi-driver by deploy/generate; change the chart instead.\n# \
+             {note}\n---\n{body}\n"
         );
         expect(&repository("deploy").join(format!("{name}.yaml")), &wanted);
     };
@@ -59,11 +61,13 @@ fn manifests() {
     for (file, note) in [
         (
             "csidriver",
-            "For Kubernetes 1.30 to 1.34; from 1.35 on take csidriver-1.35.yaml, which keeps tokens out of the volume's context.",
+            "For Kubernetes 1.30 to 1.34; from 1.35 on take csidriver-1.35.yaml, which keeps tokens out of \
+             the volume's context.",
         ),
         (
             "rbac",
-            "For Kubernetes 1.30 and later; from 1.32 on own-node-1.32.yaml beside it binds the node plugin to its own node.",
+            "For Kubernetes 1.30 and later; from 1.32 on own-node-1.32.yaml beside it binds the node plugin \
+             to its own node.",
         ),
         ("node", image),
         ("controller", image),

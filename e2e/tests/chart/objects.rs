@@ -55,7 +55,8 @@ fn pages_name_the_marks_of_the_program() {
     }
     let mut seen = BTreeSet::new();
     for path in pages {
-        // A path of kubectl's JSONPath has its points escaped; the chart has the name of the driver in one place.
+        // A path of kubectl's JSONPath has its points escaped; the chart has the name of the driver in one
+        // place.
         let page = text(&path)
             .replace("\\.", ".")
             .replace("{{ include \"vsc-blob.driver\" . }}", DRIVER_NAME);
@@ -86,7 +87,8 @@ fn pages_name_the_marks_of_the_program() {
 /// What is always refused can stand in no example.
 const REFUSED_KEYS: [&str; 1] = ["cacheSizeMB"];
 
-/// Each key, mount option and variable of docs/volumes.md stands in an example, where the driver gets it from: not in a comment.
+/// Each key, mount option and variable of docs/volumes.md stands in an example, where the driver gets it
+/// from: not in a comment.
 #[test]
 fn examples_show_every_key() {
     let mut keys_shown = BTreeSet::new();
@@ -381,7 +383,8 @@ fn the_node_plugin_sees_what_the_loader_did() {
         assert_eq!(loader["mountPath"], plugin["mountPath"], "{name}");
         assert_eq!(plugin["readOnly"], true, "{name}");
     }
-    // Below the folder of the socket, where the program takes it away at its end (node-plugin/src/folders.rs).
+    // Below the folder of the socket, where the program takes it away at its end
+    // (node-plugin/src/folders.rs).
     let volumes = pod["volumes"].as_array().unwrap();
     let folder = volumes.iter().find(|volume| volume["name"] == "loader-state");
     assert_eq!(
@@ -455,7 +458,8 @@ fn health_is_served_at_the_address_of_the_pod() {
                     let argument = argument.as_str().unwrap();
                     argument.replace("$(POD_IP)", address)
                 });
-                // Without the shape of the log, which ci/full-values.yaml gives twice; the node's name is in the environment.
+                // Without the shape of the log, which ci/full-values.yaml gives twice; the node's name is in
+                // the environment.
                 let line = ["vsc-blob-csi".to_owned()]
                     .into_iter()
                     .chain(filled.skip(1))
@@ -467,7 +471,8 @@ fn health_is_served_at_the_address_of_the_pod() {
     }
 }
 
-/// The programs that speak to the Blob service get the proxy; the provisioner, which speaks to the API server, does not.
+/// The programs that speak to the Blob service get the proxy; the provisioner, which speaks to the API
+/// server, does not.
 #[test]
 fn a_proxy_is_for_our_programs_only() {
     let objects = Helm::new().file("ci/full-values.yaml").objects();
@@ -505,7 +510,8 @@ fn a_proxy_is_for_our_programs_only() {
     assert!(!minimal.contains("_PROXY"));
 }
 
-/// With `fips` none of our programs starts out of another image, and the tag is the one that deploy/image's text names.
+/// With `fips` none of our programs starts out of another image, and the tag is the one that deploy/image's
+/// text names.
 #[test]
 fn fips_is_required_of_every_container_of_ours() {
     let of_ours = |helm: Helm| {

@@ -32,7 +32,8 @@ pub(crate) fn documents(yaml: &str) -> Vec<Value> {
         .collect()
 }
 
-/// The sets of values that the suites render: what a user gives at least, everything switched on, and the ready file for AKS.
+/// The sets of values that the suites render: what a user gives at least, everything switched on, and the
+/// ready file for AKS.
 pub(crate) fn value_sets() -> [Helm; 3] {
     [Helm::minimal(), Helm::new().file("ci/full-values.yaml"), aks()]
 }

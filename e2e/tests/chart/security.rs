@@ -139,7 +139,8 @@ fn the_node_plugin_may_do_what_is_listed() {
     );
 }
 
-/// What the program keeps of a privileged container's capabilities (node-plugin/tests/privileges.rs looks at a running one).
+/// What the program keeps of a privileged container's capabilities (node-plugin/tests/privileges.rs looks at
+/// a running one).
 #[test]
 fn the_node_plugin_keeps_the_capabilities_that_are_listed() {
     let kept: BTreeSet<String> = KEPT
@@ -312,8 +313,8 @@ fn the_clean_up_may_do_what_is_listed() {
     );
 }
 
-/// Two views of one folder of the node keep mounts busy in the one that is not looked at. The loader's folder is in the
-/// kubelet's and has no mounts: it may be seen again, read-only.
+/// Two views of one folder of the node keep mounts busy in the one that is not looked at. The loader's folder
+/// is in the kubelet's and has no mounts: it may be seen again, read-only.
 #[test]
 fn no_host_folder_is_mounted_twice() {
     for helm in super::render::value_sets() {

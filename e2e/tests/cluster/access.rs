@@ -127,7 +127,8 @@ pub(crate) async fn fs_group(space: &Space) -> Result<()> {
     let seen = space
         .sh(
             "app",
-            "mkdir /data/dir && echo x > /data/dir/new && echo more >> /data/old && stat -c '%g %a' /data /data/old && stat -c '%u' /data/dir/new",
+            "mkdir /data/dir && echo x > /data/dir/new && echo more >> /data/old && stat -c '%g %a' /data \
+             /data/old && stat -c '%u' /data/dir/new",
         )
         .await?;
     ensure!(seen == "3000 775\n3000 664\n1000\n", "the pod sees {seen:?}");
@@ -141,11 +142,20 @@ pub(crate) async fn non_root(space: &Space) -> Result<()> {
         .claim("data")
         .set(
             "/spec/securityContext",
-            json!({"runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}}),
+            json!({
+                "runAsNonRoot": true,
+                "runAsUser": 65532,
+                "runAsGroup": 65532,
+                "seccompProfile": {"type": "RuntimeDefault"}
+            }),
         )
         .set(
             "/spec/containers/0/securityContext",
-            json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}}),
+            json!({
+                "allowPrivilegeEscalation": false,
+                "readOnlyRootFilesystem": true,
+                "capabilities": {"drop": ["ALL"]}
+            }),
         );
     space.pod(&plan).await?;
     space

@@ -17,7 +17,8 @@ const TRANSFERRED: &str = "vsc_blob_transferred_bytes_total";
 const REQUESTS: &str = "vsc_blob_requests_total";
 
 impl Lab {
-    /// Ends the mock VSP on every node, or lets it run again; waits until its pod is gone or ready, not for the driver.
+    /// Ends the mock VSP on every node, or lets it run again; waits until its pod is gone or ready, not for
+    /// the driver.
     pub(crate) async fn set_vsp(&self, running: bool) -> Result<()> {
         let sets = self.api::<DaemonSet>(LAB);
         // A selector that no node has.
@@ -86,7 +87,8 @@ pub(crate) async fn bytes_over_the_channel(space: &Space) -> Result<()> {
             "only {bytes} bytes {what} over the channel"
         );
     }
-    // Not by cat: busybox's copies inside the kernel, which ends at the size that the file tells, and it tells none.
+    // Not by cat: busybox's copies inside the kernel, which ends at the size that the file tells, and it
+    // tells none.
     let control = lab
         .on_node("dd if=/host/var/lib/vsc-blob-e2e/vsp/control bs=64k count=1 2>/dev/null")
         .await?;
@@ -109,7 +111,8 @@ const LOAD: &str = "i=0; echo 0 > /tmp/rounds; : > /tmp/errors
 ( while :; do
     i=$((i + 1))
     head -c 200000 /dev/urandom > /tmp/one 2>>/tmp/errors
-    { cp /tmp/one /data/$HOSTNAME.$((i % 5)) && cmp /tmp/one /data/$HOSTNAME.$((i % 5)) && ls /data >/dev/null; } 2>>/tmp/errors || echo \"round $i\" >> /tmp/errors
+    { cp /tmp/one /data/$HOSTNAME.$((i % 5)) && cmp /tmp/one /data/$HOSTNAME.$((i % 5)) && \
+ls /data >/dev/null; } 2>>/tmp/errors || echo \"round $i\" >> /tmp/errors
     echo $i > /tmp/rounds
   done ) &";
 
@@ -135,8 +138,8 @@ async fn goes_on(space: &Space) -> Result<()> {
     Ok(())
 }
 
-/// The mock VSP is stopped while pods write and read: they see no error, the label and Events tell; with the VSP back the
-/// channel is used again.
+/// The mock VSP is stopped while pods write and read: they see no error, the label and Events tell; with the
+/// VSP back the channel is used again.
 pub(crate) async fn channel_stops_under_load(space: &Space) -> Result<()> {
     let lab = &space.lab;
     lab.channel_label(Some("available")).await?;

@@ -18,8 +18,8 @@ fn is_ours(event: &Event) -> bool {
             == Some(DRIVER)
 }
 
-/// Makes a pod whose volume cannot be had, and looks for the Events that say why: the driver's own with this reason, and
-/// the kubelet's, both with these words.
+/// Makes a pod whose volume cannot be had, and looks for the Events that say why: the driver's own with this
+/// reason, and the kubelet's, both with these words.
 async fn told(space: &Space, reason: &str, words: &[&str]) -> Result<()> {
     space.create_pod(&PodPlan::new("app").claim("data")).await?;
     let all = |event: &Event| {

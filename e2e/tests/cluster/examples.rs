@@ -1,4 +1,5 @@
-//! The manifests of deploy/examples as a user applies them: only account, key, namespace and image are filled in.
+//! The manifests of deploy/examples as a user applies them: only account, key, namespace and image are filled
+//! in.
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::{Pod, Secret};
@@ -75,7 +76,8 @@ fn filled_in(space: &Space, text: &str) -> Result<Vec<DynamicObject>> {
             "containerName: volumes",
             &format!("containerName: {}", space.name),
         )
-        // Token requests go to the suite's server; nothing on the node listens at the metadata service's address.
+        // Token requests go to the suite's server; nothing on the node listens at the metadata service's
+        // address.
         .replace("http://127.0.0.1:40342", TOKENS)
         .replace(
             "AzureStorageAuthType: MSI\n  #",
@@ -220,8 +222,8 @@ pub(crate) async fn static_volume(space: &Space) -> Result<()> {
     Ok(())
 }
 
-/// The nodes' identity, by client id and by resource id: the controller makes and deletes the directory with it, the node mounts
-/// with it, and there is no Secret.
+/// The nodes' identity, by client id and by resource id: the controller makes and deletes the directory with
+/// it, the node mounts with it, and there is no Secret.
 pub(crate) async fn managed_identity(space: &Space) -> Result<()> {
     space.lab.make_container(&space.name).await?;
     apply_file(space, "managed-identity").await?;
@@ -273,7 +275,8 @@ pub(crate) async fn service_principal(space: &Space) -> Result<()> {
     told(space, "app", "AADSTS7000215").await
 }
 
-/// The token of the pod's own service account, which kubelet hands over; that of another account is not exchanged.
+/// The token of the pod's own service account, which kubelet hands over; that of another account is not
+/// exchanged.
 pub(crate) async fn workload_identity(space: &Space) -> Result<()> {
     space.lab.make_container(&space.name).await?;
     space.lab.put_blob(&space.name, "first", "by its owner").await?;

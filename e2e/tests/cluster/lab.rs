@@ -63,7 +63,10 @@ impl Settings {
                 .ok()
                 .filter(|value| !value.is_empty())
                 .ok_or_else(|| {
-                    format!("VSC_BLOB_E2E_CLUSTER_{name} is not set; e2e/kind/run makes a cluster and runs the suite in it")
+                    format!(
+                        "VSC_BLOB_E2E_CLUSTER_{name} is not set; e2e/kind/run makes a cluster and runs \
+                             the suite in it"
+                    )
                 })
         };
         Ok(Self {

@@ -42,7 +42,8 @@ fn restarts(pod: &Pod) -> i32 {
 }
 
 impl Lab {
-    /// Kills the node plugin's process without a warning, and waits until the kubelet has started it again in its pod.
+    /// Kills the node plugin's process without a warning, and waits until the kubelet has started it again in
+    /// its pod.
     async fn kill_node_plugin(&self) -> Result<()> {
         let pods = self.api::<Pod>(&self.settings.driver_namespace);
         let pod = self.node_pod().await?;
@@ -56,8 +57,8 @@ impl Lab {
     }
 }
 
-/// The node plugin's pod is replaced: what was acknowledged is in the service, new volumes mount, running pods get ENOTCONN
-/// and work again after they are restarted.
+/// The node plugin's pod is replaced: what was acknowledged is in the service, new volumes mount, running
+/// pods get ENOTCONN and work again after they are restarted.
 pub(crate) async fn node_process_restarts(space: &Space) -> Result<()> {
     ends_and_comes_back(space, async || space.lab.restart_node_plugin().await.map(drop)).await
 }

@@ -1,11 +1,11 @@
 //! The driver in a real cluster: what a user of PersistentVolumeClaims, `kubectl describe` and helm gets.
 //!
-//! `e2e/kind/run` makes a cluster, installs the driver, the embedded store and the mock VSP, and runs this program with
-//! the environment that [`lab::Settings`] names. Without it nothing runs, and nothing counts as passed: a KUBECONFIG that
-//! happens to be set must not get privileged pods.
+//! `e2e/kind/run` makes a cluster, installs the driver, the embedded store and the mock VSP, and runs this
+//! program with the environment that [`lab::Settings`] names. Without it nothing runs, and nothing counts as
+//! passed: a KUBECONFIG that happens to be set must not get privileged pods.
 //!
-//! Cases run in three phases: those with a namespace of their own run side by side; those that stop the channel, restart the
-//! driver or measure run alone; those that upgrade and remove the driver come last.
+//! Cases run in three phases: those with a namespace of their own run side by side; those that stop the
+//! channel, restart the driver or measure run alone; those that upgrade and remove the driver come last.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -57,12 +57,13 @@ macro_rules! cases {
 fn side_by_side() -> Vec<Case> {
     cases! {
         access: read_write_once_pod read_only_many read_write_many read_only_claim fs_group non_root sub_path;
-        errors: wrong_key missing_container unknown_attribute unknown_mount_option missing_secret wrong_class_parameter;
+        errors: wrong_key missing_container unknown_attribute unknown_mount_option missing_secret
+            wrong_class_parameter;
         provisioning: container_for_each_claim prefix_for_each_claim static_volume inline_volume
             inline_secret_of_another_namespace names_out_of_the_claim retained_data reclaim_policy_retain
             mount_options secret_by_name secret_by_name_of_a_class;
-        examples: container_per_claim directory_per_claim volume_name inline read_only secret_by_name static_volume anonymous
-            managed_identity service_principal workload_identity;
+        examples: container_per_claim directory_per_claim volume_name inline read_only secret_by_name
+            static_volume anonymous managed_identity service_principal workload_identity;
         node: label_and_registration;
     }
 }

@@ -98,10 +98,12 @@ impl Lab {
 
 /// Shell: `pid` is the node plugin's process.
 pub(crate) const PLUGIN: &str = "for d in /proc/[0-9]*; do \
-    if grep -qx vsc-blob-csi $d/comm 2>/dev/null && tr '\\0' ' ' < $d/cmdline | grep -q ' node '; then pid=${d#/proc/}; fi; done; \
+    if grep -qx vsc-blob-csi $d/comm 2>/dev/null && tr '\\0' ' ' < $d/cmdline | grep -q ' node '; then \
+    pid=${d#/proc/}; fi; done; \
     test -n \"$pid\"";
 
-/// The CSINode object has the driver with a limit of volumes, the CSIDriver object exists, and the node says that it has the channel.
+/// The CSINode object has the driver with a limit of volumes, the CSIDriver object exists, and the node says
+/// that it has the channel.
 pub(crate) async fn label_and_registration(space: &Space) -> Result<()> {
     let lab = &space.lab;
     let name = lab.node_name().await?;
@@ -143,7 +145,8 @@ pub(crate) async fn deletion_leaves_nothing(space: &Space) -> Result<()> {
     .await?;
     let class = space.class(json!({}), json!({})).await?;
     space.claim("data", &class, "ReadWriteMany").await?;
-    // The first use of the driver starts what it keeps (threads of the channel); the second must give back all it takes.
+    // The first use of the driver starts what it keeps (threads of the channel); the second must give back
+    // all it takes.
     let mut threads = Vec::new();
     for round in 0..2 {
         let pods = ["one", "two"];

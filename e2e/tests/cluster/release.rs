@@ -1,4 +1,5 @@
-//! The helm release: its own test, upgrade, rollback, an update without the channel, and what is left after uninstalling.
+//! The helm release: its own test, upgrade, rollback, an update without the channel, and what is left after
+//! uninstalling.
 
 use std::process::Stdio;
 
@@ -161,13 +162,15 @@ fn comes_and_goes(object: &str) -> bool {
 }
 
 impl Lab {
-    /// What the driver has in the cluster and on the node, without what each update replaces and without volumes.
+    /// What the driver has in the cluster and on the node, without what each update replaces and without
+    /// volumes.
     async fn possessions(&self) -> Result<Vec<String>> {
         let mut all = self.of_the_driver().await?;
         all.retain(|object| !comes_and_goes(object));
         let files = self
             .on_node(
-                "cd /host/var/lib/kubelet && find plugins/*vsc-blob* plugins_registry/*vsc-blob* ! -name '*.json' 2>/dev/null; \
+                "cd /host/var/lib/kubelet && find plugins/*vsc-blob* plugins_registry/*vsc-blob* \
+                 ! -name '*.json' 2>/dev/null; \
                  ls -d /host/run/*vsc-blob* 2>/dev/null; true",
             )
             .await?;
@@ -267,7 +270,8 @@ pub(crate) async fn uninstall_leaves_nothing(space: &Space) -> Result<()> {
         "the annotation is left"
     );
 
-    // Pods of the hook, and what the controllers of Kubernetes made, go a little later than what they belong to.
+    // Pods of the hook, and what the controllers of Kubernetes made, go a little later than what they belong
+    // to.
     let mut left = Vec::new();
     let gone = poll("nothing of the driver is left", PATIENCE, async || {
         left = lab.of_the_driver().await?;
@@ -280,8 +284,8 @@ pub(crate) async fn uninstall_leaves_nothing(space: &Space) -> Result<()> {
     let files = lab
         .on_node(
             "cd /host/var/lib/kubelet && ls -d plugins/*vsc-blob* plugins_registry/*vsc-blob* 2>/dev/null; \
-             find plugins/kubernetes.io/csi/*vsc-blob* -mindepth 1 2>/dev/null; ls -d /host/run/vsc-blob* 2>/dev/null; \
-             grep vsc-blob.csi /proc/1/mountinfo; true",
+             find plugins/kubernetes.io/csi/*vsc-blob* -mindepth 1 2>/dev/null; \
+             ls -d /host/run/vsc-blob* 2>/dev/null; grep vsc-blob.csi /proc/1/mountinfo; true",
         )
         .await?;
     ensure!(files.is_empty(), "left on the node: {files}");

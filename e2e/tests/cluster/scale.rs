@@ -14,8 +14,8 @@ use crate::space::{Space, create};
 /// From making a claim and its pod to the pod's first byte in the service.
 const FIRST_BYTE: Duration = Duration::from_secs(5);
 
-/// The promise is kept when a cluster with nothing else to do keeps it. A machine that does something else at the moment only makes
-/// it slower, so the quickest of a few tries counts.
+/// The promise is kept when a cluster with nothing else to do keeps it. A machine that does something else at
+/// the moment only makes it slower, so the quickest of a few tries counts.
 pub(crate) async fn first_byte_of_a_claim(space: &Space) -> Result<()> {
     let class = space
         .class(json!({"containerName": "first-${pvc.metadata.name}"}), json!({}))

@@ -134,8 +134,8 @@ impl Space {
         Ok(())
     }
 
-    /// Makes a StorageClass; the answer is its name. A parameter that is null is left out; `more` are fields beside
-    /// `parameters`.
+    /// Makes a StorageClass; the answer is its name. A parameter that is null is left out; `more` are fields
+    /// beside `parameters`.
     pub(crate) async fn class(&self, parameters: Value, more: Value) -> Result<String> {
         let mut all = json!({
             "server": STORE,

@@ -1,4 +1,5 @@
-//! The embedded store's REST interface as somebody outside the cluster sees it: through the API server, with a SAS.
+//! The embedded store's REST interface as somebody outside the cluster sees it: through the API server, with
+//! a SAS.
 
 use std::time::Duration;
 
@@ -19,7 +20,8 @@ fn path(of: &str, query: &str) -> Result<String> {
     ))
 }
 
-/// A SAS of one container for the data in it: read, write, create, delete and list, and no right on containers.
+/// A SAS of one container for the data in it: read, write, create, delete and list, and no right on
+/// containers.
 pub(crate) fn container_sas(container: &str) -> Result<String> {
     let key = AccountKey::new(DEV_ACCOUNT, DEV_KEY)?;
     let data = SasOptions::new("rcwdl", Duration::from_secs(3600));

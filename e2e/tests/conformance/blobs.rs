@@ -85,7 +85,8 @@ pub(crate) async fn metadata(c: &Context) -> Result<()> {
     let metadata = Metadata::from([
         ("mode".into(), "0644".into()),
         ("user_x".into(), "a b=c; d".into()),
-        // Signed in the order of a collation, not of bytes: another rule than the service's makes another signature.
+        // Signed in the order of a collation, not of bytes: another rule than the service's makes another
+        // signature.
         ("a_b".into(), "1".into()),
         ("a1".into(), "2".into()),
         ("ab".into(), "3".into()),
@@ -183,7 +184,10 @@ pub(crate) async fn names(c: &Context) -> Result<()> {
         })
         .collect();
     names.sort_unstable();
-    if c.differs("Azurite orders by UTF-16 code units and case-insensitively in places; order is checked on the store only") {
+    if c.differs(
+        "Azurite orders by UTF-16 code units and case-insensitively in places; order is checked on \
+                  the store only",
+    ) {
         let mut listed = listed;
         listed.sort_unstable();
         same!(listed, names);

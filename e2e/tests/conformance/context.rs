@@ -30,7 +30,8 @@ pub(crate) struct Case {
     pub(crate) run: for<'a> fn(&'a Context) -> CaseFuture<'a>,
 }
 
-/// Runs a case against a target; every target but the reference must leave the same notes as the reference does.
+/// Runs a case against a target; every target but the reference must leave the same notes as the reference
+/// does.
 pub(crate) fn run(services: &Services, target: Target, case: &Case) -> Result<()> {
     let notes = run_once(services, target, case)?;
     if target != Target::Embedded {
@@ -201,7 +202,8 @@ impl Context {
     pub(crate) fn note(&self, what: &str, outcome: impl fmt::Display) {
         self.notes.lock().unwrap().push(format!("{what}: {outcome}"));
     }
-    /// Notes how a call ended and gives its error's kind: `ok`, or the error without what differs by nature (names, request ids).
+    /// Notes how a call ended and gives its error's kind: `ok`, or the error without what differs by nature
+    /// (names, request ids).
     pub(crate) fn ended<T>(&self, what: &str, result: &blob_client::Result<T>) -> String {
         let kind = kind(result);
         self.note(what, &kind);
@@ -213,7 +215,8 @@ impl Context {
         ensure!(got == wanted, "{what}: {got:?} is not {wanted:?}");
         Ok(())
     }
-    /// Expects what the service answers, except on Azurite, which is known to answer something else for this reason.
+    /// Expects what the service answers, except on Azurite, which is known to answer something else for this
+    /// reason.
     pub(crate) fn wants_but(
         &self,
         what: &str,
@@ -226,7 +229,8 @@ impl Context {
         ensure!(got == wanted, "{what}: {got:?} is not {wanted:?}");
         Ok(())
     }
-    /// True on Azurite, where a case has to expect something else. The reason is part of the case; notes are not compared for what it covers.
+    /// True on Azurite, where a case has to expect something else. The reason is part of the case; notes are
+    /// not compared for what it covers.
     pub(crate) fn differs(&self, reason: &str) -> bool {
         assert!(!reason.is_empty());
         self.target.is_azurite()

@@ -287,7 +287,8 @@ fn capabilities_are_validated() {
     );
 }
 
-/// The owner and mode of the root directory live in the same metadata as the volume's mark; neither may lose the other.
+/// The owner and mode of the root directory live in the same metadata as the volume's mark; neither may lose
+/// the other.
 #[test]
 fn changing_the_root_directory_keeps_the_volume_ours() {
     use std::os::unix::fs::PermissionsExt;
@@ -378,7 +379,11 @@ fn no_secret_is_logged() {
         ("AzureStorageAADEndpoint", &tokens),
         (
             "csi.storage.k8s.io/serviceAccount.tokens",
-            r#"{"api://AzureADTokenExchange":{"token":"canary-pod-token","expirationTimestamp":"2099-01-01T00:00:00Z"}}"#,
+            &serde_json::json!({"api://AzureADTokenExchange": {
+                "token": "canary-pod-token",
+                "expirationTimestamp": "2099-01-01T00:00:00Z"
+            }})
+            .to_string(),
         ),
     ]);
     pods.secrets.clear();
@@ -527,7 +532,8 @@ fn no_volume_is_created_inside_another() {
     );
 }
 
-/// Volumes that are inside others all the same - created before that was refused, or moved there - keep the outer one.
+/// Volumes that are inside others all the same - created before that was refused, or moved there - keep the
+/// outer one.
 #[test]
 fn a_volume_inside_another_is_not_deleted_with_it() {
     let world = World::new();
@@ -569,7 +575,8 @@ fn a_volume_inside_another_is_not_deleted_with_it() {
     }
 }
 
-/// The same place for one claim after the other: a deletion of the first that comes late is not one of the second.
+/// The same place for one claim after the other: a deletion of the first that comes late is not one of the
+/// second.
 #[test]
 fn a_late_deletion_leaves_the_next_volume_alone() {
     let world = World::new();
@@ -648,7 +655,8 @@ fn validation_compares_what_it_confirms() {
     }
 }
 
-/// Gives this token to whoever asks as a managed identity, and refuses what comes by POST; the URL, and the request lines.
+/// Gives this token to whoever asks as a managed identity, and refuses what comes by POST; the URL, and the
+/// request lines.
 fn token_endpoint(token: &'static str) -> (String, Arc<Mutex<Vec<String>>>) {
     use std::io::{BufRead as _, BufReader, Read as _, Write as _};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -669,17 +677,21 @@ fn token_endpoint(token: &'static str) -> (String, Arc<Mutex<Vec<String>>>) {
             }
             reader.read_exact(&mut vec![0; length]).unwrap();
             let (status, body) = if first.starts_with("GET ") {
-                let text = format!(
-                    r#"{{"access_token":"{token}","expires_on":"4102444800","token_type":"Bearer","resource":"https://storage.azure.com"}}"#
-                );
-                ("200 OK", text)
+                let token = serde_json::json!({
+                    "access_token": token,
+                    "expires_on": "4102444800",
+                    "token_type": "Bearer",
+                    "resource": "https://storage.azure.com"
+                });
+                ("200 OK", token.to_string())
             } else {
                 let text = r#"{"error":"invalid_client","error_description":"no such application"}"#;
                 ("401 Unauthorized", text.to_owned())
             };
             lines.lock().unwrap().push(first);
             let answer = format!(
-                "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+                 connection: close\r\n\r\n{body}",
                 body.len()
             );
             reader.get_mut().write_all(answer.as_bytes()).unwrap();

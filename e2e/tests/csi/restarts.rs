@@ -93,7 +93,8 @@ fn a_stage_before_the_old_pods_are_gone_knows_them() {
     world.unstage(volume.unstage()).unwrap();
 }
 
-/// Two volumes, one staged and one inline, each published and with a file open; every look at them asks the service.
+/// Two volumes, one staged and one inline, each published and with a file open; every look at them asks the
+/// service.
 struct InUse {
     staged: Volume,
     inline: Volume,
@@ -192,7 +193,8 @@ fn a_service_that_hangs_takes_no_mount_away_and_holds_no_call() {
     let world = World::new();
     let store = world.backend.store().unwrap();
     let mut used = InUse::new(&world);
-    // A program that another test starts has copies of what is open here, and closes them at its beginning: it would hang as well.
+    // A program that another test starts has copies of what is open here, and closes them at its beginning:
+    // it would hang as well.
     used.files.clear();
     store.inject(everything(Fault::Hang));
     for _ in 0..10 {

@@ -325,8 +325,8 @@ fn kubelet_finds_the_driver() {
     });
 }
 
-/// An endpoint that gives access tokens, as Entra ID and the instance metadata service do: `token` makes one out of a request's
-/// body. Its URL.
+/// An endpoint that gives access tokens, as Entra ID and the instance metadata service do: `token` makes one
+/// out of a request's body. Its URL.
 fn token_endpoint(token: impl Fn(&str) -> String + Send + 'static) -> String {
     use std::io::{BufRead, BufReader, Read, Write};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -349,9 +349,14 @@ fn token_endpoint(token: impl Fn(&str) -> String + Send + 'static) -> String {
             let mut asked = vec![0; length];
             reader.read_exact(&mut asked).unwrap();
             let token = token(&String::from_utf8_lossy(&asked));
-            let body = format!(
-                r#"{{"token_type":"Bearer","access_token":"{token}","expires_in":3600,"expires_on":"4102444800","resource":"x"}}"#
-            );
+            let body = serde_json::json!({
+                "token_type": "Bearer",
+                "access_token": token,
+                "expires_in": 3600,
+                "expires_on": "4102444800",
+                "resource": "x"
+            })
+            .to_string();
             let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close";
             write!(
                 reader.get_mut(),
@@ -389,13 +394,22 @@ fn a_managed_identity_needs_no_secret() {
     );
 }
 
+/// What kubelet hands over with a volume for a pod whose token this is.
+fn federated(token: &str) -> String {
+    serde_json::json!({"api://AzureADTokenExchange": {
+        "token": token,
+        "expirationTimestamp": "2100-01-01T00:00:00Z"
+    }})
+    .to_string()
+}
+
 #[test]
 fn a_pods_own_token_mounts_at_the_publish() {
     let world = World::new();
     world.put("photos", "a.jpg");
     world.backend.store().unwrap().accept_token("token-of-the-pod");
     let authority = token_endpoint(|_| "token-of-the-pod".into());
-    let tokens = r#"{"api://AzureADTokenExchange":{"token":"federated","expirationTimestamp":"2100-01-01T00:00:00Z"}}"#;
+    let tokens = federated("federated");
     let mut volume = world.volume(&[
         ("mountWithWorkloadIdentityToken", "true"),
         ("ClientID", "00000000-0000-0000-0000-000000000001"),
@@ -414,7 +428,7 @@ fn a_pods_own_token_mounts_at_the_publish() {
     let mut publish = volume.publish();
     publish
         .volume_context
-        .insert("csi.storage.k8s.io/serviceAccount.tokens".into(), tokens.into());
+        .insert("csi.storage.k8s.io/serviceAccount.tokens".into(), tokens.clone());
     world.publish(publish.clone()).unwrap();
     assert_eq!(std::fs::read(volume.target.join("a.jpg")).unwrap(), b"hello");
     // Kubelet brings a newer token.
@@ -428,7 +442,8 @@ fn a_pods_own_token_mounts_at_the_publish() {
     world.unstage(volume.unstage()).unwrap();
 }
 
-/// Kubelet brings the newer token when the older one has ended: a mount that cannot answer any more must get it, not go.
+/// Kubelet brings the newer token when the older one has ended: a mount that cannot answer any more must get
+/// it, not go.
 #[test]
 fn a_pods_newer_token_reaches_a_mount_whose_older_one_has_ended() {
     use std::io::Write;
@@ -449,9 +464,7 @@ fn a_pods_newer_token_reaches_a_mount_whose_older_one_has_ended() {
     let publish = |token: &str| {
         let mut request = volume.publish();
         request.volume_capability = Some(mount_capability(&["attr_timeout=0"]));
-        let tokens = format!(
-            r#"{{"api://AzureADTokenExchange":{{"token":"{token}","expirationTimestamp":"2100-01-01T00:00:00Z"}}}}"#
-        );
+        let tokens = federated(token);
         request
             .volume_context
             .insert("csi.storage.k8s.io/serviceAccount.tokens".into(), tokens);

@@ -1,7 +1,7 @@
 //! Which file of a crate imports from which, and the cycles among them.
 //!
-//! An edge is a path in a `use` line or in the code itself, also inside a macro's call, that leads to an item or a module
-//! of another file. A `mod x;` is none, a call of a method is none, and test code is left out.
+//! An edge is a path in a `use` line or in the code itself, also inside a macro's call, that leads to an item
+//! or a module of another file. A `mod x;` is none, a call of a method is none, and test code is left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;

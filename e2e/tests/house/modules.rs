@@ -1,4 +1,5 @@
-//! The modules of one crate as its source text declares them, and where a path that is written in one of them leads.
+//! The modules of one crate as its source text declares them, and where a path that is written in one of them
+//! leads.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -210,14 +211,16 @@ impl Modules {
             match meaning {
                 Name::Here => drop(found.insert(Place::Item(module))),
                 Name::Module(child) => found.extend(self.resolve(*child, rest, seen)),
+                // Where a module and a function have one name (`use self::run::run`), a path goes on in the
+                // module.
+                Name::Alias(_) if !rest.is_empty() && self.children(module, name).next().is_some() => {}
                 Name::Alias(target) => {
                     let through: Vec<String> = target.iter().chain(rest).cloned().collect();
-                    if through.first().is_some_and(|first| first == name) {
-                        // `use a::a` is not about itself: its first word is a module, or another crate.
-                        for child in self.children(module, name) {
-                            found.extend(self.resolve(child, &through[1..], seen));
-                        }
-                    } else if self.begins_here(module, &through) {
+                    // `use a::a` is not about itself: without a module of that name it is another crate's.
+                    let itself = through.first().is_some_and(|first| first == name);
+                    if self.begins_here(module, &through)
+                        && (!itself || self.children(module, name).next().is_some())
+                    {
                         found.extend(self.resolve(module, &through, seen));
                     }
                 }

@@ -1,4 +1,5 @@
-//! The cycle check sees what it should: small crates with one edge each, and the real ones with one wrong `use`.
+//! The cycle check sees what it should: small crates with one edge each, and the real ones with one wrong
+//! `use`.
 
 use std::fs;
 use std::path::Path;
@@ -57,6 +58,7 @@ fn what_imports_nothing_is_no_edge() {
         "pub(in crate::b) struct S;",
         "// use crate::b::Thing;",
         "const S: &str = \"crate::b::Thing\";",
+        "use time::time; fn f() { time::now() }",
     ] {
         let files = [ROOT, ("a.rs", a), ("b.rs", "pub struct Thing;")];
         assert_eq!(edges(&files), [""; 0], "{a}");
@@ -73,6 +75,14 @@ fn a_reexport_leads_to_the_definition() {
             ("lib.rs", root),
             ("a.rs", "use crate::Thing;"),
             ("b.rs", "pub struct Thing;"),
+        ];
+        assert_eq!(edges(&files), ["a.rs -> b.rs", "lib.rs -> b.rs"], "{root}");
+    }
+    for root in ["mod a; mod b; pub use self::b::b;", "mod a; mod b; pub use b::b;"] {
+        let files = [
+            ("lib.rs", root),
+            ("a.rs", "use crate::b; fn f() { b::c() }"),
+            ("b.rs", "pub fn b() {}"),
         ];
         assert_eq!(edges(&files), ["a.rs -> b.rs", "lib.rs -> b.rs"], "{root}");
     }
@@ -130,8 +140,8 @@ fn a_cycle_is_told_with_its_lines() {
     assert_eq!(cycles.len(), 1);
     assert_eq!(
         graph.describe(&cycles[0], &sources),
-        "a cycle of 3 files\n  a.rs:2 -> b.rs: use crate::b::B;\n  b.rs:1 -> c.rs: use crate::c::C;\n  c.rs:1 -> \
-         a.rs: pub struct C(crate::a::A);\n"
+        "a cycle of 3 files\n  a.rs:2 -> b.rs: use crate::b::B;\n  b.rs:1 -> c.rs: use crate::c::C;\n  \
+         c.rs:1 -> a.rs: pub struct C(crate::a::A);\n"
     );
 }
 
@@ -143,8 +153,8 @@ fn one_wrong_use_in_a_real_crate_is_found() {
         let mut sources = modules::read(&repository().join(name)).unwrap();
         let graph = Graph::of(&sources).unwrap();
         let cycles = graph.cycles();
-        // A program's modules have another root, what a root defines has no module's name, and an edge of a cycle is none
-        // to turn.
+        // A program's modules have another root, what a root defines has no module's name, and an edge of a
+        // cycle is none to turn.
         let named = |file: &Path| !file.starts_with("bin") && file != Path::new("lib.rs");
         let suits = |(from, to): &(&Path, &Path)| {
             let turned = cycles

@@ -3,6 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::graph::Graph;
+use crate::modules;
+
 /// The crates whose files import one way.
 pub(crate) const CRATES: [&str; 4] = [
     "node-plugin/fs/src",
@@ -11,7 +14,8 @@ pub(crate) const CRATES: [&str; 4] = [
     "e2e/src",
 ];
 
-/// Columns of a line, of code or of a comment: rustfmt's `max_width`, which leaves comments and strings alone.
+/// Columns of a line, of code or of a comment: rustfmt's `max_width`, which leaves comments and strings
+/// alone.
 const COLUMNS: usize = 110;
 /// Lines of a file that is not a test.
 const LINES: usize = 600;
@@ -78,6 +82,38 @@ fn too_wide(file: &Path, text: &str) -> Vec<String> {
         (columns > COLUMNS).then(|| format!("{}:{}: {columns} columns", file.display(), number + 1))
     };
     text.lines().enumerate().filter_map(wide).collect()
+}
+
+fn imports_one_way(name: &str) {
+    let sources = modules::read(&repository().join(name)).unwrap();
+    let graph = Graph::of(&sources).unwrap();
+    none(
+        &graph
+            .cycles()
+            .iter()
+            .map(|cycle| graph.describe(cycle, &sources))
+            .collect::<Vec<_>>(),
+    );
+}
+
+#[test]
+fn the_file_system_imports_one_way() {
+    imports_one_way("node-plugin/fs/src");
+}
+
+#[test]
+fn the_client_imports_one_way() {
+    imports_one_way("node-plugin/blob/src");
+}
+
+#[test]
+fn the_driver_imports_one_way() {
+    imports_one_way("driver/src");
+}
+
+#[test]
+fn the_store_the_mock_and_the_harness_import_one_way() {
+    imports_one_way("e2e/src");
 }
 
 #[test]

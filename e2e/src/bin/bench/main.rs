@@ -1,5 +1,6 @@
-//! The benchmark: the same workloads on our mount over HTTPS and over the channel, and on the peers that are installed, against one
-//! store and in one run. What counts are the ratios; absolute numbers belong to this machine.
+//! The benchmark: the same workloads on our mount over HTTPS and over the channel, and on the peers that are
+//! installed, against one store and in one run. What counts are the ratios; absolute numbers belong to this
+//! machine.
 
 mod mounts;
 mod table;

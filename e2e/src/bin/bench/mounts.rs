@@ -147,7 +147,8 @@ impl Drop for Peer {
     }
 }
 
-/// Defaults of the peer wherever there are any; the block cache, because its file cache is not durable at fsync.
+/// Defaults of the peer wherever there are any; the block cache, because its file cache is not durable at
+/// fsync.
 fn blobfuse2(setup: &Setup, container: &str, at: &Path) -> Result<Command> {
     let configuration = setup.scratch().join("blobfuse2.yaml");
     let endpoint = setup.backend().endpoint();

@@ -1,4 +1,5 @@
-//! What is measured. Every cold workload shows by the bytes on the wire that it was cold; every durable one is read back from the store.
+//! What is measured. Every cold workload shows by the bytes on the wire that it was cold; every durable one
+//! is read back from the store.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};

@@ -5,7 +5,8 @@ use std::time::SystemTime;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::{Account, Grant, Presented};
+use super::account::{Account, Presented};
+use super::grant::Grant;
 use crate::store::error::ServiceError;
 
 /// Checks the SAS in the query.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::HeaderMap;
 
-use super::{Account, Presented};
+use super::account::{Account, Presented};
 use crate::store::error::ServiceError;
 
 /// How far the client's clock may be off.
@@ -47,8 +47,8 @@ pub(super) fn verify(account: &Account, request: &Presented<'_>, value: &str) ->
         Ok(())
     } else {
         Err(ServiceError::authentication_failed(format!(
-            "The MAC signature found in the HTTP request '{signature}' is not the same as any computed signature. \
-             Server used following string to sign: '{to_sign}'."
+            "The MAC signature found in the HTTP request '{signature}' is not the same as any computed \
+             signature. Server used following string to sign: '{to_sign}'."
         )))
     }
 }
@@ -117,8 +117,8 @@ pub(in crate::store) fn string_to_sign(account: &str, request: &Presented<'_>) -
     out
 }
 
-/// The service orders headers as a culture-aware collation does: hyphens do not count, and an underscore comes before
-/// digits and letters (metadata `a_b` before `a1`).
+/// The service orders headers as a culture-aware collation does: hyphens do not count, and an underscore
+/// comes before digits and letters (metadata `a_b` before `a1`).
 fn collation_key(name: &str) -> (Vec<u8>, &str) {
     let weights = name
         .bytes()

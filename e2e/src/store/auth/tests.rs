@@ -80,8 +80,10 @@ fn string_to_sign_of_a_write_with_everything() {
     // The raw path appears as it went over the wire; host-style names the account once.
     assert_eq!(
         got,
-        "PUT\ngzip\nen\n11\nmd5==\ntext/plain; charset=UTF-8\nFri, 26 Jun 2015 23:39:12 GMT\n\n\"0x1\"\n*\n\nbytes=0-1\n\
-         x-ms-blob-type:BlockBlob\nx-ms-meta-m1:v1\n/myaccount/myaccount/c/a%20b/%C3%A4\nblockid:QQ==\ncomp:block\ninclude:a,b"
+        "PUT\ngzip\nen\n11\nmd5==\ntext/plain; charset=UTF-8\nFri, 26 Jun 2015 23:39:12 GMT\n\n\
+         \"0x1\"\n*\n\nbytes=0-1\n\
+         x-ms-blob-type:BlockBlob\nx-ms-meta-m1:v1\n/myaccount/myaccount/c/a%20b/%C3%A4\n\
+         blockid:QQ==\ncomp:block\ninclude:a,b"
     );
 }
 

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::Call;
-use crate::store::BlobStore;
+use super::call::Call;
+use crate::store::blob_store::BlobStore;
 use crate::store::content::{Block, BlockRun, Content, Piece};
 use crate::store::error::ServiceError;
 use crate::store::headers::{self, AskedRange};

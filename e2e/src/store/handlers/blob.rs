@@ -6,14 +6,17 @@ use std::time::Instant;
 
 use http::{HeaderValue, Method};
 
-use super::{Call, lease_reply, with_lease};
+use super::call::Call;
+use super::lease::{lease_reply, with_lease};
+use super::tier::tier;
+use crate::store::blob_store::{BlobStore, folder_failed};
 use crate::store::condition::{Conditions, Kind};
-use crate::store::content::{Block, BlockRun, Content, Piece, base64, unbase64};
+use crate::store::content::{Block, BlockRun, Content, Piece};
+use crate::store::encoding::{base64, unbase64};
 use crate::store::error::ServiceError;
 use crate::store::headers::{self, AskedRange, Checked, ContentHeaders};
 use crate::store::reply::Reply;
 use crate::store::state::{Blob, BlobKind};
-use crate::store::{BlobStore, folder_failed};
 
 /// Put Blob's limit.
 const MAX_PUT: u64 = 5_000 << 20;
@@ -81,16 +84,6 @@ pub(super) fn put(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceEr
         Ok::<_, ServiceError>(version)
     })?;
     Ok(Reply::new(201).version(version).written(&checked))
-}
-
-/// `x-ms-access-tier`: the name is kept, nothing else.
-pub(super) fn tier(call: &Call<'_>) -> Result<Option<String>, ServiceError> {
-    let name = "x-ms-access-tier";
-    match headers::text(call.headers, name) {
-        None => Ok(None),
-        Some(tier @ ("Hot" | "Cool" | "Cold" | "Archive")) => Ok(Some(tier.to_owned())),
-        Some(other) => Err(ServiceError::invalid_header(name, other)),
-    }
 }
 
 /// The MD5 stored with a blob of one body: the one given, checked; or the one computed.

@@ -3,16 +3,18 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::Call;
-use super::copy::Source;
+use super::call::Call;
+use super::source::Source;
+use super::tier::tier;
+use crate::store::blob_store::{BlobStore, folder_failed};
 use crate::store::condition::Conditions;
-use crate::store::content::{Block, BlockRun, Content, base64, unbase64};
+use crate::store::content::{Block, BlockRun, Content};
+use crate::store::encoding::{base64, unbase64};
 use crate::store::error::ServiceError;
 use crate::store::headers::{self, Checked, ContentHeaders};
 use crate::store::reply::Reply;
 use crate::store::state::{Blob, BlobKind, SlotState};
 use crate::store::xml::{Lookup, Xml, parse_block_list};
-use crate::store::{BlobStore, folder_failed};
 
 /// Put Block's limit.
 const MAX_BLOCK: u64 = 4_000 << 20;
@@ -138,7 +140,7 @@ pub(super) fn put_list(store: &BlobStore, call: &Call<'_>) -> Result<Reply, Serv
     let wanted = parse_block_list(&call.body.joined().map_err(folder_failed)?)?;
     let stored = ContentHeaders::of(call.headers)?;
     let metadata = Arc::new(headers::metadata(call.headers)?);
-    let tier = super::blob::tier(call)?;
+    let tier = tier(call)?;
     let conditions = Conditions::of(call.headers)?;
     let container = call.container(store)?;
     let name = call.blob()?;

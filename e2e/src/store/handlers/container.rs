@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use http::HeaderMap;
 
-use super::{Call, lease_reply, with_lease};
+use super::call::Call;
+use super::lease::{lease_reply, with_lease};
+use crate::store::blob_store::{BlobStore, folder_failed};
 use crate::store::condition::{Conditions, Kind};
 use crate::store::error::ServiceError;
 use crate::store::headers::{self, Metadata};
@@ -15,7 +17,6 @@ use crate::store::reply::Reply;
 use crate::store::state::{Container, ContainerState, PublicAccess};
 use crate::store::version::Version;
 use crate::store::xml::Xml;
-use crate::store::{BlobStore, folder_failed};
 
 /// `x-ms-blob-public-access`.
 fn public_access(headers: &HeaderMap) -> Result<PublicAccess, ServiceError> {

@@ -4,53 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Call;
-use super::service::endpoint;
-use crate::store::BlobStore;
-use crate::store::address::Query;
-use crate::store::content::{base64, unbase64};
+use super::call::Call;
+use super::paging::{decode_marker, encode_marker, endpoint, max_results};
+use crate::store::blob_store::BlobStore;
 use crate::store::error::ServiceError;
 use crate::store::headers::Metadata;
 use crate::store::lease::Shown;
 use crate::store::reply::Reply;
 use crate::store::state::{Blob, Slot};
 use crate::store::xml::Xml;
-
-/// The service's page size.
-const MAX_RESULTS: usize = 5000;
-
-/// `maxresults`: at most 5,000; zero is an error.
-pub(super) fn max_results(query: &Query) -> Result<usize, ServiceError> {
-    match query.get("maxresults") {
-        None | Some("") => Ok(MAX_RESULTS),
-        Some(text) => match text.parse::<usize>() {
-            Ok(0) => Err(ServiceError::new(
-                400,
-                "OutOfRangeQueryParameterValue",
-                "One of the query parameters specified in the request URI is outside the permissible range.",
-            )
-            .detail("QueryParameterName", "maxresults")
-            .detail("QueryParameterValue", text)),
-            Ok(n) => Ok(n.min(MAX_RESULTS)),
-            Err(_) => Err(ServiceError::invalid_query("maxresults", text)),
-        },
-    }
-}
-
-/// A marker is opaque to clients; here it holds the first name of the next page.
-pub(super) fn encode_marker(name: &str) -> String {
-    format!("2!{}!{}", name.len(), base64(name.as_bytes()))
-}
-
-/// Reads a marker back.
-pub(super) fn decode_marker(marker: &str) -> Result<String, ServiceError> {
-    marker
-        .strip_prefix("2!")
-        .and_then(|rest| rest.split_once('!'))
-        .and_then(|(_, name)| unbase64(name))
-        .and_then(|name| String::from_utf8(name).ok())
-        .ok_or_else(ServiceError::out_of_range_input)
-}
 
 /// One line of a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,8 +23,8 @@ pub(super) enum Line<T> {
     Prefix(String),
 }
 
-/// One page out of sorted names: `lookup` gives what is shown of a name, or nothing for names that are not shown. Returns the
-/// first name of the next page.
+/// One page out of sorted names: `lookup` gives what is shown of a name, or nothing for names that are not
+/// shown. Returns the first name of the next page.
 pub(super) fn page<V, T>(
     names: &BTreeMap<String, V>,
     prefix: &str,
@@ -304,12 +266,16 @@ mod tests {
             let mut got = Vec::new();
             let mut start = String::new();
             for _ in 0..100 {
-                let (lines, next) = page(&names, &prefix, delimiter, &start, max, |shown| shown.then_some(()));
+                let shown = |shown: &bool| shown.then_some(());
+                let (lines, next) = page(&names, &prefix, delimiter, &start, max, shown);
                 prop_assert!(lines.len() <= max);
                 got.extend(lines);
                 match next {
                     None => break,
-                    Some(next) => start = decode_marker(&encode_marker(&next)).map_err(|e| TestCaseError::fail(e.code.into_owned()))?,
+                    Some(next) => {
+                        start = decode_marker(&encode_marker(&next))
+                            .map_err(|error| TestCaseError::fail(error.code.into_owned()))?;
+                    }
                 }
             }
             prop_assert_eq!(got, model(&names, &prefix, delimiter));

@@ -3,9 +3,9 @@
 use std::sync::PoisonError;
 use std::time::Instant;
 
-use super::Call;
-use super::list::{decode_marker, encode_marker, max_results};
-use crate::store::BlobStore;
+use super::call::Call;
+use super::paging::{decode_marker, encode_marker, endpoint, max_results};
+use crate::store::blob_store::BlobStore;
 use crate::store::error::ServiceError;
 use crate::store::reply::Reply;
 use crate::store::xml::Xml;
@@ -72,24 +72,16 @@ pub(super) fn list_containers(store: &BlobStore, call: &Call<'_>) -> Result<Repl
     Ok(Reply::xml(200, xml.finish()))
 }
 
-/// `ServiceEndpoint` of listings: as the client wrote it.
-pub(super) fn endpoint(store: &BlobStore, call: &Call<'_>) -> String {
-    let host = crate::store::headers::text(call.headers, "host").unwrap_or("127.0.0.1");
-    if call.target.raw_path.starts_with(&format!("/{}", store.account())) {
-        format!("http://{host}/{}/", store.account())
-    } else {
-        format!("http://{host}/")
-    }
-}
-
 /// Get Blob Service Properties: nothing is turned on.
 pub(super) fn properties() -> Result<Reply, ServiceError> {
-    let off = "<Version>1.0</Version><Enabled>false</Enabled><RetentionPolicy><Enabled>false</Enabled></RetentionPolicy>";
+    let retention = "<RetentionPolicy><Enabled>false</Enabled></RetentionPolicy>";
+    let off = format!("<Version>1.0</Version><Enabled>false</Enabled>{retention}");
     let mut body = Xml::new().finish();
     body.push_str(&format!(
-        "<StorageServiceProperties><Logging><Version>1.0</Version><Delete>false</Delete><Read>false</Read><Write>false</Write>\
-         <RetentionPolicy><Enabled>false</Enabled></RetentionPolicy></Logging><HourMetrics>{off}</HourMetrics>\
-         <MinuteMetrics>{off}</MinuteMetrics><Cors /><DeleteRetentionPolicy><Enabled>false</Enabled></DeleteRetentionPolicy>\
+        "<StorageServiceProperties><Logging><Version>1.0</Version><Delete>false</Delete><Read>false</Read>\
+         <Write>false</Write>{retention}</Logging><HourMetrics>{off}</HourMetrics>\
+         <MinuteMetrics>{off}</MinuteMetrics><Cors />\
+         <DeleteRetentionPolicy><Enabled>false</Enabled></DeleteRetentionPolicy>\
          <StaticWebsite><Enabled>false</Enabled></StaticWebsite></StorageServiceProperties>"
     ));
     Ok(Reply::xml(200, body))

@@ -49,8 +49,8 @@ impl Device {
 
     /// One ioctl with any address.
     pub(crate) fn call_at(&self, command: u32, address: usize) -> nix::Result<()> {
-        // SAFETY: the kernel checks the address; the buffers named in the struct are mappings that only this program
-        // reaches by copies, or no memory at all.
+        // SAFETY: the kernel checks the address; the buffers named in the struct are mappings that only this
+        // program reaches by copies, or no memory at all.
         Errno::result(unsafe { libc::ioctl(self.file.as_raw_fd(), command.into(), address) }).map(drop)
     }
 

@@ -176,7 +176,8 @@ impl Host {
             len: len as u32,
             write: write.into(),
         };
-        // SAFETY: both addresses are of live memory of the stated lengths; `buffer` is writable when read into.
+        // SAFETY: both addresses are of live memory of the stated lengths; `buffer` is writable when read
+        // into.
         unsafe { raw::dma(self.node.as_raw_fd(), &dma) }
             .map(drop)
             .with_context(|| {
@@ -241,8 +242,8 @@ impl Host {
             .context("refuse")
     }
 
-    /// Takes the offer back in the middle of the next send: the packet is in the ring, the sender has not returned.
-    /// The ring has to be empty then.
+    /// Takes the offer back in the middle of the next send: the packet is in the ring, the sender has not
+    /// returned. The ring has to be empty then.
     pub(crate) fn rescind_at_next_send(&self) -> Result<()> {
         // SAFETY: no argument.
         unsafe { raw::ambush(self.node.as_raw_fd()) }

@@ -1,7 +1,8 @@
-//! First process of the virtual machine: loads the module over the software host and runs the cases, one line each.
+//! First process of the virtual machine: loads the module over the software host and runs the cases, one line
+//! each.
 //!
-//! The last line is `kmod-guest: done, N passed, N failed`; the machine is then switched off. A machine that stops
-//! without that line has failed.
+//! The last line is `kmod-guest: done, N passed, N failed`; the machine is then switched off. A machine that
+//! stops without that line has failed.
 
 mod cases;
 mod child;

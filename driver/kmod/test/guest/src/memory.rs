@@ -14,7 +14,8 @@ use nix::unistd::{ForkResult, Pid, fork};
 /// Bytes of a page.
 pub(crate) const PAGE: usize = 4096;
 
-/// A mapping, unmapped on drop. Its bytes are read and written through volatile copies, since the host writes there too.
+/// A mapping, unmapped on drop. Its bytes are read and written through volatile copies, since the host writes
+/// there too.
 #[derive(Debug)]
 pub(crate) struct Memory {
     start: NonNull<c_void>,
@@ -80,7 +81,8 @@ impl Memory {
         Ok(self)
     }
 
-    /// Takes the pages from `offset` on away from every access. They stay mapped, so that nothing else comes in their place.
+    /// Takes the pages from `offset` on away from every access. They stay mapped, so that nothing else comes
+    /// in their place.
     pub(crate) fn fence(&self, offset: usize) -> Result<()> {
         assert!(offset.is_multiple_of(PAGE) && offset < self.len);
         // SAFETY: the rest of our own mapping; nobody holds a reference into it.
@@ -122,7 +124,8 @@ impl Memory {
     /// Writes `bytes` at `offset`.
     pub(crate) fn write(&self, offset: usize, bytes: &[u8]) {
         assert!(offset + bytes.len() <= self.len);
-        // SAFETY: in bounds by the assertion; a slice of ours never overlaps a mapping that is only reached here.
+        // SAFETY: in bounds by the assertion; a slice of ours never overlaps a mapping that is only reached
+        // here.
         unsafe {
             std::ptr::copy_nonoverlapping(
                 bytes.as_ptr(),

@@ -12,8 +12,8 @@ use crate::host::Host;
 use crate::service::{Mode, Service};
 use crate::system::{load, patience, wait_node, wait_unpinned};
 
-/// Longest a case may take. The slowest waits several seconds for the driver, on a machine in software emulation that may
-/// get little processor time.
+/// Longest a case may take. The slowest waits several seconds for the driver, on a machine in software
+/// emulation that may get little processor time.
 fn limit() -> Duration {
     Duration::from_secs(240) * patience()
 }

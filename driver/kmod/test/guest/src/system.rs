@@ -128,7 +128,8 @@ pub(crate) fn soon() -> Duration {
     Duration::from_secs(40) * patience()
 }
 
-/// How many times as long as usual everything may take: a kernel that checks every access and every lock is that slow.
+/// How many times as long as usual everything may take: a kernel that checks every access and every lock is
+/// that slow.
 pub(crate) fn patience() -> u32 {
     if Path::new(KMEMLEAK).exists() { 8 } else { 1 }
 }
@@ -153,7 +154,8 @@ pub(crate) fn pins() -> Result<(u64, u64)> {
     Ok((field("nr_foll_pin_acquired ")?, field("nr_foll_pin_released ")?))
 }
 
-/// Pages now pinned. The counters are per CPU and folded with a delay, which reading them with a refresh avoids.
+/// Pages now pinned. The counters are per CPU and folded with a delay, which reading them with a refresh
+/// avoids.
 pub(crate) fn pinned() -> Result<u64> {
     // Any write asks the kernel to fold the per-CPU counters.
     if Path::new("/proc/sys/vm/stat_refresh").exists() {

@@ -110,7 +110,8 @@ pub(crate) fn wrong_type(bench: &Bench) -> Result<()> {
     still_works()
 }
 
-/// Ten thousand random packets while a request is held. Their ids are larger than any that the driver gives out.
+/// Ten thousand random packets while a request is held. Their ids are larger than any that the driver gives
+/// out.
 pub(crate) fn flood(bench: &Bench) -> Result<()> {
     let outcome = held(bench, |packet| {
         let host = bench.service.host();
@@ -126,8 +127,8 @@ pub(crate) fn flood(bench: &Bench) -> Result<()> {
             };
             let body = vec![(state >> 16) as u8; (state >> 24) as usize % 3000];
             let mut bytes = completion(kind, state | 1 << 40, &body);
-            // Sometimes the header lies about where the data starts, but never about the length: the ring itself
-            // would be lost with it, in the bus driver.
+            // Sometimes the header lies about where the data starts, but never about the length: the ring
+            // itself would be lost with it, in the bus driver.
             if state & 6 == 0 {
                 bytes[2..4].copy_from_slice(&((state >> 32) as u16).to_le_bytes());
             }

@@ -1,7 +1,7 @@
 //! Pages that the process has not yet got for itself: what the shipped drivers get wrong.
 //!
-//! They take response and data without write intent, so the host may write to the shared zero page, to a page shared
-//! with a forked child, or to a file that is mapped privately.
+//! They take response and data without write intent, so the host may write to the shared zero page, to a page
+//! shared with a forked child, or to a file that is mapped privately.
 
 use std::fs::File;
 use std::io::Write;

@@ -93,7 +93,8 @@ pub(crate) fn unanswered(bench: &Bench) -> Result<()> {
     fill(&Device::open()?, &memory, 0, SIZE, 78)
 }
 
-/// Rescind with requests of a ring pending: what the host returns succeeds, the rest is told ENODEV, as is a new one.
+/// Rescind with requests of a ring pending: what the host returns succeeds, the rest is told ENODEV, as is a
+/// new one.
 pub(crate) fn with_ring(bench: &Bench) -> Result<()> {
     let device = Device::open()?;
     let memory = Memory::written(4 * SIZE)?;
@@ -134,8 +135,9 @@ pub(crate) fn with_ring(bench: &Bench) -> Result<()> {
     fill(&Device::open()?, &memory, 0, SIZE, 80)
 }
 
-/// The rescind is noticed while a request is being sent: it may have reached the host or not, and no answer to it can be
-/// matched. The caller is told ENODEV; the pages stay pinned until the channel is closed, for the host may use them.
+/// The rescind is noticed while a request is being sent: it may have reached the host or not, and no answer
+/// to it can be matched. The caller is told ENODEV; the pages stay pinned until the channel is closed, for
+/// the host may use them.
 pub(crate) fn met_while_sent(bench: &Bench) -> Result<()> {
     for by_ring in [false, true] {
         wait_unpinned()?;
@@ -198,7 +200,8 @@ pub(crate) fn channel_reopens(bench: &Bench) -> Result<()> {
     Ok(())
 }
 
-/// Many callers while the device comes and goes: every call succeeds or says why not, with one of three errors.
+/// Many callers while the device comes and goes: every call succeeds or says why not, with one of three
+/// errors.
 pub(crate) fn under_load(bench: &Bench) -> Result<()> {
     const CALLERS: usize = 8;
     const ROUNDS: usize = 8;

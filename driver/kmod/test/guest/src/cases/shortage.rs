@@ -23,8 +23,8 @@ pub(crate) fn can_fail() -> bool {
     Path::new(NTH).exists()
 }
 
-/// Runs `call` with its first allocation failing, then its second, until one run needs fewer. `check` judges each outcome
-/// and puts things back. Returns how many allocations have failed.
+/// Runs `call` with its first allocation failing, then its second, until one run needs fewer. `check` judges
+/// each outcome and puts things back. Returns how many allocations have failed.
 fn starve<T>(mut call: impl FnMut() -> T, mut check: impl FnMut(T) -> Result<()>) -> Result<usize> {
     for (name, value) in [("ignore-gfp-wait", "N"), ("verbose", "0")] {
         let path = Path::new("/sys/kernel/debug/failslab").join(name);

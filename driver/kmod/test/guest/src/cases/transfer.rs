@@ -10,7 +10,8 @@ use crate::memory::{Memory, PAGE};
 use crate::runner::Bench;
 use crate::service::{Mode, Task};
 
-/// Every field of the packet, for a request with awkward offsets. (The host checks the framing of all packets.)
+/// Every field of the packet, for a request with awkward offsets. (The host checks the framing of all
+/// packets.)
 pub(crate) fn wire_format(bench: &Bench) -> Result<()> {
     let device = Device::open()?;
     let memory = Memory::written(8 * PAGE)?;

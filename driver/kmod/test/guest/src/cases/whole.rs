@@ -35,7 +35,8 @@ pub(crate) fn load(_: &Bench) -> Result<()> {
 
 /// The loader leaves a module alone that somebody uses, and takes it away when nobody does.
 pub(crate) fn loader_unloads(_: &Bench) -> Result<()> {
-    // A ring that was closed before Linux 6.7 looks for its last answers at intervals, and holds the node open until then.
+    // A ring that was closed before Linux 6.7 looks for its last answers at intervals, and holds the node
+    // open until then.
     wait_until("the cases before to let go of the node", soon(), || {
         users().is_ok_and(|n| n == 0)
     })?;
@@ -100,7 +101,8 @@ pub(crate) fn finds_leaks() -> bool {
     std::path::Path::new(KMEMLEAK).exists()
 }
 
-/// Nothing is lost of what the module has allocated since it was loaded: after an unload its functions have no names any more.
+/// Nothing is lost of what the module has allocated since it was loaded: after an unload its functions have
+/// no names any more.
 pub(crate) fn no_leak(_: &Bench) -> Result<()> {
     // An object is told when it is old enough, and not seen in one scan more.
     for _ in 0..3 {
