@@ -10,7 +10,12 @@ use std::path::PathBuf;
 
 use protox::prost_reflect::{DescriptorPool, MessageDescriptor, Value};
 
-const FILES: [&str; 2] = ["csi.proto", "pluginregistration.proto"];
+const FILES: [&str; 4] = [
+    "csi.proto",
+    "csi_node.proto",
+    "csi_snapshots.proto",
+    "pluginregistration.proto",
+];
 /// The option's full name in csi.proto.
 const SECRET_OPTION: &str = "csi.v1.csi_secret";
 

@@ -15,7 +15,7 @@ use e2e::store::DEV_KEY;
 use nix::sys::signal::Signal;
 use vsc_blob_csi::commands::BudgetArgs;
 use vsc_blob_csi::commands::size::ByteSize;
-use vsc_blob_csi::mounts::manager::Patience;
+use vsc_blob_csi::mounts::calls::Patience;
 use vsc_blob_csi::mounts::{Condition, Kernel, Mounts};
 
 const LIMIT: Duration = PATIENCE;

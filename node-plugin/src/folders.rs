@@ -10,9 +10,9 @@ const LOADER: &str = "loader";
 const LOADER_LOCK: &str = "driver.lock";
 const LOADER_RECORD: &str = "driver.json";
 
-/// Removes the state folder, the loader's folder and the folder of the socket, each when it is empty: after the last volume
-/// there is no trace of the driver, and a successor makes them anew. Nothing is done when a successor serves the socket
-/// already. What cannot be removed stays; it is told in the log at level debug.
+/// Removes the state folder, the loader's folder and the folder of the socket, each when it is empty: after
+/// the last volume there is no trace of the driver, and a successor makes them anew. Nothing is done when a
+/// successor serves the socket already. What cannot be removed stays; it is told in the log at level debug.
 pub fn remove_empty(state: &Path, socket: &Path) {
     if socket.exists() {
         return;

@@ -1,4 +1,5 @@
-//! The node plugin as a library: CSI services, mounts, the cluster, telemetry and the commands of `vsc-blob-csi`.
+//! The node plugin as a library: CSI services, mounts, the cluster, telemetry and the commands of
+//! `vsc-blob-csi`.
 
 pub mod allocator;
 pub mod cluster;

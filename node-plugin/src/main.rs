@@ -1,4 +1,5 @@
-//! `vsc-blob-csi`: Azure Blob containers as file systems, for Kubernetes (node, controller) and by hand (mount, doctor).
+//! `vsc-blob-csi`: Azure Blob containers as file systems, for Kubernetes (node, controller) and by hand
+//! (mount, doctor).
 
 use std::process::ExitCode;
 

@@ -1,8 +1,9 @@
-//! What `node` may do: the capabilities that it keeps, each with its reason. Everything else is given up at the start.
+//! What `node` may do: the capabilities that it keeps, each with its reason. Everything else is given up at
+//! the start.
 //!
-//! A container whose mounts are to be seen by kubelet has to be privileged: Kubernetes allows `mountPropagation:
-//! Bidirectional` only there. Privileged means every capability, and the program needs few; so it drops the others
-//! itself, for good and for all its threads, before it reads a byte from anybody.
+//! A container whose mounts are to be seen by kubelet has to be privileged: Kubernetes allows
+//! `mountPropagation: Bidirectional` only there. Privileged means every capability, and the program needs
+//! few; so it drops the others itself, for good and for all its threads, before it reads a byte from anybody.
 
 use anyhow::{Context as _, bail};
 use caps::{CapSet, Capability, CapsHashSet};
@@ -10,11 +11,12 @@ use caps::{CapSet, Capability, CapsHashSet};
 /// What stays, and what for. docs/security.md has the same table.
 pub const KEPT: &[(Capability, &str)] = &[(
     Capability::CAP_SYS_ADMIN,
-    "mount, bind and unmount file systems; mount /sys/fs/fuse/connections where it is missing, to abort a stuck one",
+    "mount, bind and unmount file systems; mount /sys/fs/fuse/connections where it is missing, to abort a \
+    stuck one",
 )];
 
-/// Gives up everything but [`KEPT`], and the right to get anything back by executing a program. The calling thread must
-/// be the only one: threads inherit, they do not follow.
+/// Gives up everything but [`KEPT`], and the right to get anything back by executing a program. The calling
+/// thread must be the only one: threads inherit, they do not follow.
 ///
 /// # Errors
 /// The process has privileges and cannot give them up: it must not serve then.

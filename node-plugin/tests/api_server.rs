@@ -1,4 +1,5 @@
-//! The kube side of the cluster seam against a small API server on loopback: verbs, paths, bodies, and every kind of refusal.
+//! The kube side of the cluster seam against a small API server on loopback: verbs, paths, bodies, and every
+//! kind of refusal.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A failed unwrap is a failed test.
 
 use std::collections::VecDeque;
@@ -260,11 +261,15 @@ async fn drivers_come_from_the_csinode() {
 #[tokio::test]
 async fn pods_of_one_node_with_their_claims() {
     let server = Server::start().await;
-    server.answers(200, json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": [
-        {"metadata": {"name": "reader", "namespace": "team", "uid": "u-2"}, "spec": {"containers": [], "volumes": [
+    server.answers(
+        200,
+        json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": [
+        {"metadata": {"name": "reader", "namespace": "team", "uid": "u-2"},
+         "spec": {"containers": [], "volumes": [
             {"name": "d", "persistentVolumeClaim": {"claimName": "data"}},
             {"name": "scratch", "ephemeral": {"volumeClaimTemplate": {"spec": {}}}},
-            {"name": "e", "emptyDir": {}}]}}]}));
+            {"name": "e", "emptyDir": {}}]}}]}),
+    );
     let pods = server.cluster.pods("node-1").await.unwrap();
     assert_eq!(pods.len(), 1);
     assert_eq!(pods[0].object, pod());
@@ -364,7 +369,11 @@ async fn an_event_is_what_kubectl_describe_looks_for() {
     );
     assert_eq!(
         asked.body,
-        json!({"count": 3, "message": "containerName: no such container", "lastTimestamp": "1970-01-01T00:00:00Z"})
+        json!({
+            "count": 3,
+            "message": "containerName: no such container",
+            "lastTimestamp": "1970-01-01T00:00:00Z",
+        })
     );
 }
 

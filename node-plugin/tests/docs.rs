@@ -1,7 +1,9 @@
-//! docs/troubleshooting.md against the error table: an entry for each reason, in the table's order, with its code or its Event.
+//! docs/troubleshooting.md against the error table: an entry for each reason, in the table's order, with its
+//! code or its Event.
 //!
-//! `UPDATE_DOCS=1 cargo test -p vsc-blob-csi --test docs` sorts the entries, corrects their codes, adds headings for new
-//! reasons and drops entries of reasons that are gone. What an entry says is written by hand.
+//! `UPDATE_DOCS=1 cargo test -p vsc-blob-csi --test docs` sorts the entries, corrects their codes, adds
+//! headings for new reasons and drops entries of reasons that are gone. What an entry says is written by
+//! hand.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
@@ -100,7 +102,8 @@ fn troubleshooting_has_one_entry_for_each_reason() {
         let differs = text.lines().zip(wanted.lines()).find(|(is, wanted)| is != wanted);
         assert!(
             text == wanted,
-            "docs/troubleshooting.md differs from the table, first here (is, should be): {differs:?}; run with UPDATE_DOCS=1"
+            "docs/troubleshooting.md differs from the table, first here (is, should be): {differs:?}; run \
+            with UPDATE_DOCS=1"
         );
     }
     for (name, _) in rows() {
@@ -115,11 +118,14 @@ fn troubleshooting_has_one_entry_for_each_reason() {
 #[test]
 fn a_page_is_put_in_order_and_keeps_what_people_wrote() {
     let page = parse(
-        "# T\n\nIntro.\n\n## Two words\nkept\n\n## UnknownKey\nCode Internal. Mine, a.b. c.\n\n## MissingField\nCode X. First.\n\n## At the end\nkept too\n",
+        "# T\n\nIntro.\n\n## Two words\nkept\n\n## UnknownKey\nCode Internal. Mine, a.b. c.\n\n## \
+        MissingField\nCode X. First.\n\n## At the end\nkept too\n",
     );
     assert_eq!(page.entries["UnknownKey"], "Mine, a.b. c.");
     let text = generate(&page);
-    assert!(text.starts_with("# T\n\nIntro.\n\n## Two words\nkept\n\n## MissingField\nCode InvalidArgument. First.\n\n## UnknownKey\nCode InvalidArgument. Mine, a.b. c.\n\n## DuplicateKey\n"), "{text}");
+    let expected = "# T\n\nIntro.\n\n## Two words\nkept\n\n## MissingField\nCode InvalidArgument. First.\n\n\
+        ## UnknownKey\nCode InvalidArgument. Mine, a.b. c.\n\n## DuplicateKey\n";
+    assert!(text.starts_with(expected), "{text}");
     assert!(text.ends_with("\n## At the end\nkept too\n"), "{text}");
     assert_eq!(generate(&parse(&text)), text, "stable");
 }

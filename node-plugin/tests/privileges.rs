@@ -40,7 +40,8 @@ fn node(folder: &Path) -> Node {
     node
 }
 
-/// Fields of a status file of /proc; nothing when its thread has ended since it was listed, which reads as ENOENT or ESRCH.
+/// Fields of a status file of /proc; nothing when its thread has ended since it was listed, which reads as
+/// ENOENT or ESRCH.
 fn status(path: &Path) -> Option<BTreeMap<String, String>> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,

@@ -1,7 +1,9 @@
-//! The end of an installation: node plugins end while they still have their rights, and no node keeps a mark of the driver.
+//! The end of an installation: node plugins end while they still have their rights, and no node keeps a mark
+//! of the driver.
 //!
-//! `helm uninstall` deletes the DaemonSet and its rights in one breath. A node plugin that is then terminated may not
-//! change its node any more, and label and annotation would stay. So the chart runs this before it deletes anything.
+//! `helm uninstall` deletes the DaemonSet and its rights in one breath. A node plugin that is then terminated
+//! may not change its node any more, and label and annotation would stay. So the chart runs this before it
+//! deletes anything.
 
 use std::time::Duration;
 
@@ -20,8 +22,8 @@ pub struct Cleanup {
     pub namespace: String,
     /// The node plugins' DaemonSet.
     pub daemon_set: String,
-    /// How long to wait for the end of its pods. A node that is down never ends its own: marks are then taken away
-    /// without waiting for it.
+    /// How long to wait for the end of its pods. A node that is down never ends its own: marks are then taken
+    /// away without waiting for it.
     pub patience: Duration,
 }
 
@@ -35,8 +37,8 @@ pub struct Cleaned {
 }
 
 impl Cleanup {
-    /// Deletes the DaemonSet, waits for its pods, then takes label and annotation off every node that still has one.
-    /// What is gone already is no error.
+    /// Deletes the DaemonSet, waits for its pods, then takes label and annotation off every node that still
+    /// has one. What is gone already is no error.
     ///
     /// # Errors
     /// A right is missing ([`Error::Denied`]), or the API server gave no usable answer within the patience.

@@ -1,4 +1,5 @@
-//! Events: what failed, on the pod and the claim that wait for it; what became of the channel, on the node and its pods.
+//! Events: what failed, on the pod and the claim that wait for it; what became of the channel, on the node
+//! and its pods.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,8 @@ const GIVE_UP: Duration = Duration::from_secs(15 * 60);
 pub struct Reporter(Arc<Queue>);
 
 impl Reporter {
-    /// A volume could not be staged. `reason`: the word of the error table; `message`: what the call answered.
+    /// A volume could not be staged. `reason`: the word of the error table; `message`: what the call
+    /// answered.
     pub fn staging_failed(&self, volume: VolumeAt, reason: &str, message: &str) {
         self.failed(About::Staging(volume), reason, message);
     }

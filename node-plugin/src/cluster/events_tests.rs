@@ -49,7 +49,8 @@ fn world() -> World {
 }
 
 impl World {
-    /// A volume `h` of claim team/data, used by pod `reader` of this node, at a staging path as kubelet 1.36 leaves it.
+    /// A volume `h` of claim team/data, used by pod `reader` of this node, at a staging path as kubelet 1.36
+    /// leaves it.
     fn staged(&self) -> VolumeAt {
         self.cluster.set(|state| {
             state.pods.push(pod("team", "reader", &["data"]));

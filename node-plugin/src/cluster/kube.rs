@@ -49,8 +49,8 @@ impl fmt::Debug for KubeCluster {
 impl KubeCluster {
     /// A client of the API server that `config` names; nothing is sent yet. Call it inside the runtime.
     pub fn new(mut config: Config, driver: &str, node: &str) -> anyhow::Result<Self> {
-        // The callers decide about repetition. A proxy of the environment is for storage accounts and Entra ID; the API server
-        // is inside the cluster.
+        // The callers decide about repetition. A proxy of the environment is for storage accounts and Entra
+        // ID; the API server is inside the cluster.
         config.default_retry = false;
         config.proxy_url = None;
         blob_client::crypto::install();

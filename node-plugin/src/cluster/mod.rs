@@ -1,7 +1,8 @@
-//! What the driver tells Kubernetes and asks of it: node label and taint, Events, Secrets by name. All of it is optional.
+//! What the driver tells Kubernetes and asks of it: node label and taint, Events, Secrets by name. All of it
+//! is optional.
 //!
-//! Without an API server the node serves as it does with one: nothing here is waited for by a publish, but the Secret that
-//! its volume names.
+//! Without an API server the node serves as it does with one: nothing here is waited for by a publish, but
+//! the Secret that its volume names.
 //!
 //! # Rights
 //! Exactly these are used; the chart grants them and no more.
@@ -11,10 +12,10 @@
 //! | node | core | nodes | get, patch | label and annotation of the channel, the startup taint |
 //! | node | storage.k8s.io | csinodes | get | does kubelet know the driver? then the taint can go |
 //! | node | core | pods | list (field selector `spec.nodeName`) | which pods an Event is for |
-//! | node | core | persistentvolumes, persistentvolumeclaims | get | which claim an Event or a Secret's namespace belongs to |
+//! | node | core | persistentvolumes, persistentvolumeclaims | get | whose claim a Secret or an Event is of |
 //! | node | core | events | create, patch | Events and their count |
 //! | node, controller | core | secrets, in namespaces that are named | get | `secretName` |
-//! | uninstall hook | apps | the node plugins' DaemonSet, by name | get, delete | ends them while they have their rights |
+//! | uninstall hook | apps | the node plugins' DaemonSet, by name | get, delete | ends them with their rights |
 //! | uninstall hook | core | nodes | list, patch | label and annotation of nodes that are down |
 //!
 //! RBAC cannot limit `nodes: patch` to the node a pod runs on; a ValidatingAdmissionPolicy can.
@@ -167,8 +168,9 @@ pub struct EventView {
 
 /// The API server: single requests, none of which is repeated in here.
 ///
-/// Callers decide about repetition ([`Error::is_passing`]) and its pace. Every request ends within seconds, with
-/// [`Error::Unavailable`] when no answer came. Nothing is cached: what is answered is what the server said.
+/// Callers decide about repetition ([`Error::is_passing`]) and its pace. Every request ends within seconds,
+/// with [`Error::Unavailable`] when no answer came. Nothing is cached: what is answered is what the server
+/// said.
 #[async_trait]
 pub trait Cluster: fmt::Debug + Send + Sync {
     /// One node.
@@ -249,7 +251,8 @@ impl fmt::Debug for Membership {
 }
 
 impl Membership {
-    /// Keeps label, annotation and taint, and sends Events, until `stop`; then takes label and annotation away.
+    /// Keeps label, annotation and taint, and sends Events, until `stop`; then takes label and annotation
+    /// away.
     pub async fn keep(self, reporter: Reporter, stop: CancellationToken) {
         let sending = events::send(&self, &reporter);
         let watching = events::watch_transport(&self, &reporter);

@@ -7,9 +7,11 @@ use blob_client::transport::failover::ChannelState;
 use super::pace::{Pauses, Told};
 use super::{CHANNEL_LABEL, CHANNEL_REASON, Marks, Membership, NodeView, Result, STARTUP_TAINT};
 
-/// How often the node is looked at when nothing happens: somebody may have taken the label away, or made the node anew.
+/// How often the node is looked at when nothing happens: somebody may have taken the label away, or made the
+/// node anew.
 const LOOK_AGAIN: Duration = Duration::from_secs(300);
-/// Least time between two changes of the label: a channel that comes and goes is no reason to burden the API server.
+/// Least time between two changes of the label: a channel that comes and goes is no reason to burden the API
+/// server.
 const BETWEEN: Duration = Duration::from_secs(2);
 /// Taking the label away may not keep the program from ending.
 const LEAVING: Duration = Duration::from_secs(5);

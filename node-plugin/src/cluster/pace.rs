@@ -1,4 +1,5 @@
-//! The pace of repetitions, and what the log says of them: jittered and capped pauses, one line per change of state.
+//! The pace of repetitions, and what the log says of them: jittered and capped pauses, one line per change of
+//! state.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -36,7 +37,8 @@ impl Pauses {
     }
 }
 
-/// What the log knows of one purpose: trouble is told when it begins or becomes another one, and when it is over.
+/// What the log knows of one purpose: trouble is told when it begins or becomes another one, and when it is
+/// over.
 #[derive(Debug)]
 pub(super) struct Told {
     purpose: &'static str,

@@ -73,8 +73,8 @@ impl Queue {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts one in. The same thing twice becomes one with a count; when all places are taken, the oldest change of transport goes,
-    /// and the oldest failure only when there is nothing else.
+    /// Puts one in. The same thing twice becomes one with a count; when all places are taken, the oldest
+    /// change of transport goes, and the oldest failure only when there is nothing else.
     pub(super) fn push(&self, notice: Notice) {
         let mut inner = self.lock();
         if let Some(same) = inner.waiting.iter_mut().find(|waiting| waiting.same(&notice)) {

@@ -6,8 +6,8 @@ use serde::Deserialize;
 
 use super::{Cluster, ObjectRef, PodView, Result, VolumeView};
 
-/// What kubelet writes beside a staging or target path (pkg/volume/csi, `volDataKey`); the volume's name stands beside a
-/// target path only, in kubelets up to 1.36.
+/// What kubelet writes beside a staging or target path (pkg/volume/csi, `volDataKey`); the volume's name
+/// stands beside a target path only, in kubelets up to 1.36.
 const VOLUME_DATA: &str = "vol_data.json";
 
 /// A volume at a path that kubelet chose.
@@ -41,8 +41,9 @@ pub(crate) fn pod_uid(target: &Path) -> Option<&str> {
     Some(parts[at + 1])
 }
 
-/// The claim of a volume, and the pods of the node that use it. Kubelet does not say for whom it stages, and before 1.37 it
-/// does not write the volume's name down either: then the claims of the node's pods are looked at.
+/// The claim of a volume, and the pods of the node that use it. Kubelet does not say for whom it stages, and
+/// before 1.37 it does not write the volume's name down either: then the claims of the node's pods are looked
+/// at.
 pub async fn claim_of(
     cluster: &dyn Cluster,
     driver: &str,

@@ -11,8 +11,8 @@ use crate::cluster::{Cleanup, Config, KubeCluster};
 /// Options of `cluster-cleanup`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-Runs in the cluster (the chart's pre-delete hook) and may be repeated. Volumes that pods still use stay mounted and are \
-not served any more: delete those pods first.")]
+Runs in the cluster (the chart's pre-delete hook) and may be repeated. Volumes that pods still use stay \
+mounted and are not served any more: delete those pods first.")]
 pub struct CleanupArgs {
     /// Namespace of the driver.
     #[arg(long, value_name = "NAME")]
@@ -20,9 +20,10 @@ pub struct CleanupArgs {
     /// The node plugins' DaemonSet, which is deleted.
     #[arg(long, value_name = "NAME")]
     pub daemon_set: String,
-    /// How long to wait, in seconds, for the end of the node plugins; longer than the grace period of their pods. The
-    /// nodes are cleaned in any case.
-    #[arg(long, value_name = "SECONDS", default_value_t = 180, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    /// How long to wait, in seconds, for the end of the node plugins; longer than the grace period of their
+    /// pods. The nodes are cleaned in any case.
+    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub timeout: u64,
 }
 

@@ -23,9 +23,10 @@ const ARENA: usize = 64 << 20;
 /// Options of `controller`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-Runs beside external-provisioner (started with --extra-create-metadata, so that ${pvc.metadata.name} is known). \
-Credentials come with each call from the Secret named in the StorageClass (csi.storage.k8s.io/provisioner-secret-name); \
-none are given here, and no Azure Resource Manager rights are needed.")]
+Runs beside external-provisioner (started with --extra-create-metadata, so that ${pvc.metadata.name} is \
+known). Credentials come with each call from the Secret named in the StorageClass \
+(csi.storage.k8s.io/provisioner-secret-name); none are given here, and no Azure Resource Manager rights are \
+needed.")]
 pub struct ControllerArgs {
     /// Unix socket of the CSI services.
     #[arg(long, value_name = "unix:///PATH", default_value = "unix:///csi/csi.sock")]
@@ -71,7 +72,10 @@ pub fn routes(args: &ControllerArgs) -> anyhow::Result<(Routes, Metrics)> {
 pub async fn run(args: ControllerArgs, stop: impl Future<Output = ()>) -> anyhow::Result<ExitCode> {
     let socket = server::socket_path(&args.endpoint)?;
     let listener = server::listen(&socket)?;
-    tracing::info!(node = args.node_id, socket = %socket.display(), version = crate::VERSION, "serving the controller");
+    tracing::info!(
+        node = args.node_id, socket = %socket.display(), version = crate::VERSION,
+        "serving the controller"
+    );
     let (routes, metrics) = routes(&args)?;
     let stopping = CancellationToken::new();
     let _health = args

@@ -240,7 +240,8 @@ fn sentences(report: &Report) -> String {
         lines.push("Cryptography: a FIPS module (AWS-LC).".into());
     } else if report.fips.kernel {
         lines.push(
-            "Cryptography: this machine is in FIPS mode, and this program has no FIPS module; use an image of `deploy/image --fips`."
+            "Cryptography: this machine is in FIPS mode, and this program has no FIPS module; use an image \
+            of `deploy/image --fips`."
                 .into(),
         );
     }
@@ -285,7 +286,11 @@ fn sentences(report: &Report) -> String {
         ));
     }
     if !fuse.abortable {
-        lines.push("FUSE: /sys/fs/fuse/connections is not mounted; the node plugin mounts it when it has to abort a stuck mount.".into());
+        lines.push(
+            "FUSE: /sys/fs/fuse/connections is not mounted; the node plugin mounts it when it has to abort a \
+             stuck mount."
+                .into(),
+        );
     }
     if report.mounts.is_empty() {
         lines.push("Mounts: none of this driver.".into());

@@ -22,11 +22,13 @@ pub struct DriverArgs {
 /// See each action.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Action {
-    /// Put the device into service, if the host offers it: with the kernel's own module, a prebuilt or a built one.
+    /// Put the device into service, if the host offers it: with the kernel's own module, a prebuilt or a
+    /// built one.
     #[command(
-        after_help = "The exit code is 0 whatever comes of it, for volumes use HTTPS where there is no channel, and a pod must \
-                      start without it: the outcome is told in words, or in JSON with --json. With --strict the exit code is \
-                      1 when the host offers the device and it could not be put into service. Wrong options: 2."
+        after_help = "The exit code is 0 whatever comes of it, for volumes use HTTPS where there is no \
+                      channel, and a pod must start without it: the outcome is told in words, or in JSON \
+                      with --json. With --strict the exit code is 1 when the host offers the device and it \
+                      could not be put into service. Wrong options: 2."
     )]
     Load(LoadArgs),
     /// Say what is there: device, driver, node, modules, and what keeps the kernel from taking one.
@@ -59,12 +61,12 @@ pub struct LoadArgs {
     /// See [`CommonArgs`].
     #[command(flatten)]
     pub common: CommonArgs,
-    /// Where this process sees the file system of the machine (in a container with it mounted at /host: /host). Its own
-    /// modprobe, kernel headers and compiler are used.
+    /// Where this process sees the file system of the machine (in a container with it mounted at /host:
+    /// /host). Its own modprobe, kernel headers and compiler are used.
     #[arg(long, value_name = "DIR", default_value = "/")]
     pub host_root: PathBuf,
-    /// Build the module from the sources in this folder, with the machine's own headers and compiler, when nothing
-    /// else serves the device. Not done without this option.
+    /// Build the module from the sources in this folder, with the machine's own headers and compiler, when
+    /// nothing else serves the device. Not done without this option.
     #[arg(long, value_name = "DIR")]
     pub build: Option<PathBuf>,
     /// Leave out a way to get a module; may be given several times.
@@ -76,7 +78,8 @@ pub struct LoadArgs {
         env = "VSC_BLOB_CSI_DRIVER_SKIP"
     )]
     pub skip: Vec<Skip>,
-    /// Exit with 1 when the host offers the device and it could not be put into service, or the loader could not work.
+    /// Exit with 1 when the host offers the device and it could not be put into service, or the loader could
+    /// not work.
     #[arg(long)]
     pub strict: bool,
     /// Do nothing: volumes use HTTPS, or a node that is there already.

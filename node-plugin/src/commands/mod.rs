@@ -26,18 +26,19 @@ use size::ByteSize;
 
 /// Mounts Azure Blob containers as file systems.
 ///
-/// In Kubernetes, `node` runs on every node and `controller` once per cluster. `mount` needs no Kubernetes, and
-/// `doctor` says what works on this machine and why requests take the path they take.
+/// In Kubernetes, `node` runs on every node and `controller` once per cluster. `mount` needs no Kubernetes,
+/// and `doctor` says what works on this machine and why requests take the path they take.
 ///
-/// Requests travel over the host-accelerated channel (/dev/azure_blob) where the machine has it, and over HTTPS
-/// everywhere else.
+/// Requests travel over the host-accelerated channel (/dev/azure_blob) where the machine has it, and over
+/// HTTPS everywhere else.
 #[derive(Debug, Parser)]
 #[command(name = "vsc-blob-csi", version = crate::BUILD, max_term_width = 100)]
 pub struct Cli {
     /// Shape of the log on stderr; RUST_LOG sets what is logged (for instance RUST_LOG=debug).
     #[arg(long, global = true, value_enum, default_value_t)]
     pub log_format: LogFormat,
-    /// Refuse to start unless TLS, signatures and digests come out of a FIPS module (a build with the feature fips).
+    /// Refuse to start unless TLS, signatures and digests come out of a FIPS module (a build with the feature
+    /// fips).
     #[arg(long, global = true, env = "VSC_BLOB_CSI_REQUIRE_FIPS")]
     pub require_fips: bool,
     /// What to do.
@@ -58,7 +59,8 @@ pub enum Command {
     Doctor(doctor::DoctorArgs),
     /// Load, inspect or unload the kernel module behind the channel.
     Driver(driver::DriverArgs),
-    /// Before an uninstallation: end the node plugins and take the driver's label and annotation off all nodes.
+    /// Before an uninstallation: end the node plugins and take the driver's label and annotation off all
+    /// nodes.
     ClusterCleanup(cleanup::CleanupArgs),
 }
 
@@ -67,8 +69,8 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         anyhow::ensure!(
             !self.require_fips || blob_client::crypto::is_fips(),
-            "--require-fips (VSC_BLOB_CSI_REQUIRE_FIPS, fips in the chart): this program is built without a FIPS module; use an \
-             image of `deploy/image --fips`"
+            "--require-fips (VSC_BLOB_CSI_REQUIRE_FIPS, fips in the chart): this program is built without a \
+             FIPS module; use an image of `deploy/image --fips`"
         );
         match self.command {
             Command::Node(args) => {
@@ -98,8 +100,8 @@ pub struct DeviceArgs {
 /// The cluster.
 #[derive(Debug, Clone, Default, Args)]
 pub struct KubernetesArgs {
-    /// Speak to the API server (node label, Events, startup taint, secretName): auto = where the program runs in a
-    /// cluster, with its service account; off = never. Volumes are served in both cases.
+    /// Speak to the API server (node label, Events, startup taint, secretName): auto = where the program runs
+    /// in a cluster, with its service account; off = never. Volumes are served in both cases.
     #[arg(long, value_enum, value_name = "auto|off", default_value_t)]
     pub kubernetes: KubernetesMode,
 }
@@ -132,8 +134,8 @@ impl KubernetesArgs {
             Ok(cluster) => Some(Arc::new(cluster)),
             Err(error) => {
                 tracing::warn!(
-                    "in a Kubernetes cluster, but without access to it: {error:#}; no node label, no Events, no \
-                     secretName"
+                    "in a Kubernetes cluster, but without access to it: {error:#}; no node label, no \
+                     Events, no secretName"
                 );
                 None
             }
@@ -152,7 +154,8 @@ pub struct BudgetArgs {
 impl BudgetArgs {
     /// What all mounts of the process share.
     pub fn resources(&self) -> anyhow::Result<Resources> {
-        // Address space, not memory: twice the budget, so that a fragmented arena does not refuse what the budget allows.
+        // Address space, not memory: twice the budget, so that a fragmented arena does not refuse what the
+        // budget allows.
         let span = self.budget.0.saturating_mul(2).saturating_add(256 << 20);
         let arena =
             Arena::new(span).with_context(|| format!("--budget: reserving {span} bytes of address space"))?;
@@ -179,8 +182,8 @@ impl DeviceArgs {
 /// How long the first look at the device may take before a command goes on without an answer.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 
-/// Waits for the first look at the device, so that the first request knows whether there is a channel. The client tells
-/// in the log what it found.
+/// Waits for the first look at the device, so that the first request knows whether there is a channel. The
+/// client tells in the log what it found.
 async fn first_look(paths: &Paths) {
     // Late or not: requests go over HTTPS until the device has answered.
     let _ = tokio::time::timeout(FIRST_LOOK, paths.settled()).await;

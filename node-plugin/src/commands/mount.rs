@@ -30,12 +30,13 @@ use crate::mounts::mountinfo;
     reason = "the text of --help, where angle brackets would be printed"
 )]
 #[command(after_help = "\
-Credentials come from the environment, where `ps` does not show them: AZURE_STORAGE_KEY (and AZURE_STORAGE_ACCOUNT, when the \
-URL does not name the account) or AZURE_STORAGE_SAS_TOKEN. Without either the container has to be public.
+Credentials come from the environment, where `ps` does not show them: AZURE_STORAGE_KEY (and \
+AZURE_STORAGE_ACCOUNT, when the URL does not name the account) or AZURE_STORAGE_SAS_TOKEN. Without either \
+the container has to be public.
 
-Prints one line, `mounted URL at DIR`, when the file system answers. Ctrl-C or SIGTERM before that gives up; after it, it \
-unmounts and commits what is not written yet; a second one detaches a mount that is still in use. The exit code is 0 when everything written is in the \
-container.
+Prints one line, `mounted URL at DIR`, when the file system answers. Ctrl-C or SIGTERM before that gives \
+up; after it, it unmounts and commits what is not written yet; a second one detaches a mount that is still \
+in use. The exit code is 0 when everything written is in the container.
 
 Example:
   AZURE_STORAGE_KEY=... vsc-blob-csi mount https://myaccount.blob.core.windows.net/photos /mnt/photos")]
@@ -157,7 +158,8 @@ pub async fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
             bail!("stopped before the file system answered; nothing was written");
         }
     };
-    // On a thread of its own: the runtime would wait for a blocking task at the end, and a third signal must not.
+    // On a thread of its own: the runtime would wait for a blocking task at the end, and a third signal must
+    // not.
     let (done, mut ended) = oneshot::channel();
     std::thread::Builder::new()
         .name("serve".to_owned())
@@ -277,8 +279,8 @@ fn newest_at(dir: &Path) -> anyhow::Result<Option<u32>> {
     Ok(mountinfo::at(&table, dir).map(|mount| mount.minor))
 }
 
-/// Ends a start that nobody wants any more: takes its mount away, which what is left of it ends with the process. `below`: what
-/// was mounted there before.
+/// Ends a start that nobody wants any more: takes its mount away, which what is left of it ends with the
+/// process. `below`: what was mounted there before.
 async fn abandon(
     mut starting: Pin<&mut impl Future<Output = anyhow::Result<Box<dyn Serving>>>>,
     dir: &Path,

@@ -24,7 +24,7 @@ use crate::csi::identity::{Check, IdentityService};
 use crate::csi::node::NodeService;
 use crate::csi::registration::RegistrationService;
 use crate::csi::server;
-use crate::mounts::manager::Patience;
+use crate::mounts::calls::Patience;
 use crate::mounts::{Kernel, Mounts};
 use crate::telemetry::health::HealthArgs;
 use crate::telemetry::metrics::Metrics;
@@ -32,12 +32,12 @@ use crate::telemetry::metrics::Metrics;
 /// Options of `node`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-Runs as root, with /dev/fuse and with the kubelet directory mounted Bidirectional. Credentials of volumes come with \
-each call from Secrets; none are given here.
+Runs as root, with /dev/fuse and with the kubelet directory mounted Bidirectional. Credentials of volumes \
+come with each call from Secrets; none are given here.
 
-At SIGTERM the node plugin finishes calls, commits all changes and unmounts volumes that no pod uses. Volumes in use \
-stay mounted but are not served any more: their pods get errors (ENOTCONN) until they are restarted, and the volume is \
-mounted afresh for the next pod.")]
+At SIGTERM the node plugin finishes calls, commits all changes and unmounts volumes that no pod uses. \
+Volumes in use stay mounted but are not served any more: their pods get errors (ENOTCONN) until they are \
+restarted, and the volume is mounted afresh for the next pod.")]
 pub struct NodeArgs {
     /// Unix socket of the CSI services.
     #[arg(long, value_name = "unix:///PATH", default_value = "unix:///csi/csi.sock")]
@@ -52,8 +52,8 @@ pub struct NodeArgs {
         default_value = "/var/lib/kubelet/plugins/vsc-blob.csi.azure.com/state"
     )]
     pub state_dir: PathBuf,
-    /// Register with kubelet through this folder, normally /var/lib/kubelet/plugins_registry. Without it another
-    /// program (node-driver-registrar) has to.
+    /// Register with kubelet through this folder, normally /var/lib/kubelet/plugins_registry. Without it
+    /// another program (node-driver-registrar) has to.
     #[arg(long, value_name = "DIR")]
     pub registration_dir: Option<PathBuf>,
     /// The CSI socket's path as kubelet sees it, when it differs from --endpoint (a container's mount).
@@ -150,7 +150,8 @@ impl NodePlugin {
             .add_service(NodeServer::new(self.service.clone()))
     }
 
-    /// Keeps the node's label, annotation and taint and sends Events until `stop`; does nothing outside a cluster.
+    /// Keeps the node's label, annotation and taint and sends Events until `stop`; does nothing outside a
+    /// cluster.
     async fn keep_membership(&self, stop: CancellationToken) {
         let Some(link) = self.link.clone() else { return };
         let paths = self.connector.paths();
@@ -207,7 +208,10 @@ pub async fn run(
         .health
         .start(socket.clone(), plugin.metrics.clone(), stopping.clone())
         .await?;
-    tracing::info!(node = args.node_id, socket = %socket.display(), version = crate::VERSION, "serving the node");
+    tracing::info!(
+        node = args.node_id, socket = %socket.display(), version = crate::VERSION,
+        "serving the node"
+    );
 
     let csi = server::serve(
         &socket,

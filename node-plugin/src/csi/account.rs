@@ -43,7 +43,8 @@ impl Account {
                 let name = name.ok_or_else(|| {
                     Error::new(
                         Reason::MissingField,
-                        "storageAccount: neither it, nor server, nor azurestorageaccountname in the Secret is set",
+                        "storageAccount: neither it, nor server, nor azurestorageaccountname in the Secret \
+                        is set",
                     )
                 })?;
                 let suffix = attributes.endpoint_suffix.as_deref().unwrap_or(PUBLIC_CLOUD);
@@ -100,7 +101,10 @@ impl Account {
             let name = name.ok_or_else(|| {
                 Error::new(
                     Reason::MissingField,
-                    format!("storageAccount: server {server:?} does not say which account of the emulator is meant"),
+                    format!(
+                        "storageAccount: server {server:?} does not say which account of the emulator is \
+                        meant"
+                    ),
                 )
             })?;
             endpoint.set_path(&format!("/{name}"));
@@ -123,13 +127,15 @@ impl Account {
         Ok(Self { name, endpoint })
     }
 
-    /// Splits `ENDPOINT/CONTAINER[/PREFIX]`, as the `mount` command takes it; prefix without slashes at its ends.
+    /// Splits `ENDPOINT/CONTAINER[/PREFIX]`, as the `mount` command takes it; prefix without slashes at its
+    /// ends.
     pub fn split_url(text: &str) -> Result<(Self, String, String)> {
         let url = Url::parse(text).map_err(|e| wrong("URL", text, &e.to_string()))?;
         if more_than_a_place(&url) {
             return Err(Error::new(
                 Reason::InvalidValue,
-                "URL: no query or user name; a SAS belongs into AZURE_STORAGE_SAS_TOKEN, where `ps` does not show it",
+                "URL: no query or user name; a SAS belongs into AZURE_STORAGE_SAS_TOKEN, where `ps` does \
+                not show it",
             ));
         }
         let mut segments: Vec<String> = Vec::new();
@@ -213,8 +219,8 @@ impl Account {
     }
 }
 
-/// Emulators, also behind a Service of the cluster (NAME.NAMESPACE.svc...), and bare hosts carry the account in the path;
-/// everything else with a domain carries it in the host.
+/// Emulators, also behind a Service of the cluster (NAME.NAMESPACE.svc...), and bare hosts carry the account
+/// in the path; everything else with a domain carries it in the host.
 fn account_in_path(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => {
@@ -247,8 +253,8 @@ fn agree<'a>(a: (&str, Option<&'a str>), b: (&str, Option<&'a str>)) -> Result<O
     }
 }
 
-/// REST, "Storage account name": 3 to 24 lower-case letters and digits. A private endpoint's host may have dashes
-/// (`account-secondary`).
+/// REST, "Storage account name": 3 to 24 lower-case letters and digits. A private endpoint's host may have
+/// dashes (`account-secondary`).
 fn check_name(name: &str) -> Result<()> {
     let fits = (3..=40).contains(&name.len())
         && name
@@ -276,8 +282,8 @@ pub(super) fn more_than_a_place(url: &Url) -> bool {
         || url.password().is_some()
 }
 
-/// Messages reach the log, Events and the status of objects that more people read than may read Secrets: a pasted SAS URL or
-/// a password in front of a host must not be repeated.
+/// Messages reach the log, Events and the status of objects that more people read than may read Secrets: a
+/// pasted SAS URL or a password in front of a host must not be repeated.
 fn may_hold_a_secret(value: &str) -> bool {
     value.contains(['?', '@', '#']) || value.to_ascii_lowercase().contains("sig=")
 }

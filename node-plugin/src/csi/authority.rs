@@ -1,8 +1,9 @@
 //! Lets kubelet's plugin watcher speak to a gRPC server of hyper's HTTP/2.
 //!
-//! Kubelet dials a registration socket by its path alone, and grpc-go then sends the percent-encoded path as `:authority`. That is no
-//! authority (RFC 3986, section 3.2), and the server resets the stream with PROTOCOL_ERROR before any handler sees it. Nobody needs
-//! the name of a unix socket's host, so it is replaced on the way in; what the server answers is passed on as it is.
+//! Kubelet dials a registration socket by its path alone, and grpc-go then sends the percent-encoded path as
+//! `:authority`. That is no authority (RFC 3986, section 3.2), and the server resets the stream with
+//! PROTOCOL_ERROR before any handler sees it. Nobody needs the name of a unix socket's host, so it is
+//! replaced on the way in; what the server answers is passed on as it is.
 
 use std::io;
 
@@ -168,7 +169,8 @@ mod tests {
         [&frame.head()[..], payload].concat()
     }
 
-    /// Header blocks of two requests with one encoder, as a client's connection has them: the second refers to the first.
+    /// Header blocks of two requests with one encoder, as a client's connection has them: the second refers
+    /// to the first.
     fn blocks() -> [Vec<u8>; 2] {
         let mut encoder = Encoder::new();
         let headers: [(&[u8], &[u8]); 3] = [

@@ -19,8 +19,8 @@ pub struct Access {
 }
 
 impl Access {
-    /// Reads a capability; `unsupported` is the row for one that is well-formed and cannot be offered (the code
-    /// differs between creation and the node).
+    /// Reads a capability; `unsupported` is the row for one that is well-formed and cannot be offered (the
+    /// code differs between creation and the node).
     pub fn parse(capability: Option<&VolumeCapability>, unsupported: Reason) -> Result<Self> {
         let field = "volume_capability";
         let capability =

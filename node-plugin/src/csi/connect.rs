@@ -100,8 +100,8 @@ pub fn container(client: &Client, name: &str) -> Result<Container> {
     })
 }
 
-/// Asks a container one question, with the right that every mount needs: listing. A SAS for one container may list and
-/// may not read the container's properties.
+/// Asks a container one question, with the right that every mount needs: listing. A SAS for one container may
+/// list and may not read the container's properties.
 pub async fn check(account: &Account, container: &Container, prefix: &str) -> Result<()> {
     let options = ListOptions {
         prefix: if prefix.is_empty() {

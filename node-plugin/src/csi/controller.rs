@@ -1,4 +1,5 @@
-//! Controller service: a container per volume, or a directory inside one. No ARM rights: only the blob endpoint.
+//! Controller service: a container per volume, or a directory inside one. No ARM rights: only the blob
+//! endpoint.
 
 mod create;
 mod delete;
@@ -61,8 +62,8 @@ impl ControllerService {
         named_secret::in_controller(self.cluster.as_deref(), secrets, named).await
     }
 
-    /// A client for the controller's own requests. What a volume says of its transport and of its pods' identity is for the
-    /// nodes: the controller need not have the channel, and gets no token of a pod.
+    /// A client for the controller's own requests. What a volume says of its transport and of its pods'
+    /// identity is for the nodes: the controller need not have the channel, and gets no token of a pod.
     fn client(&self, account: &Account, attributes: &Attributes, secrets: &Secrets) -> Result<Client> {
         let own = own_access(attributes, secrets);
         let credentials = self.connector.credentials(account, &own, secrets, None)?;
@@ -149,8 +150,8 @@ fn pods_identity(attributes: &Attributes) -> bool {
         && matches!(attributes.auth_type, None | Some(AuthType::WorkloadIdentity))
 }
 
-/// Without key and SAS the driver's own identity does it: a service principal from the Secret, the workload identity of the
-/// controller's service account, or the node's managed identity.
+/// Without key and SAS the driver's own identity does it: a service principal from the Secret, the workload
+/// identity of the controller's service account, or the node's managed identity.
 fn own_identity(secrets: &Secrets) -> Option<AuthType> {
     if secrets.key.is_some() || secrets.sas.is_some() {
         None
@@ -167,14 +168,15 @@ fn own_identity(secrets: &Secrets) -> Option<AuthType> {
 fn explain_identity(mut error: Error, given: &HashMap<String, String>) -> Error {
     if error.reason == Reason::TokenUnavailable && given.is_empty() {
         error.message.push_str(
-            "; the call brought no key or SAS either (csi.storage.k8s.io/provisioner-secret-name in the class)",
+            "; the call brought no key or SAS either (csi.storage.k8s.io/provisioner-secret-name in the \
+            class)",
         );
     }
     error
 }
 
-/// What ValidateVolumeCapabilities can tell without the service: capabilities, parameters by themselves, and that a volume
-/// of ours is where its context says.
+/// What ValidateVolumeCapabilities can tell without the service: capabilities, parameters by themselves, and
+/// that a volume of ours is where its context says.
 fn check_arguments(
     request: &ValidateVolumeCapabilitiesRequest,
     attributes: &Attributes,
@@ -209,7 +211,8 @@ fn check_arguments(
     Ok(())
 }
 
-/// The parameters, when the volume's mark says that they are those it was created with; none when there is no mark to read.
+/// The parameters, when the volume's mark says that they are those it was created with; none when there is no
+/// mark to read.
 async fn created_with(
     container: &Container,
     place: &Place,

@@ -1,4 +1,5 @@
-//! Entra identities of a volume: managed identity, service principal, workload identity - from what the user wrote.
+//! Entra identities of a volume: managed identity, service principal, workload identity - from what the user
+//! wrote.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -15,8 +16,8 @@ use super::account;
 use super::status::{Error, Reason, Result};
 use super::volume_context::{Attributes, AuthType, Secrets};
 
-/// Under this key kubelet hands over tokens of the pod's service account (CSIDriver `tokenRequests`): in the secrets
-/// with `serviceAccountTokenInSecrets`, in the volume context without.
+/// Under this key kubelet hands over tokens of the pod's service account (CSIDriver `tokenRequests`): in the
+/// secrets with `serviceAccountTokenInSecrets`, in the volume context without.
 const POD_TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
 /// The audience Entra ID accepts for a token exchange.
 const AUDIENCE: &str = "api://AzureADTokenExchange";
@@ -26,7 +27,8 @@ const CLIENT_ID: &str = "AZURE_CLIENT_ID";
 const TENANT_ID: &str = "AZURE_TENANT_ID";
 const TOKEN_FILE: &str = "AZURE_FEDERATED_TOKEN_FILE";
 
-/// Credentials of one of the three kinds. `https` carries token requests, `env` reads the driver's environment.
+/// Credentials of one of the three kinds. `https` carries token requests, `env` reads the driver's
+/// environment.
 pub fn credentials(
     kind: AuthType,
     attributes: &Attributes,
@@ -53,8 +55,14 @@ fn identity(
     let written = &attributes.identity;
     match kind {
         AuthType::Spn => Ok(Identity::ServicePrincipal {
-            tenant_id: needed("AzureStorageSPNTenantID", &[&written.spn_tenant_id, &secrets.spn_tenant_id])?,
-            client_id: needed("AzureStorageSPNClientID", &[&written.spn_client_id, &secrets.spn_client_id])?,
+            tenant_id: needed(
+                "AzureStorageSPNTenantID",
+                &[&written.spn_tenant_id, &secrets.spn_tenant_id],
+            )?,
+            client_id: needed(
+                "AzureStorageSPNClientID",
+                &[&written.spn_client_id, &secrets.spn_client_id],
+            )?,
             secret: secrets
                 .spn_client_secret
                 .clone()
@@ -68,16 +76,16 @@ fn identity(
                 (true, None) => {
                     return Err(Error::new(
                         Reason::MissingCredentials,
-                        "mountWithWorkloadIdentityToken: kubelet gave no token of the pod; the CSIDriver object needs \
-                         tokenRequests with audience api://AzureADTokenExchange",
+                        "mountWithWorkloadIdentityToken: kubelet gave no token of the pod; the CSIDriver \
+                         object needs tokenRequests with audience api://AzureADTokenExchange",
                     ));
                 }
                 (false, _) => Assertion::File(PathBuf::from(env(TOKEN_FILE).ok_or_else(|| {
                     Error::new(
                         Reason::MissingCredentials,
                         format!(
-                            "AzureStorageAuthType: WorkloadIdentity needs mountWithWorkloadIdentityToken: \"true\", or a \
-                             federated token of the driver itself ({TOKEN_FILE} is not set)"
+                            "AzureStorageAuthType: WorkloadIdentity needs mountWithWorkloadIdentityToken: \
+                             \"true\", or a federated token of the driver itself ({TOKEN_FILE} is not set)"
                         ),
                     )
                 })?)),
@@ -88,7 +96,8 @@ fn identity(
                 (Some(_), Some(_)) => {
                     return Err(Error::new(
                         Reason::ConflictingFields,
-                        "AzureStorageIdentityClientID: AzureStorageIdentityResourceID names the identity already",
+                        "AzureStorageIdentityClientID: AzureStorageIdentityResourceID names the identity \
+                        already",
                     ));
                 }
                 (Some(id), None) => Some(UserAssigned::ClientId(id.clone())),
@@ -267,7 +276,10 @@ mod tests {
 
     #[test]
     fn pod_tokens_are_read_from_either_place() {
-        let json = r#"{"api://AzureADTokenExchange":{"token":"t1","expirationTimestamp":"2026-01-01T00:00:00Z"},"x":{"token":"t2"}}"#;
+        let json = r#"{
+            "api://AzureADTokenExchange": {"token": "t1", "expirationTimestamp": "2026-01-01T00:00:00Z"},
+            "x": {"token": "t2"}
+        }"#;
         let tokens = map(&[(POD_TOKENS, json)]);
         for (secrets, context) in [(&tokens, &map(&[])), (&map(&[]), &tokens)] {
             assert_eq!(pod_token(secrets, context).unwrap().unwrap().expose(), "t1");

@@ -15,7 +15,8 @@ use crate::mounts::bounded::bounded;
 /// A check that Probe runs; the sentence says what is missing.
 pub type Check = Arc<dyn Fn() -> std::result::Result<(), String> + Send + Sync>;
 
-/// How long all checks together may take: a disk that hangs makes the node not ready, and Probe answers all the same.
+/// How long all checks together may take: a disk that hangs makes the node not ready, and Probe answers all
+/// the same.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The service; `node` and `controller` give it their own checks.
@@ -165,7 +166,8 @@ mod tests {
         // The clock of this test runs ahead of the thread: without waiting, it may not have begun.
         runs.recv().unwrap();
         drop(release);
-        // The check, and with it the sender, goes with the service: whoever had started it again has said so by then.
+        // The check, and with it the sender, goes with the service: whoever had started it again has said so
+        // by then.
         drop(service);
         assert_eq!(runs.iter().count(), 0);
     }

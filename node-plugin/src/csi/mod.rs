@@ -37,7 +37,10 @@ fn answer<T>(
             Ok(tonic::Response::new(response))
         }
         Err(error) => {
-            tracing::warn!(rpc, volume, reason = %error.reason, code = ?error.reason.code(), "{}", error.message);
+            tracing::warn!(
+                rpc, volume, reason = %error.reason, code = ?error.reason.code(), "{}",
+                error.message
+            );
             Err(error.into())
         }
     }

@@ -1,4 +1,5 @@
-//! `secretName` and `secretNamespace`: a Secret read through the API server, when the call brought no usable one.
+//! `secretName` and `secretNamespace`: a Secret read through the API server, when the call brought no usable
+//! one.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -53,7 +54,8 @@ impl SecretRef {
 /// Whose volume it is, which decides where its Secret is.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Owner<'a> {
-    /// A PersistentVolume at its staging path: in the namespace of its claim. Kubelet stages no inline volumes.
+    /// A PersistentVolume at its staging path: in the namespace of its claim. Kubelet stages no inline
+    /// volumes.
     Staged(&'a VolumeAt),
     /// A volume that is mounted for one pod. An inline one is written by whoever writes the pod.
     Pod {
@@ -112,8 +114,8 @@ pub(super) fn of_class(attributes: &Attributes, secrets: &Secrets) -> Result<Opt
     let namespace = namespace_of_class(attributes).ok_or_else(|| {
         Error::new(
             Reason::MissingField,
-            "secretNamespace: it is not set, and the namespace of the claim is not known (external-provisioner \
-             passes it when started with --extra-create-metadata)",
+            "secretNamespace: it is not set, and the namespace of the claim is not known \
+             (external-provisioner passes it when started with --extra-create-metadata)",
         )
     })?;
     SecretRef::new(namespace, name).map(Some)
@@ -125,7 +127,8 @@ pub(super) fn namespace_of_class(attributes: &Attributes) -> Option<&str> {
     written.or(attributes.claim.namespace.as_deref())
 }
 
-/// The name, when there is one, the call brought nothing, and the volume's kind of credential is kept in Secrets.
+/// The name, when there is one, the call brought nothing, and the volume's kind of credential is kept in
+/// Secrets.
 fn wanted<'a>(attributes: &'a Attributes, secrets: &Secrets) -> Option<&'a str> {
     let kept_elsewhere = match attributes.auth_type {
         Some(AuthType::Anonymous | AuthType::WorkloadIdentity) => true,
@@ -168,8 +171,8 @@ fn namespace_of_pod(written: Option<&str>, pod: &ObjectRef) -> Result<String> {
     }
 }
 
-/// The pod, if it is kubelet that names it. Without `podInfoOnMount` whoever writes an inline volume could name another
-/// one; the UID in the target path is known to nobody before the pod exists.
+/// The pod, if it is kubelet that names it. Without `podInfoOnMount` whoever writes an inline volume could
+/// name another one; the UID in the target path is known to nobody before the pod exists.
 fn told_by_kubelet(target: &Path, context: &HashMap<String, String>) -> Result<ObjectRef> {
     let pod = super::node::pod_of(context);
     pod.filter(|pod| !pod.uid.is_empty() && cluster::pod_uid(target) == Some(pod.uid.as_str()))
@@ -208,8 +211,9 @@ async fn read(cluster: &dyn Cluster, named: &SecretRef) -> Result<Secrets> {
         Err(cluster::Error::Denied(said)) => Err(Error::new(
             Reason::SecretAccessDenied,
             format!(
-                "secretName: the driver may not read Secret {name:?} in namespace {namespace:?}: it needs a Role there \
-                 with verb get on secrets, resourceNames [{name:?}], bound to its service account ({said})"
+                "secretName: the driver may not read Secret {name:?} in namespace {namespace:?}: it needs a \
+                 Role there with verb get on secrets, resourceNames [{name:?}], bound to its service \
+                 account ({said})"
             ),
         )),
         Err(error) => Err(Error::new(
@@ -232,7 +236,8 @@ async fn in_time(reading: impl Future<Output = Result<Secrets>>) -> Result<Secre
 fn no_cluster() -> Error {
     Error::new(
         Reason::ClusterUnavailable,
-        "secretName: the driver does not speak to Kubernetes here (it is not in a cluster, or --kubernetes is off)",
+        "secretName: the driver does not speak to Kubernetes here (it is not in a cluster, or --kubernetes \
+        is off)",
     )
 }
 

@@ -22,8 +22,8 @@ use super::{answer, required};
 use crate::cluster::{Link, ObjectRef, VolumeAt};
 use crate::mounts::Mounts;
 
-/// What the node can do. VOLUME_CONDITION is read by kubelets up to 1.36, GET_VOLUME_HEALTH and GET_STORAGE_HEALTH
-/// by later ones; all three carry the same facts.
+/// What the node can do. VOLUME_CONDITION is read by kubelets up to 1.36, GET_VOLUME_HEALTH and
+/// GET_STORAGE_HEALTH by later ones; all three carry the same facts.
 const CAPABILITIES: [rpc::Type; 7] = [
     rpc::Type::StageUnstageVolume,
     rpc::Type::GetVolumeStats,
@@ -89,8 +89,9 @@ impl NodeService {
         }
     }
 
-    /// Runs a call to its end also when nobody waits for it any more: the server drops a call whose caller has gone (kubelet's
-    /// deadline, a closed connection), and what it had done by then would be a mount without a record.
+    /// Runs a call to its end also when nobody waits for it any more: the server drops a call whose caller
+    /// has gone (kubelet's deadline, a closed connection), and what it had done by then would be a mount
+    /// without a record.
     async fn to_its_end<T, F>(&self, call: impl FnOnce(Self) -> F) -> Result<Response<T>, Status>
     where
         T: Send + 'static,
@@ -104,8 +105,8 @@ impl NodeService {
     }
 }
 
-/// A path of a request: absolute, and spelled as the mount table spells it (the parent's links resolved; the path itself
-/// may be a dead mount that must not be touched).
+/// A path of a request: absolute, and spelled as the mount table spells it (the parent's links resolved; the
+/// path itself may be a dead mount that must not be touched).
 fn resolved(field: &str, path: &str) -> Result<PathBuf> {
     let path = Path::new(required(field, path)?);
     if !path.is_absolute() {

@@ -1,4 +1,5 @@
-//! Self-registration with kubelet's plugin watcher: a socket in plugins_registry that says who is here and where.
+//! Self-registration with kubelet's plugin watcher: a socket in plugins_registry that says who is here and
+//! where.
 
 use std::path::{Path, PathBuf};
 

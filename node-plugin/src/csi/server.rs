@@ -66,7 +66,8 @@ pub async fn connect(path: &Path) -> anyhow::Result<Channel> {
         .with_context(|| format!("connecting to {}", path.display()))
 }
 
-/// Serves until `stop` is done, finishing the calls at work; then removes the socket. Calls are counted in `rpcs`.
+/// Serves until `stop` is done, finishing the calls at work; then removes the socket. Calls are counted in
+/// `rpcs`.
 pub async fn serve(
     path: &Path,
     listener: UnixListener,
@@ -83,7 +84,8 @@ pub async fn serve(
     end(path, served)
 }
 
-/// Serves kubelet's plugin watcher, whose requests hyper would not take as they are (see the module `authority`).
+/// Serves kubelet's plugin watcher, whose requests hyper would not take as they are (see the module
+/// `authority`).
 pub async fn serve_watcher(
     path: &Path,
     listener: UnixListener,

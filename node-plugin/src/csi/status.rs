@@ -1,7 +1,7 @@
 //! The single table from what went wrong to a gRPC code, a stable reason and what to do about it.
 //!
-//! The reason (CamelCase) is part of the interface: Events, metrics and docs/troubleshooting.md use the same word.
-//! Codes follow the error tables of the CSI specification; `status.details` stays empty as it demands.
+//! The reason (CamelCase) is part of the interface: Events, metrics and docs/troubleshooting.md use the same
+//! word. Codes follow the error tables of the CSI specification; `status.details` stays empty as it demands.
 
 use std::fmt;
 
@@ -99,27 +99,37 @@ reasons! {
     /// A documented setting that this release does not implement.
     NotSupportedYet => InvalidArgument, "Leave the setting out until a release supports it";
     /// NFS was asked for.
-    ProtocolNotSupported => InvalidArgument, "Use protocol: fuse (or leave it out), or blob.csi.azure.com for NFS";
+    ProtocolNotSupported => InvalidArgument,
+        "Use protocol: fuse (or leave it out), or blob.csi.azure.com for NFS";
     /// No credential of the demanded kind came with the request.
-    MissingCredentials => InvalidArgument, "Name a Secret with the key in nodeStageSecretRef (StorageClass: csi.storage.k8s.io/node-stage-secret-name), or set AzureStorageAuthType";
+    MissingCredentials => InvalidArgument,
+        "Name a Secret with the key in nodeStageSecretRef (StorageClass: \
+        csi.storage.k8s.io/node-stage-secret-name), or set AzureStorageAuthType";
     /// The Secret that secretName names is not there.
     SecretNotFound => FailedPrecondition, "Create the Secret, or correct secretName and secretNamespace";
     /// The driver's service account may not read the Secret.
-    SecretAccessDenied => PermissionDenied, "Add the namespace to secretNamespaces of the chart, or make the Role and its binding by hand";
+    SecretAccessDenied => PermissionDenied,
+        "Add the namespace to secretNamespaces of the chart, or make the Role and its binding by hand";
     /// A volume of a pod names a Secret that the pod's author may not use.
-    SecretNamespaceRefused => PermissionDenied, "Leave secretNamespace out: an inline volume uses Secrets of the pod's own namespace only";
+    SecretNamespaceRefused => PermissionDenied,
+        "Leave secretNamespace out: an inline volume uses Secrets of the pod's own namespace only";
     /// The API server is needed and cannot be asked.
-    ClusterUnavailable => Unavailable, "Check that the driver reaches the API server, or hand the Secret over with the call (nodeStageSecretRef, nodePublishSecretRef)";
+    ClusterUnavailable => Unavailable,
+        "Check that the driver reaches the API server, or hand the Secret over with the call \
+        (nodeStageSecretRef, nodePublishSecretRef)";
     /// A block volume was asked for at creation.
     BlockNotSupported => InvalidArgument, "Use volumeMode: Filesystem";
     /// A volume was to be made from a snapshot or another volume.
     SourceNotSupported => InvalidArgument, "Create the volume empty and copy the data";
     /// The target path exists and is no directory.
-    TargetNotDirectory => InvalidArgument, "Remove the file at the target path; the driver creates a directory there";
+    TargetNotDirectory => InvalidArgument,
+        "Remove the file at the target path; the driver creates a directory there";
     /// required_bytes is above limit_bytes, or negative.
     CapacityOutOfRange => OutOfRange, "Ask for a size within the limit; containers themselves have no quota";
     /// The node serves as many volumes as its budget allows.
-    TooManyVolumes => ResourceExhausted, "Wait until other pods of the node have ended, or raise --budget (and --max-volumes) of the node plugin";
+    TooManyVolumes => ResourceExhausted,
+        "Wait until other pods of the node have ended, or raise --budget (and --max-volumes) of the node \
+        plugin";
     /// The volume id names nothing here.
     VolumeNotFound => NotFound, "Check the volume id (volumeHandle)";
     /// The container does not exist.
@@ -127,11 +137,16 @@ reasons! {
     /// The path of a request is not a mount of the volume.
     PathNotFound => NotFound, "Check that the volume is published at this path";
     /// The service did not accept the key, SAS or token.
-    AuthenticationFailed => Unauthenticated, "Check azurestorageaccountkey or azurestorageaccountsastoken in the Secret (rotated key, expired SAS, wrong account) and the node's clock";
+    AuthenticationFailed => Unauthenticated,
+        "Check azurestorageaccountkey or azurestorageaccountsastoken in the Secret (rotated key, expired \
+        SAS, wrong account) and the node's clock";
     /// No token could be had.
-    TokenUnavailable => Unauthenticated, "Check the identity named in the volume and that the token endpoint can be reached from the node";
+    TokenUnavailable => Unauthenticated,
+        "Check the identity named in the volume and that the token endpoint can be reached from the node";
     /// The credential is valid and lacks a right, or the account's firewall refuses the node.
-    AccessDenied => PermissionDenied, "Grant the identity Storage Blob Data Contributor (SAS: read, write, list, delete, create), and check the account's network rules";
+    AccessDenied => PermissionDenied,
+        "Grant the identity Storage Blob Data Contributor (SAS: read, write, list, delete, create), and \
+        check the account's network rules";
     /// Another call for the same volume is at work.
     OperationPending => Aborted, "Wait for the other call; the orchestrator retries by itself";
     /// Staged at this path with other arguments.
@@ -139,39 +154,54 @@ reasons! {
     /// Published at this path with other arguments.
     PublishedDifferently => AlreadyExists, "Unpublish the target first, or repeat the first call's arguments";
     /// A volume of this name exists with other arguments.
-    VolumeExistsDifferently => AlreadyExists, "Use another name, or the parameters and size it was created with";
+    VolumeExistsDifferently => AlreadyExists,
+        "Use another name, or the parameters and size it was created with";
     /// The container or prefix exists and belongs to somebody else.
-    NameTaken => AlreadyExists, "Use a name of its own per volume, for instance with ${pvc.metadata.name}, or onDelete: retain to use what exists";
+    NameTaken => AlreadyExists,
+        "Use a name of its own per volume, for instance with ${pvc.metadata.name}, or onDelete: retain to \
+        use what exists";
     /// The staging path is not set or does not exist.
     StagingPathMissing => FailedPrecondition, "Call NodeStageVolume with an existing directory first";
     /// Published before it was staged.
     NotStaged => FailedPrecondition, "Call NodeStageVolume first and publish from its staging path";
     /// The mount's process has ended (restart of the node plugin).
-    MountDead => FailedPrecondition, "Delete the pods of this volume on this node: the next stage mounts it afresh";
+    MountDead => FailedPrecondition,
+        "Delete the pods of this volume on this node: the next stage mounts it afresh";
     /// The pod wants the volume in another way than it is mounted on this node.
-    StagedForOthers => FailedPrecondition, "Give all pods that use the volume on this node the same fsGroup; after a change of mountOptions or accessModes end them, and start them again";
+    StagedForOthers => FailedPrecondition,
+        "Give all pods that use the volume on this node the same fsGroup; after a change of mountOptions or \
+        accessModes end them, and start them again";
     /// Block access, or another capability that a container cannot offer.
-    CapabilityExceeded => FailedPrecondition, "Ask ValidateVolumeCapabilities what the volume can do; only file system access is offered";
+    CapabilityExceeded => FailedPrecondition,
+        "Ask ValidateVolumeCapabilities what the volume can do; only file system access is offered";
     /// A volume for one writer is published at another path already.
     PublishedElsewhere => FailedPrecondition, "Use ReadWriteMany, or end the pod that has the volume";
     /// `transport: require` and no usable channel.
-    ChannelRequired => FailedPrecondition, "Set transport: prefer to fall back to HTTPS, or see `vsc-blob-csi doctor` on the node";
+    ChannelRequired => FailedPrecondition,
+        "Set transport: prefer to fall back to HTTPS, or see `vsc-blob-csi doctor` on the node";
     /// The plugin cannot work on this node.
     NotReady => FailedPrecondition, "See `vsc-blob-csi doctor` on the node";
     /// onDelete asks to delete what this driver did not create.
     NotCreatedHere => FailedPrecondition, "Delete it by hand, or set the reclaim policy to Retain";
     /// Another created volume is inside the one that is to be deleted.
-    HoldsAnotherVolume => FailedPrecondition, "Delete the volume inside it first, or set the reclaim policy to Retain";
+    HoldsAnotherVolume => FailedPrecondition,
+        "Delete the volume inside it first, or set the reclaim policy to Retain";
     /// The path still holds something after the unmount.
-    TargetInUse => FailedPrecondition, "Look what is left at the path; the driver never deletes files of the node";
+    TargetInUse => FailedPrecondition,
+        "Look what is left at the path; the driver never deletes files of the node";
     /// The endpoint does not answer.
-    EndpointUnreachable => Unavailable, "Check server / storageEndpointSuffix, DNS and the network from the node to the storage account";
+    EndpointUnreachable => Unavailable,
+        "Check server / storageEndpointSuffix, DNS and the network from the node to the storage account";
     /// The service throttles or has a bad moment.
     ServiceBusy => Unavailable, "Wait; the orchestrator retries by itself";
     /// The mount is served and does not answer for now.
-    MountSilent => Unavailable, "See the log of the node plugin for what the service answers; the mount stays, and the orchestrator retries by itself";
+    MountSilent => Unavailable,
+        "See the log of the node plugin for what the service answers; the mount stays, and the orchestrator \
+        retries by itself";
     /// Unmounted, with changes that are still on their way to the service.
-    CommitPending => Unavailable, "Wait; the orchestrator retries by itself, and the log of the node plugin says what the service answers";
+    CommitPending => Unavailable,
+        "Wait; the orchestrator retries by itself, and the log of the node plugin says what the service \
+        answers";
     /// No answer within the deadline.
     ServiceTimeout => DeadlineExceeded, "Check the network from the node to the storage account";
     /// The file system was mounted and does not answer.
@@ -266,7 +296,8 @@ mod tests {
 
     use super::*;
 
-    /// Every row has a usable hint, a name of its own and a code that is an error. Its entry for people: tests/docs.rs.
+    /// Every row has a usable hint, a name of its own and a code that is an error. Its entry for people:
+    /// tests/docs.rs.
     #[test]
     fn every_reason_is_complete() {
         let mut names = BTreeSet::new();

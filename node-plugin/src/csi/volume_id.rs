@@ -1,9 +1,10 @@
 //! The id of a volume this driver created: readable, and enough to delete it without the StorageClass.
 //!
-//! `ACCOUNT#CONTAINER#PREFIX#ON_DELETE`, followed by what the volume needs of these, in this order: `#ENDPOINT` when it is not
-//! the public cloud's, `#NAMESPACE/NAME` when the class named a Secret by `secretName`, `#auth=`, `#msi=` and their like for the
-//! identity that the class named, and `#name=DIGEST` of the volume's CSI name. In prefix and values `%` and `#` are
-//! percent-encoded. Volume ids that users write for static volumes may be anything; they do not parse here.
+//! `ACCOUNT#CONTAINER#PREFIX#ON_DELETE`, followed by what the volume needs of these, in this order:
+//! `#ENDPOINT` when it is not the public cloud's, `#NAMESPACE/NAME` when the class named a Secret by
+//! `secretName`, `#auth=`, `#msi=` and their like for the identity that the class named, and `#name=DIGEST`
+//! of the volume's CSI name. In prefix and values `%` and `#` are percent-encoded. Volume ids that users
+//! write for static volumes may be anything; they do not parse here.
 
 use std::fmt;
 
@@ -249,7 +250,8 @@ mod tests {
                 id.on_delete = OnDelete::Retain;
             }
             id.secret = secret.map(|(namespace, name)| SecretRef::new(&namespace, &name).unwrap());
-            id.auth_type = [None, Some(AuthType::Msi), Some(AuthType::Spn), Some(AuthType::WorkloadIdentity)][auth];
+            let identities = [AuthType::Msi, AuthType::Spn, AuthType::WorkloadIdentity];
+            id.auth_type = std::iter::once(None).chain(identities.map(Some)).nth(auth).unwrap();
             for ((_, setting), value) in settings(&mut id.identity).into_iter().zip(values) {
                 *setting = value;
             }

@@ -1,7 +1,7 @@
 //! System calls that may never return, on a thread of their own with a limit.
 //!
-//! A stat or umount of a mount whose server is stuck blocks for ever, and immune to signals. The thread is left behind
-//! then; it ends when the mount's connection is aborted.
+//! A stat or umount of a mount whose server is stuck blocks for ever, and immune to signals. The thread is
+//! left behind then; it ends when the mount's connection is aborted.
 
 use std::io;
 use std::time::Duration;
@@ -40,8 +40,8 @@ where
     bounded_or(call, limit, work, drop).await
 }
 
-/// The same for a call that leaves something behind: `late` gets what came when nobody waited for it any more, on the call's
-/// own thread. Either it gets the result or the caller does.
+/// The same for a call that leaves something behind: `late` gets what came when nobody waited for it any
+/// more, on the call's own thread. Either it gets the result or the caller does.
 pub async fn bounded_or<T, F, L>(
     call: &'static str,
     limit: Duration,

@@ -1,7 +1,8 @@
 //! What a volume holds, for statistics: counted in the background by listing it, now and then, within bounds.
 //!
-//! A container has no size that could be asked for. Listing is the only way to know, and costs a request for each 5,000
-//! blobs; so no call waits for more than a moment, a count is good for a while, and it ends at a limit.
+//! A container has no size that could be asked for. Listing is the only way to know, and costs a request for
+//! each 5,000 blobs; so no call waits for more than a moment, a count is good for a while, and it ends at a
+//! limit.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -52,7 +53,8 @@ struct Known {
 }
 
 impl Counter {
-    /// A counter of the volume below `prefix`; nothing is asked yet. Counters with the same `turn` count one after the other.
+    /// A counter of the volume below `prefix`; nothing is asked yet. Counters with the same `turn` count one
+    /// after the other.
     pub fn new(
         store: Arc<dyn Store>,
         prefix: &str,
@@ -72,8 +74,8 @@ impl Counter {
         })
     }
 
-    /// The latest count, after starting a new one when it is due. The call that starts the very first waits for it, for a moment:
-    /// `None` when it takes longer, or fails.
+    /// The latest count, after starting a new one when it is due. The call that starts the very first waits
+    /// for it, for a moment: `None` when it takes longer, or fails.
     pub async fn holdings(self: &Arc<Self>) -> Option<Holdings> {
         let started = self.start_if_due();
         if let Some(counting) = started.filter(|_| self.known().latest.is_none()) {

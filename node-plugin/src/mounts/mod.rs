@@ -1,9 +1,11 @@
 //! Mounts of this node: made, watched, bound to pods, taken down - each step bounded in time.
 //!
-//! A mount lives as long as this process: the process serves it. After a restart the old mounts are dead (ENOTCONN)
-//! until their volume is staged again; [`record`] remembers them.
+//! A mount lives as long as this process: the process serves it. After a restart the old mounts are dead
+//! (ENOTCONN) until their volume is staged again; [`record`] remembers them.
 
 pub mod bounded;
+pub mod calls;
+mod ending;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod holdings;

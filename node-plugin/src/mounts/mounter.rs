@@ -1,4 +1,5 @@
-//! The seam to the kernel: mounting, serving, binding, unmounting. One real implementation, one fake in tests.
+//! The seam to the kernel: mounting, serving, binding, unmounting. One real implementation, one fake in
+//! tests.
 
 use std::fmt::Debug;
 use std::io;
@@ -39,13 +40,13 @@ pub struct Usage {
     pub inodes: [u64; 3],
 }
 
-/// System calls on mounts. Every method may block for ever on a mount whose server is stuck: call them through
-/// [`super::bounded`].
+/// System calls on mounts. Every method may block for ever on a mount whose server is stuck: call them
+/// through [`super::bounded`].
 pub trait Mounter: Send + Sync + Debug + 'static {
     /// The mount table.
     fn table(&self) -> io::Result<Vec<Mount>>;
-    /// Mounts a file system at a directory, spelled as the mount table spells it, and serves it; returns once the kernel has
-    /// shaken hands. After an error nothing of it is mounted.
+    /// Mounts a file system at a directory, spelled as the mount table spells it, and serves it; returns once
+    /// the kernel has shaken hands. After an error nothing of it is mounted.
     fn serve(&self, config: VolumeConfig, at: &Path, resources: &Resources) -> io::Result<Box<dyn Serving>>;
     /// Asks the file system at a path, past the kernel's caches, and for its root directory.
     fn answers(&self, at: &Path) -> io::Result<()>;
@@ -88,15 +89,15 @@ impl Serving for Served {
     }
 }
 
-/// Whether an answer of a FUSE mount says that nobody serves it any more: the kernel gives these itself, never a file system that
-/// runs. Whatever else fails there is a service that fails.
+/// Whether an answer of a FUSE mount says that nobody serves it any more: the kernel gives these itself,
+/// never a file system that runs. Whatever else fails there is a service that fails.
 pub fn says_dead(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
 }
 
-/// Takes the mount of a connection away that has not ended. Another one that has come to the same path meanwhile stays: the call
-/// that mounted this one may have taken so long that its caller gave up and mounted anew. After its end the kernel gives the
-/// number to the next file system, and it says nothing any more.
+/// Takes the mount of a connection away that has not ended. Another one that has come to the same path
+/// meanwhile stays: the call that mounted this one may have taken so long that its caller gave up and mounted
+/// anew. After its end the kernel gives the number to the next file system, and it says nothing any more.
 pub(super) fn unmount_only(mounter: &dyn Mounter, at: &Path, connection: u32) -> io::Result<()> {
     match mountinfo::at(&mounter.table()?, at) {
         Some(top) if top.is_ours() && top.minor == connection => mounter.unmount(at, true),
@@ -141,7 +142,8 @@ impl Mounter for Kernel {
             Ok(volume) => Ok(Box::new(Served { volume, connection })),
             Err(error) => {
                 if !has_ended(&device) {
-                    // Nobody serves it: take it away again, whatever the unmount says the first error is the one to tell.
+                    // Nobody serves it: take it away again, whatever the unmount says the first error is the
+                    // one to tell.
                     let _ = unmount_only(self, at, connection);
                 }
                 Err(error)
@@ -150,7 +152,8 @@ impl Mounter for Kernel {
     }
 
     fn answers(&self, at: &Path) -> io::Result<()> {
-        // The kernel may answer a stat out of its cache for as long as attr_timeout says; a statfs always asks the server.
+        // The kernel may answer a stat out of its cache for as long as attr_timeout says; a statfs always
+        // asks the server.
         nix::sys::statvfs::statvfs(at)?;
         let found = std::fs::metadata(at)?;
         if found.is_dir() {
@@ -182,8 +185,8 @@ impl Mounter for Kernel {
         const NONE: Option<&str> = None;
         mount(Some(source), target, NONE, MsFlags::MS_BIND, NONE)?;
         if read_only {
-            // A bind takes the source's flags; read-only needs a second call (mount(2), "Creating a bind mount"), and that
-            // one sets all flags anew: those of our file systems are said again.
+            // A bind takes the source's flags; read-only needs a second call (mount(2), "Creating a bind
+            // mount"), and that one sets all flags anew: those of our file systems are said again.
             let kept = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
             let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | kept;
             if let Err(error) = mount(NONE, target, NONE, flags, NONE) {

@@ -1,5 +1,5 @@
-//! What is mounted where, out of `/proc/self/mountinfo` - never out of `st_dev`, which a bind mount on the same file
-//! system does not change.
+//! What is mounted where, out of `/proc/self/mountinfo` - never out of `st_dev`, which a bind mount on the
+//! same file system does not change.
 
 use std::ffi::OsString;
 use std::io;
@@ -48,7 +48,8 @@ impl Mount {
     }
 }
 
-/// The mounts of this process's namespace, in the kernel's order (a later one at the same path covers an earlier one).
+/// The mounts of this process's namespace, in the kernel's order (a later one at the same path covers an
+/// earlier one).
 pub fn read() -> io::Result<Vec<Mount>> {
     Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
 }
@@ -117,7 +118,8 @@ mod tests {
 
     const TABLE: &[u8] = b"\
 22 28 0:21 / /proc rw,nosuid shared:12 - proc proc rw
-40 28 0:57 / /var/lib/kubelet/a\\040b\\134c rw,relatime shared:1 master:2 - fuse.vsc-blob acct/photos rw,user_id=0
+40 28 0:57 / /var/lib/kubelet/a\\040b\\134c rw,relatime shared:1 master:2 - fuse.vsc-blob acct/photos \
+rw,user_id=0
 41 28 0:57 /sub /pods/1 ro,relatime - fuse.vsc-blob acct/photos rw,user_id=0
 42 28 0:58 / /pods/1 rw - tmpfs tmpfs ro
 nonsense

@@ -83,7 +83,10 @@ impl Records {
                     by_path.insert(record.path.clone(), (file, record));
                 }
                 Ok(record) => {
-                    tracing::warn!(file = %file.display(), version = record.version, "record of another format; left alone");
+                    tracing::warn!(
+                        file = %file.display(), version = record.version,
+                        "record of another format; left alone"
+                    );
                 }
                 Err(error) => tracing::warn!(file = %file.display(), %error, "unreadable record; left alone"),
             }

@@ -1,8 +1,9 @@
-//! Health over HTTP for Kubernetes' probes: `/healthz` (the process works), `/readyz` (the node can mount), `/metrics`.
+//! Health over HTTP for Kubernetes' probes: `/healthz` (the process works), `/readyz` (the node can mount),
+//! `/metrics`.
 //!
-//! The process is asked the way kubelet asks it: Probe over its own CSI socket. Any answer within the deadline means
-//! that it lives. Network, service and API server have no part in that: ending the process would mend none of
-//! them, and would cost running pods their mounts.
+//! The process is asked the way kubelet asks it: Probe over its own CSI socket. Any answer within the
+//! deadline means that it lives. Network, service and API server have no part in that: ending the process
+//! would mend none of them, and would cost running pods their mounts.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -44,15 +45,16 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// Where health is served.
 #[derive(Debug, Clone, Default, Args)]
 pub struct HealthArgs {
-    /// Serve /healthz, /readyz and /metrics over HTTP at this address, for instance 0.0.0.0:29653 or `[::]:29653`. Off
-    /// when not given.
+    /// Serve /healthz, /readyz and /metrics over HTTP at this address, for instance 0.0.0.0:29653 or
+    /// `[::]:29653`. Off when not given.
     #[arg(long, value_name = "IP:PORT", value_parser = address)]
     pub health_address: Option<SocketAddr>,
 }
 
 impl HealthArgs {
-    /// Starts serving, if an address is given. Ends when what it returns is dropped. `socket` is being listened on
-    /// already; once `stopping` is cancelled the process counts as alive and not ready, however long its end takes.
+    /// Starts serving, if an address is given. Ends when what it returns is dropped. `socket` is being
+    /// listened on already; once `stopping` is cancelled the process counts as alive and not ready, however
+    /// long its end takes.
     ///
     /// # Errors
     /// The address cannot be listened on.
@@ -82,8 +84,8 @@ impl HealthArgs {
     }
 }
 
-/// `IP:PORT`. An IPv6 address may come without its brackets, as Kubernetes gives the address of a pod: the last part is
-/// the port.
+/// `IP:PORT`. An IPv6 address may come without its brackets, as Kubernetes gives the address of a pod: the
+/// last part is the port.
 fn address(text: &str) -> Result<SocketAddr, String> {
     let plain = || {
         let (ip, port) = text.rsplit_once(':')?;

@@ -13,8 +13,8 @@ pub enum LogFormat {
     Json,
 }
 
-/// What is logged when `RUST_LOG` does not say: our notices, and of libraries only trouble. kube's client logs each failed
-/// request as an error; we log the change only.
+/// What is logged when `RUST_LOG` does not say: our notices, and of libraries only trouble. kube's client
+/// logs each failed request as an error; we log the change only.
 const DEFAULT_FILTER: &str =
     "warn,vsc_blob_csi=info,blob_fs=info,blob_client=info,vsc_driver=info,kube_client=off";
 

@@ -1,4 +1,5 @@
-//! Metrics of the process (docs/metrics.md): calls are counted as they end, everything else is read when somebody asks.
+//! Metrics of the process (docs/metrics.md): calls are counted as they end, everything else is read when
+//! somebody asks.
 
 use std::fmt;
 use std::sync::Arc;

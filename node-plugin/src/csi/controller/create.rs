@@ -137,7 +137,8 @@ impl Place {
     }
 }
 
-/// A container's name out of the volume's. A name that had to be changed gets a digest, so that two never become one.
+/// A container's name out of the volume's. A name that had to be changed gets a digest, so that two never
+/// become one.
 fn container_name(prefix: &str, name: &str) -> Result<String> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if !prefix.chars().all(fits) || prefix.starts_with('-') || prefix.contains("--") || prefix.len() > 32 {

@@ -18,8 +18,9 @@ use crate::csi::volume_id::VolumeId;
 /// Deletions under way at once.
 const AT_ONCE: usize = 16;
 
-/// How far volumes have been looked through before their deletion, by volume id: where the next page of the listing begins. A call
-/// that a deadline ends in the middle of millions of blobs is carried on by its repetition.
+/// How far volumes have been looked through before their deletion, by volume id: where the next page of the
+/// listing begins. A call that a deadline ends in the middle of millions of blobs is carried on by its
+/// repetition.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Looked(Arc<Mutex<HashMap<String, String>>>);
 
@@ -79,7 +80,8 @@ impl ControllerService {
             Ok(Fate::Holds(blob, name)) => Err(Error::new(
                 Reason::HoldsAnotherVolume,
                 format!(
-                    "volume_id: {volume_id:?} holds {blob:?}, which belongs to volume {name:?}; nothing was deleted"
+                    "volume_id: {volume_id:?} holds {blob:?}, which belongs to volume {name:?}; nothing was \
+                    deleted"
                 ),
             )),
             Err(error) => {
@@ -89,7 +91,8 @@ impl ControllerService {
         }
     }
 
-    /// The request has no parameters: account, endpoint and identity come from the id, the credential from the secrets.
+    /// The request has no parameters: account, endpoint and identity come from the id, the credential from
+    /// the secrets.
     fn container_of(&self, id: &VolumeId, secrets: &Secrets) -> Result<Container> {
         let mut attributes = Attributes::parse(&HashMap::new(), Scope::Attributes)?;
         attributes.auth_type = id.auth_type.or_else(|| own_identity(secrets));
@@ -149,7 +152,8 @@ impl ControllerService {
         Ok(Fate::Gone)
     }
 
-    /// Looks for another volume below a prefix. CreateVolume puts none there; one may have been there before, or moved.
+    /// Looks for another volume below a prefix. CreateVolume puts none there; one may have been there before,
+    /// or moved.
     async fn look(
         &self,
         volume: &str,

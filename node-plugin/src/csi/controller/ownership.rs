@@ -1,6 +1,8 @@
-//! What a created volume remembers about its creation, in metadata of the container or of the directory's marker.
+//! What a created volume remembers about its creation, in metadata of the container or of the directory's
+//! marker.
 //!
-//! The mark makes CreateVolume idempotent without a database, and keeps DeleteVolume away from what users made.
+//! The mark makes CreateVolume idempotent without a database, and keeps DeleteVolume away from what users
+//! made.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -82,8 +84,8 @@ pub(super) fn short_digest(text: &str) -> String {
         .collect()
 }
 
-/// What a volume id says of the volume's CSI name: two claims that use one place after each other are told apart by it, and the
-/// id stays within the 128 bytes that CSI gives a string.
+/// What a volume id says of the volume's CSI name: two claims that use one place after each other are told
+/// apart by it, and the id stays within the 128 bytes that CSI gives a string.
 pub(super) fn name_digest(name: &str) -> String {
     let mut digest = short_digest(name);
     digest.truncate(10);

@@ -16,7 +16,8 @@ use crate::mounts::holdings::Holdings;
 use crate::mounts::mounter::Usage;
 use crate::mounts::record::Record;
 
-/// Failures of volumes that could not be staged or published, newest last; bounded, because volumes come and go.
+/// Failures of volumes that could not be staged or published, newest last; bounded, because volumes come and
+/// go.
 const REMEMBERED: usize = 256;
 
 /// The last failure per volume: NodeGetVolumeHealth is asked about volumes that could not be mounted, too.
@@ -130,7 +131,8 @@ impl NodeService {
         })
     }
 
-    /// Degraded when the node has the channel's device and cannot use it. A node without the device is as it should be.
+    /// Degraded when the node has the channel's device and cannot use it. A node without the device is as it
+    /// should be.
     pub(super) fn storage_health(&self) -> NodeGetStorageHealthResponse {
         let offered = self.device.as_ref().is_some_and(|device| device.exists());
         let paths = self.connector.paths();
@@ -192,7 +194,8 @@ fn answers(held: Option<Holdings>) -> String {
     match held {
         Some(Holdings { all: true, .. }) => "the file system answers".to_owned(),
         Some(Holdings { blobs, .. }) => format!(
-            "the file system answers; the volume holds more than {blobs} blobs, and only so many are in the used space"
+            "the file system answers; the volume holds more than {blobs} blobs, and only so many are in the \
+            used space"
         ),
         None => "the file system answers; its used space is not counted yet and shown as 0".to_owned(),
     }

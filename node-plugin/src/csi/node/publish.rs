@@ -81,7 +81,8 @@ impl NodeService {
         let own = there.iter().find(|record| record.volume_id == volume_id);
         let staged_there = own.is_some_and(|record| record.path == target && !record.inline);
         if staged_there || (own.is_none() && !there.is_empty()) {
-            // Idempotent: this volume is not published there. Another one, or a staging path, is not this call's to take away.
+            // Idempotent: this volume is not published there. Another one, or a staging path, is not this
+            // call's to take away.
             return Ok(());
         }
         if own.is_some_and(|record| record.inline) || self.mounts.serves(&target) {
@@ -92,8 +93,8 @@ impl NodeService {
         self.mounts.unbind(&target).await
     }
 
-    /// An inline volume, or one with the pod's own token: mounted at the target, there is no stage. Kubelet calls again
-    /// with a newer token before the old one ends.
+    /// An inline volume, or one with the pod's own token: mounted at the target, there is no stage. Kubelet
+    /// calls again with a newer token before the old one ends.
     async fn publish_inline(
         &self,
         request: &NodePublishVolumeRequest,

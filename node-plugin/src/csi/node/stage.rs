@@ -36,7 +36,10 @@ impl NodeService {
         match self.mounts.condition(&path).await? {
             Condition::Healthy | Condition::Silent(_) => return self.staged_alike(&record),
             Condition::Dead(why) => {
-                tracing::info!(volume_id, path = %path.display(), why, "taking a dead mount down before staging");
+                tracing::info!(
+                    volume_id, path = %path.display(), why,
+                    "taking a dead mount down before staging"
+                );
                 let former = self.mounts.records().get(&path);
                 self.mounts.stop(&path).await?;
                 if let Some(former) = former.filter(|former| former.volume_id == volume_id) {
@@ -85,7 +88,8 @@ impl NodeService {
         if let Some(record) = self.mounts.records().get(&path)
             && (record.volume_id != volume_id || record.inline)
         {
-            // Idempotent: this volume is not staged there, and the other one, or the pod's own mount, is not ours to end.
+            // Idempotent: this volume is not staged there, and the other one, or the pod's own mount, is not
+            // ours to end.
             return Ok(());
         }
         let condition = self.mounts.condition(&path).await?;

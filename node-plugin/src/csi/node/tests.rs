@@ -1,4 +1,5 @@
-//! What a failed call tells the cluster - the pod and the claim that wait for it -, and calls over a kernel in memory.
+//! What a failed call tells the cluster - the pod and the claim that wait for it -, and calls over a kernel
+//! in memory.
 
 use blob_client::transport::failover::{ChannelState, Paths};
 use blob_fs::store::fake::FakeStore;
@@ -10,8 +11,8 @@ use super::*;
 use crate::cluster::fake::{FakeCluster, NODE, claim, pod};
 use crate::cluster::{Membership, Reporter};
 use crate::csi::capability::Access;
+use crate::mounts::calls::Patience;
 use crate::mounts::fake::FakeKernel;
-use crate::mounts::manager::Patience;
 use crate::mounts::mountinfo::FS_TYPE;
 use crate::mounts::record::Record;
 use crate::mounts::{Kernel, Mounter};

@@ -1,8 +1,9 @@
-//! What a user writes about a volume, as types: volumeAttributes, StorageClass parameters, secrets, mount options.
+//! What a user writes about a volume, as types: volumeAttributes, StorageClass parameters, secrets, mount
+//! options.
 //!
-//! The keys and their meaning are those of docs/volumes.md; they follow blob.csi.azure.com where the meaning is the
-//! same. Nothing is ignored in silence: an unknown key is refused with the nearest known one, and so is a setting that
-//! this release cannot honor.
+//! The keys and their meaning are those of docs/volumes.md; they follow blob.csi.azure.com where the meaning
+//! is the same. Nothing is ignored in silence: an unknown key is refused with the nearest known one, and so
+//! is a setting that this release cannot honor.
 
 mod keys;
 pub mod mount_options;
@@ -235,8 +236,8 @@ fn check_not_yet(keys: &Keys) -> Result<()> {
     }
     if keys.boolean("isHnsEnabled")? == Some(true) {
         return refuse(
-            "isHnsEnabled: the dfs endpoint is not used yet; leave it out: directories and renames then go through the \
-             blob endpoint",
+            "isHnsEnabled: the dfs endpoint is not used yet; leave it out: directories and renames then go \
+             through the blob endpoint",
         );
     }
     if keys.get("secretNamespace").is_some() && keys.get("secretName").is_none() {

@@ -111,7 +111,8 @@ impl MountOptions {
         Ok(())
     }
 
-    /// Permission bits of files and directories, umask applied; `grouped` when the pod's fsGroup owns the volume.
+    /// Permission bits of files and directories, umask applied; `grouped` when the pod's fsGroup owns the
+    /// volume.
     pub fn modes(&self, grouped: bool) -> (u32, u32) {
         let (file, dir) = if grouped {
             (GROUP_FILE_MODE, GROUP_DIR_MODE)

@@ -26,8 +26,8 @@ pub(super) const KNOWN: &[&str] = &[
     "accountkey",
 ];
 
-/// What the Secret of a request holds. Keys of a Secret that mean nothing here are left alone: a Secret may serve
-/// several programs.
+/// What the Secret of a request holds. Keys of a Secret that mean nothing here are left alone: a Secret may
+/// serve several programs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Secrets {
     /// `azurestorageaccountname` or `accountname`.

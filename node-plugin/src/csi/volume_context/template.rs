@@ -52,8 +52,8 @@ fn lookup<'a>(field: &str, variable: &str, claim: &'a Claim) -> Result<&'a str> 
         Error::new(
             Reason::InvalidValue,
             format!(
-                "{field}: ${{{variable}}} is not known: external-provisioner passes it only when started with \
-                 --extra-create-metadata"
+                "{field}: ${{{variable}}} is not known: external-provisioner passes it only when started \
+                 with --extra-create-metadata"
             ),
         )
     })

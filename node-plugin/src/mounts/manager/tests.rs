@@ -8,6 +8,7 @@ use csi_proto::csi::volume_capability::{AccessMode, AccessType, MountVolume, acc
 use vsc_driver::buffer::Arena;
 
 use super::super::fake::{FakeKernel, Health};
+use super::super::record::Target;
 use super::*;
 use crate::csi::capability::Access;
 
@@ -54,7 +55,10 @@ impl House {
 
     /// From here on calls to the kernel hang, and are not waited for.
     fn hang(&mut self) {
-        (self.mounts.patience.answer, self.mounts.patience.unmount) = (SHORT, SHORT);
+        (
+            self.mounts.calls.patience.answer,
+            self.mounts.calls.patience.unmount,
+        ) = (SHORT, SHORT);
         self.kernel.set(Health::Hung);
     }
 
@@ -68,6 +72,11 @@ impl House {
 
     fn staging(&self) -> PathBuf {
         self.path("staging")
+    }
+
+    /// Where the volume is remembered to be published.
+    fn targets(&self) -> BTreeMap<PathBuf, Target> {
+        self.mounts.records().get(&self.staging()).unwrap().targets
     }
 
     async fn start(&self) -> Result<()> {
@@ -114,21 +123,12 @@ async fn a_volume_is_mounted_bound_unbound_and_gone() {
         house.mounts.bound_at(&house.staging()).await.unwrap(),
         std::slice::from_ref(&pod)
     );
-    let record = house.mounts.records().get(&house.staging()).unwrap();
-    assert_eq!(record.targets.get(&pod), Some(&target(true)));
+    assert_eq!(house.targets().get(&pod), Some(&target(true)));
 
     house.mounts.unbind(&pod).await.unwrap();
     house.mounts.unbind(&pod).await.unwrap();
     assert!(!pod.exists());
-    assert!(
-        house
-            .mounts
-            .records()
-            .get(&house.staging())
-            .unwrap()
-            .targets
-            .is_empty()
-    );
+    assert!(house.targets().is_empty());
 
     house.mounts.stop(&house.staging()).await.unwrap();
     house.mounts.stop(&house.staging()).await.unwrap();
@@ -251,7 +251,7 @@ async fn a_file_system_that_hangs_is_asked_once() {
     assert_eq!(house.kernel.asked(), asked + 1);
     // The one that waits returns, and the next call asks again.
     house.kernel.set(Health::Answering);
-    house.mounts.patience.answer = LONG;
+    house.mounts.calls.patience.answer = LONG;
     while house.condition().await != Condition::Healthy {
         tokio::task::yield_now().await;
     }
@@ -261,11 +261,11 @@ async fn a_file_system_that_hangs_is_asked_once() {
 async fn a_mount_that_comes_too_late_is_taken_away_and_its_successor_stays() {
     let mut house = House::new();
     house.kernel.hold_next_mount();
-    house.mounts.patience.mount = SHORT;
+    house.mounts.calls.patience.mount = SHORT;
     let error = house.start().await.unwrap_err();
     assert_eq!(error.reason, Reason::MountFailed, "{error}");
     assert!(house.kernel.mounts().is_empty());
-    house.mounts.patience.mount = LONG;
+    house.mounts.calls.patience.mount = LONG;
     house.start().await.unwrap();
     house.kernel.let_mounts_go_on();
     house.kernel.until_dropped(1);
@@ -276,7 +276,7 @@ async fn a_mount_that_comes_too_late_is_taken_away_and_its_successor_stays() {
     // Nobody has mounted anew, and the first mount could not be taken away either.
     house.kernel.hold_next_mount();
     house.kernel.set_busy(&house.staging());
-    house.mounts.patience.mount = SHORT;
+    house.mounts.calls.patience.mount = SHORT;
     house.start().await.unwrap_err();
     assert_eq!(house.kernel.mounts(), [house.staging()]);
     house.kernel.let_mounts_go_on();
@@ -289,7 +289,7 @@ async fn what_is_not_committed_is_not_unmounted_well() {
     let mut house = House::new();
     house.start().await.unwrap();
     house.kernel.hold_commits(true);
-    house.mounts.patience.commit = SHORT;
+    house.mounts.calls.patience.commit = SHORT;
     for _ in 0..2 {
         let error = house.mounts.stop(&house.staging()).await.unwrap_err();
         assert_eq!(error.reason, Reason::CommitPending, "{error}");
@@ -299,7 +299,7 @@ async fn what_is_not_committed_is_not_unmounted_well() {
     assert_eq!(error.reason, Reason::CommitPending, "{error}");
     assert_eq!(house.mounts.records().all().len(), 1, "kubelet comes again");
     house.kernel.hold_commits(false);
-    house.mounts.patience.commit = LONG;
+    house.mounts.calls.patience.commit = LONG;
     house.mounts.stop(&house.staging()).await.unwrap();
     assert!(house.mounts.records().all().is_empty());
     house.start().await.unwrap();
@@ -310,7 +310,7 @@ async fn a_file_system_that_others_hold_does_not_keep_the_unmount() {
     let mut house = House::new();
     house.start().await.unwrap();
     house.kernel.hold_sessions(true);
-    house.mounts.patience.commit = SHORT;
+    house.mounts.calls.patience.commit = SHORT;
     house.mounts.stop(&house.staging()).await.unwrap();
     assert!(house.mounts.records().all().is_empty());
     house.kernel.hold_sessions(false);
@@ -330,15 +330,7 @@ async fn a_bind_of_something_else_is_undone() {
         .unwrap_err();
     assert_eq!(error.reason, Reason::MountFailed, "{error}");
     assert_eq!(house.kernel.mounts(), [house.staging()]);
-    assert!(
-        house
-            .mounts
-            .records()
-            .get(&house.staging())
-            .unwrap()
-            .targets
-            .is_empty()
-    );
+    assert!(house.targets().is_empty());
 }
 
 #[tokio::test]
@@ -497,10 +489,10 @@ async fn all_volumes_end_at_once_and_within_one_limit() {
     }
     // None of them can commit, and the process does not wait for ever.
     house.kernel.hold_commits(true);
-    house.mounts.patience.shut_down = SHORT;
+    house.mounts.calls.patience.shut_down = SHORT;
     assert_eq!(house.mounts.shut_down().await, 4);
     // One after the other, the first would keep the others from being begun with.
-    house.mounts.patience.shut_down = LONG;
+    house.mounts.calls.patience.shut_down = LONG;
     let all_begun = async {
         while !house.kernel.mounts().is_empty() {
             tokio::task::yield_now().await;

@@ -53,7 +53,11 @@ fn places() {
 
 proptest::proptest! {
     #[test]
-    fn container_names_are_valid_and_differ(a in "\\PC{1,128}", b in "\\PC{1,128}", prefix in "([a-z0-9]{1,5}-?)?") {
+    fn container_names_are_valid_and_differ(
+        a in "\\PC{1,128}",
+        b in "\\PC{1,128}",
+        prefix in "([a-z0-9]{1,5}-?)?",
+    ) {
         let name_a = container_name(&prefix, &a).unwrap();
         let name_b = container_name(&prefix, &b).unwrap();
         proptest::prop_assert!(valid(&name_a), "{name_a}");

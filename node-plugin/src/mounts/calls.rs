@@ -1,0 +1,220 @@
+//! System calls on mounts and directories of the node, each with its limit.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use blob_fs::{Resources, VolumeConfig};
+
+use super::bounded::{BoundedError, bounded, bounded_or};
+use super::mounter::{Mounter, Serving, Usage, unmount_only};
+use super::mountinfo::Mount;
+use crate::csi::status::{Error, Reason, Result};
+
+/// How long each kind of step may take before it counts as hung.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// A stat of the root directory. The answer may need a request to the service.
+    pub answer: Duration,
+    /// What asks only the kernel: the mount table, a directory of the node, a lazy unmount.
+    pub local: Duration,
+    /// mount(2) and the kernel's handshake.
+    pub mount: Duration,
+    /// umount(2).
+    pub unmount: Duration,
+    /// Committing what is dirty at the end. Kubelet gives a call two minutes.
+    pub commit: Duration,
+    /// The end of all volumes together when the process ends. The chart gives it two minutes, calls at work
+    /// among them.
+    pub shut_down: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            answer: Duration::from_secs(15),
+            local: Duration::from_secs(30),
+            mount: Duration::from_secs(30),
+            unmount: Duration::from_secs(10),
+            commit: Duration::from_secs(90),
+            shut_down: Duration::from_secs(100),
+        }
+    }
+}
+
+/// The kernel of the node, asked in a way that always returns.
+#[derive(Debug)]
+pub(super) struct Calls {
+    mounter: Arc<dyn Mounter>,
+    pub(super) patience: Patience,
+    /// Connections of which a stat has not returned in time; gone with the thread that waits for it.
+    stuck: Mutex<BTreeMap<u32, Weak<()>>>,
+}
+
+impl Calls {
+    pub(super) fn new(mounter: Arc<dyn Mounter>, patience: Patience) -> Self {
+        Self {
+            mounter,
+            patience,
+            stuck: Mutex::default(),
+        }
+    }
+
+    /// The mount table.
+    pub(super) async fn table(&self) -> Result<Vec<Mount>> {
+        let mounter = self.mounter.clone();
+        let table = bounded("mountinfo", self.patience.local, move || mounter.table()).await;
+        flatten(table).map_err(|e| Error::new(Reason::NodeError, format!("/proc/self/mountinfo: {e}")))
+    }
+
+    /// Asks the file system of a mount. While one stat hangs there is no second one, which would leave one
+    /// more thread behind.
+    pub(super) async fn ask(&self, mount: &Mount) -> io::Result<()> {
+        let stuck = |connection| {
+            let stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
+            stuck
+                .get(&connection)
+                .is_some_and(|asking: &Weak<()>| asking.strong_count() > 0)
+        };
+        if stuck(mount.minor) {
+            let text = "an earlier stat has not returned yet";
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        }
+        let (mounter, at, asking) = (self.mounter.clone(), mount.at.clone(), Arc::new(()));
+        let returned = Arc::downgrade(&asking);
+        let answer = bounded("stat", self.patience.answer, move || {
+            let _asking = asking;
+            mounter.answers(&at)
+        })
+        .await;
+        if let Err(BoundedError::TimedOut { .. }) = answer {
+            let mut stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
+            stuck.retain(|_, asking| asking.strong_count() > 0);
+            stuck.insert(mount.minor, returned);
+        }
+        flatten(answer)
+    }
+
+    /// Mounts and serves a volume. A mount that comes when nobody waits for it any more is taken away again.
+    pub(super) async fn serve(
+        &self,
+        config: VolumeConfig,
+        path: &Path,
+        resources: &Resources,
+    ) -> io::Result<Box<dyn Serving>> {
+        let (mounter, at, resources) = (self.mounter.clone(), path.to_owned(), resources.clone());
+        let late = {
+            let (mounter, at) = (mounter.clone(), path.to_owned());
+            move |served: io::Result<Box<dyn Serving>>| {
+                let Some(serving) = served.ok().filter(|serving| serving.is_serving()) else {
+                    return;
+                };
+                tracing::warn!(path = %at.display(), "a mount came too late and is taken away");
+                if let Err(error) = unmount_only(&*mounter, &at, serving.connection()) {
+                    tracing::warn!(path = %at.display(), %error, "could not take a late mount away");
+                }
+            }
+        };
+        let work = move || mounter.serve(config, &at, &resources);
+        flatten(bounded_or("mount", self.patience.mount, work, late).await)
+    }
+
+    /// Makes a mount of ours appear at a directory too; likewise.
+    pub(super) async fn bind(&self, staged: &Mount, target: &Path, read_only: bool) -> io::Result<()> {
+        let (late, connection) = ((self.mounter.clone(), target.to_owned()), staged.minor);
+        let late = move |bound: io::Result<()>| {
+            let (mounter, at) = late;
+            if bound.is_ok() && unmount_only(&*mounter, &at, connection).is_err() {
+                tracing::warn!(path = %at.display(), "could not take a bind away that came too late");
+            }
+        };
+        let (mounter, from, to) = (self.mounter.clone(), staged.at.clone(), target.to_owned());
+        let work = move || mounter.bind(&from, &to, read_only);
+        flatten(bounded_or("bind", self.patience.mount, work, late).await)
+    }
+
+    /// umount(2) of the uppermost mount at a path.
+    pub(super) async fn unmount(&self, path: &Path) -> io::Result<()> {
+        let (mounter, at) = (self.mounter.clone(), path.to_owned());
+        let plain = bounded("umount", self.patience.unmount, move || {
+            mounter.unmount(&at, false)
+        });
+        flatten(plain.await)
+    }
+
+    /// Takes the uppermost mount at a path out of the tree.
+    pub(super) async fn unmount_lazily(&self, path: &Path) -> io::Result<()> {
+        let (mounter, at) = (self.mounter.clone(), path.to_owned());
+        let lazy = bounded("umount -l", self.patience.local, move || {
+            mounter.unmount(&at, true)
+        });
+        flatten(lazy.await)
+    }
+
+    /// Takes a mount out of the tree, whoever uses it.
+    pub(super) async fn detach(&self, mount: &Mount, abort: bool) -> Result<()> {
+        let (mounter, doomed) = (self.mounter.clone(), mount.clone());
+        let detached = bounded("umount -l", self.patience.local, move || {
+            // First: whoever is blocked on it holds locks that the unmount may want. Without it they stay
+            // blocked, but the path is free.
+            if abort && let Err(error) = mounter.abort(&doomed) {
+                tracing::warn!(
+                    path = %doomed.at.display(), %error,
+                    "could not abort the connection of a dead mount"
+                );
+            }
+            mounter.unmount(&doomed.at, true)
+        });
+        match flatten(detached.await) {
+            Ok(()) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            Err(error) => Err(Error::new(
+                Reason::UnmountFailed,
+                format!("lazy umount of {}: {error}", mount.at.display()),
+            )),
+        }
+    }
+
+    /// Creates a directory and those above it; whether a directory is there now.
+    pub(super) async fn make_directory(&self, path: &Path) -> io::Result<bool> {
+        let path = path.to_owned();
+        let found = bounded(
+            "mkdir",
+            self.patience.local,
+            move || match std::fs::symlink_metadata(&path) {
+                Ok(found) => Ok(found.is_dir()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    std::fs::create_dir_all(&path).map(|()| true)
+                }
+                Err(error) => Err(error),
+            },
+        );
+        flatten(found.await)
+    }
+
+    /// Removes an empty directory.
+    pub(super) async fn remove_directory(&self, path: &Path) -> io::Result<()> {
+        let path = path.to_owned();
+        flatten(bounded("rmdir", self.patience.local, move || std::fs::remove_dir(&path)).await)
+    }
+
+    /// Space and inodes at a path.
+    pub(super) async fn usage(&self, path: &Path) -> io::Result<Usage> {
+        let (mounter, at) = (self.mounter.clone(), path.to_owned());
+        flatten(bounded("statvfs", self.patience.answer, move || mounter.usage(&at)).await)
+    }
+}
+
+/// Both kinds of failure of a bounded system call as one.
+fn flatten<T>(result: Result<io::Result<T>, BoundedError>) -> io::Result<T> {
+    match result {
+        Ok(result) => result,
+        Err(BoundedError::TimedOut { call, limit }) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("{call} did not return within {limit:?}"),
+        )),
+        Err(BoundedError::Thread { source, .. }) => Err(source),
+    }
+}

@@ -1,0 +1,154 @@
+//! Where volumes are published: pods' directories, made, bound, found and taken away.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{Abort, Mounts, node_error};
+use crate::csi::status::{Error, Reason, Result};
+use crate::mounts::mountinfo::{self, Mount};
+use crate::mounts::record::{Record, Target};
+
+impl Mounts {
+    /// Binds a mounted volume to a pod's directory, creating it.
+    pub async fn bind(&self, source: &Path, target: &Path, args: Target) -> Result<()> {
+        let Some(staged) = self.mount_at(source).await? else {
+            return Err(Error::new(
+                Reason::NotStaged,
+                format!("{}: the volume is not mounted there any more", source.display()),
+            ));
+        };
+        self.prepare_target(target).await?;
+        let failed = |error: &dyn std::fmt::Display| {
+            Error::new(
+                Reason::MountFailed,
+                format!("bind of {} to {}: {error}", source.display(), target.display()),
+            )
+        };
+        let bound = self.calls.bind(&staged, target, args.read_only).await;
+        bound.map_err(|error| failed(&error))?;
+        // The mount may have gone in between: then it is the node's own disk that was bound.
+        let there = self.mount_at(target).await?;
+        if !there.is_some_and(|there| there.same_file_system(&staged)) {
+            if let Err(error) = self.calls.unmount_lazily(target).await {
+                tracing::error!(
+                    path = %target.display(), %error,
+                    "a bind of something else could not be undone"
+                );
+            }
+            return Err(failed(&"the volume was not there any more"));
+        }
+        self.remember_target(source, target, args)
+    }
+
+    /// Notes where a volume is published.
+    pub fn remember_target(&self, source: &Path, target: &Path, args: Target) -> Result<()> {
+        let remembered = self.records.update(source, |record| {
+            record.targets.insert(target.to_owned(), args);
+        });
+        remembered.map_err(|e| node_error(source, &e))
+    }
+
+    /// Takes a pod's directory away. Nothing there is fine; files left in it are not ours to delete.
+    pub async fn unbind(&self, target: &Path) -> Result<()> {
+        self.unmount(target, Abort::Never).await?;
+        self.remove_target(target).await?;
+        for record in self
+            .records
+            .all()
+            .iter()
+            .filter(|r| r.targets.contains_key(target))
+        {
+            let forgotten = self
+                .records
+                .update(&record.path, |r| drop(r.targets.remove(target)));
+            forgotten.map_err(|e| node_error(target, &e))?;
+        }
+        Ok(())
+    }
+
+    /// Creates a target directory; a file there is an error, an existing directory is fine.
+    pub async fn prepare_target(&self, target: &Path) -> Result<()> {
+        match self.calls.make_directory(target).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::new(
+                Reason::TargetNotDirectory,
+                format!("target_path: {} exists and is no directory", target.display()),
+            )),
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => Err(Error::new(
+                Reason::TargetNotDirectory,
+                format!("target_path: a parent of {} is no directory", target.display()),
+            )),
+            Err(error) => Err(Error::new(
+                Reason::NodeError,
+                format!("target_path: {} cannot be created: {error}", target.display()),
+            )),
+        }
+    }
+
+    /// Removes an empty target directory.
+    pub async fn remove_target(&self, target: &Path) -> Result<()> {
+        match self.calls.remove_directory(target).await {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => Err(Error::new(
+                Reason::TargetNotDirectory,
+                format!(
+                    "target_path: {} is no directory; it was not made by this driver and stays",
+                    target.display()
+                ),
+            )),
+            Err(error) => Err(Error::new(
+                Reason::TargetInUse,
+                format!("target_path: {} cannot be removed: {error}", target.display()),
+            )),
+        }
+    }
+
+    /// Whose path this is: the volume whose file system is mounted or bound there; when it is none of them,
+    /// those that are remembered there.
+    pub async fn volumes_at(&self, path: &Path) -> Result<Vec<Record>> {
+        let mut records = self.records.all();
+        let table = self.calls.table().await?;
+        if let Some(there) = mountinfo::at(&table, path).filter(|m| m.is_ours()) {
+            let of = |record: &Record| {
+                mountinfo::at(&table, &record.path).is_some_and(|mount| mount.same_file_system(there))
+            };
+            if let Some(index) = records.iter().position(of) {
+                return Ok(vec![records.swap_remove(index)]);
+            }
+        }
+        records.retain(|record| record.path == path || record.targets.contains_key(path));
+        Ok(records)
+    }
+
+    /// Those of the targets at which a mount of this driver is still to be seen.
+    pub async fn still_mounted(
+        &self,
+        mut targets: BTreeMap<PathBuf, Target>,
+    ) -> Result<BTreeMap<PathBuf, Target>> {
+        let table = self.calls.table().await?;
+        targets.retain(|target, _| mountinfo::at(&table, target).is_some_and(Mount::is_ours));
+        Ok(targets)
+    }
+
+    /// The mount at a path, if it is one of this driver.
+    pub async fn mount_at(&self, path: &Path) -> Result<Option<Mount>> {
+        Ok(mountinfo::at(&self.calls.table().await?, path)
+            .filter(|m| m.is_ours())
+            .cloned())
+    }
+
+    /// Paths of this node where the file system mounted at `path` is visible too.
+    pub async fn bound_at(&self, path: &Path) -> Result<Vec<PathBuf>> {
+        let table = self.calls.table().await?;
+        let Some(mount) = mountinfo::at(&table, path).filter(|m| m.is_ours()) else {
+            return Ok(Vec::new());
+        };
+        Ok(table
+            .iter()
+            .filter(|m| m.same_file_system(mount) && m.at != path)
+            .map(|m| m.at.clone())
+            .collect())
+    }
+}
