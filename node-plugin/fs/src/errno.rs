@@ -14,7 +14,8 @@
 //! - `EPERM`: page and append blobs opened for writing: like an immutable file, readable, never writable
 //!   here.
 //! - `EFBIG`: larger than a block blob can be.
-//! - `ENOSPC`: 507 or an account over its limits; no room for unsent data in time.
+//! - `ENOSPC`: 507 or an account over its limits; no room for unsent data in time; `fallocate` of more than a
+//!   block blob can be.
 
 use std::fmt;
 
@@ -121,6 +122,7 @@ impl From<FileError> for Errno {
             }
             FileError::Unwritable(_) => Self(libc::EPERM),
             FileError::TooLarge => Self(libc::EFBIG),
+            FileError::NoSpace => Self(libc::ENOSPC),
             FileError::NoRoom => {
                 cause::note(|| "no room for more unsent data in time".to_owned());
                 Self(libc::ENOSPC)
@@ -143,6 +145,7 @@ mod tests {
         assert_eq!(Errno::from(FileError::Stale).0, libc::ESTALE);
         assert_eq!(Errno::from(FileError::Unwritable("append")).0, libc::EPERM);
         assert_eq!(Errno::from(FileError::TooLarge).0, libc::EFBIG);
+        assert_eq!(Errno::from(FileError::NoSpace).0, libc::ENOSPC);
         let gone = blob_client::Error::BlobNotFound { name: "a".into() };
         assert_eq!(Errno::from(&gone).0, libc::ENOENT);
         assert_eq!(Errno::from(FileError::from(gone)).0, libc::ESTALE);

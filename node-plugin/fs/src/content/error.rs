@@ -17,6 +17,9 @@ pub enum FileError {
     /// Larger than a block blob can be (EFBIG).
     #[error("file too large")]
     TooLarge,
+    /// More than a blob can hold was to be reserved (ENOSPC).
+    #[error("no room for a file of that size")]
+    NoSpace,
     /// The budget has no room for more dirty data and none could be made in time (ENOSPC).
     #[error("no room for more unsent data: the service does not take it fast enough")]
     NoRoom,

@@ -47,35 +47,55 @@ impl State {
 
     /// All holes of the file as it is now, sorted, adjacent ones joined.
     pub(crate) fn all_holes(&self) -> Vec<Range<u64>> {
-        let mut all: Vec<Range<u64>> = Vec::new();
-        for range in self.holes_from(0) {
-            match all.last_mut() {
-                Some(last) if last.end == range.start => last.end = range.end,
-                _ => all.push(range),
-            }
-        }
-        all
+        self.joined_holes(0).collect()
     }
 
-    pub(crate) fn seek_data(&self, offset: u64) -> Option<u64> {
+    /// The same from `from` on.
+    fn joined_holes(&self, from: u64) -> impl Iterator<Item = Range<u64>> + '_ {
+        let mut parts = self.holes_from(from).peekable();
+        std::iter::from_fn(move || {
+            let mut hole = parts.next()?;
+            while let Some(more) = parts.next_if(|more| more.start == hole.end) {
+                hole.end = more.end;
+            }
+            Some(hole)
+        })
+    }
+
+    /// Holes as a program sees them that looks from `from` on: whole pages, but for the end of the file. Programs
+    /// find out in which units a file system has holes, and rely on these being no smaller than what they
+    /// copy by.
+    fn shown_holes(&self, from: u64, page: u64) -> impl Iterator<Item = Range<u64>> + '_ {
+        let size = self.size;
+        self.joined_holes(from / page * page).filter_map(move |hole| {
+            let end = match hole.end {
+                end if end == size => end,
+                end => end / page * page,
+            };
+            let shown = hole.start.next_multiple_of(page)..end;
+            (!shown.is_empty()).then_some(shown)
+        })
+    }
+
+    pub(crate) fn seek_data(&self, offset: u64, page: u64) -> Option<u64> {
         if offset >= self.size {
             return None;
         }
         let mut data = offset;
-        for hole in self.holes_from(offset) {
+        for hole in self.shown_holes(offset, page) {
             if hole.start > data {
                 break;
             }
-            data = hole.end;
+            data = data.max(hole.end);
         }
         (data < self.size).then_some(data)
     }
 
-    pub(crate) fn seek_hole(&self, offset: u64) -> Option<u64> {
+    pub(crate) fn seek_hole(&self, offset: u64, page: u64) -> Option<u64> {
         if offset >= self.size {
             return None;
         }
-        let hole = self.holes_from(offset).next();
-        Some(hole.map_or(self.size, |h| h.start))
+        let hole = self.shown_holes(offset, page).find(|hole| hole.end > offset);
+        Some(hole.map_or(self.size, |hole| hole.start.max(offset)))
     }
 }

@@ -187,12 +187,12 @@ impl File {
 
     /// SEEK_DATA from `offset`; `None` = ENXIO.
     pub async fn seek_data(&self, offset: u64) -> Result<Option<u64>, FileError> {
-        Ok(self.core.lock().seek_data(offset))
+        Ok(self.core.lock().seek_data(offset, self.core.layout.page))
     }
 
     /// SEEK_HOLE from `offset`; `None` = ENXIO.
     pub async fn seek_hole(&self, offset: u64) -> Result<Option<u64>, FileError> {
-        Ok(self.core.lock().seek_hole(offset))
+        Ok(self.core.lock().seek_hole(offset, self.core.layout.page))
     }
 
     /// copy_file_range out of another file of the same volume, server-side for whole committed ranges; bytes

@@ -321,6 +321,10 @@ impl State {
 
     /// Writes may change the file; the error says why not.
     pub(crate) fn writable(&self) -> Result<(), FileError> {
+        if self.is_superseded() {
+            // It could never be committed, and would only take memory from others.
+            return Err(FileError::Stale);
+        }
         match &self.base {
             Some(base) if !base.writable => Err(FileError::Unwritable("page and append")),
             _ => Ok(()),

@@ -85,10 +85,6 @@ impl Core {
         if range.is_empty() {
             return Ok(Attempt::Done);
         }
-        if state.is_superseded() {
-            // It could never be committed, and would only take memory from others.
-            return Err(FileError::Stale);
-        }
         if state.loses(range.clone()) {
             return Ok(Attempt::CommitFirst);
         }
@@ -185,7 +181,10 @@ impl Core {
 
     pub(crate) fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> Result<(), FileError> {
         let mut state = self.lock();
-        let range = self.range(&state, offset, len)?;
+        let range = match self.range(&state, offset, len) {
+            Err(FileError::TooLarge) => return Err(FileError::NoSpace),
+            other => other?,
+        };
         if !keep_size && range.end > state.size {
             state.size = range.end;
             self.env.log.size(range.end);

@@ -1,7 +1,7 @@
 //! Open handles: small numbers whose meaning is in the journal.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::Mutex as AsyncMutex;
@@ -23,6 +23,12 @@ pub(crate) struct Handle {
     /// It may write, and has not since its last flush: its program has closed it, and the kernel says so
     /// later. Changed with the node's state locked, which counts them.
     pub(crate) flushed: AtomicBool,
+    /// It was opened with O_EXCL.
+    pub(crate) exclusive: bool,
+    /// close(2) of its descriptors so far. From the third on they are those of processes that inherited one.
+    pub(crate) closes: AtomicU32,
+    /// A commit begins soon without anybody waiting for it.
+    pub(crate) commit_soon: AtomicBool,
 }
 
 /// All handles of a volume. Numbers are never used twice.

@@ -8,7 +8,7 @@
 //! that by ESTALE, and looks again.
 use std::ffi::OsStr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::SystemTime;
 
 use blob_client::{Condition, Error};
@@ -252,6 +252,9 @@ impl Tree {
             writes,
             commits,
             flushed: AtomicBool::new(false),
+            exclusive: flags & libc::O_EXCL != 0,
+            closes: AtomicU32::new(0),
+            commit_soon: AtomicBool::new(false),
         };
         let fh = self.handles.open_file(handle);
         self.table.lock().record(Record::Handle {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::attrs::Attrs;
 use super::busy::Busy;
@@ -11,6 +12,12 @@ use super::node::{Debt, Node, State};
 use crate::errno::{Errno, Result, fail};
 use crate::journal::record::Record;
 use crate::log_limit::limited;
+
+/// Closes of one handle that wait for a commit; those that follow only make one begin.
+const FLUSHES_THAT_COMMIT: u32 = 3;
+
+/// When that one begins.
+const SOON: Duration = Duration::from_millis(900);
 
 /// Outcome of a commit of a node without a name: `ESTALE` when it is not by this mount's doing, and there is
 /// data. (What this mount deletes while it is open is detached, and clean, or hidden.)
@@ -105,17 +112,51 @@ impl Tree {
         Ok(())
     }
 
-    /// close(2) of one descriptor.
-    pub(crate) async fn flush(&self, fh: u64) -> Result<()> {
+    /// close(2) of one descriptor. Commits, so that whoever waits for it may go by its answer; but not
+    ///
+    /// - a file that was made here and is still empty: the shell that makes it for a command closes a
+    ///   descriptor before the command has written anything. Unless it was made with O_EXCL: it may be a lock,
+    ///   and this close says who has it;
+    /// - from the third close of a handle on: it is inherited by one process after the other (the output of a
+    ///   `make`, say), and each of them would make a version of the file. A commit follows soon.
+    ///
+    /// The last close ([`Tree::release`]) and fsync(2) commit in either case.
+    pub(crate) async fn flush(self: &Arc<Self>, fh: u64) -> Result<()> {
         let handle = self.handle(fh)?;
         if handle.commits {
-            self.commit_handle(&handle).await?;
+            let closes = handle.closes.fetch_add(1, Ordering::Relaxed) + 1;
+            let still_empty =
+                !handle.exclusive && handle.file.size() == 0 && handle.node.state().uncommitted();
+            match closes {
+                _ if still_empty => {}
+                0..FLUSHES_THAT_COMMIT => self.commit_handle(&handle).await?,
+                _ => self.commit_soon(fh, &handle),
+            }
         }
         if handle.writes {
             let mut state = handle.node.state();
             state.flushed += u32::from(!handle.flushed.swap(true, Ordering::Relaxed));
         }
         Ok(())
+    }
+
+    /// Begins a commit within a second, once for all who ask for it meanwhile.
+    fn commit_soon(self: &Arc<Self>, fh: u64, handle: &Arc<Handle>) {
+        if handle.commit_soon.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let tree = Arc::downgrade(self);
+        self.env.runtime.spawn(async move {
+            tokio::time::sleep(SOON).await;
+            let Some(tree) = tree.upgrade() else { return };
+            // Released meanwhile: then it is committed.
+            let Ok(handle) = tree.handle(fh) else { return };
+            handle.commit_soon.store(false, Ordering::Relaxed);
+            if let Err(error) = tree.commit_handle(&handle).await {
+                // It is still dirty: fsync or the last close try again.
+                tracing::debug!(node = handle.node.id, %error, "a commit that nobody waits for failed");
+            }
+        });
     }
 
     /// fsync(2): also of a handle that only reads, as the data may be another handle's.

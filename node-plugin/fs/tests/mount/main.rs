@@ -12,6 +12,7 @@
 mod common;
 
 mod attributes;
+mod closing;
 mod files;
 mod memory;
 mod names;

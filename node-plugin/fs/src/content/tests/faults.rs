@@ -451,3 +451,44 @@ async fn every_block_is_written_down() {
         assert!(known.contains(&block.id), "{block:?}");
     }
 }
+
+/// What could never be committed is refused at once, however the file would be changed.
+#[tokio::test]
+async fn every_change_of_a_superseded_file_is_stale() {
+    let world = World::usual();
+    world.store.foreign_put("file", vec![1; 1000], Metadata::new());
+    let file = world.open();
+    file.write(0, &[2; 10]).await.unwrap();
+    world.store.foreign_put("file", vec![3; 500], Metadata::new());
+    assert!(matches!(
+        file.commit(Metadata::new()).await,
+        Err(FileError::Stale)
+    ));
+    let changes = [
+        file.truncate(3).await,
+        file.truncate(5000).await,
+        file.punch_hole(0, 100).await,
+        file.allocate(0, 2000, false).await,
+        file.allocate(0, 2000, true).await,
+        file.write(0, &[4; 10]).await,
+    ];
+    for (n, change) in changes.into_iter().enumerate() {
+        assert!(matches!(change, Err(FileError::Stale)), "change {n}: {change:?}");
+    }
+    assert_eq!(file.size(), 1000);
+}
+
+/// More than a blob can hold: reserving it is a matter of space, writing there is one of size.
+#[tokio::test]
+async fn reserving_more_than_a_blob_can_hold_is_a_matter_of_space() {
+    let world = World::usual();
+    let file = world.create();
+    let far = 1 << 50;
+    for keep in [false, true] {
+        let reserved = file.allocate(0, far, keep).await;
+        assert!(matches!(reserved, Err(FileError::NoSpace)), "{reserved:?}");
+    }
+    assert!(matches!(file.write(far, &[1]).await, Err(FileError::TooLarge)));
+    assert!(matches!(file.truncate(far).await, Err(FileError::TooLarge)));
+    assert_eq!(file.size(), 0);
+}

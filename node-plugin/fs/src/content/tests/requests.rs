@@ -252,7 +252,7 @@ async fn a_sparse_file_shares_one_block_of_zeros() {
     assert!(counters.bytes_in <= 4 * MIB, "{counters:?}");
     // What was a hole is known to be one, and is not fetched.
     assert_eq!(file.seek_data(0).await.unwrap(), Some(100 * MIB));
-    assert_eq!(file.seek_hole(100 * MIB).await.unwrap(), Some(100 * MIB + 4));
+    assert_eq!(file.seek_hole(100 * MIB).await.unwrap(), Some(100 * MIB + 4096));
     assert_eq!(read(&file, 200 * MIB, 100).await, [0; 100]);
     assert_eq!(world.store.counters().of(Op::Get), 0);
     let content = world.content();
@@ -290,4 +290,45 @@ async fn a_copy_of_dirty_data_and_holes_is_right() {
     let mut expected = vec![0; 1 << 20];
     expected[5..10].copy_from_slice(b"dirty");
     assert_eq!(read(&target, 0, 1 << 20).await, expected);
+}
+
+/// What fstests' generic/490 looks for: it finds out how small a hole can be, and goes on from there.
+#[tokio::test]
+async fn holes_are_made_of_pages() {
+    let world = World::usual();
+    let file = world.create();
+    // One byte after a cut shows from where on its block has data.
+    for at in [2, 512, 2048, 4095] {
+        file.truncate(0).await.unwrap();
+        file.write(at, &[1]).await.unwrap();
+        assert_eq!(file.seek_data(0).await.unwrap(), Some(0), "a byte at {at}");
+    }
+    for at in [4096, 8191] {
+        file.truncate(0).await.unwrap();
+        file.write(at, &[1]).await.unwrap();
+        assert_eq!(file.seek_data(0).await.unwrap(), Some(4096), "a byte at {at}");
+    }
+    // Data of one page far behind.
+    let (page, pages) = (4096, 8_391_689);
+    file.truncate(0).await.unwrap();
+    let last = (pages - 1) * page;
+    file.write(last, &[1; 4096]).await.unwrap();
+    for from in [0, 1, page, 14 * page, 2060 * page, last - 1, last] {
+        assert_eq!(file.seek_data(from).await.unwrap(), Some(last), "from {from}");
+    }
+    assert_eq!(file.seek_hole(page + 1).await.unwrap(), Some(page + 1));
+    assert_eq!(file.seek_hole(last).await.unwrap(), Some(pages * page));
+    // A hole that does not begin and end with a page is its whole pages; at the end of the file it ends there.
+    file.truncate(0).await.unwrap();
+    file.write(0, &[1; 100_000]).await.unwrap();
+    file.punch_hole(10_000, 50_000).await.unwrap();
+    file.truncate(200_001).await.unwrap();
+    assert_eq!(file.seek_hole(0).await.unwrap(), Some(12_288));
+    assert_eq!(file.seek_data(12_288).await.unwrap(), Some(57_344));
+    assert_eq!(file.seek_data(11_000).await.unwrap(), Some(11_000));
+    assert_eq!(file.seek_hole(57_344).await.unwrap(), Some(102_400));
+    assert_eq!(file.seek_data(102_400).await.unwrap(), None);
+    assert_eq!(file.seek_hole(200_000).await.unwrap(), Some(200_000));
+    commit(&file).await;
+    assert_eq!(file.seek_hole(0).await.unwrap(), Some(12_288));
 }
