@@ -360,7 +360,7 @@ async fn what_cannot_be_written_says_so() {
     ));
     assert!(matches!(
         file.allocate(1 << 60, 1, false).await,
-        Err(FileError::TooLarge)
+        Err(FileError::NoSpace)
     ));
 }
 
