@@ -68,6 +68,36 @@ pub enum Fault {
         /// Bytes sent before.
         after: u64,
     },
+    /// Executed, and answered with this status and code all the same (a front end that lost the answer of its
+    /// back end says 500, one that is overloaded 503).
+    AnswerAfter {
+        /// HTTP status.
+        status: u16,
+        /// `x-ms-error-code`.
+        code: String,
+    },
+    /// Not executed: answered with this status and code before the body has been read, then the connection is
+    /// closed. Without a connection it is a [`Fault::Answer`].
+    EarlyAnswer {
+        /// HTTP status.
+        status: u16,
+        /// `x-ms-error-code`.
+        code: String,
+    },
+    /// Not executed yet, and the connection is closed without an answer, as for a caller that gave up. It is
+    /// still on its way: [`BlobStore::execute_late`](super::BlobStore::execute_late) executes it.
+    Late,
+    /// Executed and answered, and a second copy of it is on its way (a proxy that repeated it):
+    /// [`BlobStore::execute_late`](super::BlobStore::execute_late) executes that one.
+    Doubled,
+    /// A listing answers at most this many entries (zero: none at all) and a marker, as the service does when it
+    /// crosses a boundary of its partitions.
+    ShortPage {
+        /// Entries of the page.
+        entries: usize,
+    },
+    /// A Copy Blob is accepted and stays pending until [`BlobStore::end_copies`](super::BlobStore::end_copies).
+    PendingCopy,
     /// Executed after this long.
     Delay(Duration),
     /// Never executed, never answered, the connection stays open.

@@ -1,15 +1,18 @@
 //! The store itself: its account, its containers, and what is kept in its folder.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::SystemTime;
 
 use super::aids::Aids;
 use super::auth::Account;
 use super::content::Content;
 use super::error::ServiceError;
 use super::folder::Folder;
-use super::state::{Blob, Container, SlotState};
+use super::job::Belated;
+use super::settings::AccountSettings;
+use super::state::{Blob, Container, Past, Reason, SlotState};
 use super::version::Clock;
 
 /// The account of emulators: name `devstoreaccount1`.
@@ -58,6 +61,21 @@ pub struct BlobStore {
     pub(super) folder: Option<Folder>,
     pub(super) tokens: RwLock<HashSet<String>>,
     pub(super) aids: Aids,
+    pub(super) settings: RwLock<AccountSettings>,
+    /// Requests to be executed late.
+    pub(super) belated: Mutex<Vec<Belated>>,
+    /// Names of deleted containers, each with the end of its deletion.
+    pub(super) deletions: Mutex<HashMap<String, SystemTime>>,
+    /// Copies that are pending.
+    pub(super) copies: Mutex<Vec<PendingCopy>>,
+}
+
+/// A copy that was accepted and has not ended: what its target becomes when it does.
+#[derive(Debug)]
+pub(super) struct PendingCopy {
+    pub(super) container: Arc<Container>,
+    pub(super) name: String,
+    pub(super) blob: Blob,
 }
 
 impl Drop for BlobStore {
@@ -95,7 +113,19 @@ impl BlobStore {
             folder,
             tokens: RwLock::default(),
             aids: Aids::default(),
+            settings: RwLock::default(),
+            belated: Mutex::default(),
+            deletions: Mutex::default(),
+            copies: Mutex::default(),
         }))
+    }
+
+    /// The account's settings now.
+    pub(super) fn settings(&self) -> AccountSettings {
+        self.settings
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// A container by name.
@@ -114,6 +144,36 @@ impl BlobStore {
             None => Ok(content),
             Some(folder) => folder.keep(content).map_err(folder_failed),
         }
+    }
+
+    /// Makes a version of a blob the committed one, and keeps the one before as the account wants it.
+    pub(super) fn replace(
+        &self,
+        container: &Container,
+        name: &str,
+        state: &mut SlotState,
+        blob: Blob,
+    ) -> Result<(), ServiceError> {
+        let before = state.blob.clone();
+        self.commit(container, name, state, blob)?;
+        self.retire(state, before);
+        Ok(())
+    }
+
+    /// Keeps a blob that is no longer the current one: as a version, or for as long as it can be restored.
+    pub(super) fn retire(&self, state: &mut SlotState, before: Option<Arc<Blob>>) {
+        let Some(blob) = before else { return };
+        let settings = self.settings();
+        let reason = match (settings.versioning, settings.soft_delete) {
+            (true, _) => Reason::Version,
+            (false, Some(kept)) => Reason::Deleted(self.clock.now() + kept),
+            (false, None) => return,
+        };
+        state.history.push(Past {
+            id: blob.version.id(),
+            reason,
+            blob,
+        });
     }
 
     /// Makes a version of a blob the committed one.

@@ -93,9 +93,21 @@ macro_rules! answers {
 }
 
 answers! {
+    account_requires_https = 400 "AccountRequiresHttps" "The account being accessed does not support http.";
     append_position_not_met = 412 "AppendPositionConditionNotMet"
         "The append position condition specified was not met.";
     blob_already_exists = 409 "BlobAlreadyExists" "The specified blob already exists.";
+    blob_archived = 409 "BlobArchived" "This operation is not permitted on an archived blob.";
+    blob_being_rehydrated = 409 "BlobBeingRehydrated"
+        "This operation is not permitted because the blob is being rehydrated.";
+    blob_immutable_by_hold = 409 "BlobImmutableDueToLegalHold"
+        "This operation is not permitted as the blob is immutable due to one or more legal holds.";
+    blob_immutable_by_policy = 409 "BlobImmutableDueToPolicy"
+        "This operation is not permitted as the blob is immutable due to a policy.";
+    blob_uses_customer_key = 409 "BlobUsesCustomerSpecifiedEncryption"
+        "The blob is encrypted with customer specified encryption, but it was not provided in the request.";
+    blob_key_mismatch = 409 "BlobCustomerSpecifiedEncryptionMismatch"
+        "The blob is encrypted with customer specified encryption, but the request's does not match.";
     blob_not_found = 404 "BlobNotFound" "The specified blob does not exist.";
     block_count_exceeds_limit = 409 "BlockCountExceedsLimit"
         "The uncommitted block count cannot exceed the maximum limit of 100,000 blocks.";
@@ -103,6 +115,8 @@ answers! {
     condition_not_met = 412 "ConditionNotMet"
         "The condition specified using HTTP conditional header(s) is not met.";
     container_already_exists = 409 "ContainerAlreadyExists" "The specified container already exists.";
+    container_being_deleted = 409 "ContainerBeingDeleted"
+        "The specified container is being deleted. Try operation later.";
     container_not_found = 404 "ContainerNotFound" "The specified container does not exist.";
     crc64_mismatch = 400 "Crc64Mismatch"
         "The CRC64 value specified in the request did not match with the CRC64 value calculated by the \
@@ -150,6 +164,7 @@ answers! {
     metadata_too_large = 400 "MetadataTooLarge"
         "The metadata specified exceeds the maximum permissible limit (8KB).";
     empty_metadata_key = 400 "EmptyMetadataKey" "The key for one of the metadata key-value pairs is empty.";
+    invalid_tags = 400 "InvalidTags" "The tags specified are invalid. It contains characters that are not permitted.";
     invalid_metadata = 400 "InvalidMetadata"
         "The specified metadata is invalid. It includes characters that are not permitted.";
     /// 401 with `WWW-Authenticate`: nothing was presented at all.
@@ -162,6 +177,7 @@ answers! {
     not_modified = 304 "ConditionNotMet"
         "The condition specified using HTTP conditional header(s) is not met.";
     out_of_range_input = 400 "OutOfRangeInput" "One of the request inputs is out of range.";
+    pending_copy = 409 "PendingCopyOperation" "There is currently a pending copy operation.";
     permission_mismatch = 403 "AuthorizationPermissionMismatch"
         "This request is not authorized to perform this operation using this permission.";
     protocol_mismatch = 403 "AuthorizationProtocolMismatch"
@@ -173,6 +189,8 @@ answers! {
         "This request is not authorized to perform this operation using this resource type.";
     service_mismatch = 403 "AuthorizationServiceMismatch"
         "This request is not authorized to perform this operation using this service.";
+    snapshots_present = 409 "SnapshotsPresent"
+        "This operation is not permitted while the blob has snapshots.";
     source_condition_not_met = 412 "SourceConditionNotMet"
         "The source condition specified using HTTP conditional header(s) is not met.";
     source_ip_mismatch = 403 "AuthorizationSourceIPMismatch"

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::attributes::Attributes;
 use super::block_file::BlockFile;
 use super::content::{Block, BlockRun, Content, Piece};
 use super::encoding::{base64, unbase64};
@@ -50,7 +51,8 @@ struct BlobFile {
     headers: ContentHeaders,
     metadata: Metadata,
     copy: Option<CopyInfo>,
-    tier: Option<String>,
+    #[serde(default)]
+    attributes: Attributes,
     blocks: Vec<BlockEntry>,
 }
 
@@ -91,6 +93,7 @@ impl Folder {
                 metadata: file.metadata,
                 public: file.public,
                 lease: Default::default(),
+                immutability: None,
             };
             let mut blobs = Vec::new();
             for path in files_below(&folder.blobs_of(&file.name))? {
@@ -148,7 +151,7 @@ impl Folder {
             headers: file.headers,
             metadata: Arc::new(file.metadata),
             copy: file.copy.map(Arc::new),
-            tier: file.tier,
+            attributes: file.attributes,
         })
     }
 
@@ -266,7 +269,7 @@ impl Folder {
                 headers: blob.headers.clone(),
                 metadata: (*blob.metadata).clone(),
                 copy: blob.copy.as_deref().cloned(),
-                tier: blob.tier.clone(),
+                attributes: blob.attributes.clone(),
                 blocks,
             },
         )

@@ -1,16 +1,18 @@
 //! Embedded blob store: the Blob REST calls the client uses, in memory with an optional folder behind it.
 //!
-//! [`BlobStore::execute`] is the service itself; [`BlobStore::serve`] puts HTTP/1.1 in front of it. What
-//! differs from the service is listed here: metadata names come back in lower case (HTTP libraries fold
-//! header names); the MD5 of a body that came without one is computed for small bodies only (256 KiB), so
-//! that a benchmark does not measure MD5; page and append blobs exist so that tests can make foreign blobs;
-//! snapshots, versions, tags, tiers other than the name, stored access policies and user delegation keys do
-//! not exist and are answered with 501 or an authentication error; the name of a deleted container is free at
-//! once, where the service answers ContainerBeingDeleted for half a minute; blob names are taken as they
-//! come, where the service turns `\` into `/` and drops a `.` at the end of a segment.
+//! [`BlobStore::execute`] is the service itself; [`BlobStore::serve`] puts HTTP/1.1 in front of it. What differs
+//! from the service is listed here: metadata names come back in lower case (HTTP libraries fold header names); the
+//! MD5 of a body that came without one is computed for small bodies only (256 KiB), so that a benchmark does not
+//! measure MD5; page and append blobs exist so that tests can make foreign blobs; snapshots, versions and what was
+//! deleted live in memory only, and all entries of one name stand on one page of a listing; encryption scopes and
+//! customer keys are kept by name and encrypt nothing; stored access policies and user delegation keys do not exist
+//! and are answered with 501 or an authentication error; the name of a deleted container is free at once unless
+//! [`AccountSettings`] say otherwise; a hierarchical namespace is a word of the account, folders are not made real;
+//! blob names are taken as they come, where the service turns `\` into `/` and drops a `.` at the end of a segment.
 
 mod address;
 mod aids;
+mod attributes;
 mod auth;
 mod blob_store;
 mod block_file;
@@ -21,13 +23,16 @@ mod error;
 mod folder;
 mod handlers;
 mod headers;
+mod job;
 mod lease;
 mod operation;
 mod pipeline;
 mod reply;
 mod server;
+mod settings;
 mod signing;
 mod state;
+mod tags;
 #[cfg(test)]
 mod tests;
 mod version;
@@ -43,9 +48,10 @@ pub use self::aids::{Counters, Fault, FaultRule, RequestRecord};
 pub use self::blob_store::{BlobStore, DEV_ACCOUNT, DEV_KEY, StoreConfig};
 pub use self::operation::Operation;
 pub use self::server::Server;
+pub use self::settings::{AccountSettings, Immutability};
 pub use self::signing::{AccountKey, SasOptions};
 
-use self::pipeline::Ending;
+use self::job::Ending;
 use crate::listener::Tls;
 
 impl BlobStore {
@@ -129,6 +135,48 @@ impl BlobStore {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(token);
+    }
+
+    /// Changes settings of the account.
+    pub fn configure(&self, change: impl FnOnce(&mut AccountSettings)) {
+        change(&mut self.settings.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Sets or removes the immutability policy of a container, which must exist.
+    pub fn set_immutability(&self, container: &str, policy: Option<Immutability>) -> std::io::Result<()> {
+        let container = self
+            .container(container)
+            .map_err(|error| std::io::Error::new(std::io::ErrorKind::NotFound, error.message.into_owned()))?;
+        container.lock().immutability = policy;
+        Ok(())
+    }
+
+    /// Ends the copies that [`Fault::PendingCopy`] has left pending, well or not; how many there were.
+    pub fn end_copies(&self, success: bool) -> usize {
+        handlers::copy::end(self, success)
+    }
+
+    /// Puts the store's clock forward: leases end, staged blocks grow old, deletions and rehydrations get done, and
+    /// what is written from now on is newer. Signatures are still checked against the machine's clock.
+    pub fn advance_clock(&self, by: Duration) {
+        self.clock.advance(by);
+    }
+
+    /// Requests that [`Fault::Late`] and [`Fault::Doubled`] have kept.
+    pub fn late_requests(&self) -> usize {
+        self.belated.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Executes them, in the order in which they came; the statuses that nobody is told.
+    pub fn execute_late(&self) -> Vec<u16> {
+        let belated = std::mem::take(&mut *self.belated.lock().unwrap_or_else(PoisonError::into_inner));
+        let execute = |late: job::Belated| {
+            self.run(late.job, &late.parts, late.body, late.peer)
+                .0
+                .status()
+                .as_u16()
+        };
+        belated.into_iter().map(execute).collect()
     }
 
     /// Counters of one operation.

@@ -71,9 +71,23 @@ operations! {
     SetBlobTier,
     /// Delete Blob.
     DeleteBlob,
+    /// Snapshot Blob.
+    SnapshotBlob,
+    /// Undelete Blob.
+    UndeleteBlob,
+    /// Get Blob Tags.
+    GetBlobTags,
+    /// Set Blob Tags.
+    SetBlobTags,
+    /// Set Blob Immutability Policy.
+    SetImmutabilityPolicy,
+    /// Delete Blob Immutability Policy.
+    DeleteImmutabilityPolicy,
+    /// Set Blob Legal Hold.
+    SetLegalHold,
     /// Copy Blob and Copy Blob From URL.
     CopyBlob,
-    /// Abort Copy Blob: copies are complete at once, so there is never one to abort.
+    /// Abort Copy Blob.
     AbortCopyBlob,
     /// Lease Blob.
     LeaseBlob,
@@ -129,6 +143,13 @@ impl Operation {
             ("PUT", "metadata") => Self::SetBlobMetadata,
             ("PUT", "properties") => Self::SetBlobProperties,
             ("PUT", "tier") => Self::SetBlobTier,
+            ("PUT", "snapshot") => Self::SnapshotBlob,
+            ("PUT", "undelete") => Self::UndeleteBlob,
+            ("PUT", "tags") => Self::SetBlobTags,
+            ("GET", "tags") => Self::GetBlobTags,
+            ("PUT", "immutabilitypolicies") => Self::SetImmutabilityPolicy,
+            ("DELETE", "immutabilitypolicies") => Self::DeleteImmutabilityPolicy,
+            ("PUT", "legalhold") => Self::SetLegalHold,
             ("PUT", "copy") => Self::AbortCopyBlob,
             ("PUT", "lease") => Self::LeaseBlob,
             ("PUT", "appendblock") if !from_url => Self::AppendBlock,

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::PoisonError;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method};
@@ -15,29 +15,9 @@ use super::content::Content;
 use super::error::ServiceError;
 use super::handlers::{self, Call};
 use super::headers;
+use super::job::{Belated, Ending, Job};
 use super::operation::Operation;
 use super::reply::Reply;
-
-/// How an answer reaches the caller: whole, or as a fault rule wants it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ending {
-    Whole,
-    /// Cut after this many bytes of the body.
-    Cut(u64),
-    /// The connection is closed instead.
-    NoAnswer,
-    /// Nothing ever comes.
-    Hang,
-}
-
-/// A request that was looked at and not executed yet.
-pub(super) struct Job {
-    pub(super) target: Result<Target, ServiceError>,
-    pub(super) operation: Operation,
-    /// To be waited before it is executed.
-    pub(super) wait: Duration,
-    pub(super) fault: Option<Fault>,
-}
 
 impl BlobStore {
     /// Looks at a request: which operation it is and what is to happen to it.
@@ -78,15 +58,21 @@ impl BlobStore {
                 code,
                 retry_after,
             }) => {
-                let mut error = ServiceError::new(
-                    *status,
-                    code.clone(),
-                    "Injected by a fault rule of the embedded blob store.",
-                );
+                let mut error = injected(*status, code);
                 error.retry_after = *retry_after;
                 (Err(error), Ending::Whole)
             }
+            Some(Fault::EarlyAnswer { status, code }) => (Err(injected(*status, code)), Ending::Whole),
             Some(Fault::Disconnect) => (Err(ServiceError::internal_error()), Ending::NoAnswer),
+            Some(Fault::Late) => {
+                self.postpone(&job, parts, &body, peer);
+                (Err(ServiceError::internal_error()), Ending::NoAnswer)
+            }
+            Some(Fault::AnswerAfter { status, code }) => {
+                // What it was is of no interest: the caller is not told.
+                let _ = self.authorized(&job, parts, body, peer);
+                (Err(injected(*status, code)), Ending::Whole)
+            }
             Some(Fault::Hang) => (Err(ServiceError::internal_error()), Ending::Hang),
             fault => {
                 let ending = match fault {
@@ -94,6 +80,9 @@ impl BlobStore {
                     Some(Fault::CutBody { after }) => Ending::Cut(*after),
                     _ => Ending::Whole,
                 };
+                if let Some(Fault::Doubled) = fault {
+                    self.postpone(&job, parts, &body, peer);
+                }
                 (self.authorized(&job, parts, body, peer), ending)
             }
         };
@@ -132,6 +121,22 @@ impl BlobStore {
         (response, ending)
     }
 
+    /// Keeps a request for [`BlobStore::execute_late`].
+    fn postpone(&self, job: &Job, parts: &http::request::Parts, body: &Content, peer: Option<IpAddr>) {
+        let mut job = job.clone();
+        job.fault = None;
+        let belated = Belated {
+            job,
+            parts: parts.clone(),
+            body: body.clone(),
+            peer,
+        };
+        self.belated
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(belated);
+    }
+
     fn authorized(
         &self,
         job: &Job,
@@ -140,6 +145,10 @@ impl BlobStore {
         peer: Option<IpAddr>,
     ) -> Result<Reply, ServiceError> {
         let target = job.target.as_ref().map_err(Clone::clone)?;
+        let settings = self.settings();
+        if settings.https_only && !target.secure {
+            return Err(ServiceError::account_requires_https());
+        }
         if let Some(version) = headers::text(&parts.headers, "x-ms-version")
             && !is_version(version)
         {
@@ -177,6 +186,10 @@ impl BlobStore {
                 body,
                 grant: &grant,
                 peer,
+                fault: job.fault.as_ref(),
+                settings: &settings,
+                now: self.clock.now(),
+                instant: self.clock.instant(),
             },
         )
     }
@@ -228,6 +241,12 @@ impl BlobStore {
         };
         (response, ending)
     }
+}
+
+/// An error that a fault rule wants.
+fn injected(status: u16, code: &str) -> ServiceError {
+    let message = "Injected by a fault rule of the embedded blob store.";
+    ServiceError::new(status, code.to_owned(), message)
 }
 
 /// What is answered to requests that name no version.

@@ -13,10 +13,11 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
+use super::aids::Fault;
 use super::blob_store::BlobStore;
 use super::content::{Content, Piece};
 use super::error::ServiceError;
-use super::pipeline::Ending;
+use super::job::Ending;
 use crate::listener::{Listener, Peer, Settings, Tls};
 
 /// Bodies up to this size are joined into memory of exactly their size; larger ones stay as they were
@@ -114,6 +115,19 @@ async fn handle(
         parts.headers.contains_key(CONTENT_LENGTH) || parts.headers.contains_key(TRANSFER_ENCODING);
     if parts.method == http::Method::PUT && !has_length {
         job.target = Err(ServiceError::missing_content_length());
+    }
+    if let Some(Fault::EarlyAnswer { .. }) = &job.fault {
+        // The body is left where it is; the connection cannot be used any more.
+        let (response, _) = store.run(job, &parts, Content::default(), Some(peer.addr.ip()));
+        let mut response = response.map(|content| Pieces {
+            left: content.len(),
+            pieces: content.into_pieces().into(),
+            cut: None,
+        });
+        response
+            .headers_mut()
+            .insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
+        return Ok(response);
     }
     let body = match receive(body).await? {
         Some(body) => body,

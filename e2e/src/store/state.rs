@@ -3,14 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use super::attributes::Attributes;
 use super::content::{Block, BlockRun};
 use super::error::ServiceError;
 use super::headers::{ContentHeaders, Metadata};
 use super::lease::Lease;
+use super::settings::Immutability;
 use super::version::Version;
+
+/// How long the service keeps blocks that nobody commits.
+const STAGED_BLOCKS_LIVE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Who may read a container without credentials (`x-ms-blob-public-access`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -43,12 +49,38 @@ impl BlobKind {
     }
 }
 
+/// How far a copy is (`x-ms-copy-status`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(super) enum CopyStatus {
+    #[default]
+    Success,
+    Pending,
+    Aborted,
+    Failed,
+}
+
+impl CopyStatus {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            CopyStatus::Success => "success",
+            CopyStatus::Pending => "pending",
+            CopyStatus::Aborted => "aborted",
+            CopyStatus::Failed => "failed",
+        }
+    }
+}
+
 /// The last copy that made a blob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct CopyInfo {
     pub(super) id: String,
     pub(super) source: String,
-    /// HTTP date.
+    #[serde(default)]
+    pub(super) status: CopyStatus,
+    /// Bytes of the source.
+    #[serde(default)]
+    pub(super) total: u64,
+    /// HTTP date of its end; empty while it is pending.
     pub(super) completed: String,
 }
 
@@ -62,7 +94,36 @@ pub(super) struct Blob {
     pub(super) headers: ContentHeaders,
     pub(super) metadata: Arc<Metadata>,
     pub(super) copy: Option<Arc<CopyInfo>>,
-    pub(super) tier: Option<String>,
+    pub(super) attributes: Attributes,
+}
+
+impl Blob {
+    /// A copy is being written into it.
+    pub(super) fn is_copy_pending(&self) -> bool {
+        self.copy
+            .as_ref()
+            .is_some_and(|copy| copy.status == CopyStatus::Pending)
+    }
+}
+
+/// Why a blob that is not the current one is still there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// Somebody took a snapshot.
+    Snapshot,
+    /// The account keeps versions.
+    Version,
+    /// Deleted, and restorable until then.
+    Deleted(SystemTime),
+}
+
+/// A blob that is not the current one any more. These live in memory only, whatever folder the store has.
+#[derive(Debug, Clone)]
+pub(super) struct Past {
+    /// `snapshot` or `versionid`.
+    pub(super) id: String,
+    pub(super) reason: Reason,
+    pub(super) blob: Arc<Blob>,
 }
 
 /// A name in a container: committed version, staged blocks, lease.
@@ -70,14 +131,37 @@ pub(super) struct Blob {
 pub(super) struct SlotState {
     pub(super) blob: Option<Arc<Blob>>,
     pub(super) uncommitted: BTreeMap<Vec<u8>, Arc<Block>>,
+    /// When the last of these was staged.
+    pub(super) staged: Option<SystemTime>,
     pub(super) lease: Lease,
+    /// Snapshots, versions and what was deleted, oldest first.
+    pub(super) history: Vec<Past>,
     /// Taken out of the container: whoever still holds it looks the name up again.
     gone: bool,
 }
 
 impl SlotState {
     fn is_empty(&self) -> bool {
-        self.blob.is_none() && self.uncommitted.is_empty()
+        self.blob.is_none() && self.uncommitted.is_empty() && self.history.is_empty()
+    }
+    /// Forgets what is too old: blocks that nobody committed within a week (REST: "Put Block"), and what was
+    /// deleted and not restored in time.
+    pub(super) fn expire(&mut self, now: SystemTime) {
+        if self
+            .staged
+            .is_some_and(|staged| now >= staged + STAGED_BLOCKS_LIVE)
+        {
+            self.uncommitted = BTreeMap::new();
+            self.staged = None;
+        }
+        self.history.retain(|past| match past.reason {
+            Reason::Deleted(until) => now < until,
+            Reason::Snapshot | Reason::Version => true,
+        });
+    }
+    /// The snapshots of the blob.
+    pub(super) fn has_snapshots(&self) -> bool {
+        self.history.iter().any(|past| past.reason == Reason::Snapshot)
     }
     /// Version of what is committed.
     pub(super) fn version(&self) -> Option<Version> {
@@ -104,6 +188,8 @@ pub(super) struct ContainerState {
     pub(super) metadata: Metadata,
     pub(super) public: PublicAccess,
     pub(super) lease: Lease,
+    /// The container's policy, which an administrator sets; it does not outlive the process.
+    pub(super) immutability: Option<Immutability>,
 }
 
 /// A container.

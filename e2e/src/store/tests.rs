@@ -1,5 +1,8 @@
 //! Tests of the store as a whole, in process, with signed requests.
 
+mod faults;
+mod protected;
+
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 

@@ -39,6 +39,8 @@ pub struct Faults {
     pub late_ms: u64,
     /// Requests that are executed but do not return until `release`.
     pub hold_next: u64,
+    /// Requests that are not even executed until `release`: their caller may have given them up long ago.
+    pub postpone_next: u64,
     /// Requests whose response is spoiled as `spoil` says.
     pub spoil_next: u64,
     /// See `spoil_next`.
@@ -72,6 +74,7 @@ impl Default for Faults {
             late_next: 0,
             late_ms: 0,
             hold_next: 0,
+            postpone_next: 0,
             spoil_next: 0,
             spoil: Spoil::Crc,
             status_next: 0,
@@ -221,6 +224,7 @@ impl FaultControl {
 pub(super) struct Plan {
     pub(super) late: Option<Duration>,
     pub(super) hold: Option<oneshot::Receiver<()>>,
+    pub(super) postpone: Option<oneshot::Receiver<()>>,
     pub(super) spoil: Option<Spoil>,
     pub(super) status: Option<u32>,
     pub(super) silent: bool,
@@ -408,6 +412,7 @@ impl Control {
         let mut plan = Plan {
             late: hit(&mut faults.late_next).then_some(Duration::from_millis(faults.late_ms)),
             hold: None,
+            postpone: None,
             spoil: hit(&mut faults.spoil_next).then_some(faults.spoil),
             status: hit(&mut faults.status_next).then_some(faults.status),
             silent: hit(&mut faults.silent_next),
@@ -418,6 +423,11 @@ impl Control {
             let (release, held) = oneshot::channel();
             inner.held.push(release);
             plan.hold = Some(held);
+        }
+        if hit(&mut inner.faults.postpone_next) {
+            let (release, held) = oneshot::channel();
+            inner.held.push(release);
+            plan.postpone = Some(held);
         }
         Ok(plan)
     }

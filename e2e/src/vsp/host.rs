@@ -101,7 +101,7 @@ impl Host {
             .probe(request.data_buffer, request.data_len)
             .map_err(refused)?;
 
-        let plan = self.control.admit(&request).map_err(|reject| match reject {
+        let mut plan = self.control.admit(&request).map_err(|reject| match reject {
             Reject::Full => {
                 Tally::add(&self.control.tally.eagain, 1);
                 Errno::EAGAIN
@@ -129,6 +129,10 @@ impl Host {
         );
         Tally::add(&self.control.tally.bytes_in, payload.len());
 
+        if let Some(postponed) = plan.postpone.take() {
+            // An error means that the mock is being torn down, as below.
+            let _ = postponed.await;
+        }
         let work = self.execute(&frame, payload, &request, &plan);
         let mut outcome = match request.timeout_ms {
             0 => work.await,

@@ -416,3 +416,22 @@ async fn faults_by_the_control_file() {
         "the device has neither read nor write"
     );
 }
+
+/// What the host executes after its caller has given up: the caller of the channel is told that it may have been
+/// executed, and it is, later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postponed_request_is_executed_when_it_is_released() {
+    let fixture = Fixture::new();
+    let channel = fixture.channel();
+    fixture.mock.faults().update(|f| f.postpone_next = 1);
+    let out = {
+        let (channel, exchange) = (channel.clone(), fixture.get(5000));
+        tokio::spawn(async move { channel.submit(exchange).await })
+    };
+    until("the request is held", || fixture.mock.counters().held == 1).await;
+    assert_eq!(fixture.mock.counters().rest, 0, "it is not executed yet");
+    fixture.mock.faults().release();
+    let answered = out.await.unwrap().unwrap();
+    assert_eq!(answer(&answered).unwrap().bytes_read, Some(5000));
+    assert_eq!(fixture.mock.counters().rest, 1);
+}

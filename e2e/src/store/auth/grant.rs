@@ -40,6 +40,10 @@ fn needed(operation: Operation) -> (char, &'static str) {
         GetBlob | GetBlobProperties | GetBlobMetadata | GetBlockList => ('o', "r"),
         SetBlobMetadata | SetBlobProperties | SetBlobTier | PutPage => ('o', "w"),
         DeleteBlob => ('o', "d"),
+        SnapshotBlob => ('o', "cw"),
+        UndeleteBlob => ('o', "w"),
+        GetBlobTags | SetBlobTags => ('o', "t"),
+        SetImmutabilityPolicy | DeleteImmutabilityPolicy | SetLegalHold => ('o', "i"),
         LeaseBlob => ('o', "wd"),
         AppendBlock => ('o', "aw"),
         // Key or token only; Get Account Information takes any SAS and is let through before.
@@ -116,6 +120,15 @@ impl Grant {
                     Err(ServiceError::no_authentication())
                 }
             }
+        }
+    }
+
+    /// Whether index tags may be read, written and asked for: the permission `t`.
+    pub(in crate::store) fn may_tag(&self) -> bool {
+        match self {
+            Grant::Owner => true,
+            Grant::Sas { permissions, .. } => permissions.contains('t'),
+            Grant::Anonymous => false,
         }
     }
 

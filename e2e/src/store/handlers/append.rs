@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::call::Call;
+use super::call::{Access, Call};
 use crate::store::blob_store::BlobStore;
 use crate::store::content::{Block, BlockRun, Content, Piece};
 use crate::store::error::ServiceError;
@@ -19,7 +19,7 @@ pub(super) fn append_block(store: &BlobStore, call: &Call<'_>) -> Result<Reply, 
     let position = headers::number(call.headers, "x-ms-blob-condition-appendpos")?;
     let content = store.keep(call.body.clone())?;
     let name = call.blob()?;
-    let (version, at, count) = call.change(store, |container, state, blob| {
+    let (version, at, count) = call.change(store, Access::Append, |container, state, blob| {
         if blob.kind != BlobKind::Append {
             return Err(ServiceError::invalid_blob_type());
         }
@@ -55,7 +55,7 @@ pub(super) fn put_page(store: &BlobStore, call: &Call<'_>) -> Result<Reply, Serv
     let checked = headers::check_body(call.headers, "content-md5", "x-ms-content-crc64", &call.body)?;
     let body = store.keep(call.body.clone())?;
     let name = call.blob()?;
-    let version = call.change(store, |container, state, blob| {
+    let version = call.change(store, Access::Modify, |container, state, blob| {
         if blob.kind != BlobKind::Page {
             return Err(ServiceError::invalid_blob_type());
         }

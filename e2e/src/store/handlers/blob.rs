@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use http::{HeaderValue, Method};
 
-use super::call::Call;
+use super::attributes::{attributes, tier};
+use super::call::{Access, Call};
+use super::history;
 use super::lease::{lease_reply, with_lease};
-use super::tier::tier;
 use crate::store::blob_store::{BlobStore, folder_failed};
 use crate::store::condition::{Conditions, Kind};
 use crate::store::content::{Block, BlockRun, Content, Piece};
@@ -16,7 +16,7 @@ use crate::store::encoding::{base64, unbase64};
 use crate::store::error::ServiceError;
 use crate::store::headers::{self, AskedRange, Checked, ContentHeaders};
 use crate::store::reply::Reply;
-use crate::store::state::{Blob, BlobKind};
+use crate::store::state::{Blob, BlobKind, CopyStatus, Reason};
 
 /// Put Blob's limit.
 const MAX_PUT: u64 = 5_000 << 20;
@@ -46,7 +46,7 @@ pub(super) fn put(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceEr
     }
     let mut stored = ContentHeaders::of_put(call.headers)?;
     let metadata = headers::metadata(call.headers)?;
-    let tier = tier(call)?;
+    let attributes = attributes(call)?;
     let mut checked = headers::check_body(call.headers, "content-md5", "x-ms-content-crc64", &call.body)?;
     if kind == BlobKind::Block {
         check_stored_md5(&mut stored, &mut checked, &call.body)?;
@@ -67,7 +67,7 @@ pub(super) fn put(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceEr
     let container = call.container(store)?;
     let blob_name = call.blob()?;
     let version = container.with_slot(blob_name, |state| {
-        call.check_create(&conditions, state)?;
+        call.check_create(&container, &conditions, state)?;
         let version = store.clock.next();
         let blob = Blob {
             version,
@@ -77,9 +77,9 @@ pub(super) fn put(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceEr
             headers: stored,
             metadata: Arc::new(metadata),
             copy: None,
-            tier,
+            attributes,
         };
-        store.commit(&container, blob_name, state, blob)?;
+        store.replace(&container, blob_name, state, blob)?;
         state.uncommitted = BTreeMap::new();
         Ok::<_, ServiceError>(version)
     })?;
@@ -152,10 +152,45 @@ fn properties(blob: &Blob, lease: &crate::store::lease::Shown) -> Reply {
     if let Some(copy) = &blob.copy {
         reply.set("x-ms-copy-id", &copy.id);
         reply.set("x-ms-copy-source", &copy.source);
-        reply.set("x-ms-copy-status", "success");
-        reply.set("x-ms-copy-completion-time", &copy.completed);
-        let len = blob.content.len();
-        reply.set("x-ms-copy-progress", format!("{len}/{len}"));
+        reply.set("x-ms-copy-status", copy.status.name());
+        if !copy.completed.is_empty() {
+            reply.set("x-ms-copy-completion-time", &copy.completed);
+        }
+        reply.set(
+            "x-ms-copy-progress",
+            format!("{}/{}", blob.content.len(), copy.total),
+        );
+        if copy.status == CopyStatus::Failed {
+            reply.set(
+                "x-ms-copy-status-description",
+                "500 InternalServerError \"Copy failed.\"",
+            );
+        }
+    }
+    let attributes = &blob.attributes;
+    if !attributes.tags.is_empty() {
+        reply.set("x-ms-tag-count", attributes.tags.len().to_string());
+    }
+    reply = reply
+        .maybe("x-ms-encryption-scope", attributes.encryption.scope.as_deref())
+        .maybe(
+            "x-ms-encryption-key-sha256",
+            attributes.encryption.key_sha256.as_deref(),
+        );
+    if let Some(until) = attributes.protection.until {
+        reply.set(
+            "x-ms-immutability-policy-until-date",
+            httpdate::fmt_http_date(until),
+        );
+        let mode = if attributes.protection.locked {
+            "locked"
+        } else {
+            "unlocked"
+        };
+        reply.set("x-ms-immutability-policy-mode", mode);
+    }
+    if attributes.protection.legal_hold {
+        reply.set("x-ms-legal-hold", "true");
     }
     headers::put_metadata(&mut reply.headers, &blob.metadata);
     reply
@@ -163,17 +198,25 @@ fn properties(blob: &Blob, lease: &crate::store::lease::Shown) -> Reply {
 
 /// Get Blob and Get Blob Properties.
 pub(super) fn get(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceError> {
-    let (blob, lease) = call.read(store)?;
+    let (blob, lease) = call.read(store, *call.method == Method::GET)?;
     let len = blob.content.len();
     let mut reply = properties(&blob, &lease);
+    if call.settings.versioning {
+        reply.set("x-ms-version-id", blob.version.id());
+        if call.past_id().is_none() {
+            reply.set("x-ms-is-current-version", "true");
+        }
+    }
     if *call.method == Method::HEAD {
         reply
             .headers
             .insert(http::header::CONTENT_LENGTH, HeaderValue::from(len));
-        reply.set("x-ms-access-tier", blob.tier.as_deref().unwrap_or("Hot"));
-        if blob.tier.is_none() {
+        let tier = blob.attributes.tier_at(call.now);
+        reply.set("x-ms-access-tier", tier.unwrap_or("Hot"));
+        if tier.is_none() {
             reply.set("x-ms-access-tier-inferred", "true");
         }
+        reply = reply.maybe("x-ms-archive-status", blob.attributes.archive_status(call.now));
         if let Some(md5) = &blob.headers.md5 {
             reply.set("content-md5", md5);
         }
@@ -232,21 +275,30 @@ pub(super) fn get(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceEr
 
 /// Get Blob Metadata.
 pub(super) fn get_metadata(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceError> {
-    let (blob, _) = call.read(store)?;
+    let (blob, _) = call.read(store, false)?;
     let mut reply = Reply::new(200).version(blob.version);
     headers::put_metadata(&mut reply.headers, &blob.metadata);
     Ok(reply)
 }
 
-/// Replaces the blob by a changed copy of itself with a new version.
-fn alter(store: &BlobStore, call: &Call<'_>, apply: impl FnOnce(&mut Blob)) -> Result<Reply, ServiceError> {
+/// Replaces the blob by a changed copy of itself with a new version; `keep`: the account may want to keep the one
+/// before.
+fn alter(
+    store: &BlobStore,
+    call: &Call<'_>,
+    keep: bool,
+    apply: impl FnOnce(&mut Blob),
+) -> Result<Reply, ServiceError> {
     let name = call.blob()?;
-    let version = call.change(store, |container, state, blob| {
+    let version = call.change(store, Access::Modify, |container, state, blob| {
         let mut next = (*blob).clone();
         apply(&mut next);
         next.version = store.clock.next();
         let version = next.version;
         store.commit(container, name, state, next)?;
+        if keep && call.settings.versioning {
+            store.retire(state, Some(blob));
+        }
         Ok(version)
     })?;
     Ok(Reply::new(200).version(version))
@@ -255,41 +307,65 @@ fn alter(store: &BlobStore, call: &Call<'_>, apply: impl FnOnce(&mut Blob)) -> R
 /// Set Blob Metadata.
 pub(super) fn set_metadata(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceError> {
     let metadata = headers::metadata(call.headers)?;
-    alter(store, call, |blob| blob.metadata = Arc::new(metadata))
+    alter(store, call, true, |blob| blob.metadata = Arc::new(metadata))
         .map(|reply| reply.header("x-ms-request-server-encrypted", "true"))
 }
 
 /// Set Blob Properties: all content headers at once; those not given are cleared.
 pub(super) fn set_properties(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceError> {
     let stored = ContentHeaders::of(call.headers)?;
-    alter(store, call, |blob| blob.headers = stored)
+    alter(store, call, false, |blob| blob.headers = stored)
 }
 
-/// Set Blob Tier: the version stays.
+/// Set Blob Tier: the version stays. An archived blob is rehydrated, which takes hours (REST: "Set Blob Tier").
 pub(super) fn set_tier(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceError> {
     let tier = tier(call)?.ok_or_else(|| ServiceError::missing_header("x-ms-access-tier"))?;
     let name = call.blob()?;
-    call.change(store, |container, state, blob| {
+    let rehydrates = call.change(store, Access::Tier, |container, state, blob| {
         let mut next = (*blob).clone();
-        next.tier = Some(tier);
-        store.commit(container, name, state, next)
+        let rehydrates = next.attributes.set_tier(tier, call.now);
+        store.commit(container, name, state, next)?;
+        Ok(rehydrates)
     })?;
-    Ok(Reply::new(200))
+    Ok(Reply::new(if rehydrates { 202 } else { 200 }))
 }
 
-/// Delete Blob; there are no snapshots that could stand in the way.
+/// Delete Blob. Snapshots stand in the way unless the request says what becomes of them (REST: "Delete Blob").
 pub(super) fn delete(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceError> {
     let name = call.blob()?;
-    call.change(store, |container, state, _| {
+    if call.past_id().is_some() {
+        return history::delete(store, call);
+    }
+    let snapshots = headers::text(call.headers, "x-ms-delete-snapshots").map(str::to_ascii_lowercase);
+    let permanent = call.change(store, Access::Delete, |container, state, blob| {
+        let only = match snapshots.as_deref() {
+            None if state.has_snapshots() => return Err(ServiceError::snapshots_present()),
+            None | Some("include") => false,
+            Some("only") => true,
+            Some(other) => return Err(ServiceError::invalid_header("x-ms-delete-snapshots", other)),
+        };
+        let kept = call.settings.soft_delete;
+        for past in state
+            .history
+            .iter_mut()
+            .filter(|past| past.reason == Reason::Snapshot)
+        {
+            past.reason = Reason::Deleted(call.now + kept.unwrap_or_default());
+        }
+        state.expire(call.now);
+        if only {
+            return Ok(kept.is_none());
+        }
         if let Some(folder) = &store.folder {
             folder.remove_blob(&container.name, name).map_err(folder_failed)?;
         }
         state.blob = None;
+        store.retire(state, Some(blob));
         state.uncommitted = BTreeMap::new();
         state.lease = Default::default();
-        Ok(())
+        Ok(kept.is_none() && !call.settings.versioning)
     })?;
-    Ok(Reply::new(202).header("x-ms-delete-type-permanent", "true"))
+    Ok(Reply::new(202).header("x-ms-delete-type-permanent", permanent.to_string()))
 }
 
 /// Lease Blob: the version stays.
@@ -299,7 +375,7 @@ pub(super) fn lease(store: &BlobStore, call: &Call<'_>) -> Result<Reply, Service
         let state = state.ok_or_else(ServiceError::blob_not_found)?;
         let version = state.version().ok_or_else(ServiceError::blob_not_found)?;
         conditions.check(Some(version), Kind::Write)?;
-        let outcome = state.lease.act(call.headers, Instant::now())?;
+        let outcome = state.lease.act(call.headers, call.instant)?;
         Ok(lease_reply(outcome).version(version))
     })
 }

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::call::Call;
+use super::attributes::attributes;
+use super::call::{Access, Call};
 use super::source::Source;
-use super::tier::tier;
 use crate::store::blob_store::{BlobStore, folder_failed};
 use crate::store::condition::Conditions;
 use crate::store::content::{Block, BlockRun, Content};
@@ -48,7 +48,9 @@ fn stage(store: &BlobStore, call: &Call<'_>, content: Content) -> Result<(), Ser
     let container = call.container(store)?;
     let content = store.keep(content)?;
     container.with_slot(call.blob()?, |state| {
+        state.expire(call.now);
         call.check_lease(state, true)?;
+        call.guard(&container, state, Access::Overwrite)?;
         if state
             .blob
             .as_ref()
@@ -69,6 +71,7 @@ fn stage(store: &BlobStore, call: &Call<'_>, content: Content) -> Result<(), Ser
             content,
         });
         state.uncommitted.insert(id, block);
+        state.staged = Some(call.now);
         Ok(())
     })
 }
@@ -140,12 +143,12 @@ pub(super) fn put_list(store: &BlobStore, call: &Call<'_>) -> Result<Reply, Serv
     let wanted = parse_block_list(&call.body.joined().map_err(folder_failed)?)?;
     let stored = ContentHeaders::of(call.headers)?;
     let metadata = Arc::new(headers::metadata(call.headers)?);
-    let tier = tier(call)?;
+    let attributes = attributes(call)?;
     let conditions = Conditions::of(call.headers)?;
     let container = call.container(store)?;
     let name = call.blob()?;
     let version = container.with_slot(name, |state| {
-        call.check_create(&conditions, state)?;
+        call.check_create(&container, &conditions, state)?;
         if state
             .blob
             .as_ref()
@@ -163,9 +166,9 @@ pub(super) fn put_list(store: &BlobStore, call: &Call<'_>) -> Result<Reply, Serv
             headers: stored,
             metadata,
             copy: None,
-            tier,
+            attributes,
         };
-        store.commit(&container, name, state, blob)?;
+        store.replace(&container, name, state, blob)?;
         // Staged blocks the list did not take are gone.
         state.uncommitted = BTreeMap::new();
         Ok(version)
@@ -188,6 +191,10 @@ pub(super) fn get_list(store: &BlobStore, call: &Call<'_>) -> Result<Reply, Serv
     let conditions = Conditions::of(call.headers)?;
     let (blob, staged) = call.container(store)?.with_existing(call.blob()?, |state| {
         let state = state.ok_or_else(ServiceError::blob_not_found)?;
+        state.expire(call.now);
+        if state.blob.is_none() && state.uncommitted.is_empty() {
+            return Err(ServiceError::blob_not_found());
+        }
         if let Some(blob) = &state.blob {
             conditions.check(Some(blob.version), crate::store::condition::Kind::Read)?;
             if blob.kind != BlobKind::Block {

@@ -2,7 +2,6 @@
 
 use std::collections::btree_map::Entry;
 use std::sync::{Arc, PoisonError};
-use std::time::Instant;
 
 use http::HeaderMap;
 
@@ -14,6 +13,7 @@ use crate::store::error::ServiceError;
 use crate::store::headers::{self, Metadata};
 use crate::store::lease::{Lease, Resource};
 use crate::store::reply::Reply;
+use crate::store::settings::Immutability;
 use crate::store::state::{Container, ContainerState, PublicAccess};
 use crate::store::version::Version;
 use crate::store::xml::Xml;
@@ -79,6 +79,13 @@ pub(in crate::store) fn create(
     public: PublicAccess,
 ) -> Result<Version, ServiceError> {
     check_name(name)?;
+    let now = store.clock.now();
+    let mut deletions = store.deletions.lock().unwrap_or_else(PoisonError::into_inner);
+    deletions.retain(|_, done| now < *done);
+    if deletions.contains_key(name) {
+        return Err(ServiceError::container_being_deleted());
+    }
+    drop(deletions);
     let mut containers = store.containers.write().unwrap_or_else(PoisonError::into_inner);
     let Entry::Vacant(entry) = containers.entry(name.to_owned()) else {
         return Err(ServiceError::container_already_exists());
@@ -89,6 +96,7 @@ pub(in crate::store) fn create(
         metadata,
         public,
         lease: Lease::default(),
+        immutability: None,
     };
     if let Some(folder) = &store.folder {
         folder.save_container(name, &state).map_err(folder_failed)?;
@@ -102,17 +110,17 @@ pub(super) fn properties(store: &BlobStore, call: &Call<'_>) -> Result<Reply, Se
     let container = call.container(store)?;
     let mut state = container.lock();
     let id = headers::lease_id(call.headers)?;
-    state
-        .lease
-        .check(id, false, Resource::Container, Instant::now())?;
+    state.lease.check(id, false, Resource::Container, call.instant)?;
+    let policy = state.immutability;
+    let has = |which: fn(&Immutability) -> bool| policy.as_ref().is_some_and(which).to_string();
     let mut reply = Reply::new(200)
         .version(state.version)
         .maybe("x-ms-blob-public-access", public_name(state.public))
-        .header("x-ms-has-immutability-policy", "false")
-        .header("x-ms-has-legal-hold", "false")
+        .header("x-ms-has-immutability-policy", has(|policy| !policy.legal_hold))
+        .header("x-ms-has-legal-hold", has(|policy| policy.legal_hold))
         .header("x-ms-default-encryption-scope", "$account-encryption-key")
         .header("x-ms-deny-encryption-scope-override", "false");
-    reply = with_lease(reply, &state.lease.shown(Instant::now()));
+    reply = with_lease(reply, &state.lease.shown(call.instant));
     headers::put_metadata(&mut reply.headers, &state.metadata);
     Ok(reply)
 }
@@ -129,9 +137,7 @@ fn change(
     conditions.check(Some(state.version), Kind::Write)?;
     let id = headers::lease_id(call.headers)?;
     // A lease guards the container's deletion; an id given elsewhere must match.
-    state
-        .lease
-        .check(id, false, Resource::Container, Instant::now())?;
+    state.lease.check(id, false, Resource::Container, call.instant)?;
     let mut next = state.clone();
     apply(&mut next);
     next.version = store.clock.next();
@@ -174,7 +180,7 @@ pub(super) fn set_acl(store: &BlobStore, call: &Call<'_>) -> Result<Reply, Servi
     Ok(Reply::new(200).version(version))
 }
 
-/// Delete Container.
+/// Delete Container. The name is taken until the deletion is done (REST: "Delete Container", remarks).
 pub(super) fn delete(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceError> {
     let conditions = Conditions::of(call.headers)?;
     let name = call.container_name()?;
@@ -186,12 +192,18 @@ pub(super) fn delete(store: &BlobStore, call: &Call<'_>) -> Result<Reply, Servic
     let mut state = container.lock();
     conditions.check(Some(state.version), Kind::Write)?;
     let id = headers::lease_id(call.headers)?;
-    state.lease.check(id, true, Resource::Container, Instant::now())?;
+    state.lease.check(id, true, Resource::Container, call.instant)?;
     container.end(|| match &store.folder {
         Some(folder) => folder.remove_container(name).map_err(folder_failed),
         None => Ok(()),
     })?;
     containers.remove(name);
+    let done = call.now + call.settings.container_deletion;
+    store
+        .deletions
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert(name.to_owned(), done);
     Ok(Reply::new(202))
 }
 
@@ -201,6 +213,6 @@ pub(super) fn lease(store: &BlobStore, call: &Call<'_>) -> Result<Reply, Service
     let container = call.container(store)?;
     let mut state = container.lock();
     conditions.check(Some(state.version), Kind::Write)?;
-    let outcome = state.lease.act(call.headers, Instant::now())?;
+    let outcome = state.lease.act(call.headers, call.instant)?;
     Ok(lease_reply(outcome).version(state.version))
 }

@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::call::Call;
 use super::paging::{decode_marker, encode_marker, endpoint, max_results};
+use crate::store::aids::Fault;
 use crate::store::blob_store::BlobStore;
 use crate::store::error::ServiceError;
 use crate::store::headers::Metadata;
 use crate::store::lease::Shown;
 use crate::store::reply::Reply;
-use crate::store::state::{Blob, Slot};
+use crate::store::state::{Blob, Past, Reason, Slot, SlotState};
+use crate::store::tags;
 use crate::store::xml::Xml;
 
 /// One line of a page.
@@ -95,6 +97,10 @@ pub(super) fn list(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceE
     let delimiter = query.get("delimiter").unwrap_or_default();
     let marker = query.get("marker").unwrap_or_default();
     let max = max_results(query)?;
+    let entries = match call.fault {
+        Some(Fault::ShortPage { entries }) => max.min(*entries),
+        _ => max,
+    };
     let start = match marker {
         "" => String::new(),
         marker => decode_marker(marker)?,
@@ -105,24 +111,29 @@ pub(super) fn list(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceE
             .split(',')
             .any(|item| item.trim().eq_ignore_ascii_case(what))
     };
-    let (with_metadata, with_uncommitted) = (included("metadata"), included("uncommittedblobs"));
+    check_include(include, call)?;
+    let show = Show {
+        metadata: included("metadata"),
+        uncommitted: included("uncommittedblobs"),
+        snapshots: included("snapshots"),
+        versions: included("versions"),
+        deleted: included("deleted"),
+        tags: included("tags"),
+        permissions: included("permissions"),
+    };
     let container = call.container(store)?;
-    let now = Instant::now();
+    let now = call.instant;
     let (lines, next) = page(
         &container.read(),
         prefix,
         delimiter,
         &start,
-        max,
+        entries,
         |slot: &Arc<Slot>| {
-            let state = slot.lock();
-            match &state.blob {
-                Some(blob) => Some((Some(blob.clone()), state.lease.shown(now))),
-                None if with_uncommitted && !state.uncommitted.is_empty() => {
-                    Some((None, state.lease.shown(now)))
-                }
-                None => None,
-            }
+            let mut state = slot.lock();
+            state.expire(call.now);
+            let entries = entries_of(&state, &show, now);
+            (!entries.is_empty()).then_some(entries)
         },
     );
     let mut xml = Xml::new();
@@ -153,17 +164,10 @@ pub(super) fn list(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceE
                 xml.name("Name", &name);
                 xml.close("BlobPrefix");
             }
-            Line::Blob(name, (blob, lease)) => {
-                xml.open("Blob");
-                xml.name("Name", &name);
-                xml.open("Properties");
-                properties(&mut xml, blob.as_deref(), &lease);
-                xml.close("Properties");
-                if with_metadata && let Some(blob) = &blob {
-                    metadata(&mut xml, &blob.metadata);
+            Line::Blob(name, entries) => {
+                for entry in entries {
+                    write(&mut xml, &name, &entry, &show, call);
                 }
-                xml.text("OrMetadata", "");
-                xml.close("Blob");
             }
         }
     }
@@ -174,6 +178,121 @@ pub(super) fn list(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceE
     );
     xml.close("EnumerationResults");
     Ok(Reply::xml(200, xml.finish()))
+}
+
+/// What a listing is asked to show.
+struct Show {
+    metadata: bool,
+    uncommitted: bool,
+    snapshots: bool,
+    versions: bool,
+    deleted: bool,
+    tags: bool,
+    permissions: bool,
+}
+
+/// One `<Blob>` of a name.
+struct Entry {
+    /// None: staged blocks and nothing committed.
+    blob: Option<Arc<Blob>>,
+    /// None: the current one.
+    past: Option<Past>,
+    lease: Shown,
+}
+
+/// The words of `include` (REST: "List Blobs"). A flat account has no permissions to show.
+fn check_include(include: &str, call: &Call<'_>) -> Result<(), ServiceError> {
+    for word in include.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+        match word.to_ascii_lowercase().as_str() {
+            "metadata"
+            | "uncommittedblobs"
+            | "snapshots"
+            | "versions"
+            | "deleted"
+            | "tags"
+            | "copy"
+            | "immutabilitypolicy"
+            | "legalhold"
+            | "deletedwithversions" => {}
+            "permissions" if call.settings.hierarchical => {}
+            _ => return Err(ServiceError::invalid_query("include", include)),
+        }
+    }
+    Ok(())
+}
+
+fn entries_of(state: &SlotState, show: &Show, now: Instant) -> Vec<Entry> {
+    let lease = state.lease.shown(now);
+    let wanted = |past: &&Past| match past.reason {
+        Reason::Snapshot => show.snapshots,
+        Reason::Version => show.versions,
+        Reason::Deleted(_) => show.deleted,
+    };
+    let past = state.history.iter().filter(wanted);
+    let mut entries: Vec<Entry> = past
+        .map(|past| Entry {
+            blob: Some(past.blob.clone()),
+            past: Some(past.clone()),
+            lease,
+        })
+        .collect();
+    match &state.blob {
+        Some(blob) => entries.push(Entry {
+            blob: Some(blob.clone()),
+            past: None,
+            lease,
+        }),
+        None if show.uncommitted && !state.uncommitted.is_empty() => {
+            entries.push(Entry {
+                blob: None,
+                past: None,
+                lease,
+            });
+        }
+        None => {}
+    }
+    entries
+}
+
+fn write(xml: &mut Xml, name: &str, entry: &Entry, show: &Show, call: &Call<'_>) {
+    xml.open("Blob");
+    xml.name("Name", name);
+    match &entry.past {
+        Some(past) if past.reason == Reason::Snapshot => xml.text("Snapshot", &past.id),
+        Some(past) if past.reason == Reason::Version => xml.text("VersionId", &past.id),
+        Some(past) => {
+            xml.text("Deleted", "true");
+            xml.text("VersionId", &past.id);
+        }
+        None => {
+            if show.versions
+                && call.settings.versioning
+                && let Some(blob) = &entry.blob
+            {
+                xml.text("VersionId", &blob.version.id());
+                xml.text("IsCurrentVersion", "true");
+            }
+        }
+    }
+    xml.open("Properties");
+    properties(xml, entry.blob.as_deref(), &entry.lease, call.now);
+    if show.permissions {
+        xml.text("Owner", "$superuser");
+        xml.text("Group", "$superuser");
+        xml.text("Permissions", "rw-r-----");
+        xml.text("Acl", "user::rw-,group::r--,other::---");
+    }
+    xml.close("Properties");
+    if let Some(blob) = &entry.blob {
+        if show.metadata {
+            metadata(xml, &blob.metadata);
+        }
+        if show.tags && !blob.attributes.tags.is_empty() {
+            tags::write(xml, &blob.attributes.tags);
+        }
+    }
+    xml.text("OrMetadata", "");
+    xml.close("Blob");
 }
 
 /// `<Metadata>`.
@@ -189,7 +308,7 @@ pub(super) fn metadata(xml: &mut Xml, metadata: &Metadata) {
     xml.close("Metadata");
 }
 
-fn properties(xml: &mut Xml, blob: Option<&Blob>, lease: &Shown) {
+fn properties(xml: &mut Xml, blob: Option<&Blob>, lease: &Shown, now: SystemTime) {
     let Some(blob) = blob else {
         // Staged blocks and nothing committed.
         xml.text("Content-Length", "0");
@@ -216,9 +335,19 @@ fn properties(xml: &mut Xml, blob: Option<&Blob>, lease: &Shown) {
     xml.text("Cache-Control", &text(&stored.cache_control));
     xml.text("Content-Disposition", &text(&stored.disposition));
     xml.text("BlobType", blob.kind.name());
-    xml.text("AccessTier", blob.tier.as_deref().unwrap_or("Hot"));
-    if blob.tier.is_none() {
+    let tier = blob.attributes.tier_at(now);
+    xml.text("AccessTier", tier.unwrap_or("Hot"));
+    if tier.is_none() {
         xml.text("AccessTierInferred", "true");
+    }
+    if let Some(status) = blob.attributes.archive_status(now) {
+        xml.text("ArchiveStatus", &status);
+    }
+    if let Some(scope) = &blob.attributes.encryption.scope {
+        xml.text("EncryptionScope", scope);
+    }
+    if !blob.attributes.tags.is_empty() {
+        xml.text("TagCount", &blob.attributes.tags.len().to_string());
     }
     xml.text("LeaseStatus", lease.status);
     xml.text("LeaseState", lease.state);

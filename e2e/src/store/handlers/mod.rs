@@ -1,17 +1,20 @@
 //! The operations, one function each.
 
 mod append;
+mod attributes;
 mod blob;
 mod block;
 mod call;
 pub(super) mod container;
-mod copy;
+pub(super) mod copy;
+mod history;
 mod lease;
 mod list;
 mod paging;
+mod protection;
 mod service;
 mod source;
-mod tier;
+mod tags;
 
 pub(super) use self::call::Call;
 
@@ -26,7 +29,7 @@ pub(super) fn dispatch(store: &BlobStore, call: &Call<'_>) -> Result<Reply, Serv
     match call.operation {
         ListContainers => service::list_containers(store, call),
         GetServiceProperties => service::properties(),
-        GetAccountInformation => service::account_information(),
+        GetAccountInformation => service::account_information(call),
         CreateContainer => container::create_call(store, call),
         GetContainerProperties => container::properties(store, call),
         SetContainerMetadata => container::set_metadata(store, call),
@@ -46,6 +49,13 @@ pub(super) fn dispatch(store: &BlobStore, call: &Call<'_>) -> Result<Reply, Serv
         SetBlobMetadata => blob::set_metadata(store, call),
         SetBlobProperties => blob::set_properties(store, call),
         SetBlobTier => blob::set_tier(store, call),
+        SnapshotBlob => history::snapshot(store, call),
+        UndeleteBlob => history::undelete(store, call),
+        GetBlobTags => tags::get(store, call),
+        SetBlobTags => tags::set(store, call),
+        SetImmutabilityPolicy => protection::set_policy(store, call),
+        DeleteImmutabilityPolicy => protection::delete_policy(store, call),
+        SetLegalHold => protection::set_legal_hold(store, call),
         DeleteBlob => blob::delete(store, call),
         CopyBlob => copy::copy(store, call),
         AbortCopyBlob => copy::abort(store, call),

@@ -1,7 +1,6 @@
 //! Operations on the account: List Containers, service properties, account information.
 
 use std::sync::PoisonError;
-use std::time::Instant;
 
 use super::call::Call;
 use super::paging::{decode_marker, encode_marker, endpoint, max_results};
@@ -38,7 +37,7 @@ pub(super) fn list_containers(store: &BlobStore, call: &Call<'_>) -> Result<Repl
         .take_while(|(name, _)| name.starts_with(prefix));
     for (name, container) in names.by_ref().take(max) {
         let state = container.lock();
-        let lease = state.lease.shown(Instant::now());
+        let lease = state.lease.shown(call.instant);
         xml.open("Container");
         xml.text("Name", name);
         xml.open("Properties");
@@ -87,10 +86,10 @@ pub(super) fn properties() -> Result<Reply, ServiceError> {
     Ok(Reply::xml(200, body))
 }
 
-/// Get Account Information: a flat (not hierarchical) general-purpose account.
-pub(super) fn account_information() -> Result<Reply, ServiceError> {
+/// Get Account Information: a general-purpose account.
+pub(super) fn account_information(call: &Call<'_>) -> Result<Reply, ServiceError> {
     Ok(Reply::new(200)
         .header("x-ms-sku-name", "Standard_LRS")
         .header("x-ms-account-kind", "StorageV2")
-        .header("x-ms-is-hns-enabled", "false"))
+        .header("x-ms-is-hns-enabled", call.settings.hierarchical.to_string()))
 }

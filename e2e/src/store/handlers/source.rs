@@ -7,6 +7,7 @@ use http::{HeaderMap, Method, Uri};
 
 use super::call::Call;
 use crate::store::address::Target;
+use crate::store::attributes::Availability;
 use crate::store::auth::{Grant, Presented};
 use crate::store::blob_store::BlobStore;
 use crate::store::condition::{Conditions, Kind};
@@ -82,6 +83,9 @@ impl Source {
             .with_existing(blob_name, |state| state.and_then(|state| state.blob.clone()))
             .ok_or_else(missing)?;
         Conditions::of_source(call.headers)?.check(Some(blob.version), Kind::Source)?;
+        if blob.attributes.availability(call.now) != Availability::Online {
+            return Err(ServiceError::blob_archived());
+        }
         Ok(Self {
             blob,
             url: text.split('?').next().unwrap_or_default().to_owned(),
