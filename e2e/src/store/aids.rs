@@ -90,13 +90,14 @@ pub enum Fault {
     /// Executed and answered, and a second copy of it is on its way (a proxy that repeated it):
     /// [`BlobStore::execute_late`](super::BlobStore::execute_late) executes that one.
     Doubled,
-    /// A listing answers at most this many entries (zero: none at all) and a marker, as the service does when it
-    /// crosses a boundary of its partitions.
+    /// A listing answers at most this many entries (zero: none at all) and a marker, as the service does when
+    /// it crosses a boundary of its partitions.
     ShortPage {
         /// Entries of the page.
         entries: usize,
     },
-    /// A Copy Blob is accepted and stays pending until [`BlobStore::end_copies`](super::BlobStore::end_copies).
+    /// A Copy Blob is accepted and stays pending until
+    /// [`BlobStore::end_copies`](super::BlobStore::end_copies).
     PendingCopy,
     /// Executed after this long.
     Delay(Duration),

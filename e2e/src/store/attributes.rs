@@ -9,8 +9,8 @@ use super::tags::Tags;
 /// How long a rehydration takes by the store's clock: the service says up to 15 hours at standard priority.
 const REHYDRATION: Duration = Duration::from_secs(15 * 3600);
 
-/// What a blob has beside content, headers and metadata. A write that does not send one of them clears it, as the
-/// service does.
+/// What a blob has beside content, headers and metadata. A write that does not send one of them clears it, as
+/// the service does.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Attributes {
     /// Index tags.

@@ -164,7 +164,8 @@ answers! {
     metadata_too_large = 400 "MetadataTooLarge"
         "The metadata specified exceeds the maximum permissible limit (8KB).";
     empty_metadata_key = 400 "EmptyMetadataKey" "The key for one of the metadata key-value pairs is empty.";
-    invalid_tags = 400 "InvalidTags" "The tags specified are invalid. It contains characters that are not permitted.";
+    invalid_tags = 400 "InvalidTags"
+        "The tags specified are invalid. It contains characters that are not permitted.";
     invalid_metadata = 400 "InvalidMetadata"
         "The specified metadata is invalid. It includes characters that are not permitted.";
     /// 401 with `WWW-Authenticate`: nothing was presented at all.

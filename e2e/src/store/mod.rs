@@ -1,14 +1,15 @@
 //! Embedded blob store: the Blob REST calls the client uses, in memory with an optional folder behind it.
 //!
-//! [`BlobStore::execute`] is the service itself; [`BlobStore::serve`] puts HTTP/1.1 in front of it. What differs
-//! from the service is listed here: metadata names come back in lower case (HTTP libraries fold header names); the
-//! MD5 of a body that came without one is computed for small bodies only (256 KiB), so that a benchmark does not
-//! measure MD5; page and append blobs exist so that tests can make foreign blobs; snapshots, versions and what was
-//! deleted live in memory only, and all entries of one name stand on one page of a listing; encryption scopes and
-//! customer keys are kept by name and encrypt nothing; stored access policies and user delegation keys do not exist
-//! and are answered with 501 or an authentication error; the name of a deleted container is free at once unless
-//! [`AccountSettings`] say otherwise; a hierarchical namespace is a word of the account, folders are not made real;
-//! blob names are taken as they come, where the service turns `\` into `/` and drops a `.` at the end of a segment.
+//! [`BlobStore::execute`] is the service itself; [`BlobStore::serve`] puts HTTP/1.1 in front of it. What
+//! differs from the service is listed here: metadata names come back in lower case (HTTP libraries fold
+//! header names); the MD5 of a body that came without one is computed for small bodies only (256 KiB), so
+//! that a benchmark does not measure MD5; page and append blobs exist so that tests can make foreign blobs;
+//! snapshots, versions and what was deleted live in memory only, and all entries of one name stand on one
+//! page of a listing; encryption scopes and customer keys are kept by name and encrypt nothing; stored access
+//! policies and user delegation keys do not exist and are answered with 501 or an authentication error; the
+//! name of a deleted container is free at once unless [`AccountSettings`] say otherwise; a hierarchical
+//! namespace is a word of the account, folders are not made real; blob names are taken as they come, where
+//! the service turns `\` into `/` and drops a `.` at the end of a segment.
 
 mod address;
 mod aids;
@@ -156,8 +157,9 @@ impl BlobStore {
         handlers::copy::end(self, success)
     }
 
-    /// Puts the store's clock forward: leases end, staged blocks grow old, deletions and rehydrations get done, and
-    /// what is written from now on is newer. Signatures are still checked against the machine's clock.
+    /// Puts the store's clock forward: leases end, staged blocks grow old, deletions and rehydrations get
+    /// done, and what is written from now on is newer. Signatures are still checked against the machine's
+    /// clock.
     pub fn advance_clock(&self, by: Duration) {
         self.clock.advance(by);
     }

@@ -14,8 +14,8 @@ pub struct AccountSettings {
     pub versioning: bool,
     /// Deleted (without versioning: and overwritten) blobs can be restored for this long.
     pub soft_delete: Option<Duration>,
-    /// How long the name of a deleted container stays taken (ContainerBeingDeleted). The service needs at least
-    /// half a minute; here the name is free at once unless a test says otherwise.
+    /// How long the name of a deleted container stays taken (ContainerBeingDeleted). The service needs at
+    /// least half a minute; here the name is free at once unless a test says otherwise.
     pub container_deletion: Duration,
 }
 

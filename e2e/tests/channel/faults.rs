@@ -417,8 +417,8 @@ async fn faults_by_the_control_file() {
     );
 }
 
-/// What the host executes after its caller has given up: the caller of the channel is told that it may have been
-/// executed, and it is, later.
+/// What the host executes after its caller has given up: the caller of the channel is told that it may have
+/// been executed, and it is, later.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_postponed_request_is_executed_when_it_is_released() {
     let fixture = Fixture::new();

@@ -127,6 +127,26 @@ fn each_file_begins_with_what_it_is() {
 }
 
 #[test]
+fn no_file_is_two_files() {
+    none(
+        &files()
+            .iter()
+            .filter_map(|(file, text)| too_long(file, text))
+            .collect::<Vec<_>>(),
+    );
+}
+
+#[test]
+fn no_line_is_too_wide() {
+    none(
+        &files()
+            .iter()
+            .flat_map(|(file, text)| too_wide(file, text))
+            .collect::<Vec<_>>(),
+    );
+}
+
+#[test]
 fn the_rules_can_fail() {
     let file = Path::new("node-plugin/src/x.rs");
     let lines = |count: usize| "//! What it is.\n".repeat(count);

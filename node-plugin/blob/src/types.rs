@@ -81,8 +81,8 @@ pub struct Properties {
     pub metadata: Metadata,
     /// `Content-Type`, as stored.
     pub content_type: Option<String>,
-    /// `Content-MD5`, as stored: of the whole blob. The service computes it for Put Blob; for Put Block List it is
-    /// whatever the writer said.
+    /// `Content-MD5`, as stored: of the whole blob. The service computes it for Put Blob; for Put Block List
+    /// it is whatever the writer said.
     pub content_md5: Option<String>,
     /// `x-ms-creation-time`, whole seconds.
     pub created: Option<SystemTime>,

@@ -1,4 +1,5 @@
-//! Mounts an empty container in memory at a directory, until standard input ends: for running tools against the file system alone.
+//! Mounts an empty container in memory at a directory, until standard input ends: for running tools against
+//! the file system alone.
 //!
 //! `cargo run -p blob-fs --example memory_mount -- /mnt/test`
 

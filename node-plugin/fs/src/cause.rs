@@ -1,5 +1,5 @@
-//! Why an operation fails: on its way up an error becomes a number; what it said is kept for the operation's one line of
-//! the log.
+//! Why an operation fails: on its way up an error becomes a number; what it said is kept for the operation's
+//! one line of the log.
 
 use std::cell::RefCell;
 use std::error::Error;

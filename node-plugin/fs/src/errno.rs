@@ -98,7 +98,8 @@ impl From<blob_client::Error> for Errno {
     }
 }
 
-/// The number for an error. What it says is kept for the log's line on the operation: the number alone says too little.
+/// The number for an error. What it says is kept for the log's line on the operation: the number alone says
+/// too little.
 fn report(error: &blob_client::Error) -> Errno {
     let errno = Errno::from(error);
     if !errno.is_trouble() {

@@ -1,5 +1,5 @@
-//! Log lines that programs on a volume can provoke: the first few of a kind, then one a minute that says how many were
-//! left out.
+//! Log lines that programs on a volume can provoke: the first few of a kind, then one a minute that says how
+//! many were left out.
 
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -68,15 +68,15 @@ impl Limit {
     }
 }
 
-/// Whether a line of this kind may be written now for this volume (by the number of its share of the budget; 0 for what
-/// belongs to none).
+/// Whether a line of this kind may be written now for this volume (by the number of its share of the budget;
+/// 0 for what belongs to none).
 pub(crate) fn allow(kind: impl Into<Kind>, volume: usize) -> Option<Allowed> {
     static LIMIT: LazyLock<Limit> = LazyLock::new(Limit::default);
     LIMIT.allow(kind.into(), volume, Instant::now())
 }
 
-/// `limited!(warn, volume, "message", fields of tracing)`: a line of the log, unless there were too many with this
-/// message; with `kind => "message"`, unless there were too many of this kind.
+/// `limited!(warn, volume, "message", fields of tracing)`: a line of the log, unless there were too many with
+/// this message; with `kind => "message"`, unless there were too many of this kind.
 macro_rules! limited {
     ($level:ident, $volume:expr, $message:literal $(, $($field:tt)*)?) => {
         $crate::log_limit::limited!($level, $volume, $message => $message $(, $($field)*)?)

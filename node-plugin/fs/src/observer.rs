@@ -116,8 +116,8 @@ pub struct Ended {
     pub bytes: u64,
 }
 
-/// Is told of each operation of a volume. Called between an operation's end and its answer: an implementation must be
-/// quick and must not block.
+/// Is told of each operation of a volume. Called between an operation's end and its answer: an implementation
+/// must be quick and must not block.
 pub trait Observer: Send + Sync + std::fmt::Debug {
     /// An operation has ended.
     fn ended(&self, operation: &Ended);

@@ -281,8 +281,8 @@ pub(super) fn get_metadata(store: &BlobStore, call: &Call<'_>) -> Result<Reply, 
     Ok(reply)
 }
 
-/// Replaces the blob by a changed copy of itself with a new version; `keep`: the account may want to keep the one
-/// before.
+/// Replaces the blob by a changed copy of itself with a new version; `keep`: the account may want to keep the
+/// one before.
 fn alter(
     store: &BlobStore,
     call: &Call<'_>,
@@ -317,7 +317,8 @@ pub(super) fn set_properties(store: &BlobStore, call: &Call<'_>) -> Result<Reply
     alter(store, call, false, |blob| blob.headers = stored)
 }
 
-/// Set Blob Tier: the version stays. An archived blob is rehydrated, which takes hours (REST: "Set Blob Tier").
+/// Set Blob Tier: the version stays. An archived blob is rehydrated, which takes hours (REST: "Set Blob
+/// Tier").
 pub(super) fn set_tier(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceError> {
     let tier = tier(call)?.ok_or_else(|| ServiceError::missing_header("x-ms-access-tier"))?;
     let name = call.blob()?;
@@ -330,7 +331,8 @@ pub(super) fn set_tier(store: &BlobStore, call: &Call<'_>) -> Result<Reply, Serv
     Ok(Reply::new(if rehydrates { 202 } else { 200 }))
 }
 
-/// Delete Blob. Snapshots stand in the way unless the request says what becomes of them (REST: "Delete Blob").
+/// Delete Blob. Snapshots stand in the way unless the request says what becomes of them (REST: "Delete
+/// Blob").
 pub(super) fn delete(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceError> {
     let name = call.blob()?;
     if call.past_id().is_some() {

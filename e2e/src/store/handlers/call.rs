@@ -59,8 +59,8 @@ impl Call<'_> {
         let id = headers::lease_id(self.headers)?;
         state.lease.check(id, write, Resource::Blob, self.instant)
     }
-    /// Checks lease and conditions of a read, and gives the committed version, or the snapshot or version that the
-    /// URL names. `content`: its bytes are wanted, and not only what is told about it.
+    /// Checks lease and conditions of a read, and gives the committed version, or the snapshot or version
+    /// that the URL names. `content`: its bytes are wanted, and not only what is told about it.
     pub(super) fn read(&self, store: &BlobStore, content: bool) -> Result<(Arc<Blob>, Shown), ServiceError> {
         let conditions = Conditions::of(self.headers)?;
         self.container(store)?.with_existing(self.blob()?, |state| {
@@ -100,8 +100,8 @@ impl Call<'_> {
         let found = current.cloned().chain(kept.map(|past| past.blob.clone())).next();
         found.ok_or_else(ServiceError::blob_not_found)
     }
-    /// Runs `change` on an existing blob after its lease and conditions have been checked, and whether the blob may
-    /// be changed in this way at all.
+    /// Runs `change` on an existing blob after its lease and conditions have been checked, and whether the
+    /// blob may be changed in this way at all.
     pub(super) fn change<R>(
         &self,
         store: &BlobStore,

@@ -91,8 +91,8 @@ fn place(
     Ok((Reply::new(202).version(version), id))
 }
 
-/// Copy Blob and, with `x-ms-requires-sync: true`, Copy Blob From URL. Both are complete when answered, unless a
-/// fault rule leaves the first one pending.
+/// Copy Blob and, with `x-ms-requires-sync: true`, Copy Blob From URL. Both are complete when answered,
+/// unless a fault rule leaves the first one pending.
 pub(super) fn copy(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceError> {
     let synchronous = headers::flag(call.headers, "x-ms-requires-sync");
     let source = Source::find(store, call, !synchronous)?;
@@ -108,8 +108,8 @@ pub(super) fn copy(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceE
         .header("x-ms-copy-status", status.name()))
 }
 
-/// Ends all pending copies; how many there were. The target gets a new version: what the caller was told is the
-/// version of the empty blob at the beginning (REST: "Copy Blob", the header ETag).
+/// Ends all pending copies; how many there were. The target gets a new version: what the caller was told is
+/// the version of the empty blob at the beginning (REST: "Copy Blob", the header ETag).
 pub(in crate::store) fn end(store: &BlobStore, success: bool) -> usize {
     let pending = std::mem::take(&mut *store.copies.lock().unwrap_or_else(PoisonError::into_inner));
     let mut ended = 0;

@@ -41,7 +41,8 @@ pub(super) fn delete(store: &BlobStore, call: &Call<'_>) -> Result<Reply, Servic
     Ok(Reply::new(202))
 }
 
-/// Undelete Blob: what was deleted last is the blob again, unless there is one; its snapshots come back with it.
+/// Undelete Blob: what was deleted last is the blob again, unless there is one; its snapshots come back with
+/// it.
 pub(super) fn undelete(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceError> {
     let container = call.container(store)?;
     let name = call.blob()?;

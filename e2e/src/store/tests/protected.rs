@@ -71,8 +71,8 @@ fn copy(c: &Caller, from: &str, to: &str, more: &[(&str, &str)]) -> Answer {
     c.call("PUT", &format!("/box/{to}"), &headers, b"")
 }
 
-/// "Time-based retention policies for immutable blob data": a blob is written once, and then neither changed nor
-/// deleted. REST: "Blob Storage error codes" (BlobImmutableDueToPolicy, BlobImmutableDueToLegalHold).
+/// "Time-based retention policies for immutable blob data": a blob is written once, and then neither changed
+/// nor deleted. REST: "Blob Storage error codes" (BlobImmutableDueToPolicy, BlobImmutableDueToLegalHold).
 #[test]
 fn a_container_with_a_policy_takes_each_blob_once() {
     let c = Caller::new().with_container();

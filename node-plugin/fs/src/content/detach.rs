@@ -95,7 +95,9 @@ impl Core {
             Ok(_) => {}
             Err(error) if !reported => {
                 limited!(
-                    warn, self.env.share.id(), "memory is short and the data of a deleted file cannot be sent",
+                    warn,
+                    self.env.share.id(),
+                    "memory is short and the data of a deleted file cannot be sent",
                     %error
                 );
             }

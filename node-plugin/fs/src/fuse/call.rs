@@ -1,5 +1,5 @@
-//! One operation as the kernel asked for it, from its arrival to its answer: counted, traced, and written into the log
-//! with its path and its cause when something is wrong.
+//! One operation as the kernel asked for it, from its arrival to its answer: counted, traced, and written
+//! into the log with its path and its cause when something is wrong.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;

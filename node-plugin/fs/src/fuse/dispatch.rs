@@ -17,9 +17,9 @@ use crate::cause;
 use crate::errno::{Result, fail};
 use crate::tree::{Entry, Handle, Tree, Waits};
 
-/// After this long, a caller gets EIO. Requests to the service have deadlines of their own, much shorter; this one is
-/// for what nobody thought of, as a caller whose request is never answered cannot even be killed. Waiting for a
-/// directory that is being moved does not count: that has its own end.
+/// After this long, a caller gets EIO. Requests to the service have deadlines of their own, much shorter;
+/// this one is for what nobody thought of, as a caller whose request is never answered cannot even be killed.
+/// Waiting for a directory that is being moved does not count: that has its own end.
 pub(super) const DEADLINE: Duration = Duration::from_secs(120);
 /// The same for operations that move an amount of data nobody knows beforehand.
 pub(super) const LONG_DEADLINE: Duration = Duration::from_secs(900);
@@ -33,8 +33,8 @@ pub(crate) struct Adapter {
 }
 
 impl Adapter {
-    /// Runs an operation as a task and replies with its outcome, or EIO at the deadline; the operation itself is never
-    /// cut off half-way.
+    /// Runs an operation as a task and replies with its outcome, or EIO at the deadline; the operation itself
+    /// is never cut off half-way.
     pub(super) fn spawn<T, F>(
         &self,
         call: Call<'_>,
@@ -48,8 +48,8 @@ impl Adapter {
         self.spawn_or_undo(call, deadline, operation, reply, |_| std::future::ready(()));
     }
 
-    /// The same for an operation whose success the kernel would have to know of: `undo` gets what came after the
-    /// deadline.
+    /// The same for an operation whose success the kernel would have to know of: `undo` gets what came after
+    /// the deadline.
     pub(super) fn spawn_or_undo<T, F, U>(
         &self,
         call: Call<'_>,
@@ -110,7 +110,8 @@ impl Adapter {
         outcome
     }
 
-    /// A callback that does not take the loop thread down with it: on a panic, fuser answers EIO for the dropped reply.
+    /// A callback that does not take the loop thread down with it: on a panic, fuser answers EIO for the
+    /// dropped reply.
     pub(super) fn guard<'c>(&self, call: Call<'c>, callback: impl FnOnce(&Self, Call<'c>)) {
         let again = Call::on(call.operation(), call.node());
         if catch_unwind(AssertUnwindSafe(|| callback(self, call))).is_err() {

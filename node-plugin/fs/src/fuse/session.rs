@@ -13,7 +13,8 @@ use super::dispatch::Adapter;
 use super::mount::MAX_REQUEST;
 use crate::tree::Tree;
 
-/// Requests in the background that the kernel keeps under way (read-ahead, asynchronous direct I/O, releases).
+/// Requests in the background that the kernel keeps under way (read-ahead, asynchronous direct I/O,
+/// releases).
 const MAX_BACKGROUND: u16 = 256;
 /// Loop threads: enough for hits, and a second one for when the first copies.
 const LOOP_THREADS: usize = 2;
@@ -62,7 +63,8 @@ pub(super) fn negotiate(config: &mut KernelConfig) {
     if let Err(nearest) = config.set_max_background(MAX_BACKGROUND) {
         let _ = config.set_max_background(nearest);
     }
-    // Not ATOMIC_O_TRUNC: with it, the kernel has a file emptied before it notices that the file is being executed.
+    // Not ATOMIC_O_TRUNC: with it, the kernel has a file emptied before it notices that the file is being
+    // executed.
     let wanted = [
         InitFlags::FUSE_PARALLEL_DIROPS,
         InitFlags::FUSE_DO_READDIRPLUS,

@@ -148,7 +148,9 @@ impl HiddenBlobs {
                 && self.held().leases.contains_key(blob)
             {
                 limited!(
-                    warn, cause::volume(), "the lease of a deleted file that is still open could not be renewed",
+                    warn,
+                    cause::volume(),
+                    "the lease of a deleted file that is still open could not be renewed",
                     %error, blob
                 );
             }
@@ -173,7 +175,9 @@ impl HiddenBlobs {
             Ok(()) | Err(Error::BlobNotFound { .. }) => {}
             Err(error) => {
                 limited!(
-                    warn, cause::volume(), "a file deleted while open is still stored; a later mount deletes it",
+                    warn,
+                    cause::volume(),
+                    "a file deleted while open is still stored; a later mount deletes it",
                     %error, blob = hidden
                 );
             }

@@ -143,8 +143,9 @@ impl Adapter {
             if let Some(done) = this.now(&call, |tree| tree.write_now(&handle, at, data, kill)) {
                 return answer(done);
             }
-            // Never in the loop thread: what it would not read meanwhile are the reads and closes that make room. There
-            // are as many copies as programs that write at the same time, and the budget knows of them.
+            // Never in the loop thread: what it would not read meanwhile are the reads and closes that make
+            // room. There are as many copies as programs that write at the same time, and the budget knows of
+            // them.
             let charge = this.tree.budget().charge_waiting(data.len());
             let (tree, data) = (Arc::clone(&this.tree), data.to_vec());
             this.spawn(
@@ -161,7 +162,8 @@ impl Adapter {
 
     pub(in crate::fuse) fn on_flush(&self, node: NodeId, fh: u64, reply: ReplyEmpty) {
         if self.tree.config().read_only {
-            // Answered once, it ends FLUSH for the whole connection: closing a file then never waits for a dead server.
+            // Answered once, it ends FLUSH for the whole connection: closing a file then never waits for a
+            // dead server.
             return reply.error(fuser::Errno::ENOSYS);
         }
         self.guard(Call::on(Operation::Flush, node), |this, call| {
