@@ -62,9 +62,9 @@ impl State {
         })
     }
 
-    /// Holes as a program sees them that looks from `from` on: whole pages, but for the end of the file. Programs
-    /// find out in which units a file system has holes, and rely on these being no smaller than what they
-    /// copy by.
+    /// Holes as a program sees them that looks from `from` on: whole pages, but for the end of the file.
+    /// Programs find out in which units a file system has holes, and rely on these being no smaller than what
+    /// they copy by.
     fn shown_holes(&self, from: u64, page: u64) -> impl Iterator<Item = Range<u64>> + '_ {
         let size = self.size;
         self.joined_holes(from / page * page).filter_map(move |hole| {

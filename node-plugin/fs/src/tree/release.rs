@@ -115,8 +115,8 @@ impl Tree {
     /// close(2) of one descriptor. Commits, so that whoever waits for it may go by its answer; but not
     ///
     /// - a file that was made here and is still empty: the shell that makes it for a command closes a
-    ///   descriptor before the command has written anything. Unless it was made with O_EXCL: it may be a lock,
-    ///   and this close says who has it;
+    ///   descriptor before the command has written anything. Unless it was made with O_EXCL: it may be a
+    ///   lock, and this close says who has it;
     /// - from the third close of a handle on: it is inherited by one process after the other (the output of a
     ///   `make`, say), and each of them would make a version of the file. A commit follows soon.
     ///

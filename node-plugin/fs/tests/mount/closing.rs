@@ -102,8 +102,8 @@ fn what_an_inherited_descriptor_wrote_is_sent_soon() {
     assert_eq!(store.content("log").unwrap().len(), 60);
 }
 
-/// A new file that is closed empty is in the service a moment later, by fsync at once, and at once when it was made with
-/// O_EXCL: it may be a lock.
+/// A new file that is closed empty is in the service a moment later, by fsync at once, and at once when it
+/// was made with O_EXCL: it may be a lock.
 #[test]
 fn an_empty_new_file_is_sent_by_its_last_close() {
     let store = store();

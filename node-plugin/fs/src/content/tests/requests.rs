@@ -318,7 +318,8 @@ async fn holes_are_made_of_pages() {
     }
     assert_eq!(file.seek_hole(page + 1).await.unwrap(), Some(page + 1));
     assert_eq!(file.seek_hole(last).await.unwrap(), Some(pages * page));
-    // A hole that does not begin and end with a page is its whole pages; at the end of the file it ends there.
+    // A hole that does not begin and end with a page is its whole pages; at the end of the file it ends
+    // there.
     file.truncate(0).await.unwrap();
     file.write(0, &[1; 100_000]).await.unwrap();
     file.punch_hole(10_000, 50_000).await.unwrap();
