@@ -28,6 +28,7 @@ use crate::mounts::calls::Patience;
 use crate::mounts::{Kernel, Mounts};
 use crate::telemetry::health::HealthArgs;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::operations::Operations;
 
 /// Options of `node`.
 #[derive(Debug, Clone, Args)]
@@ -115,13 +116,18 @@ impl NodePlugin {
         let resources = args.budget.resources()?;
         let budget = Arc::clone(&resources.budget);
         let connector = Connector::new(args.device.paths(&resources), resources.arena.clone());
+        let operations = Arc::new(Operations::default());
         let mounts = Mounts::new(Arc::new(Kernel), resources, &args.state_dir, Patience::default())
             .with_context(|| format!("--state-dir {}", args.state_dir.display()))?
-            .with_limit(args.limit(&budget)?);
+            .with_limit(args.limit(&budget)?)
+            .with_observer(operations.clone());
         let mounts = Arc::new(mounts);
         let identity =
             IdentityService::new(&args.driver_name, vec![fuse_check(), state_check(mounts.clone())]);
-        let metrics = Metrics::new(connector.paths().clone(), Some((mounts.clone(), budget)));
+        let metrics = Metrics::new(
+            connector.paths().clone(),
+            Some((mounts.clone(), operations, budget)),
+        );
         let device = Some(args.device.device.clone());
         let mut service = NodeService::new(&args.node_id, mounts.clone(), connector.clone(), device);
         let cluster = args.kubernetes.connect(&args.driver_name, &args.node_id);

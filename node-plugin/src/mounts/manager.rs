@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use blob_fs::observer::Observer;
 use blob_fs::{Resources, VolumeConfig};
 use futures::future::join_all;
 use tokio::sync::Semaphore;
@@ -62,6 +63,8 @@ pub struct Mounts {
     limit: usize,
     /// See [`Counter::new`].
     turn: Arc<Semaphore>,
+    /// Is told of each operation of all of them.
+    observer: Option<Arc<dyn Observer>>,
 }
 
 /// A file system being served.
@@ -91,6 +94,7 @@ impl Mounts {
             live: Mutex::default(),
             ending: Endings::default(),
             turn: Arc::new(Semaphore::new(1)),
+            observer: None,
         })
     }
 
@@ -102,6 +106,14 @@ impl Mounts {
     /// The same with another limit than what the budget serves.
     pub fn with_limit(self, limit: usize) -> Self {
         Self { limit, ..self }
+    }
+
+    /// The same, with somebody who is told of each operation.
+    pub fn with_observer(self, observer: Arc<dyn Observer>) -> Self {
+        Self {
+            observer: Some(observer),
+            ..self
+        }
     }
 
     /// File systems that may be served at a time.
@@ -193,8 +205,9 @@ impl Mounts {
     }
 
     /// Mounts and serves a volume at an existing directory, waits until it answers, and remembers it.
-    pub async fn start(&self, record: Record, config: VolumeConfig) -> Result<()> {
+    pub async fn start(&self, record: Record, mut config: VolumeConfig) -> Result<()> {
         let path = record.path.clone();
+        config.observer = self.observer.clone().or(config.observer);
         match self.committed(&path).await {
             Err(error) if error.reason == Reason::CommitPending => return Err(error),
             // Told now, because the call that waited for it has gone.

@@ -12,6 +12,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::operations::Operations;
 use super::rpc::Rpcs;
 use crate::mounts::Mounts;
 
@@ -31,8 +32,9 @@ struct Build {
 }
 
 impl Metrics {
-    /// Metrics of a process that sends its requests over `paths`; a node has mounts and their budget besides.
-    pub fn new(paths: Arc<Paths>, node: Option<(Arc<Mounts>, Arc<Budget>)>) -> Self {
+    /// Metrics of a process that sends its requests over `paths`; a node has mounts, what they do, and their budget
+    /// besides.
+    pub fn new(paths: Arc<Paths>, node: Option<(Arc<Mounts>, Arc<Operations>, Arc<Budget>)>) -> Self {
         let mut registry = Registry::with_prefix(PREFIX);
         let rpcs = Rpcs::default();
         rpcs.register(&mut registry);
@@ -41,7 +43,8 @@ impl Metrics {
         };
         registry.register("build", "The program", Info::new(build));
         registry.register_collector(Box::new(Requests(paths)));
-        if let Some((mounts, budget)) = node {
+        if let Some((mounts, operations, budget)) = node {
+            operations.register(&mut registry);
             registry.register_collector(Box::new(Node { mounts, budget }));
         }
         Self {
