@@ -10,6 +10,8 @@ pub mod fuse;
 pub mod journal;
 mod log_limit;
 pub mod observer;
+#[cfg(test)]
+mod several_mounts;
 pub mod store;
 pub mod tree;
 pub mod volume;

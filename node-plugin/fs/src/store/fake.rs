@@ -117,6 +117,11 @@ impl FakeStore {
         std::mem::take(&mut state.came_late)
     }
 
+    /// Requests whose callers no longer wait, and that have not come to the service yet.
+    pub fn on_their_way(&self) -> usize {
+        self.lock().stragglers.len()
+    }
+
     /// Leases that nobody renews have ended.
     pub fn end_leases(&self) {
         self.lock().service.leases.clear();

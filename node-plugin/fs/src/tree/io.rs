@@ -10,6 +10,7 @@ use super::handles::Handle;
 use super::node::{Access, Life, Node, NodeId};
 use crate::content::{At, ReadData};
 use crate::errno::{Errno, Result, fail};
+use crate::journal::record::Record;
 
 impl Tree {
     /// An open handle.
@@ -109,7 +110,8 @@ impl Tree {
             if node.state().writers > 0 {
                 return Ok(());
             }
-            return self.commit(&node).await;
+            let committed = self.commit(&node).await;
+            return self.or_discarded(&node, committed);
         }
         let _gates = self.gates(id).await?;
         let _change = node.change.lock().await;
@@ -119,7 +121,21 @@ impl Tree {
         }
         file.truncate(size).await?;
         self.resized(&node, kill);
-        self.commit_changing(&node).await
+        let committed = self.commit_changing(&node).await;
+        self.or_discarded(&node, committed)
+    }
+
+    /// What could not be stored of a file that nobody has open, and whose caller is told so, is not stored
+    /// later.
+    fn or_discarded(&self, node: &Node, committed: Result<()>) -> Result<()> {
+        let discarded = committed.is_err() && {
+            let mut state = node.state();
+            state.handles == 0 && self.finish_close(node, &mut state, committed)
+        };
+        if discarded {
+            self.table.lock().record(Record::Discard { node: node.id });
+        }
+        committed
     }
 
     /// fallocate(2).

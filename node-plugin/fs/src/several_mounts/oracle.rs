@@ -1,0 +1,284 @@
+//! What may come of operations: each that succeeded has done what it says to what was there, each that failed
+//! has changed nothing or says something that was in doubt, and no acknowledged byte is lost.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::snapshot::{Shown, Snapshot, is_below};
+use super::steps::Step;
+
+/// An operation that has ended.
+#[derive(Debug, Clone)]
+pub(super) struct Done {
+    pub(super) step: Step,
+    pub(super) shown: Shown,
+    /// Its mount knows nothing that it has not just asked for.
+    pub(super) strict: bool,
+    /// A request of it may have been lost, or be on its way still.
+    pub(super) doubtful: bool,
+}
+
+/// Errors of who went by what is no longer so.
+const OUTDATED: [i32; 7] = [
+    libc::ENOENT,
+    libc::EEXIST,
+    libc::ENOTDIR,
+    libc::EISDIR,
+    libc::ENOTEMPTY,
+    libc::ESTALE,
+    libc::EBUSY,
+];
+
+/// Directories whose move was interrupted: what was in both places then, by name below them.
+pub(super) type HalfDone = BTreeMap<(String, String), BTreeMap<String, String>>;
+
+#[derive(Debug, Default)]
+pub(super) struct Oracle {
+    /// Contents that were ever at a path.
+    history: BTreeMap<String, BTreeSet<String>>,
+    half_done: HalfDone,
+}
+
+impl Oracle {
+    pub(super) fn remember(&mut self, now: &Snapshot) {
+        for (path, file) in &now.files {
+            self.history
+                .entry(path.clone())
+                .or_default()
+                .insert(file.content.clone());
+        }
+    }
+
+    /// Nothing that happened explains this: why, for people.
+    pub(super) fn explain(
+        &mut self,
+        before: &Snapshot,
+        done: &[Done],
+        after: &Snapshot,
+        on_their_way: bool,
+    ) -> Result<(), String> {
+        let moves = |d: &&Done| self.moves_directory(before, d);
+        let result = if done.iter().any(|d| moves(&d)) {
+            self.nothing_lost(before, done, after)
+        } else {
+            let mut order: Vec<usize> = (0..done.len()).collect();
+            let any = permutations(&mut order, 0, &mut |order| {
+                self.follows(before.clone(), done, order, before, after, on_their_way)
+            });
+            any.then_some(())
+                .ok_or_else(|| "no order of the operations gives it".to_owned())
+        };
+        for d in done {
+            self.note_half_done(before, d, after);
+        }
+        result
+    }
+
+    /// A directory's move that failed, or goes on from one that did: what is where is not decided by one
+    /// step.
+    fn moves_directory(&self, before: &Snapshot, done: &Done) -> bool {
+        let Step::Rename { from, to, .. } = &done.step else {
+            return false;
+        };
+        if from == to || !before.is_dir(from) {
+            return false;
+        }
+        match done.shown {
+            Ok(_) => self.goes_on(before, from, to),
+            Err(error) => !OUTDATED.contains(&error) || done.doubtful,
+        }
+    }
+
+    fn goes_on(&self, before: &Snapshot, from: &str, to: &str) -> bool {
+        before.markers.get(to).is_some_and(|m| m.half_done)
+            || self.half_done.contains_key(&(from.to_owned(), to.to_owned()))
+    }
+
+    fn note_half_done(&mut self, before: &Snapshot, done: &Done, after: &Snapshot) {
+        let Step::Rename { from, to, .. } = &done.step else {
+            return;
+        };
+        if from == to || !before.is_dir(from) {
+            return;
+        }
+        let key = (from.clone(), to.clone());
+        if done.shown.is_ok() {
+            self.half_done.remove(&key);
+            return;
+        }
+        let copied = self.half_done.entry(key).or_default();
+        for (path, file) in &after.files {
+            if let Some(rest) = path.strip_prefix(from.as_str()).filter(|_| is_below(path, from))
+                && let Some(copy) = after.files.get(&format!("{to}{rest}"))
+                && copy.content == file.content
+            {
+                copied.insert(rest.to_owned(), file.content.clone());
+            }
+        }
+    }
+
+    /// Every content that was there is there, but what somebody replaced or took away.
+    fn nothing_lost(&self, before: &Snapshot, done: &[Done], after: &Snapshot) -> Result<(), String> {
+        let there: BTreeSet<&str> = after.files.values().map(|f| f.content.as_str()).collect();
+        let mut excused = BTreeSet::new();
+        for Done { step, .. } in done {
+            match step {
+                Step::Write { path, .. }
+                | Step::Append { path, .. }
+                | Step::Cut { path, .. }
+                | Step::Unlink { path }
+                | Step::ForeignPut { path, .. }
+                | Step::ForeignDelete { path } => {
+                    excused.insert(path.as_str());
+                }
+                Step::Rename { from, to, .. } if !before.is_dir(from) => {
+                    excused.insert(to.as_str());
+                }
+                _ => {}
+            }
+        }
+        let copied: BTreeSet<&str> = self
+            .half_done
+            .values()
+            .flat_map(|files| files.values())
+            .map(String::as_str)
+            .collect();
+        for (path, file) in &before.files {
+            let content = file.content.as_str();
+            if !there.contains(content) && !excused.contains(path.as_str()) && !copied.contains(content) {
+                return Err(format!("{content:?} of {path} is lost"));
+            }
+        }
+        Ok(())
+    }
+
+    fn follows(
+        &self,
+        now: Snapshot,
+        done: &[Done],
+        order: &[usize],
+        before: &Snapshot,
+        after: &Snapshot,
+        on_their_way: bool,
+    ) -> bool {
+        let Some((first, rest)) = order.split_first() else {
+            return self.matches(after, &now, before, on_their_way);
+        };
+        let Some(this) = done.get(*first) else {
+            return false;
+        };
+        let go_on = |now: Snapshot| self.follows(now, done, rest, before, after, on_their_way);
+        let mut applied = now.clone();
+        let wanted = applied.apply(&this.step);
+        // The kernel itself answers these, by the names it knows.
+        if let Step::Rename { from, to, .. } = &this.step
+            && ((from == to && this.shown.is_ok()) || (is_below(to, from) && this.shown == Err(libc::EINVAL)))
+        {
+            return go_on(now);
+        }
+        match (&this.shown, wanted) {
+            (Ok(shown), Ok(wanted)) => {
+                let listing = matches!(this.step, Step::List { .. });
+                // A listing beside changes shows some of them; one from memory is as old as the mount allows.
+                let any = listing && (!this.strict || done.len() > 1);
+                if (any || *shown == wanted) && go_on(if this.step.looks() { now.clone() } else { applied }) {
+                    return true;
+                }
+                // Somebody wrote under the old name meanwhile: that stays, and the name's former content has
+                // moved.
+                done.len() > 1 && copied(now, &this.step).is_some_and(go_on)
+            }
+            (Ok(_), Err(_)) if matches!(this.step, Step::List { .. }) && !this.strict => go_on(now),
+            // A directory is what is below it: who believes in one that is gone elsewhere makes it again.
+            (Ok(_), Err(libc::ENOENT | libc::ENOTDIR)) if !this.strict || done.len() > 1 => {
+                let (before_of, mut applied) = (now.clone(), now);
+                if applied.apply_anyway(&this.step, before) && go_on(applied) {
+                    return true;
+                }
+                // It was gone already.
+                matches!(this.step, Step::Rmdir { .. }) && go_on(before_of)
+            }
+            (Ok(_), Err(_)) => false,
+            (Err(error), wanted) => {
+                let outdated = OUTDATED.contains(error) && (!this.strict || done.len() > 1);
+                if (outdated || this.doubtful || wanted == Err(*error)) && go_on(now.clone()) {
+                    return true;
+                }
+                if !this.doubtful && done.len() == 1 {
+                    return false;
+                }
+                if this.doubtful && wanted.is_ok() && go_on(applied) {
+                    return true;
+                }
+                match &this.step {
+                    // Copied, and not deleted.
+                    step @ Step::Rename { .. } if this.doubtful => {
+                        copied(now.clone(), step).is_some_and(&go_on)
+                            || finished(now, step).is_some_and(go_on)
+                    }
+                    // Made or cut, and not written.
+                    Step::Write { path, .. } => {
+                        let mut partly = now;
+                        let empty = Step::Write {
+                            path: path.clone(),
+                            content: String::new(),
+                            new: false,
+                        };
+                        partly.apply(&empty).is_ok() && go_on(partly)
+                    }
+                    _ => false,
+                }
+            }
+        }
+    }
+
+    fn matches(&self, after: &Snapshot, expected: &Snapshot, before: &Snapshot, on_their_way: bool) -> bool {
+        if after.is_as(expected, before) {
+            return true;
+        }
+        if !on_their_way {
+            return false;
+        }
+        // What makes a file where there is none may come late: then it makes it once more. No condition of
+        // the service can tell; what is there by then is never replaced.
+        let mut without = after.clone();
+        without.files.retain(|path, file| {
+            expected.files.contains_key(path)
+                || !self.history.get(path).is_some_and(|h| h.contains(&file.content))
+        });
+        without.is_as(expected, before)
+    }
+}
+
+/// A file that was renamed and is under its old name, too.
+fn copied(mut now: Snapshot, step: &Step) -> Option<Snapshot> {
+    let Step::Rename { from, to, .. } = step else {
+        return None;
+    };
+    let file = now.files.get(from).filter(|_| !now.is_dir(to))?.clone();
+    now.files.insert(to.clone(), file);
+    Some(now)
+}
+
+/// A file that was renamed and was under both names is under the new one only.
+fn finished(mut now: Snapshot, step: &Step) -> Option<Snapshot> {
+    let Step::Rename { from, to, .. } = step else {
+        return None;
+    };
+    (now.files.get(from)?.content == now.files.get(to)?.content).then_some(())?;
+    now.files.remove(from);
+    Some(now)
+}
+
+fn permutations(order: &mut Vec<usize>, at: usize, found: &mut impl FnMut(&[usize]) -> bool) -> bool {
+    if at == order.len() {
+        return found(order);
+    }
+    for other in at..order.len() {
+        order.swap(at, other);
+        if permutations(order, at + 1, found) {
+            return true;
+        }
+        order.swap(at, other);
+    }
+    false
+}
