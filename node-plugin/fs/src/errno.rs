@@ -7,7 +7,8 @@
 //! - `ENXIO`: the container is gone: the device behind the mount does not exist any more.
 //! - `EACCES`: wrong key, expired SAS, missing permission, a token that was refused: the answer is about
 //!   rights, and asking again gives the same.
-//! - `EBUSY`: a lease of somebody else protects the blob.
+//! - `EBUSY`: a lease of somebody else protects the blob, or something is under way there that passes (a copy by the
+//!   service, a container that is being deleted).
 //! - `EIO`: unreachable, no answer in time, no token because nobody answered, channel required but gone,
 //!   malformed answer: nothing a program could do about it; the log has the reason. Also when the service
 //!   refuses as busy, after all retries.
@@ -59,6 +60,17 @@ pub(crate) fn fail<T>(errno: i32) -> Result<T> {
     Err(Errno(errno))
 }
 
+/// Codes of conflicts (409) that are over after a while.
+const PASSING: [&str; 7] = [
+    "AccountBeingCreated",
+    "BlobBeingRehydrated",
+    "ContainerBeingDeleted",
+    "ContainerBeingDisabled",
+    "PendingCopyOperation",
+    "SnapshotOperationRateExceeded",
+    "SystemInUse",
+];
+
 impl From<&blob_client::Error> for Errno {
     fn from(error: &blob_client::Error) -> Self {
         use blob_client::Error as E;
@@ -81,6 +93,8 @@ impl From<&blob_client::Error> for Errno {
             E::Service {
                 status: 400, code, ..
             } if code == "InvalidUri" || code == "InvalidResourceName" => libc::EINVAL,
+            // It passes by itself: a copy, a deletion or something else is under way there.
+            E::Service { status: 409, code, .. } if PASSING.contains(&code.as_str()) => libc::EBUSY,
             // The account lacks a feature, or the blob's state forbids it (immutability policies, archived
             // tier).
             E::Service { status: 409, .. } => libc::EPERM,
@@ -150,6 +164,37 @@ mod tests {
         let gone = blob_client::Error::BlobNotFound { name: "a".into() };
         assert_eq!(Errno::from(&gone).0, libc::ENOENT);
         assert_eq!(Errno::from(FileError::from(gone)).0, libc::ESTALE);
+    }
+
+    #[test]
+    fn conflicts_that_pass_are_ebusy_and_those_that_stay_are_eperm() {
+        let conflict = |code: &str| {
+            Errno::from(&blob_client::Error::Service {
+                status: 409,
+                code: code.into(),
+                message: String::new(),
+                request_id: String::new(),
+            })
+            .0
+        };
+        for code in [
+            "PendingCopyOperation",
+            "ContainerBeingDeleted",
+            "AccountBeingCreated",
+            "SystemInUse",
+            "SnapshotOperationRateExceeded",
+            "BlobBeingRehydrated",
+        ] {
+            assert_eq!(conflict(code), libc::EBUSY, "{code}");
+        }
+        for code in [
+            "BlobImmutableDueToPolicy",
+            "BlobArchived",
+            "InvalidBlobType",
+            "FeatureVersionMismatch",
+        ] {
+            assert_eq!(conflict(code), libc::EPERM, "{code}");
+        }
     }
 
     #[test]

@@ -221,10 +221,11 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        // A container has no size. A pebibyte, all of it free, is within what programs can calculate with.
-        const BLOCK: u32 = 4096;
+        // A container has no size. A pebibyte, all of it free, in blocks of such a size that their number
+        // fits into 32 bits: that is what the fields of programs of 32 bits have.
+        const BLOCK: u32 = 1 << 20;
         const BLOCKS: u64 = (1 << 50) / BLOCK as u64;
-        const FILES: u64 = 1 << 40;
+        const FILES: u64 = 1 << 30;
         reply.statfs(BLOCKS, BLOCKS, BLOCKS, FILES, FILES, BLOCK, 255, BLOCK);
     }
 

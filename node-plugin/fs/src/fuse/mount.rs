@@ -12,9 +12,9 @@ pub(crate) const MAX_REQUEST: u32 = 1 << 20;
 /// `allow_other`, `default_permissions`, `max_read`, and `ro` when asked for; source = `name`, type
 /// `fuse.vsc-blob`.
 ///
-/// The mount is `nosuid` and `nodev`: whoever may write the container must not become root on the node. Until
-/// [`crate::Volume::serve`] runs on the descriptor, whoever touches the mount waits; dropping it ends the
-/// connection, and the mount point has to be unmounted.
+/// The mount is `noatime`, `nosuid` and `nodev`: whoever may write the container must not become root on the
+/// node. Until [`crate::Volume::serve`] runs on the descriptor, whoever touches the mount waits; dropping it
+/// ends the connection, and the mount point has to be unmounted.
 pub fn mount(mountpoint: &Path, name: &str, read_only: bool) -> std::io::Result<OwnedFd> {
     let device = std::fs::OpenOptions::new()
         .read(true)
@@ -30,7 +30,8 @@ pub fn mount(mountpoint: &Path, name: &str, read_only: bool) -> std::io::Result<
         "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other,max_read={MAX_REQUEST}",
         device.as_raw_fd()
     );
-    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    // Reading is not written down: each would be a version of the blob.
+    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
     if read_only {
         flags |= MsFlags::MS_RDONLY;
     }

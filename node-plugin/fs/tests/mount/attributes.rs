@@ -267,3 +267,32 @@ fn times_can_be_set_and_count_on() {
     let m = Mount::new(&store);
     assert_eq!(fs::metadata(m.path("f")).unwrap().modified().unwrap(), mtime);
 }
+
+/// As many as the service has room for: 8 KiB for names and values of all metadata, of which a byte of an
+/// attribute takes four thirds.
+#[test]
+fn extended_attributes_have_some_5_kib_in_all() {
+    let store = store();
+    let m = Mount::new(&store);
+    fs::write(m.path("f"), "x").unwrap();
+    let mut taken = 0;
+    let refused = loop {
+        let name = format!("user.attribute-{taken}");
+        match xattr(&m.path("f"), &name, &[b'v'; 100]) {
+            Ok(()) => taken += name.len() - "user.".len() + 100,
+            Err(error) => break error.raw_os_error(),
+        }
+    };
+    assert_eq!(refused, Some(libc::ENOSPC));
+    assert!(taken > 5 * 1024, "{taken} bytes");
+    // One that is too large by itself, as the kernel would say of any file system.
+    assert_eq!(
+        xattr(&m.path("f"), "user.large", &[0; 9000])
+            .unwrap_err()
+            .raw_os_error(),
+        Some(libc::E2BIG)
+    );
+    fs::write(m.path("f"), "the content goes through").unwrap();
+    m.end().unwrap();
+    assert_eq!(store.content("f").unwrap(), "the content goes through");
+}

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use crate::common::*;
 use crate::store;
@@ -56,11 +57,56 @@ fn the_streaming_profile_and_prefixes() {
 }
 
 #[test]
+fn a_folder_is_synced_with_what_is_closed_in_it() {
+    let store = store();
+    let m = Mount::new(&store);
+    fs::create_dir(m.path("d")).unwrap();
+    let folder = File::open(m.path("d")).unwrap();
+    let mut open = File::create(m.path("d/open")).unwrap();
+    open.write_all(b"x").unwrap();
+    fs::write(m.path("d/closed"), "x").unwrap();
+    folder.sync_all().unwrap();
+    assert!(store.content("d").is_some() && store.content("d/closed").is_some());
+    assert!(store.content("d/open").is_none(), "then say so");
+    open.sync_all().unwrap();
+    assert!(store.content("d/open").is_some());
+}
+
+/// Nobody writes down when a file was read, and the mount says so.
+#[test]
+fn access_times_are_as_the_mount_says() {
+    let m = Mount::new(&store());
+    let options = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = options
+        .lines()
+        .find(|l| l.contains(m.root().to_str().unwrap()))
+        .unwrap();
+    assert!(line.contains("noatime"), "{line}");
+    fs::write(m.path("f"), "x").unwrap();
+    let long_ago = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let times = fs::FileTimes::new().set_accessed(long_ago);
+    fs::File::open(m.path("f")).unwrap().set_times(times).unwrap();
+    assert_eq!(fs::read(m.path("f")).unwrap(), b"x");
+    assert_eq!(fs::metadata(m.path("f")).unwrap().atime(), 1_000_000_000);
+}
+
+#[test]
 fn statfs_says_what_programs_need() {
     let m = Mount::new(&store());
     let s = nix::sys::statvfs::statvfs(m.root()).unwrap();
     assert_eq!(s.name_max(), 255);
     assert!(s.blocks_available() > 0 && s.files_available() > 0);
+    assert_eq!(s.blocks() * s.fragment_size(), 1 << 50);
+    // Programs of 32 bits get EOVERFLOW for what does not fit into their fields; what counts in blocks of
+    // f_bsize is to come to the same.
+    for (what, value) in [
+        ("blocks", s.blocks()),
+        ("files", s.files()),
+        ("block size", s.block_size()),
+    ] {
+        assert!(i32::try_from(value).is_ok(), "{what}: {value}");
+    }
+    assert_eq!(s.block_size(), s.fragment_size());
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let line = mounts
         .lines()
