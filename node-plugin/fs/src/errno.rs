@@ -7,8 +7,8 @@
 //! - `ENXIO`: the container is gone: the device behind the mount does not exist any more.
 //! - `EACCES`: wrong key, expired SAS, missing permission, a token that was refused: the answer is about
 //!   rights, and asking again gives the same.
-//! - `EBUSY`: a lease of somebody else protects the blob, or something is under way there that passes (a copy by the
-//!   service, a container that is being deleted).
+//! - `EBUSY`: a lease of somebody else protects the blob, or something is under way there that passes (a copy
+//!   by the service, a container that is being deleted).
 //! - `EIO`: unreachable, no answer in time, no token because nobody answered, channel required but gone,
 //!   malformed answer: nothing a program could do about it; the log has the reason. Also when the service
 //!   refuses as busy, after all retries.

@@ -32,8 +32,8 @@ struct Build {
 }
 
 impl Metrics {
-    /// Metrics of a process that sends its requests over `paths`; a node has mounts, what they do, and their budget
-    /// besides.
+    /// Metrics of a process that sends its requests over `paths`; a node has mounts, what they do, and their
+    /// budget besides.
     pub fn new(paths: Arc<Paths>, node: Option<(Arc<Mounts>, Arc<Operations>, Arc<Budget>)>) -> Self {
         let mut registry = Registry::with_prefix(PREFIX);
         let rpcs = Rpcs::default();

@@ -1,4 +1,5 @@
-//! Counting operations of the file systems: how long each took, who answered, how it ended, and the bytes it moved.
+//! Counting operations of the file systems: how long each took, who answered, how it ended, and the bytes it
+//! moved.
 
 use std::sync::OnceLock;
 
@@ -27,7 +28,8 @@ struct Moved {
     operation: &'static str,
 }
 
-/// What one kind of operation counts, found without a look into the families: reads come by the hundred thousand.
+/// What one kind of operation counts, found without a look into the families: reads come by the hundred
+/// thousand.
 #[derive(Debug, Default)]
 struct Counts {
     by_memory: OnceLock<Histogram>,

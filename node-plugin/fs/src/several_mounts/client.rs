@@ -1,5 +1,5 @@
-//! A mount without a kernel: names are kept and asked for again as the kernel does, and errors that mean "look again" make
-//! it look again.
+//! A mount without a kernel: names are kept and asked for again as the kernel does, and errors that mean
+//! "look again" make it look again.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;

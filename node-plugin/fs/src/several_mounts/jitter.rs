@@ -1,4 +1,5 @@
-//! A store whose calls take turns at random: on one thread, a seed decides which of two operations is first at each step.
+//! A store whose calls take turns at random: on one thread, a seed decides which of two operations is first
+//! at each step.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
