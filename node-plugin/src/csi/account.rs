@@ -93,7 +93,8 @@ impl Account {
             ));
         }
         let in_path = first_segment(&endpoint).map(str::to_owned);
-        let name = if account_in_path(&endpoint) {
+        let host_names_it = in_path.is_none() && !always_in_path(&endpoint);
+        let name = if account_in_path(&endpoint) && !host_names_it {
             let name = agree(
                 ("storageAccount", name),
                 ("the path of server", in_path.as_deref()),
@@ -219,9 +220,17 @@ impl Account {
     }
 }
 
-/// Emulators, also behind a Service of the cluster (NAME.NAMESPACE.svc...), and bare hosts carry the account
-/// in the path; everything else with a domain carries it in the host.
+/// Emulators carry the account in the path: whatever has a port of its own and is no blob endpoint by name.
 fn account_in_path(url: &Url) -> bool {
+    let named = url
+        .host_str()
+        .is_some_and(|host| host.split('.').nth(1) == Some("blob"));
+    always_in_path(url) || url.port().is_some() && !named
+}
+
+/// Emulators behind a Service of the cluster (NAME.NAMESPACE.svc...), and bare hosts, whose name names no
+/// account.
+fn always_in_path(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => {
             let mut labels = name.trim_end_matches('.').split('.').skip(1).peekable();

@@ -211,7 +211,7 @@ impl Signer {
                 skew.as_secs()
             );
         }
-        if code == "IpAuthorizationError" {
+        if matches!(code, "IpAuthorizationError" | "AuthorizationSourceIPMismatch") {
             return "the addresses the SAS allows do not include this node's; widen sip= or leave it out"
                 .to_owned();
         }
@@ -234,30 +234,7 @@ impl Signer {
                  check azurestorageaccountname and whether the key was rotated",
                 key.account()
             ),
-            (Kind::Sas(sas), _) => {
-                if let Some(end) = sas::expired(sas.expose(), now) {
-                    return format!(
-                        "the SAS in secret key azurestorageaccountsastoken expired at {end}; put a new one \
-                         there"
-                    );
-                }
-                if matches!(
-                    code,
-                    "AuthorizationPermissionMismatch"
-                        | "AuthorizationResourceTypeMismatch"
-                        | "AuthorizationServiceMismatch"
-                ) {
-                    return format!(
-                        "the SAS in secret key azurestorageaccountsastoken allows {:?} only; \
-                         this call needs more (read, add, create, write, delete, list on blobs and \
-                         containers)",
-                        sas::field(sas.expose(), "sp").unwrap_or_default()
-                    );
-                }
-                "the SAS in secret key azurestorageaccountsastoken is not accepted; check that it was \
-                 copied whole, belongs to this container and that its key was not rotated"
-                    .to_owned()
-            }
+            (Kind::Sas(sas), _) => sas_hint(sas.expose(), code, now),
             (Kind::Anonymous, _) => {
                 "the container is not public; give a key or SAS in the volume's secret and set \
                  AzureStorageAuthType"
@@ -273,6 +250,47 @@ impl Signer {
             }
         }
     }
+}
+
+/// What to look at in a SAS that is not accepted.
+fn sas_hint(sas: &str, code: &str, now: SystemTime) -> String {
+    let it = "the SAS in secret key azurestorageaccountsastoken";
+    if let Some(end) = sas::expired(sas, now) {
+        return format!("{it} expired at {end}; put a new one there");
+    }
+    if let Some(start) = sas::not_yet(sas, now) {
+        return format!("{it} begins at {start}, which is still to come; wait, or leave st= out");
+    }
+    if let Some(end) = sas::key_expired(sas, now) {
+        return format!(
+            "the user delegation key that {it} is signed with expired at {end}; put a new one there"
+        );
+    }
+    if code == "AuthorizationProtocolMismatch" {
+        return format!("{it} is for https only (spr=); use https:// in server, or a SAS for both");
+    }
+    let missing = matches!(
+        code,
+        "AuthorizationPermissionMismatch"
+            | "AuthorizationResourceTypeMismatch"
+            | "AuthorizationServiceMismatch"
+    );
+    if missing && let Some(rights) = sas::field(sas, "sp") {
+        return format!(
+            "{it} allows {rights:?} only; this call needs more (read, add, create, write, delete, list on \
+             blobs and containers)"
+        );
+    }
+    if let Some(policy) = sas::field(sas, "si") {
+        return format!(
+            "{it} takes its rights from the stored access policy {policy:?}, which may have ended, been changed \
+             or removed; look at the container's policies"
+        );
+    }
+    format!(
+        "{it} is not accepted; check that it was copied whole, belongs to this container and that its key was \
+         not rotated"
+    )
 }
 
 pub(crate) const X_MS_DATE: HeaderName = HeaderName::from_static("x-ms-date");

@@ -118,6 +118,91 @@ fn keys_and_sas_are_checked_and_never_shown() {
 }
 
 #[test]
+fn a_sas_is_understood_as_people_paste_it() {
+    let whole = "sv=2021-12-02&sr=c&sp=rl&se=2099-01-01T00%3A00%3A00Z&sig=a%2Bb%2Fc%3D";
+    for pasted in [
+        whole.to_owned(),
+        format!("?{whole}"),
+        format!(" ?{whole}\n"),
+        format!("\"{whole}\""),
+        format!("'?{whole}'\r\n"),
+        format!("https://acct.blob.core.windows.net/data?{whole}"),
+        format!("\"https://acct.blob.core.windows.net/data/?{whole}\"\n"),
+        format!("BlobEndpoint=https://acct.blob.core.windows.net/;SharedAccessSignature={whole}"),
+        format!("BlobEndpoint=https://a.blob.x/;SharedAccessSignature=?{whole};QueueEndpoint=https://a.q.x/"),
+        whole.replace('&', "&amp;"),
+        whole.replace('&', "\\u0026"),
+        whole.replace("&se", "\n&se"),
+        whole.replace("2099", "20\r\n  99"),
+        format!("&{whole}&"),
+        // Decoded, or encoded once more, on the way.
+        whole.replace("a%2Bb%2Fc%3D", "a+b/c="),
+        whole.replace("a%2Bb%2Fc%3D", "a%252Bb%252Fc%253D"),
+        encode_query(whole),
+    ] {
+        assert_eq!(sas::parse(&pasted).unwrap(), whole, "{pasted:?}");
+    }
+}
+
+#[test]
+fn a_sas_that_can_serve_no_volume_is_refused_with_the_reason() {
+    for (sas, why) in [
+        ("sv=1&sr=b&sig=x", "one blob"),
+        ("sv=1&sr=s&sig=x", "Azure Files"),
+        ("sv=1&ss=qt&srt=sco&sig=x", "ss=b"),
+        ("sv=1&ss=b&srt=o&sig=x", "srt=co"),
+        ("https://acct.blob.core.windows.net/data", "sig="),
+        ("sv=1&se=2 3&sig=x", "no query string has"),
+    ] {
+        let error = sas::parse(sas).unwrap_err().to_string();
+        assert!(error.contains(why), "{sas}: {error}");
+    }
+    for good in [
+        "ss=bfqt&srt=sco&sp=rwdl&sig=x",
+        "sv=1&sr=c&si=policy&sig=x",
+        "sr=d&sdd=1&sig=x",
+    ] {
+        assert_eq!(sas::parse(good).unwrap(), good);
+    }
+}
+
+#[test]
+fn a_sas_that_is_not_accepted_is_explained() {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    for (sas, code, why) in [
+        (
+            "st=2023-11-15&sig=x",
+            "AuthenticationFailed",
+            "begins at 2023-11-15",
+        ),
+        (
+            "se=2023-11-14&sig=x",
+            "AuthenticationFailed",
+            "expired at 2023-11-14",
+        ),
+        (
+            "se=2099-01-01&ske=2023-11-14&skoid=o&sig=x",
+            "AuthenticationFailed",
+            "user delegation key",
+        ),
+        ("sip=10.0.0.1&sig=x", "AuthorizationSourceIPMismatch", "sip="),
+        ("spr=https&sig=x", "AuthorizationProtocolMismatch", "https only"),
+        (
+            "si=mine&sig=x",
+            "AuthorizationPermissionMismatch",
+            "policy \"mine\"",
+        ),
+        ("si=mine&sig=x", "AuthenticationFailed", "policy \"mine\""),
+        ("sp=r&sig=x", "AuthorizationPermissionMismatch", "allows \"r\""),
+        ("sp=r&sig=x", "AuthenticationFailed", "copied whole"),
+    ] {
+        let signer = Signer::new(&Credentials::Sas(sas.to_owned().into())).unwrap();
+        let hint = signer.hint(code, Some(now), now);
+        assert!(hint.contains(why), "{sas} {code}: {hint}");
+    }
+}
+
+#[test]
 fn expiry_is_understood_in_all_its_spellings() {
     let at = |end: &str, now: u64| {
         sas::expired(

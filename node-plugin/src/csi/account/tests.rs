@@ -76,6 +76,21 @@ fn endpoints() {
             "http://store.lab.svc.cluster.local:10000/devstoreaccount1",
         ),
         (
+            &[("server", "http://azurite.corp.example:10000/devstoreaccount1")],
+            "devstoreaccount1",
+            "http://azurite.corp.example:10000/devstoreaccount1",
+        ),
+        (
+            &[("server", "https://acct.storage.example:8443")],
+            "acct",
+            "https://acct.storage.example:8443/",
+        ),
+        (
+            &[("server", "https://acct.blob.core.windows.net:8443")],
+            "acct",
+            "https://acct.blob.core.windows.net:8443/",
+        ),
+        (
             &[("server", "https://svc.blob.core.windows.net")],
             "svc",
             "https://svc.blob.core.windows.net/",
@@ -198,6 +213,13 @@ fn urls_of_the_mount_command() {
         "http://127.0.0.1:10000/devstoreaccount1"
     );
     assert_eq!((container.as_str(), prefix.as_str()), ("photos", "a b/c"));
+    let (account, container, _) =
+        Account::split_url("http://azurite.corp.example:10000/devstoreaccount1/photos").unwrap();
+    assert_eq!(
+        account.endpoint.as_str(),
+        "http://azurite.corp.example:10000/devstoreaccount1"
+    );
+    assert_eq!(container, "photos");
     let (account, container, prefix) =
         Account::split_url("https://acct.blob.core.windows.net/photos").unwrap();
     assert_eq!(
