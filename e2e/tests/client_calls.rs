@@ -12,7 +12,7 @@ use blob_client::transport::Transport;
 use blob_client::transport::failover::{Paths, TransportMode};
 use blob_client::{
     BlockId, BlockRef, Body, Client, ClientConfig, Condition, Container, Error, ListItem, ListOptions,
-    Metadata, PutOptions,
+    Metadata, PutOptions, StoredHeaders,
 };
 use bytes::Bytes;
 use e2e::store::{AccountKey, BlobStore, DEV_ACCOUNT, DEV_KEY, SasOptions, Server, StoreConfig};
@@ -172,7 +172,7 @@ async fn put_read_ranges_and_conditions(service: &Service) {
     let c = service.container().await;
     let options = PutOptions {
         metadata: meta(&[("mode", "0644"), ("x_y", "b"), ("x1", "a")]),
-        content_type: Some("text/plain".into()),
+        stored: Some(StoredHeaders::of_type("text/plain").unwrap()),
         condition: Condition::absent(),
     };
     let first = c.put("a/b.txt", body("0123456789"), &options).await.unwrap();
@@ -183,7 +183,7 @@ async fn put_read_ranges_and_conditions(service: &Service) {
     let head = c.head("a/b.txt", &Condition::none()).await.unwrap();
     assert_eq!(head.etag, first.etag);
     assert_eq!(head.metadata, options.metadata);
-    assert_eq!(head.content_type.as_deref(), Some("text/plain"));
+    assert_eq!(head.stored.content_type(), "text/plain");
     assert_eq!(head.content_length, 10);
 
     let get = async |range: std::ops::Range<u64>, condition: Condition| {
@@ -471,19 +471,27 @@ async fn copies(service: &Service) {
     };
     let first = c.put(source, body("content"), &options).await.unwrap();
     let copied = c
-        .copy(source, Some(&first.etag), "to//x", None, &Condition::absent())
+        .copy(
+            source,
+            Some(&first.etag),
+            None,
+            "to//x",
+            None,
+            &Condition::absent(),
+        )
         .await
         .unwrap();
     let head = c.head("to//x", &Condition::none()).await.unwrap();
     assert_eq!((head.etag, head.metadata), (copied.etag, options.metadata));
     assert_eq!(service.read(&c, "to//x").await, b"content");
     assert!(
-        c.copy(source, None, "to//x", None, &Condition::absent())
+        c.copy(source, None, None, "to//x", None, &Condition::absent())
             .await
             .is_err()
     );
     c.copy(
         source,
+        None,
         None,
         "to//x",
         Some(&meta(&[("n", "1")])),
@@ -496,7 +504,7 @@ async fn copies(service: &Service) {
         meta(&[("n", "1")])
     );
     assert!(matches!(
-        c.copy("nothing", None, "y", None, &Condition::none()).await,
+        c.copy("nothing", None, None, "y", None, &Condition::none()).await,
         Err(Error::BlobNotFound { name }) if name == "nothing"
     ));
     let id = BlockId(vec![7; 8]);
@@ -593,7 +601,7 @@ async fn a_container_sas_is_enough(service: &Service) {
         .await
         .unwrap();
     assert_eq!(service.read(&all, "a/ä b").await, b"one");
-    all.copy("a/ä b", None, "b", None, &Condition::absent())
+    all.copy("a/ä b", None, None, "b", None, &Condition::absent())
         .await
         .unwrap();
     assert_eq!(all.list(&ListOptions::default()).await.unwrap().items.len(), 2);

@@ -326,7 +326,7 @@ async fn a_write_whose_answer_was_lost_is_not_a_lost_race() {
     let meta = Metadata::from([("mode".to_owned(), "0644".to_owned())]);
     let options = |condition: Condition| PutOptions {
         metadata: meta.clone(),
-        content_type: None,
+        stored: None,
         condition,
     };
     let head = async |name: &str| c.head(name, &Condition::none()).await.unwrap();
@@ -368,7 +368,7 @@ async fn a_write_whose_answer_was_lost_is_not_a_lost_race() {
 
     lose().await;
     let copied = c
-        .copy("a", Some(&fourth.etag), "b", None, &Condition::absent())
+        .copy("a", Some(&fourth.etag), None, "b", None, &Condition::absent())
         .await
         .unwrap();
     assert_eq!(head("b").await.etag, copied.etag);

@@ -67,6 +67,7 @@ impl World {
             etag: now.etag,
             size: now.content_length,
             writable: true,
+            stored: Some(now.stored),
         };
         File::open(self.env.clone(), blob.into(), base)
     }

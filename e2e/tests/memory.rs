@@ -119,6 +119,7 @@ fn put_streams(setup: &Setup, container: &str) -> Result<()> {
         runtime().block_on(container.client().copy(
             "stream 0",
             None,
+            None,
             &format!("stream {reader}"),
             None,
             &Condition::none(),

@@ -199,14 +199,14 @@ pub fn start_azurite() -> Result<(Running, u16, tempfile::TempDir)> {
 fn client(endpoint: &Url) -> Result<(Client, Arc<Arena>)> {
     let arena = Arena::new(1 << 30).context("making an arena")?;
     let paths = Paths::new(None, Arc::clone(&arena), runtime().handle().clone());
+    let credentials = Credentials::SharedKey {
+        account: DEV_ACCOUNT.into(),
+        key: Secret::new(DEV_KEY.into()),
+    };
     let config = ClientConfig {
-        endpoint: endpoint.clone(),
-        credentials: Credentials::SharedKey {
-            account: DEV_ACCOUNT.into(),
-            key: Secret::new(DEV_KEY.into()),
-        },
         deadline: PATIENCE,
         attempt_timeout: PATIENCE / 2,
+        ..ClientConfig::new(endpoint.clone(), credentials)
     };
     let client = Client::new(config, paths.transport(TransportMode::Https), Arc::clone(&arena))?;
     Ok((client, arena))

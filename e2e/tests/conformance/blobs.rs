@@ -1,7 +1,7 @@
 //! Whole blobs: put, get, head, delete, metadata, names.
 
 use anyhow::{Result, ensure};
-use blob_client::{BlobType, Condition, ListItem, ListOptions, Metadata, PutOptions};
+use blob_client::{BlobType, Condition, ListItem, ListOptions, Metadata, PutOptions, StoredHeaders};
 
 use crate::context::{Context, bytes_body};
 use crate::same;
@@ -201,13 +201,13 @@ pub(crate) async fn content_type(c: &Context) -> Result<()> {
     let container = c.container()?;
     c.put("default", b"x").await?;
     let head = container.head("default", &Condition::none()).await?;
-    same!(head.content_type.as_deref(), Some("application/octet-stream"));
+    same!(head.stored.content_type(), "application/octet-stream");
     let options = PutOptions {
-        content_type: Some("text/x-test; charset=utf-8".into()),
+        stored: Some(StoredHeaders::of_type("text/x-test; charset=utf-8")?),
         ..PutOptions::default()
     };
     container.put("given", bytes_body(b"x"), &options).await?;
     let head = container.head("given", &Condition::none()).await?;
-    same!(head.content_type, options.content_type);
+    same!(head.stored.content_type(), "text/x-test; charset=utf-8");
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Copy Blob inside a container.
 
 use anyhow::{Result, ensure};
-use blob_client::{BlockId, BlockRef, Condition, Metadata, PutOptions};
+use blob_client::{BlockId, BlockRef, Condition, Metadata, PutOptions, StoredHeaders};
 
 use crate::context::{Context, bytes_body};
 use crate::same;
@@ -10,23 +10,30 @@ pub(crate) async fn keeps_or_replaces_metadata(c: &Context) -> Result<()> {
     let container = c.container()?;
     let options = PutOptions {
         metadata: Metadata::from([("a".into(), "1".into())]),
-        content_type: Some("x/y".into()),
+        stored: Some(StoredHeaders::of_type("x/y")?),
         ..PutOptions::default()
     };
     container
         .put("source ü", bytes_body(b"content"), &options)
         .await?;
     let copied = container
-        .copy("source ü", None, "dir/target %", None, &Condition::none())
+        .copy("source ü", None, None, "dir/target %", None, &Condition::none())
         .await?;
     let head = container.head("dir/target %", &Condition::none()).await?;
     same!(head.etag, copied.etag);
     same!(head.metadata, options.metadata);
-    same!(head.content_type, options.content_type);
+    same!(head.stored.content_type(), "x/y");
     same!(c.read("dir/target %").await?, b"content");
     let other = Metadata::from([("b".into(), "2".into())]);
     container
-        .copy("source ü", None, "dir/target %", Some(&other), &Condition::none())
+        .copy(
+            "source ü",
+            None,
+            None,
+            "dir/target %",
+            Some(&other),
+            &Condition::none(),
+        )
         .await?;
     same!(
         container.head("dir/target %", &Condition::none()).await?.metadata,
@@ -38,7 +45,9 @@ pub(crate) async fn keeps_or_replaces_metadata(c: &Context) -> Result<()> {
 pub(crate) async fn onto_itself(c: &Context) -> Result<()> {
     let container = c.container()?;
     let put = c.put("b", b"content").await?;
-    let copied = container.copy("b", None, "b", None, &Condition::none()).await?;
+    let copied = container
+        .copy("b", None, None, "b", None, &Condition::none())
+        .await?;
     ensure!(copied.etag != put.etag, "a copy is a new version");
     same!(c.read("b").await?, b"content");
     Ok(())
@@ -49,18 +58,39 @@ pub(crate) async fn conditions(c: &Context) -> Result<()> {
     let old = c.put("source", b"1").await?;
     let new = c.put("source", b"2").await?;
     let stale = container
-        .copy("source", Some(&old.etag), "target", None, &Condition::none())
+        .copy(
+            "source",
+            Some(&old.etag),
+            None,
+            "target",
+            None,
+            &Condition::none(),
+        )
         .await;
     same!(c.ended("stale source", &stale), "ConditionNotMet");
     container
-        .copy("source", Some(&new.etag), "target", None, &Condition::absent())
+        .copy(
+            "source",
+            Some(&new.etag),
+            None,
+            "target",
+            None,
+            &Condition::absent(),
+        )
         .await?;
     let there = container
-        .copy("source", None, "target", None, &Condition::absent())
+        .copy("source", None, None, "target", None, &Condition::absent())
         .await;
     same!(c.ended("target there", &there), "AlreadyExists");
     let wrong = container
-        .copy("source", None, "target", None, &Condition::matches(&old.etag))
+        .copy(
+            "source",
+            None,
+            None,
+            "target",
+            None,
+            &Condition::matches(&old.etag),
+        )
         .await;
     same!(c.ended("stale target", &wrong), "ConditionNotMet");
     same!(c.read("target").await?, b"2");
@@ -70,7 +100,7 @@ pub(crate) async fn conditions(c: &Context) -> Result<()> {
 pub(crate) async fn missing_source(c: &Context) -> Result<()> {
     let container = c.container()?;
     let copy = container
-        .copy("none", None, "target", None, &Condition::none())
+        .copy("none", None, None, "target", None, &Condition::none())
         .await;
     same!(c.ended("copy", &copy), "BlobNotFound");
     let head = container.head("target", &Condition::none()).await;
@@ -89,7 +119,7 @@ pub(crate) async fn block_ids_survive(c: &Context) -> Result<()> {
         .commit("source", &blocks, &PutOptions::default())
         .await?;
     container
-        .copy("source", None, "target", None, &Condition::none())
+        .copy("source", None, None, "target", None, &Condition::none())
         .await?;
     let list = container.block_list("target").await?;
     same!(list.content_length, 3);

@@ -1,7 +1,7 @@
 //! List Blobs.
 
 use anyhow::{Result, ensure};
-use blob_client::{Condition, ListItem, ListOptions, Metadata, PutOptions};
+use blob_client::{Condition, ListItem, ListOptions, Metadata, PutOptions, StoredHeaders};
 
 use crate::context::{Context, bytes_body};
 use crate::same;
@@ -86,7 +86,7 @@ pub(crate) async fn with_metadata(c: &Context) -> Result<()> {
             ("mode".into(), "0600".into()),
             ("note".into(), "a <b> & c".into()),
         ]),
-        content_type: Some("x/y".into()),
+        stored: Some(StoredHeaders::of_type("x/y")?),
         ..PutOptions::default()
     };
     container.put("b", bytes_body(b"12345"), &options).await?;
@@ -104,7 +104,7 @@ pub(crate) async fn with_metadata(c: &Context) -> Result<()> {
         same!(properties.etag, head.etag);
         same!(properties.last_modified, head.last_modified);
         same!(properties.content_length, 5);
-        same!(properties.content_type, head.content_type);
+        same!(properties.stored, head.stored);
         let wanted = if metadata {
             options.metadata.clone()
         } else {

@@ -5,6 +5,7 @@ mod call;
 mod containers;
 mod copies;
 mod headers;
+mod keeping;
 mod leases;
 mod listing;
 mod lost;
@@ -17,7 +18,7 @@ mod sign;
 mod writes;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use vsc_driver::buffer::Arena;
@@ -25,6 +26,7 @@ use vsc_driver::buffer::Arena;
 use crate::auth::{Credentials, Signer};
 use crate::error::{Error, Result};
 use crate::names;
+use crate::stored::ContentTypes;
 use crate::transport::Transport;
 
 /// Version of the REST interface that every request asks for: the first that marks names XML cannot hold
@@ -44,6 +46,20 @@ pub struct ClientConfig {
     pub deadline: Duration,
     /// One attempt without progress. Default 30 s.
     pub attempt_timeout: Duration,
+    /// What the content type of a new blob is taken from.
+    pub content_types: ContentTypes,
+    /// What becomes of index tags that this identity may not read, when a blob is written again.
+    pub unreadable_tags: UnreadableTags,
+}
+
+/// What becomes of index tags that may not be read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum UnreadableTags {
+    /// The write is refused ([`Error::TagsUnreadable`]).
+    #[default]
+    Refuse,
+    /// The write loses them.
+    Drop,
 }
 
 impl ClientConfig {
@@ -54,6 +70,8 @@ impl ClientConfig {
             credentials,
             deadline: Duration::from_secs(60),
             attempt_timeout: Duration::from_secs(30),
+            content_types: ContentTypes::default(),
+            unreadable_tags: UnreadableTags::default(),
         }
     }
 }
@@ -76,6 +94,10 @@ struct Account {
     attempt_timeout: Duration,
     transport: Arc<dyn Transport>,
     arena: Arc<Arena>,
+    content_types: ContentTypes,
+    unreadable_tags: UnreadableTags,
+    /// That tags are lost, or would be, is told once.
+    tags_told: AtomicBool,
     /// Service's clock minus ours in milliseconds, from the latest answer; `i64::MIN` before the first.
     clock_offset: AtomicI64,
 }
@@ -123,6 +145,9 @@ impl Client {
                 attempt_timeout: config.attempt_timeout,
                 transport,
                 arena,
+                content_types: config.content_types,
+                unreadable_tags: config.unreadable_tags,
+                tags_told: AtomicBool::new(false),
                 clock_offset: AtomicI64::new(i64::MIN),
             }),
         })
@@ -224,4 +249,4 @@ impl Container {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -66,6 +66,40 @@ pub enum Error {
         /// does not mend that.
         retryable: bool,
     },
+    /// The blob has index tags which this identity may not read, so they would be lost.
+    #[error(
+        "{name:?} has index tags that this identity may not read, and would lose them: give the SAS the right t \
+         (or the role Storage Blob Data Owner), or set indexTags: drop"
+    )]
+    TagsUnreadable {
+        /// Blob name.
+        name: String,
+    },
+    /// The content is encrypted with a key that only its owner has.
+    #[error("{name:?} is encrypted with a customer-provided key, which this driver is not given")]
+    CustomerKey {
+        /// Blob name.
+        name: String,
+    },
+    /// A copy would be encrypted with another scope than the blob is.
+    #[error(
+        "{name:?} is encrypted with the scope {scope:?}, which is not its container's default: a copy made by \
+         the service would not be"
+    )]
+    EncryptionScope {
+        /// Blob name.
+        name: String,
+        /// Its scope.
+        scope: String,
+    },
+    /// The blob has snapshots, which would be deleted with it.
+    #[error(
+        "{name:?} has snapshots and is not deleted with them: delete those first, by the tool that made them"
+    )]
+    SnapshotsPresent {
+        /// Blob name.
+        name: String,
+    },
     /// Any other answer of the service.
     #[error("service answered {status} {code}: {message} (request {request_id})")]
     Service {

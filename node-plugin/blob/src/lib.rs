@@ -10,11 +10,13 @@ mod names;
 pub mod request;
 pub mod response;
 pub mod secret;
+mod stored;
 pub mod transport;
 pub mod types;
 mod xml;
 
 pub use body::{Body, Piece};
-pub use client::{Client, ClientConfig, Container};
+pub use client::{Client, ClientConfig, Container, UnreadableTags};
 pub use error::{Error, Result};
+pub use stored::{ContentTypes, StoredHeaders};
 pub use types::*;

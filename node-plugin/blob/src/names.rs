@@ -99,16 +99,20 @@ pub(crate) fn check_metadata(metadata: &Metadata) -> Result<()> {
         }
         let printable = value.bytes().all(|b| (0x20..0x7f).contains(&b));
         if !printable || value.trim() != value {
-            return Err(Error::Argument {
-                field: "metadata value",
-                message: format!(
-                    "the value of {name:?} must be printable ASCII without spaces at its ends; encode it \
-                    first"
-                ),
-            });
+            return Err(not_ascii(name, value));
         }
     }
     Ok(())
+}
+
+/// A value that no header carries unchanged.
+pub(crate) fn not_ascii(name: &str, value: &str) -> Error {
+    Error::Argument {
+        field: "metadata value",
+        message: format!(
+            "the value {value:?} of {name:?} must be printable ASCII without spaces at its ends; encode it first"
+        ),
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ use std::time::SystemTime;
 
 use vsc_driver::buffer::Buffer;
 
+use crate::stored::StoredHeaders;
+
 /// Version of a blob as the service gives it, quotes included (REST: "ETag" response header).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ETag(pub String);
@@ -79,8 +81,8 @@ pub struct Properties {
     pub blob_type: BlobType,
     /// User metadata.
     pub metadata: Metadata,
-    /// `Content-Type`, as stored.
-    pub content_type: Option<String>,
+    /// What its owner stored with it besides.
+    pub stored: StoredHeaders,
     /// `Content-MD5`, as stored: of the whole blob. The service computes it for Put Blob; for Put Block List
     /// it is whatever the writer said.
     pub content_md5: Option<String>,
@@ -114,8 +116,9 @@ pub struct Got {
 pub struct PutOptions {
     /// Metadata to store (replaces all).
     pub metadata: Metadata,
-    /// `x-ms-blob-content-type`.
-    pub content_type: Option<String>,
+    /// What the owner of the blob stored with it, to be stored again: of the version that is replaced.
+    /// `None` for a new blob, which gets a content type (see [`ContentTypes`](crate::ContentTypes)) and no more.
+    pub stored: Option<StoredHeaders>,
     /// Condition on the blob written.
     pub condition: Condition,
 }

@@ -9,6 +9,7 @@ use quick_xml::Reader;
 use quick_xml::events::{BytesRef, BytesStart, Event};
 
 use crate::error::{Error, Result};
+use crate::stored::StoredHeaders;
 use crate::types::{
     BlobType, Block, BlockId, BlockList, BlockRef, ETag, ListItem, ListPage, Metadata, Properties,
 };
@@ -224,10 +225,7 @@ fn blob_entry(entry: &Element) -> Result<Option<ListItem>, String> {
             content_length,
             blob_type: properties.text_of("BlobType").map_or(BlobType::Block, blob_type),
             metadata,
-            content_type: properties
-                .text_of("Content-Type")
-                .filter(|t| !t.is_empty())
-                .map(str::to_owned),
+            stored: StoredHeaders::of_listing(|name| properties.text_of(name)),
             content_md5: properties
                 .text_of("Content-MD5")
                 .filter(|t| !t.is_empty())
@@ -298,6 +296,20 @@ fn one_block(block: &Element) -> Result<Block, String> {
         ),
         size: size.parse().map_err(|_| format!("size {size:?} is no number"))?,
     })
+}
+
+/// Answer of Get Blob Tags: keys and values.
+pub(crate) fn tags(body: &[u8]) -> Result<Vec<(String, String)>> {
+    let root = document("tags", body)?;
+    let set = root.child("TagSet").filter(|_| root.name == "Tags");
+    let set = set.ok_or_else(|| malformed("tags", 0, format!("root element is {:?}", root.name)))?;
+    set.children
+        .iter()
+        .map(|tag| match (tag.text_of("Key"), tag.text_of("Value")) {
+            (Some(key), value) => Ok((key.to_owned(), value.unwrap_or_default().to_owned())),
+            (None, _) => Err(malformed("tags", 0, "a tag has no Key")),
+        })
+        .collect()
 }
 
 /// Body of Put Block List.

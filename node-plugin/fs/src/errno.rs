@@ -84,6 +84,7 @@ impl From<&blob_client::Error> for Errno {
             // One that the identity service refused; when it could not be asked, nothing is known about the
             // rights.
             | E::Token { retryable: false, .. }
+            | E::TagsUnreadable { .. }
             | E::Service {
                 status: 401 | 403, ..
             } => libc::EACCES,
@@ -95,6 +96,7 @@ impl From<&blob_client::Error> for Errno {
             } if code == "InvalidUri" || code == "InvalidResourceName" => libc::EINVAL,
             // It passes by itself: a copy, a deletion or something else is under way there.
             E::Service { status: 409, code, .. } if PASSING.contains(&code.as_str()) => libc::EBUSY,
+            E::CustomerKey { .. } | E::EncryptionScope { .. } | E::SnapshotsPresent { .. } => libc::EPERM,
             // The account lacks a feature, or the blob's state forbids it (immutability policies, archived
             // tier).
             E::Service { status: 409, .. } => libc::EPERM,

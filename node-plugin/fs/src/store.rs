@@ -7,7 +7,7 @@ use std::ops::Range;
 use async_trait::async_trait;
 use blob_client::{
     BlockId, BlockList, BlockRef, Body, Condition, Container, ETag, Got, ListOptions, ListPage, Metadata,
-    Properties, PutOptions, Result, Written,
+    Properties, PutOptions, Result, StoredHeaders, Written,
 };
 use vsc_driver::buffer::Buffer;
 
@@ -47,6 +47,7 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
         &self,
         source: &str,
         source_etag: Option<&ETag>,
+        stored: Option<&StoredHeaders>,
         target: &str,
         metadata: Option<&Metadata>,
         condition: &Condition,
@@ -104,11 +105,12 @@ impl Store for Container {
         &self,
         source: &str,
         source_etag: Option<&ETag>,
+        stored: Option<&StoredHeaders>,
         target: &str,
         metadata: Option<&Metadata>,
         condition: &Condition,
     ) -> Result<Written> {
-        Container::copy(self, source, source_etag, target, metadata, condition).await
+        Container::copy(self, source, source_etag, stored, target, metadata, condition).await
     }
     async fn list(&self, options: &ListOptions) -> Result<ListPage> {
         Container::list(self, options).await

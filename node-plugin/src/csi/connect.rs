@@ -77,10 +77,9 @@ impl Connector {
     /// A client of an account; nothing is sent yet.
     pub fn client(&self, account: &Account, credentials: Credentials, mode: TransportMode) -> Result<Client> {
         let config = ClientConfig {
-            endpoint: account.endpoint.clone(),
-            credentials,
             deadline: DEADLINE,
             attempt_timeout: ATTEMPT,
+            ..ClientConfig::new(account.endpoint.clone(), credentials)
         };
         let transport = self.paths.transport(mode);
         let mut known = self.transports.lock().unwrap_or_else(PoisonError::into_inner);

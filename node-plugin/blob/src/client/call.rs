@@ -77,13 +77,29 @@ impl<'a> Call<'a> {
     pub(super) fn metadata(mut self, metadata: &Metadata) -> Result<Self> {
         names::check_metadata(metadata)?;
         for (name, value) in metadata {
-            let name = HeaderName::try_from(format!("x-ms-meta-{name}")).map_err(|e| Error::Argument {
-                field: "metadata name",
-                message: e.to_string(),
-            })?;
-            self.headers.insert(name, header_value(value)?);
+            self.headers.insert(metadata_header(name)?, header_value(value)?);
         }
         Ok(self)
+    }
+
+    /// Metadata whose values that are not ASCII stand in `raw`, byte for byte.
+    pub(super) fn metadata_with(mut self, metadata: &Metadata, raw: &HeaderMap) -> Result<Self> {
+        for (name, value) in metadata.iter().filter(|(_, value)| !value.is_ascii()) {
+            let header = metadata_header(name)?;
+            let Some(stored) = raw.get(&header) else {
+                return Err(names::not_ascii(name, value));
+            };
+            self.headers.insert(header, stored.clone());
+        }
+        let ascii = |(_, value): &(&String, &String)| value.is_ascii();
+        let said = metadata.iter().filter(ascii).map(|(k, v)| (k.clone(), v.clone()));
+        self.metadata(&said.collect())
+    }
+
+    /// Headers that are there, or not.
+    pub(super) fn headers(mut self, headers: impl IntoIterator<Item = (HeaderName, HeaderValue)>) -> Self {
+        self.headers.extend(headers);
+        self
     }
 
     pub(super) fn body(mut self, body: Body) -> Self {
@@ -97,4 +113,11 @@ impl<'a> Call<'a> {
         self.idempotent = false;
         self
     }
+}
+
+fn metadata_header(name: &str) -> Result<HeaderName> {
+    HeaderName::try_from(format!("x-ms-meta-{name}")).map_err(|e| Error::Argument {
+        field: "metadata name",
+        message: e.to_string(),
+    })
 }

@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderName, Method};
 use tokio::time::Instant;
 
 use super::call::Call;
+use super::keeping::refuse_customer_key;
 use super::lost::not_before;
 use super::outcome::Failed;
 use super::retry::pause;
@@ -16,6 +17,7 @@ use super::{Container, headers};
 use crate::auth::SourceAccess;
 use crate::error::{Error, Result};
 use crate::secret::Secret;
+use crate::stored::StoredHeaders;
 use crate::types::{BlockId, Condition, ETag, Metadata, Written};
 
 const FIRST_POLL: Duration = Duration::from_millis(50);
@@ -92,25 +94,33 @@ impl Container {
         Err(no_token_in_time())
     }
 
-    /// Copy Blob inside the container, waiting until the copy is complete. `metadata` None keeps the source's
+    /// Copy Blob inside the container, waiting until the copy is complete. `stored`: what the source's owner
+    /// stored with it, which comes along; `None` for copies that nobody sees. `metadata` None keeps the source's
     /// (as does an empty one: the service cannot tell them apart).
     pub async fn copy(
         &self,
         source: &str,
         source_etag: Option<&ETag>,
+        stored: Option<&StoredHeaders>,
         target: &str,
         metadata: Option<&Metadata>,
         condition: &Condition,
     ) -> Result<Written> {
         crate::names::check_blob(source)?;
+        let unsaid = StoredHeaders::default();
+        let kept = stored.unwrap_or(&unsaid);
+        refuse_customer_key(source, kept)?;
         let url = self.source_url(source, self.account.signer.same_account_query().as_ref());
         let mut call = Call::new(Method::PUT, Some(target))
             .secret_header("x-ms-copy-source", &url)?
             .condition(condition)?
+            .headers(kept.tier())
             .not_idempotent();
         if let Some(metadata) = metadata {
-            call = call.metadata(metadata)?;
+            let raw = self.raw_metadata(source, metadata, source_etag).await?;
+            call = call.metadata_with(metadata, &raw)?;
         }
+        call = self.keeping_tags(call, source, kept).await?;
         if let Some(etag) = source_etag {
             call = call.header("x-ms-source-if-match", &etag.0)?;
         }
@@ -118,11 +128,45 @@ impl Container {
             Ok(answer) => answer.response.headers,
             Err(failed) => self.lost_copy(source, target, failed).await?,
         };
+        let copied = self.copied(target, headers).await?;
+        match stored {
+            Some(stored) => Ok(self.typed_after(source, stored, target, copied).await),
+            None => Ok(copied),
+        }
+    }
+
+    /// Waits for the copy that was begun.
+    async fn copied(&self, target: &str, headers: HeaderMap) -> Result<Written> {
         let state = headers::text(&headers, "x-ms-copy-status");
         match (state.as_deref(), headers::text(&headers, "x-ms-copy-id")) {
             (Some("pending"), Some(copy_id)) => self.wait_for_copy(target, &copy_id).await,
             (Some("success") | None, _) => headers::written(&headers),
             (Some(other), _) => Err(copy_failed(target, other, &headers)),
+        }
+    }
+
+    /// A blob of which nobody has said the type, under a name that says one: so it is after tools that write
+    /// beside a file and rename onto it. Where that cannot be done the copy is as good without.
+    async fn typed_after(
+        &self,
+        source: &str,
+        stored: &StoredHeaders,
+        target: &str,
+        copied: Written,
+    ) -> Written {
+        let types = &self.account.content_types;
+        let wanted = types.of(target);
+        if !stored.is_untyped() || wanted.is_untyped() || types.of(source) == wanted {
+            return copied;
+        }
+        let condition = Condition::matches(&copied.etag);
+        let typed = stored.with_type_of(&wanted);
+        match Box::pin(self.set_headers(target, &typed, &condition)).await {
+            Ok(written) => written,
+            Err(error) => {
+                tracing::debug!(container = %self.name, target, %error, "a renamed blob keeps its content type");
+                copied
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use http::HeaderMap;
 
 use crate::error::{Error, Result};
 use crate::response::Response;
+use crate::stored::StoredHeaders;
 use crate::types::{BlobType, ETag, Metadata, Properties, Written};
 use crate::xml;
 
@@ -66,7 +67,7 @@ pub(super) fn properties(headers: &HeaderMap, content_length: u64) -> Result<Pro
         blob_type: text(headers, "x-ms-blob-type").map_or(BlobType::Block, |t| xml::blob_type(&t)),
         is_directory: text(headers, "x-ms-resource-type")
             .is_some_and(|t| t.eq_ignore_ascii_case("directory")),
-        content_type: text(headers, "content-type").filter(|t| !t.is_empty()),
+        stored: StoredHeaders::of_answer(headers),
         // A ranged read says so of the whole blob.
         content_md5: text(headers, "x-ms-blob-content-md5")
             .or_else(|| text(headers, "content-md5"))

@@ -19,6 +19,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::Container;
+use super::keeping::same_metadata;
 use super::outcome::{Failed, Lost};
 use crate::body::{Body, Piece};
 use crate::error::{Error, Result};
@@ -46,7 +47,7 @@ impl Container {
         };
         let ours = since(&stored, lost)
             && stored.content_length == body.len()
-            && stored.metadata == options.metadata
+            && same_metadata(&stored.metadata, &options.metadata)
             && self.same_content(blob, &stored, body).await?;
         settle(ours, stored, failed)
     }
@@ -73,7 +74,7 @@ impl Container {
         };
         let ours = since(&stored, lost)
             && list.etag.as_ref() == Some(&stored.etag)
-            && stored.metadata == options.metadata
+            && same_metadata(&stored.metadata, &options.metadata)
             && list
                 .committed
                 .iter()
@@ -95,7 +96,7 @@ impl Container {
         let Some(stored) = self.read_back(blob).await? else {
             return Err(failed.error);
         };
-        let ours = since(&stored, lost) && stored.metadata == *metadata;
+        let ours = since(&stored, lost) && same_metadata(&stored.metadata, metadata);
         settle(ours, stored, failed)
     }
 

@@ -48,6 +48,8 @@ pub(super) fn error(account: &Account, refusal: Refusal<'_>, container: &str, bl
         (409, "ContainerAlreadyExists" | "BlobAlreadyExists" | "ResourceAlreadyExists") => {
             Error::AlreadyExists { name: name() }
         }
+        (409, "SnapshotsPresent") => Error::SnapshotsPresent { name: name() },
+        (409, "BlobUsesCustomerSpecifiedEncryption") => Error::CustomerKey { name: name() },
         (409 | 412, lease) if lease.starts_with("Lease") => Error::LeaseConflict {
             name: name(),
             code: lease.to_owned(),

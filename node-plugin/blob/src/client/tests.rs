@@ -9,12 +9,13 @@ use tokio::time::Instant;
 use super::*;
 use crate::auth::TokenSource;
 use crate::secret::Secret;
+use crate::stored::StoredHeaders;
 use crate::transport::FailureKind;
 use crate::transport::fake::{Fake, VERSION, answer, failure, failure_of, refusal, written};
 use crate::transport::path::Path;
 use crate::types::*;
 
-fn container_with(credentials: Credentials, fake: &Fake) -> Container {
+pub(crate) fn container_with(credentials: Credentials, fake: &Fake) -> Container {
     let endpoint = "https://acct.blob.core.windows.net".parse().unwrap();
     Client::new(
         ClientConfig::new(endpoint, credentials),
@@ -26,7 +27,7 @@ fn container_with(credentials: Credentials, fake: &Fake) -> Container {
     .unwrap()
 }
 
-fn container(fake: &Fake) -> Container {
+pub(crate) fn container(fake: &Fake) -> Container {
     container_with(Credentials::Sas("sv=1&sig=topsecret".to_owned().into()), fake)
 }
 
@@ -464,7 +465,9 @@ async fn a_sas_for_the_source_of_a_copy_is_not_shown() {
         })
     };
     fake.will(hides()).will(hides());
-    c.copy("s", None, "t", None, &Condition::none()).await.unwrap();
+    c.copy("s", None, None, "t", None, &Condition::none())
+        .await
+        .unwrap();
     c.stage_from("t", &BlockId(vec![1]), "s", 0..1, None, None)
         .await
         .unwrap();
@@ -485,7 +488,7 @@ async fn requests_carry_what_the_service_needs_and_show_no_secret() {
     let c = container(&fake);
     let options = PutOptions {
         metadata: Metadata::from([("mode".to_owned(), "0644".to_owned())]),
-        content_type: Some("text/plain".into()),
+        stored: Some(StoredHeaders::of_type("text/plain").unwrap()),
         condition: Condition {
             lease: Some("lease-1".into()),
             ..Condition::absent()
@@ -583,7 +586,10 @@ async fn a_pending_copy_is_waited_for() {
     fake.will(state("pending", "0/9"))
         .will(state("pending", "4/9"))
         .will(state("success", "9/9"));
-    let copied = c.copy("s", None, "t", None, &Condition::none()).await.unwrap();
+    let copied = c
+        .copy("s", None, None, "t", None, &Condition::none())
+        .await
+        .unwrap();
     assert_eq!(copied.etag, ETag("\"0x1\"".into()));
     let sent = fake.sent();
     assert_eq!(
@@ -593,7 +599,7 @@ async fn a_pending_copy_is_waited_for() {
 
     fake.will(state("pending", "0/9")).will(state("failed", "0/9"));
     let error = c
-        .copy("s", None, "t", None, &Condition::none())
+        .copy("s", None, None, "t", None, &Condition::none())
         .await
         .unwrap_err();
     assert!(
@@ -611,7 +617,7 @@ async fn a_pending_copy_is_waited_for() {
         ])
     });
     let error = container(&stuck)
-        .copy("s", None, "t", None, &Condition::none())
+        .copy("s", None, None, "t", None, &Condition::none())
         .await
         .unwrap_err();
     assert!(matches!(error, Error::DeadlineExceeded { .. }), "{error}");

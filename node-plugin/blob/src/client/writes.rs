@@ -9,16 +9,16 @@ use super::call::Call;
 use super::{Container, headers};
 use crate::body::Body;
 use crate::error::{Error, Result};
+use crate::stored::StoredHeaders;
 use crate::types::{BlockId, BlockList, BlockRef, Condition, Metadata, PutOptions, Written};
 use crate::xml;
-
-/// Content type of blobs that were given none: what the service itself would store.
-const DEFAULT_CONTENT_TYPE: &str = "application/octet-stream";
 
 impl Container {
     /// Put Blob (block blob, one request).
     pub async fn put(&self, blob: &str, body: Body, options: &PutOptions) -> Result<Written> {
-        let call = put_options(Call::new(Method::PUT, Some(blob)), options)?
+        let call = self
+            .keeping(Call::new(Method::PUT, Some(blob)), blob, options)
+            .await?
             .header("x-ms-blob-type", "BlockBlob")?
             .body(body.clone());
         let call = if is_conditional(&options.condition) {
@@ -44,12 +44,12 @@ impl Container {
         let body = Bytes::from(xml::block_list_body(blocks));
         // Never idempotent: what a first commit took from the staged blocks, a second one finds no longer
         // staged.
-        let call = put_options(
-            Call::new(Method::PUT, Some(blob)).query("comp", "blocklist"),
-            options,
-        )?
-        .body(body.into())
-        .not_idempotent();
+        let call = Call::new(Method::PUT, Some(blob)).query("comp", "blocklist");
+        let call = self
+            .keeping(call, blob, options)
+            .await?
+            .body(body.into())
+            .not_idempotent();
         match self.execute(call).await {
             Ok(answer) => headers::written(&answer.response.headers),
             Err(failed) => self.lost_commit(blob, blocks, options, failed).await,
@@ -79,9 +79,12 @@ impl Container {
         metadata: &Metadata,
         condition: &Condition,
     ) -> Result<Written> {
+        let raw = self
+            .raw_metadata(blob, metadata, condition.if_match.as_ref())
+            .await?;
         let call = Call::new(Method::PUT, Some(blob))
             .query("comp", "metadata")
-            .metadata(metadata)?
+            .metadata_with(metadata, &raw)?
             .condition(condition)?;
         let call = if is_conditional(condition) {
             call.not_idempotent()
@@ -94,10 +97,26 @@ impl Container {
         }
     }
 
-    /// Delete Blob, snapshots included.
+    /// Set Blob Properties: the content's headers, of the content as it is.
+    pub(super) async fn set_headers(
+        &self,
+        blob: &str,
+        stored: &StoredHeaders,
+        condition: &Condition,
+    ) -> Result<Written> {
+        let call = Call::new(Method::PUT, Some(blob))
+            .query("comp", "properties")
+            .headers(stored.content_headers())
+            .headers(stored.content_md5())
+            .condition(condition)?
+            .not_idempotent();
+        let answer = self.execute(call).await?;
+        headers::written(&answer.response.headers)
+    }
+
+    /// Delete Blob. One that has snapshots stays: `SnapshotsPresent`.
     pub async fn delete(&self, blob: &str, condition: &Condition) -> Result<()> {
         let call = Call::new(Method::DELETE, Some(blob))
-            .header("x-ms-delete-snapshots", "include")?
             .condition(condition)?
             .not_idempotent();
         match self.execute(call).await {
@@ -114,15 +133,6 @@ impl Container {
 /// Whether a second execution can be answered differently from the first.
 fn is_conditional(condition: &Condition) -> bool {
     condition.if_match.is_some() || condition.if_absent || condition.if_none_match.is_some()
-}
-
-fn put_options<'a>(call: Call<'a>, options: &PutOptions) -> Result<Call<'a>> {
-    call.header(
-        "x-ms-blob-content-type",
-        options.content_type.as_deref().unwrap_or(DEFAULT_CONTENT_TYPE),
-    )?
-    .metadata(&options.metadata)?
-    .condition(&options.condition)
 }
 
 /// Put Block and Put Block From URL, without what is staged.

@@ -43,7 +43,7 @@ fn a_page_with_blobs_prefixes_and_metadata() {
     assert_eq!(name, "a & b");
     assert_eq!(properties.etag, ETag("\"0x8DB\"".into()));
     assert_eq!(properties.content_length, 7);
-    assert_eq!(properties.content_type.as_deref(), Some("text/plain"));
+    assert_eq!(properties.stored.content_type(), "text/plain");
     assert_eq!(properties.metadata["hdi_isfolder"], "true");
     assert_eq!(properties.metadata["empty"], "");
     assert_eq!(page.items[1], ListItem::Prefix { name: "d/".into() });

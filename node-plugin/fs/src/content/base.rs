@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use blob_client::{Block, ETag};
+use blob_client::{Block, ETag, StoredHeaders};
 
 /// The committed version a file starts from.
 #[derive(Debug, Clone)]
@@ -13,6 +13,8 @@ pub struct Base {
     pub size: u64,
     /// True for block blobs (others are read-only).
     pub writable: bool,
+    /// What its owner stored with it; `None` when it is our own, of which nobody has said anything yet.
+    pub stored: Option<StoredHeaders>,
 }
 
 /// What is known about the blocks of the base.
@@ -31,6 +33,7 @@ pub(crate) struct BaseVersion {
     pub(crate) size: u64,
     pub(crate) writable: bool,
     pub(crate) blocks: Blocks,
+    pub(crate) stored: Option<StoredHeaders>,
 }
 
 impl From<Base> for BaseVersion {
@@ -40,6 +43,7 @@ impl From<Base> for BaseVersion {
             size: base.size,
             writable: base.writable,
             blocks: Blocks::Unknown,
+            stored: base.stored,
         }
     }
 }

@@ -217,7 +217,7 @@ impl Core {
         };
         let options = PutOptions {
             metadata: metadata.clone(),
-            content_type: None,
+            stored: snapshot.base.as_ref().and_then(|base| base.stored.clone()),
             condition: Condition {
                 lease: snapshot.target.lease.clone(),
                 ..condition
@@ -275,6 +275,7 @@ impl Core {
             size: sent.size,
             writable: true,
             blocks: Blocks::Known(Arc::new(blocks)),
+            stored: state.base.take().and_then(|base| base.stored),
         });
         state.charge_blocks(count);
         state.base_valid = sent.size.min(state.cut);

@@ -82,6 +82,7 @@ impl Core {
                     size: 0,
                     writable: true,
                     blocks: Blocks::Known(Arc::default()),
+                    stored: state.base.as_ref().and_then(|base| base.stored.clone()),
                 });
                 state.place = Place::Hidden {
                     lease: shelter.lease.clone(),

@@ -71,7 +71,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use blob_client::{ETag, Metadata, Written};
+use blob_client::{ETag, Metadata, StoredHeaders, Written};
 
 pub use self::access::{At, ReadData};
 pub use self::base::Base;
@@ -210,6 +210,14 @@ impl File {
     /// all of it again.
     pub async fn commit(&self, metadata: Metadata) -> Result<Option<Written>, FileError> {
         self.core.commit(Some(metadata)).await
+    }
+
+    /// What the owner of the version this file starts from stored with it now: tiers and index tags change
+    /// without a new version.
+    pub fn set_stored(&self, stored: &StoredHeaders) {
+        if let Some(base) = &mut self.core.lock().base {
+            base.stored = Some(stored.clone());
+        }
     }
 
     /// Metadata for a commit that the file has to make on its own: when memory is short and data that is only

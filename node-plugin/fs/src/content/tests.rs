@@ -48,6 +48,7 @@ impl World {
             etag: now.etag,
             size: now.content_length,
             writable: true,
+            stored: None,
         };
         File::open(self.env.clone(), "file".into(), base)
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use blob_client::{
     BlockId, BlockList, BlockRef, Body, Condition, ETag, Got, ListOptions, ListPage, Metadata, Properties,
-    PutOptions, Result, Written,
+    PutOptions, Result, StoredHeaders, Written,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -95,13 +95,15 @@ impl Store for Jitter {
         &self,
         source: &str,
         source_etag: Option<&ETag>,
+        stored: Option<&StoredHeaders>,
         target: &str,
         metadata: Option<&Metadata>,
         condition: &Condition,
     ) -> Result<Written> {
         turn!(
             self,
-            self.store.copy(source, source_etag, target, metadata, condition)
+            self.store
+                .copy(source, source_etag, stored, target, metadata, condition)
         )
     }
     async fn list(&self, options: &ListOptions) -> Result<ListPage> {

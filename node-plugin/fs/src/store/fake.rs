@@ -12,7 +12,7 @@ pub use self::fault::{Counters, Fault, Op};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use blob_client::{BlobType, BlockId, Metadata, Properties, Written};
+use blob_client::{BlobType, BlockId, Metadata, Properties, StoredHeaders, Written};
 use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
 
@@ -212,7 +212,16 @@ impl FakeStore {
     pub fn foreign_put(&self, blob: &str, data: impl Into<Bytes>, metadata: Metadata) -> Written {
         let mut state = self.lock();
         state.service.staged.remove(blob);
-        state.service.store(blob, data.into(), Vec::new(), metadata, None)
+        state
+            .service
+            .store(blob, data.into(), Vec::new(), metadata, StoredHeaders::default())
+    }
+
+    /// Another client sets what is stored with a blob besides; its version stays, as for tiers and index tags.
+    pub fn foreign_stored(&self, blob: &str, stored: StoredHeaders) {
+        if let Some(found) = self.lock().service.blobs.get_mut(blob) {
+            found.properties.stored = stored;
+        }
     }
 
     /// Somebody else writes a blob out of blocks.
@@ -220,7 +229,9 @@ impl FakeStore {
         let mut state = self.lock();
         state.service.staged.remove(blob);
         let data = join(&blocks);
-        state.service.store(blob, data, blocks, Metadata::new(), None)
+        state
+            .service
+            .store(blob, data, blocks, Metadata::new(), StoredHeaders::default())
     }
 
     /// Somebody else stages a block and goes away.

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use blob_client::{Body, Condition, Error, PutOptions};
+use blob_client::{Body, Condition, Error, PutOptions, StoredHeaders};
 use bytes::Bytes;
 
 use super::attrs::{self, Attrs, Kind};
@@ -124,7 +124,8 @@ impl Tree {
         let options = PutOptions {
             metadata,
             condition: Condition::absent(),
-            ..PutOptions::default()
+            // Only files have a content that is of a type.
+            stored: (kind != Kind::File).then(StoredHeaders::default),
         };
         let written = match self.env.store.put(&blob, Body::from(content), &options).await {
             Ok(written) => written,

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use blob_client::{
-    Body, Condition, ETag, Error, ListItem, ListOptions, Metadata, PutOptions, Result, Written,
+    Body, Condition, ETag, Error, ListItem, ListOptions, Metadata, PutOptions, Result, StoredHeaders, Written,
 };
 
 use tokio_util::task::TaskTracker;
@@ -81,7 +81,7 @@ impl HiddenBlobs {
         };
         match self
             .store
-            .copy(blob, Some(etag), &hidden, Some(&mark()), &condition)
+            .copy(blob, Some(etag), None, &hidden, Some(&mark()), &condition)
             .await
         {
             Ok(written) => Ok((hidden, lease, written)),
@@ -99,6 +99,7 @@ impl HiddenBlobs {
             let hidden = names::join(&self.prefix, &names::hidden());
             let options = PutOptions {
                 metadata: mark(),
+                stored: Some(StoredHeaders::default()),
                 ..PutOptions::default()
             };
             let written = self.store.put(&hidden, Body::default(), &options).await?;

@@ -212,12 +212,14 @@ impl Tree {
         if let Some(content) = state.content.clone()
             && content.etag().as_ref() == Some(&properties.etag)
         {
+            content.set_stored(&properties.stored);
             return Ok(take(content, &mut state));
         }
         let base = Base {
             etag: properties.etag.clone(),
             size: properties.content_length,
             writable: state.access == Access::ReadWrite,
+            stored: Some(properties.stored.clone()),
         };
         let log = NodeLog::new(Arc::clone(&self.journal), node.id);
         let file = File::open(self.env.with_log(log), blob, base);

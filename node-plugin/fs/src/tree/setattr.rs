@@ -290,7 +290,7 @@ impl Tree {
         let options = blob_client::PutOptions {
             metadata,
             condition: Condition::absent(),
-            ..Default::default()
+            stored: Some(blob_client::StoredHeaders::default()),
         };
         let busy = Busy::new(node);
         match self
@@ -399,6 +399,7 @@ impl Tree {
                 let metadata = attrs::encode(&Attrs::default(), Kind::Directory, &self.defaults)?;
                 let options = blob_client::PutOptions {
                     metadata,
+                    stored: Some(blob_client::StoredHeaders::default()),
                     ..Default::default()
                 };
                 self.env

@@ -2,13 +2,13 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::Write;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::common::*;
 use crate::{patient, store};
-use blob_client::Metadata;
+use blob_client::{BlockId, Metadata, StoredHeaders};
 
 #[test]
 fn attributes_survive_a_remount() {
@@ -295,4 +295,65 @@ fn extended_attributes_have_some_5_kib_in_all() {
     fs::write(m.path("f"), "the content goes through").unwrap();
     m.end().unwrap();
     assert_eq!(store.content("f").unwrap(), "the content goes through");
+}
+
+/// "Whoever edits, truncates, overwrites or renames a file keeps what its owner stored with the blob."
+#[test]
+fn what_the_owner_stored_stays() {
+    let store = store();
+    let m = Mount::new(&store);
+    let stored = StoredHeaders::of_type("text/html").unwrap();
+    let blocks = |n: u8| {
+        vec![
+            (BlockId(vec![n; 8]), vec![n; 5 << 20].into()),
+            (BlockId(vec![n + 1; 8]), vec![n; 5 << 20].into()),
+        ]
+    };
+    let kept = |name: &str| assert_eq!(store.properties(name).unwrap().stored, stored, "{name}");
+    for name in ["append", "truncate", "overwrite", "rename", "touch", "d/inside"] {
+        store.foreign_put(name, "0123456789", Metadata::new());
+        store.foreign_stored(name, stored.clone());
+    }
+    store.foreign_blocks("large", blocks(1));
+    store.foreign_stored("large", stored.clone());
+    let append = |name: &str| {
+        let mut file = OpenOptions::new().append(true).open(m.path(name)).unwrap();
+        file.write_all(b"more").unwrap();
+        file.sync_all().unwrap();
+    };
+    append("append");
+    // Twice: the second starts from what the first has made.
+    append("append");
+    kept("append");
+    let cut = OpenOptions::new().write(true).open(m.path("truncate")).unwrap();
+    cut.set_len(3).unwrap();
+    cut.sync_all().unwrap();
+    kept("truncate");
+    fs::write(m.path("overwrite"), "new").unwrap();
+    kept("overwrite");
+    fs::rename(m.path("rename"), m.path("renamed")).unwrap();
+    kept("renamed");
+    fs::set_permissions(m.path("touch"), Permissions::from_mode(0o600)).unwrap();
+    kept("touch");
+    let large = OpenOptions::new().write(true).open(m.path("large")).unwrap();
+    large.write_at(b"x", 6 << 20).unwrap();
+    large.sync_all().unwrap();
+    assert!(store.block_sizes("large").len() > 1);
+    kept("large");
+    fs::rename(m.path("d"), m.path("e")).unwrap();
+    kept("e/inside");
+    // What is said without a new version counts from the next open on.
+    let other = StoredHeaders::of_type("text/css").unwrap();
+    store.foreign_stored("append", other.clone());
+    append("append");
+    assert_eq!(store.properties("append").unwrap().stored, other);
+    // New files are typed; folders and links are not.
+    fs::write(m.path("new.json"), "{}").unwrap();
+    fs::create_dir(m.path("dir.json")).unwrap();
+    symlink("new.json", m.path("link.json")).unwrap();
+    let typed = |name: &str| store.properties(name).unwrap().stored.content_type().to_owned();
+    assert_eq!(typed("new.json"), "application/json");
+    assert_eq!(typed("dir.json"), "application/octet-stream");
+    assert_eq!(typed("link.json"), "application/octet-stream");
+    m.end().unwrap();
 }

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use blob_client::{Condition, Container, Error as BlobError, ListOptions, Metadata, PutOptions};
+use blob_client::{
+    Condition, Container, Error as BlobError, ListOptions, Metadata, PutOptions, StoredHeaders,
+};
 use csi_proto::csi::{CapacityRange, CreateVolumeRequest, Volume};
 
 use super::ownership::{Mark, name_digest, short_digest};
@@ -240,7 +242,7 @@ async fn create_directory(
     metadata.insert("hdi_isfolder".into(), "true".into());
     let options = PutOptions {
         metadata,
-        content_type: None,
+        stored: Some(StoredHeaders::default()),
         condition: Condition::absent(),
     };
     match container.put(prefix, bytes::Bytes::new().into(), &options).await {

@@ -347,6 +347,7 @@ async fn what_cannot_be_written_says_so() {
         etag: now.etag,
         size: 10,
         writable: false,
+        stored: None,
     };
     let file = File::open(world.env.clone(), "file".into(), base);
     assert!(matches!(file.try_write(0, b"x"), Err(FileError::Unwritable(_))));
@@ -419,6 +420,7 @@ async fn every_block_is_written_down() {
         etag: now.etag,
         size: 32 * MIB,
         writable: true,
+        stored: None,
     };
     // Ids of another length than ours: the first try is refused.
     let file = File::open(env, "file".into(), base);
@@ -435,6 +437,7 @@ async fn every_block_is_written_down() {
         etag: now.etag,
         size: 20 * MIB,
         writable: true,
+        stored: None,
     };
     let source = File::open(world.env.clone(), "source".into(), base);
     file.copy_from(&source, 0, 60 * MIB, 20 * MIB).await.unwrap();

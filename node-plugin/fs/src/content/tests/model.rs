@@ -152,6 +152,7 @@ impl Run {
             etag: now.etag,
             size: now.content_length,
             writable: true,
+            stored: None,
         };
         self.file = File::open(self.world.env.clone(), self.name.clone(), base);
         self.reader = Reader::default();
@@ -259,7 +260,9 @@ impl Run {
                     Some(etag) => {
                         let absent = blob_client::Condition::absent();
                         let store = &self.world.store;
-                        let copied = store.copy(&self.name, Some(&etag), &name, None, &absent).await;
+                        let copied = store
+                            .copy(&self.name, Some(&etag), None, &name, None, &absent)
+                            .await;
                         assert!(store.foreign_delete(&self.name));
                         Some(copied.unwrap())
                     }

@@ -116,6 +116,7 @@ async fn what_is_written_during_a_move_stays_in_memory() {
         .copy(
             "file",
             Some(&written.etag),
+            None,
             "new",
             None,
             &blob_client::Condition::none(),
@@ -180,6 +181,7 @@ async fn streams_stay_within_the_budget() {
                 etag: now.etag,
                 size: now.content_length,
                 writable: true,
+                stored: None,
             };
             let file = File::open(world.env.clone(), name, base);
             let arena = Arc::clone(&arena);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use async_trait::async_trait;
 use blob_client::{
     BlockId, BlockList, BlockRef, Body, Condition, ETag, Error, Got, ListOptions, ListPage, Metadata, Piece,
-    Properties, PutOptions, Result, Written,
+    Properties, PutOptions, Result, StoredHeaders, Written,
 };
 use bytes::Bytes;
 use vsc_driver::buffer::Buffer;
@@ -189,15 +189,17 @@ impl Store for FakeStore {
         &self,
         source: &str,
         source_etag: Option<&ETag>,
+        stored: Option<&StoredHeaders>,
         target: &str,
         metadata: Option<&Metadata>,
         condition: &Condition,
     ) -> Result<Written> {
         let (source, source_etag) = (source.to_owned(), source_etag.cloned());
+        let stored = stored.cloned();
         let (target, metadata, condition) = (target.to_owned(), metadata.cloned(), condition.clone());
         self.call(Op::Copy, move |service| {
             service.copy(
-                (&source, source_etag.as_ref()),
+                (&source, source_etag.as_ref(), stored.as_ref()),
                 &target,
                 metadata.as_ref(),
                 &condition,

@@ -7,8 +7,8 @@ use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
 use blob_client::{
-    BlobType, Block, BlockId, BlockList, BlockRef, Condition, ETag, Error, ListItem, ListOptions, ListPage,
-    Metadata, Properties, PutOptions, Result, Written,
+    BlobType, Block, BlockId, BlockList, BlockRef, Condition, ContentTypes, ETag, Error, ListItem,
+    ListOptions, ListPage, Metadata, Properties, PutOptions, Result, StoredHeaders, Written,
 };
 use bytes::Bytes;
 
@@ -141,7 +141,7 @@ impl Service {
         data: Bytes,
         blocks: Vec<(BlockId, Bytes)>,
         metadata: Metadata,
-        content_type: Option<String>,
+        stored: StoredHeaders,
     ) -> Written {
         let written = self.written();
         // The service computes one for what is put in one piece; here any digest does.
@@ -154,7 +154,7 @@ impl Service {
                 content_length: data.len() as u64,
                 blob_type: BlobType::Block,
                 metadata,
-                content_type,
+                stored,
                 content_md5,
                 created: Some(created),
                 is_directory: false,
@@ -191,8 +191,13 @@ impl Service {
         self.check_lease(name, &options.condition)?;
         self.check(name, &options.condition)?;
         self.staged.remove(name);
-        let (metadata, kind) = (options.metadata.clone(), options.content_type.clone());
-        Ok(self.store(name, data, Vec::new(), metadata, kind))
+        Ok(self.store(
+            name,
+            data,
+            Vec::new(),
+            options.metadata.clone(),
+            given(name, options),
+        ))
     }
 
     /// Append Block.
@@ -239,7 +244,7 @@ impl Service {
 
     pub(super) fn copy(
         &mut self,
-        (source, source_etag): (&str, Option<&ETag>),
+        (source, source_etag, stored): (&str, Option<&ETag>, Option<&StoredHeaders>),
         target: &str,
         metadata: Option<&Metadata>,
         condition: &Condition,
@@ -251,9 +256,13 @@ impl Service {
         self.check(target, condition)?;
         self.check_lease(target, condition)?;
         self.staged.remove(target);
-        let kind = found.properties.content_type.clone();
+        // Content headers come along; all the rest is forgotten unless it is said again.
+        let kept = stored
+            .cloned()
+            .unwrap_or_default()
+            .with_content_of(&found.properties.stored);
         let metadata = metadata.unwrap_or(&found.properties.metadata).clone();
-        Ok(self.store(target, found.data, found.blocks, metadata, kind))
+        Ok(self.store(target, found.data, found.blocks, metadata, kept))
     }
 
     pub(super) fn acquire_lease(&mut self, name: &str) -> Result<String> {
@@ -348,8 +357,7 @@ impl Service {
         }
         self.staged.remove(name);
         let data = join(&blocks);
-        let (metadata, kind) = (options.metadata.clone(), options.content_type.clone());
-        Ok(self.store(name, data, blocks, metadata, kind))
+        Ok(self.store(name, data, blocks, options.metadata.clone(), given(name, options)))
     }
 
     pub(super) fn list(&self, options: &ListOptions) -> ListPage {
@@ -396,4 +404,12 @@ impl Service {
             next_marker: None,
         }
     }
+}
+
+/// What a blob that is written keeps: what is said, or a content type after its name.
+fn given(name: &str, options: &PutOptions) -> StoredHeaders {
+    options
+        .stored
+        .clone()
+        .unwrap_or_else(|| ContentTypes::ByExtension.of(name))
 }

@@ -21,7 +21,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use blob_client::{
-    Body, Condition, ETag, Error, ListItem, ListOptions, Metadata, Properties, PutOptions, Written,
+    Body, Condition, ETag, Error, ListItem, ListOptions, Metadata, Properties, PutOptions, StoredHeaders,
+    Written,
 };
 use futures::{StreamExt, TryStreamExt, stream};
 
@@ -55,6 +56,7 @@ struct Moving {
     size: u64,
     modified: SystemTime,
     metadata: Metadata,
+    stored: StoredHeaders,
 }
 
 /// What is at a blob's new name.
@@ -207,6 +209,7 @@ impl Tree {
                     size: properties.content_length,
                     modified: properties.last_modified,
                     metadata,
+                    stored: properties.stored,
                 });
             }
             charge.resize(bytes);
@@ -228,7 +231,7 @@ impl Tree {
 
     /// The marker of a directory, made if there is none. `None` where a file has its name.
     async fn marker_of(&self, node: &Node, blob: &str, new_blob: &str) -> Result<(Option<Moving>, bool)> {
-        let moving = |etag: ETag, modified: SystemTime, mut metadata: Metadata| {
+        let moving = |etag: ETag, modified: SystemTime, mut metadata: Metadata, stored: StoredHeaders| {
             metadata.insert(attrs::MOVED_FROM.to_owned(), etag.0.clone());
             Some(Moving {
                 from: blob.to_owned(),
@@ -237,6 +240,7 @@ impl Tree {
                 size: 0,
                 modified,
                 metadata,
+                stored,
             })
         };
         let mut known = node.state().marker == Marker::Blob;
@@ -245,7 +249,7 @@ impl Tree {
             if known {
                 match self.env.store.head(blob, &Condition::none()).await {
                     Ok(p) if kind_of(&p) == Kind::Directory => {
-                        return Ok((moving(p.etag, p.last_modified, p.metadata), false));
+                        return Ok((moving(p.etag, p.last_modified, p.metadata, p.stored), false));
                     }
                     Ok(_) => return Ok((None, false)),
                     Err(Error::BlobNotFound { .. }) => known = false,
@@ -258,7 +262,7 @@ impl Tree {
             let options = PutOptions {
                 metadata: metadata.clone(),
                 condition: Condition::absent(),
-                ..PutOptions::default()
+                stored: Some(StoredHeaders::default()),
             };
             match self.env.store.put(blob, Body::default(), &options).await {
                 Ok(written) => {
@@ -266,7 +270,11 @@ impl Tree {
                     let mut state = node.state();
                     state.marker = Marker::Blob;
                     state.written(&written, stamp);
-                    return Ok((moving(written.etag, written.last_modified, metadata), true));
+                    let stored = StoredHeaders::default();
+                    return Ok((
+                        moving(written.etag, written.last_modified, metadata, stored),
+                        true,
+                    ));
                 }
                 Err(Error::AlreadyExists { .. } | Error::ConditionNotMet { .. }) => known = true,
                 Err(error) => return Err(error.into()),
@@ -343,7 +351,14 @@ impl Tree {
         let written = self
             .env
             .store
-            .copy(&moved.from, Some(&moved.etag), &moved.to, metadata, &condition)
+            .copy(
+                &moved.from,
+                Some(&moved.etag),
+                Some(&moved.stored),
+                &moved.to,
+                metadata,
+                &condition,
+            )
             .await?;
         Ok(Arrived { written, same: true })
     }

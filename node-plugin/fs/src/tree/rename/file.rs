@@ -71,7 +71,14 @@ impl Tree {
             let copied = self
                 .env
                 .store
-                .copy(blob, Some(&properties.etag), new_blob, Some(&metadata), condition)
+                .copy(
+                    blob,
+                    Some(&properties.etag),
+                    Some(&properties.stored),
+                    new_blob,
+                    Some(&metadata),
+                    condition,
+                )
                 .await;
             if copied.is_err()
                 && let Some((target, detached)) = detached

@@ -38,7 +38,7 @@ fn blob(etag: &str, metadata: &[(&str, &str)]) -> Properties {
             .iter()
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
             .collect::<Metadata>(),
-        content_type: None,
+        stored: blob_client::StoredHeaders::default(),
         content_md5: None,
         created: None,
         is_directory: false,

@@ -1,0 +1,210 @@
+//! Tags that may not be read, keys of customers, metadata that is not ASCII, types after a rename, snapshots.
+
+use http::Method;
+
+use super::*;
+use crate::client::tests::container;
+use crate::stored::StoredHeaders;
+use crate::transport::fake::{Fake, VERSION, answer, refusal, written};
+
+fn head(more: &[(&'static str, &str)]) -> crate::transport::fake::Step {
+    answer(
+        200,
+        &[&VERSION[..], &[("content-length", "3")], more].concat(),
+        b"",
+    )
+}
+
+async fn looked_at(c: &Container, fake: &Fake, more: &[(&'static str, &str)]) -> PutOptions {
+    fake.will(head(more));
+    let properties = c.head("b", &Condition::none()).await.unwrap();
+    PutOptions {
+        metadata: properties.metadata.clone(),
+        stored: Some(properties.stored.clone()),
+        condition: Condition::matches(&properties.etag),
+    }
+}
+
+#[tokio::test]
+async fn tags_that_may_not_be_read_are_not_lost_without_leave() {
+    let fake = Fake::default();
+    let c = container(&fake);
+    let options = looked_at(&c, &fake, &[("x-ms-tag-count", "2")]).await;
+    let denied = || refusal(403, "AuthorizationPermissionMismatch");
+    fake.will(denied());
+    let error = c.put("b", Default::default(), &options).await.unwrap_err();
+    assert!(matches!(error, Error::TagsUnreadable { name } if name == "b"));
+    fake.will(denied());
+    assert!(matches!(
+        c.commit("b", &[], &options).await.unwrap_err(),
+        Error::TagsUnreadable { .. }
+    ));
+    fake.will(denied());
+    let (stored, any) = (options.stored.as_ref(), Condition::none());
+    assert!(matches!(
+        c.copy("b", None, stored, "t", None, &any).await.unwrap_err(),
+        Error::TagsUnreadable { .. }
+    ));
+    assert!(fake.sent().iter().all(|s| s.method != Method::PUT));
+
+    // With leave they are dropped, and the write is the same otherwise.
+    let mut account = std::sync::Arc::into_inner(container(&fake).account).unwrap();
+    account.unreadable_tags = UnreadableTags::Drop;
+    let c = Container {
+        account: account.into(),
+        ..c
+    };
+    fake.will(denied()).will(written());
+    c.put("b", Default::default(), &options).await.unwrap();
+    assert_eq!(fake.sent().last().unwrap().header("x-ms-tags"), "");
+    // A service in trouble is no leave.
+    fake.will(refusal(400, "InvalidQueryParameterValue"));
+    assert!(c.put("b", Default::default(), &options).await.is_err());
+}
+
+#[tokio::test]
+async fn tags_are_looked_at_only_where_there_are_some() {
+    let fake = Fake::default();
+    let c = container(&fake);
+    let options = looked_at(&c, &fake, &[]).await;
+    fake.will(written());
+    c.put("b", Default::default(), &options).await.unwrap();
+    // Removed meanwhile.
+    let options = looked_at(&c, &fake, &[("x-ms-tag-count", "1")]).await;
+    fake.will(answer(200, &[], b"<Tags><TagSet/></Tags>"))
+        .will(written());
+    c.put("b", Default::default(), &options).await.unwrap();
+    assert!(!fake.sent().last().unwrap().headers.contains_key("x-ms-tags"));
+    assert!(fake.nothing_left());
+}
+
+#[tokio::test]
+async fn a_customers_key_is_refused_by_name() {
+    let fake = Fake::default();
+    let c = container(&fake);
+    let options = looked_at(&c, &fake, &[("x-ms-encryption-key-sha256", "abc=")]).await;
+    let error = c.put("b", Default::default(), &options).await.unwrap_err();
+    assert!(matches!(error, Error::CustomerKey { name } if name == "b"));
+    let (stored, any) = (options.stored.as_ref(), Condition::none());
+    let error = c.copy("b", None, stored, "t", None, &any).await.unwrap_err();
+    assert!(matches!(error, Error::CustomerKey { .. }));
+    assert_eq!(fake.sent().len(), 1, "nothing was sent");
+    // A read is refused by the service.
+    fake.will(refusal(409, "BlobUsesCustomerSpecifiedEncryption"));
+    let error = c.head("b", &any).await.unwrap_err();
+    assert!(matches!(error, Error::CustomerKey { .. }));
+}
+
+#[tokio::test]
+async fn snapshots_are_not_deleted_silently() {
+    let fake = Fake::default();
+    let c = container(&fake);
+    fake.will(refusal(409, "SnapshotsPresent"));
+    let error = c.delete("b", &Condition::none()).await.unwrap_err();
+    assert!(matches!(error, Error::SnapshotsPresent { name } if name == "b"));
+    assert_eq!(fake.sent()[0].header("x-ms-delete-snapshots"), "");
+}
+
+/// Bytes as a script takes them.
+fn raw_head() -> crate::transport::fake::Step {
+    Box::new(|request| {
+        let mut response = head(&[("x-ms-meta-plain", "p")])(request)?;
+        for (name, value) in [
+            ("x-ms-meta-latin", &b"\xdc"[..]),
+            ("x-ms-meta-utf", "Ü".as_bytes()),
+        ] {
+            let value = http::HeaderValue::from_bytes(value).unwrap();
+            response.headers.insert(name, value);
+        }
+        Ok(response)
+    })
+}
+
+#[tokio::test]
+async fn metadata_that_is_not_ascii_is_there_afterwards_byte_for_byte() {
+    let fake = Fake::default();
+    let c = container(&fake);
+    // What a listing made of it.
+    let metadata = Metadata::from([
+        ("latin".to_owned(), "Ü".to_owned()),
+        ("plain".to_owned(), "q".to_owned()),
+        ("utf".to_owned(), "Ã\u{9c}".to_owned()),
+    ]);
+    let condition = Condition::matches(&ETag("\"0x1\"".into()));
+    let options = PutOptions {
+        metadata: metadata.clone(),
+        stored: None,
+        condition: condition.clone(),
+    };
+    fake.will(raw_head()).will(written());
+    c.put("b", Default::default(), &options).await.unwrap();
+    fake.will(raw_head()).will(written());
+    c.commit("b", &[], &options).await.unwrap();
+    fake.will(raw_head()).will(written());
+    c.set_metadata("b", &metadata, &condition).await.unwrap();
+    let (any, etag) = (Condition::none(), condition.if_match.clone());
+    fake.will(raw_head()).will(written());
+    c.copy("b", etag.as_ref(), None, "t", Some(&metadata), &any)
+        .await
+        .unwrap();
+    let sent = fake.sent();
+    let writes: Vec<_> = sent.iter().filter(|s| s.method == Method::PUT).collect();
+    assert_eq!(writes.len(), 4);
+    for write in writes {
+        let value = |name: &str| write.headers[name].as_bytes();
+        assert_eq!(value("x-ms-meta-latin"), b"\xdc");
+        assert_eq!(value("x-ms-meta-utf"), "Ü".as_bytes());
+        assert_eq!(value("x-ms-meta-plain"), b"q");
+    }
+    for look in sent.iter().filter(|s| s.method == Method::HEAD) {
+        assert_eq!(look.header("if-match"), "\"0x1\"");
+    }
+    // One that the blob has not cannot be sent: nobody knows its bytes.
+    fake.will(head(&[]));
+    let error = c.put("b", Default::default(), &options).await.unwrap_err();
+    assert!(matches!(error, Error::Argument { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_renamed_onto_a_name_with_an_extension_gets_its_type() {
+    let fake = Fake::default();
+    let c = container(&fake);
+    let md5 = ("content-md5", "1B2M2Y8AsgTpgAmY7PhCfg==");
+    let options = looked_at(&c, &fake, &[md5, ("cache-control", "no-store")]).await;
+    let (stored, any) = (options.stored.as_ref(), Condition::none());
+    let typed = || answer(200, &[("etag", "\"0x2\""), VERSION[1]], b"");
+    fake.will(written()).will(typed());
+    let copied = c
+        .copy("sedAbC", None, stored, "index.html", None, &any)
+        .await
+        .unwrap();
+    assert_eq!(copied.etag.0, "\"0x2\"");
+    let sent = fake.sent().pop().unwrap();
+    assert!(sent.url.query().unwrap().starts_with("comp=properties"));
+    for (name, value) in [
+        ("x-ms-blob-content-type", "text/html"),
+        ("x-ms-blob-cache-control", "no-store"),
+        ("x-ms-blob-content-md5", md5.1),
+        ("if-match", "\"0x1\""),
+    ] {
+        assert_eq!(sent.header(name), value, "{name}");
+    }
+    // Where that is refused the copy is as good without.
+    fake.will(written()).will(refusal(412, "ConditionNotMet"));
+    let copied = c
+        .copy("sedAbC", None, stored, "index.html", None, &any)
+        .await
+        .unwrap();
+    assert_eq!(copied.etag.0, "\"0x1\"");
+    // Said by somebody, or the same before and after, or not a type at all: left alone.
+    let said = StoredHeaders::of_type("text/plain").unwrap();
+    for (from, kept, to) in [
+        ("a", Some(&said), "a.html"),
+        ("a.html", stored, "b.html"),
+        ("a.html", stored, "b"),
+    ] {
+        fake.will(written());
+        c.copy(from, None, kept, to, None, &any).await.unwrap();
+    }
+    assert!(fake.nothing_left());
+}
