@@ -34,7 +34,7 @@ impl Tool {
             ),
             Self::CsiSanity => ("CSI_SANITY", "go/bin/csi-sanity"),
             Self::Fsx => ("FSX", "cargo/bin/fsx"),
-            Self::Helm => ("HELM", "go/bin/helm"),
+            Self::Helm => ("HELM", "helm/helm"),
             Self::Pjdfstest => ("PJDFSTEST", "cargo/bin/pjdfstest"),
             Self::Python => ("E2E_PYTHON", "python/bin/python"),
         }
