@@ -1,6 +1,7 @@
 //! A store whose calls take turns at random: on one thread, a seed decides which of two operations is first
 //! at each step.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,21 +14,53 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use vsc_driver::buffer::Buffer;
 
+use super::snapshot::IS_FOLDER;
 use crate::store::Store;
 use crate::store::fake::FakeStore;
+
+/// A protection that is taken away from what a mount asks of the service: the model must notice each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mutant {
+    /// What is deleted is whatever has the name.
+    UnconditionalDelete,
+    /// A directory that is renamed takes its new name, whoever has it.
+    NoClaim,
+    /// A directory that is made takes its name, whoever has it.
+    UnguardedMarkers,
+    /// Attributes are written as this mount knows them, whatever has become of the blob.
+    MetadataFromTheCache,
+}
+
+fn is_folder(metadata: &Metadata) -> bool {
+    metadata.contains_key(IS_FOLDER)
+}
 
 #[derive(Debug)]
 pub(super) struct Jitter {
     store: Arc<FakeStore>,
     rng: Mutex<StdRng>,
+    mutant: Option<Mutant>,
 }
 
 impl Jitter {
-    pub(super) fn new(store: Arc<FakeStore>, seed: u64) -> Arc<Self> {
+    pub(super) fn new(store: Arc<FakeStore>, seed: u64, mutant: Option<Mutant>) -> Arc<Self> {
         Arc::new(Self {
             store,
             rng: Mutex::new(StdRng::seed_from_u64(seed)),
+            mutant,
         })
+    }
+
+    /// The condition, unless the mutant takes it away.
+    fn guard<'c>(&self, condition: &'c Condition, mutant: Mutant, concerned: bool) -> Cow<'c, Condition> {
+        if self.mutant == Some(mutant) && concerned {
+            Cow::Owned(Condition {
+                lease: condition.lease.clone(),
+                ..Condition::none()
+            })
+        } else {
+            Cow::Borrowed(condition)
+        }
     }
 
     async fn pause(&self) {
@@ -60,7 +93,13 @@ impl Store for Jitter {
         turn!(self, self.store.head(blob, condition))
     }
     async fn put(&self, blob: &str, body: Body, options: &PutOptions) -> Result<Written> {
-        turn!(self, self.store.put(blob, body, options))
+        let marker = is_folder(&options.metadata);
+        let condition = self.guard(&options.condition, Mutant::UnguardedMarkers, marker);
+        let options = PutOptions {
+            condition: condition.into_owned(),
+            ..options.clone()
+        };
+        turn!(self, self.store.put(blob, body, &options))
     }
     async fn stage(&self, blob: &str, id: &BlockId, body: Body, lease: Option<&str>) -> Result<()> {
         turn!(self, self.store.stage(blob, id, body, lease))
@@ -86,10 +125,12 @@ impl Store for Jitter {
         turn!(self, self.store.block_list(blob))
     }
     async fn set_metadata(&self, blob: &str, metadata: &Metadata, condition: &Condition) -> Result<Written> {
-        turn!(self, self.store.set_metadata(blob, metadata, condition))
+        let condition = self.guard(condition, Mutant::MetadataFromTheCache, true);
+        turn!(self, self.store.set_metadata(blob, metadata, &condition))
     }
     async fn delete(&self, blob: &str, condition: &Condition) -> Result<()> {
-        turn!(self, self.store.delete(blob, condition))
+        let condition = self.guard(condition, Mutant::UnconditionalDelete, true);
+        turn!(self, self.store.delete(blob, &condition))
     }
     async fn copy(
         &self,
@@ -100,10 +141,14 @@ impl Store for Jitter {
         metadata: Option<&Metadata>,
         condition: &Condition,
     ) -> Result<Written> {
+        let marker = metadata.is_some_and(is_folder);
+        let condition = self.guard(condition, Mutant::NoClaim, marker);
+        let kept = metadata.is_none() || self.mutant != Some(Mutant::MetadataFromTheCache);
+        let source_etag = source_etag.filter(|_| kept);
         turn!(
             self,
             self.store
-                .copy(source, source_etag, stored, target, metadata, condition)
+                .copy(source, source_etag, stored, target, metadata, &condition)
         )
     }
     async fn list(&self, options: &ListOptions) -> Result<ListPage> {

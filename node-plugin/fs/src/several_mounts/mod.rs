@@ -20,7 +20,7 @@ use rand::{Rng, SeedableRng};
 use vsc_driver::buffer::Arena;
 
 use self::client::Client;
-use self::jitter::Jitter;
+use self::jitter::{Jitter, Mutant};
 use self::oracle::{Done, Oracle};
 use self::snapshot::{Shown, Snapshot, TAG, parent};
 use self::steps::{Step, Steps};
@@ -36,6 +36,8 @@ use crate::tree::Tree;
 const NEVER: Duration = Duration::from_secs(24 * 3600);
 /// Rounds of one run; in each, up to three operations.
 const ROUNDS: usize = 40;
+/// Runs in which a protection that is missing is noticed.
+const NOTICED_WITHIN: u64 = 2000;
 /// Runs that fail before the rest is left alone.
 const MOST_FAILURES: usize = 25;
 
@@ -48,6 +50,7 @@ struct Plan {
     together: bool,
     /// Requests go wrong.
     faults: bool,
+    mutant: Option<Mutant>,
 }
 
 impl Plan {
@@ -57,6 +60,7 @@ impl Plan {
             mounts: if seed % 3 == 0 { 3 } else { 2 },
             together: seed % 4 >= 2,
             faults: seed % 2 == 1,
+            mutant: None,
         }
     }
 }
@@ -82,7 +86,7 @@ impl World {
         let arena = Arena::new(64 << 20).unwrap();
         let clients = (0..plan.mounts)
             .map(|n| {
-                let jitter = Jitter::new(Arc::clone(&store), plan.seed * 8 + n as u64);
+                let jitter = Jitter::new(Arc::clone(&store), plan.seed * 8 + n as u64, plan.mutant);
                 let strict = rng.random_bool(0.5);
                 let mut config = VolumeConfig::new("several", jitter as Arc<dyn Store>);
                 let timeout = if strict { Duration::ZERO } else { NEVER };
@@ -305,33 +309,39 @@ async fn run(plan: Plan) -> Result<usize, String> {
     Ok(world.operations)
 }
 
-fn runs(seeds: impl Iterator<Item = u64>, enough: impl Fn(usize) -> bool) -> usize {
+/// Runs, until there are enough operations: how many there were, and why runs failed.
+fn runs(plans: impl Iterator<Item = Plan>, enough: impl Fn(usize, usize) -> bool) -> (usize, Vec<String>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     let (mut operations, mut failures) = (0, Vec::new());
-    for seed in seeds {
-        let plan = Plan::of(seed);
+    for plan in plans {
         match runtime.block_on(std::panic::AssertUnwindSafe(run(plan)).catch_unwind()) {
             Ok(Ok(more)) => operations += more,
             Ok(Err(why)) => failures.push(why),
             Err(_) => failures.push(format!("{plan:?} panicked")),
         }
-        if enough(operations) || failures.len() == MOST_FAILURES {
+        if enough(operations, failures.len()) {
             break;
         }
     }
+    (operations, failures)
+}
+
+/// Runs that must not fail.
+fn clean_runs(seeds: impl Iterator<Item = u64>, enough: impl Fn(usize) -> bool) -> usize {
+    let (operations, failures) = runs(seeds.map(Plan::of), |operations, failures| {
+        enough(operations) || failures == MOST_FAILURES
+    });
     // The last line of each, and the first in full.
-    let short = failures
-        .iter()
-        .filter_map(|why| Some(format!("{}\n    {}", why.lines().next()?, last_step(why))));
-    let short: Vec<String> = short.collect();
+    let short = |why: &String| Some(format!("{}\n    {}", why.lines().next()?, last_step(why)));
+    let all: Vec<String> = failures.iter().filter_map(short).collect();
     if let Some(first) = failures.first() {
         panic!(
             "{first}\n\n{} of the runs failed:\n{}",
             failures.len(),
-            short.join("\n")
+            all.join("\n")
         );
     }
     operations
@@ -403,21 +413,56 @@ async fn a_truncate_that_failed_is_not_carried_out_later() {
     }
 }
 
+// What it finds, by seed, and who is wrong:
+// - rmdir deletes a file (V1): 254; and leaves a marker that was made elsewhere, with success: 737;
+// - a directory's rename replaces a file that was just written (C2): 394, 678, 879, 987, 1291; a file's rename and a
+//   directory's meet at one name and the file is lost: 810; a file's rename replaces a marker: 1155;
+// - a directory's rename says 0 though the directory is gone elsewhere: 352, 586, 835, 854; and then takes the marker of
+//   its target away: 1086, 1146, 1299; beside an rmdir of the same, which says 0, too, nothing is left: 102, 210, 318;
+// - unlink of a name that is gone elsewhere writes a marker (9): 1152;
+// - chmod of a directory that is a file by now says EPERM: 662.
+
 /// An hour of it: `BLOB_FS_SEVERAL_SECONDS=3600`; one seed again: `BLOB_FS_SEVERAL_SEED=17`.
 #[test]
-#[ignore = "rmdir and directory renames are not conditional yet (V1, C2): seeds 102, 210, 254, 318"]
+#[ignore = "what it found is not mended yet: see above"]
 fn what_several_mounts_and_a_foreign_writer_do_is_what_they_say() {
     let number = |name| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
     if let Some(seed) = number("BLOB_FS_SEVERAL_SEED") {
-        runs(std::iter::once(seed), |_| false);
+        clean_runs(std::iter::once(seed), |_| false);
         return;
     }
     let operations = match number("BLOB_FS_SEVERAL_SECONDS") {
         Some(seconds) => {
             let end = Instant::now() + Duration::from_secs(seconds);
-            runs(1_000_000.., |_| Instant::now() >= end)
+            clean_runs(1_000_000.., |_| Instant::now() >= end)
         }
-        None => runs(0.., |operations| operations >= 20_000),
+        None => clean_runs(0.., |operations| operations >= 100_000),
     };
     println!("{operations} operations");
+}
+
+/// The model would see it if a protection were not there.
+#[test]
+#[ignore = "not all of them are there yet (C2: no claim)"]
+fn each_protection_that_is_taken_away_is_noticed() {
+    for mutant in [
+        Mutant::UnconditionalDelete,
+        Mutant::NoClaim,
+        Mutant::UnguardedMarkers,
+        Mutant::MetadataFromTheCache,
+    ] {
+        let fails = |plan| runs(std::iter::once(plan), |_, _| true).1.into_iter().next();
+        // With the protection, the same run is clean.
+        let noticed = (0..NOTICED_WITHIN).find_map(|seed| {
+            let plan = Plan::of(seed);
+            let mutant = Some(mutant);
+            let why = fails(Plan { mutant, ..plan })?;
+            fails(plan).is_none().then_some((seed, why))
+        });
+        let Some((seed, why)) = noticed else {
+            panic!("{mutant:?} is not noticed within {NOTICED_WITHIN} runs");
+        };
+        let line = why.lines().next().unwrap_or_default();
+        println!("{mutant:?}: run {seed}: {line}\n    {}", last_step(&why));
+    }
 }

@@ -35,11 +35,14 @@ pub(super) type HalfDone = BTreeMap<(String, String), BTreeMap<String, String>>;
 pub(super) struct Oracle {
     /// Contents that were ever at a path.
     history: BTreeMap<String, BTreeSet<String>>,
+    /// Directories that were ever there.
+    directories: BTreeSet<String>,
     half_done: HalfDone,
 }
 
 impl Oracle {
     pub(super) fn remember(&mut self, now: &Snapshot) {
+        self.directories.extend(now.markers.keys().cloned());
         for (path, file) in &now.files {
             self.history
                 .entry(path.clone())
@@ -64,8 +67,14 @@ impl Oracle {
             let any = permutations(&mut order, 0, &mut |order| {
                 self.follows(before.clone(), done, order, before, after, on_their_way)
             });
-            any.then_some(())
-                .ok_or_else(|| "no order of the operations gives it".to_owned())
+            match any {
+                true => Ok(()),
+                // A directory's move is many requests: what is done beside it may be done to either name.
+                false if done.len() > 1 && done.iter().any(|d| moved_directory(before, d)) => {
+                    self.nothing_lost(before, done, after)
+                }
+                false => Err("no order of the operations gives it".to_owned()),
+            }
         };
         for d in done {
             self.note_half_done(before, d, after);
@@ -148,6 +157,38 @@ impl Oracle {
                 return Err(format!("{content:?} of {path} is lost"));
             }
         }
+        for (n, d) in done.iter().enumerate() {
+            let elsewhere = |path: &str| {
+                let others = done.iter().enumerate().filter(|(m, _)| *m != n);
+                others.into_iter().any(|(_, other)| takes(&other.step, path))
+            };
+            match (&d.step, &d.shown) {
+                (Step::Write { path, content, .. }, Ok(_))
+                    if !there.contains(content.as_str()) && !elsewhere(path) =>
+                {
+                    return Err(format!("{content:?}, just written to {path}, is lost"));
+                }
+                (Step::Rename { from, to, .. }, Ok(_))
+                    if from != to && before.is_dir(from) && !after.is_dir(to) && !elsewhere(to) =>
+                {
+                    return Err(format!("{to} is not there, and {from} was renamed to it"));
+                }
+                _ => {}
+            }
+        }
+        let written = done.iter().filter_map(|d| match &d.step {
+            Step::Write { content, .. } | Step::ForeignPut { content, .. } => Some(content.as_str()),
+            _ => None,
+        });
+        let mut known: BTreeSet<&str> = before.files.values().map(|f| f.content.as_str()).collect();
+        known.extend(written.chain([""]));
+        let changed = done.iter().any(|d| changes(&d.step));
+        for (path, file) in &after.files {
+            let new = !known.contains(file.content.as_str());
+            if new && !changed && !self.history.values().any(|h| h.contains(&file.content)) {
+                return Err(format!("{:?} of {path} comes from nowhere", file.content));
+            }
+        }
         Ok(())
     }
 
@@ -188,6 +229,13 @@ impl Oracle {
                 done.len() > 1 && copied(now, &this.step).is_some_and(go_on)
             }
             (Ok(_), Err(_)) if matches!(this.step, Step::List { .. }) && !this.strict => go_on(now),
+            // Below what has become a file elsewhere.
+            (Ok(shown), Err(libc::ENOTDIR)) if matches!(this.step, Step::Read { .. }) && !this.strict => {
+                let Step::Read { path } = &this.step else {
+                    return false;
+                };
+                now.files.get(path).is_some_and(|file| file.content == *shown) && go_on(now)
+            }
             // A directory is what is below it: who believes in one that is gone elsewhere makes it again.
             (Ok(_), Err(libc::ENOENT | libc::ENOTDIR)) if !this.strict || done.len() > 1 => {
                 let (before_of, mut applied) = (now.clone(), now);
@@ -207,6 +255,10 @@ impl Oracle {
                     return false;
                 }
                 if this.doubtful && wanted.is_ok() && go_on(applied) {
+                    return true;
+                }
+                let mut anyway = now.clone();
+                if this.doubtful && anyway.apply_anyway(&this.step, before) && go_on(anyway) {
                     return true;
                 }
                 match &this.step {
@@ -245,8 +297,37 @@ impl Oracle {
             expected.files.contains_key(path)
                 || !self.history.get(path).is_some_and(|h| h.contains(&file.content))
         });
+        let directories = &self.directories;
+        without
+            .markers
+            .retain(|path, _| expected.markers.contains_key(path) || !directories.contains(path));
         without.is_as(expected, before)
     }
+}
+
+fn moved_directory(before: &Snapshot, done: &Done) -> bool {
+    matches!(&done.step, Step::Rename { from, to, .. } if from != to && before.is_dir(from))
+}
+
+/// What it does may take away what is at the path, or what is above it.
+fn takes(step: &Step, path: &str) -> bool {
+    let at = |other: &str| other == path || is_below(path, other);
+    match step {
+        Step::Write { path, .. }
+        | Step::Append { path, .. }
+        | Step::Cut { path, .. }
+        | Step::Unlink { path }
+        | Step::Rmdir { path }
+        | Step::ForeignPut { path, .. }
+        | Step::ForeignDelete { path } => at(path),
+        Step::Rename { from, .. } => at(from),
+        _ => false,
+    }
+}
+
+/// It may have made a content of its own, wherever that is by now.
+fn changes(step: &Step) -> bool {
+    matches!(step, Step::Append { .. } | Step::Cut { .. })
 }
 
 /// A file that was renamed and is under its old name, too.

@@ -9,7 +9,7 @@ use crate::store::fake::FakeStore;
 /// A key of somebody else's in a blob's metadata.
 pub(super) const TAG: &str = "tag";
 const MODE: &str = "vsc_mode";
-const IS_FOLDER: &str = "hdi_isfolder";
+pub(super) const IS_FOLDER: &str = "hdi_isfolder";
 const MOVED_FROM: &str = "vsc_moved_from";
 /// What the names of blobs begin with that no name leads to.
 const HIDDEN: &str = ".vsc-blob-hidden.";
@@ -277,11 +277,7 @@ impl Snapshot {
                 self.markers.insert(path.clone(), DirIs { mode, half_done });
             }
             Step::Mkdir { path } if !self.is_dir(path) && !self.is_file(path) => self.mark(path),
-            Step::Rename { from, to, replace } if self.is_file(from) && !self.is_dir(to) => {
-                if let (true, Some(file)) = (*replace || !self.is_file(to), self.files.remove(from)) {
-                    self.files.insert(to.clone(), file);
-                }
-            }
+            Step::Rename { from, to, replace } => return self.rename_there(from, to, *replace).is_ok(),
             _ => return false,
         }
         true
@@ -298,6 +294,10 @@ impl Snapshot {
     fn rename(&mut self, from: &str, to: &str, replace: bool) -> Result<(), i32> {
         self.reach(from)?;
         self.reach(to)?;
+        self.rename_there(from, to, replace)
+    }
+
+    fn rename_there(&mut self, from: &str, to: &str, replace: bool) -> Result<(), i32> {
         let directory = self.is_dir(from);
         if !directory && !self.is_file(from) {
             return Err(libc::ENOENT);
