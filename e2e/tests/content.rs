@@ -63,12 +63,7 @@ impl World {
 
     async fn open(&self, blob: &str) -> Arc<File> {
         let now = self.container.head(blob, &Condition::none()).await.unwrap();
-        let base = Base {
-            etag: now.etag,
-            size: now.content_length,
-            writable: true,
-            stored: Some(now.stored),
-        };
+        let base = Base::from(&now);
         File::open(self.env.clone(), blob.into(), base)
     }
 

@@ -1,8 +1,9 @@
 //! The committed version that a file starts from.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use blob_client::{Block, ETag, StoredHeaders};
+use blob_client::{BlobType, Block, ETag, Metadata, Properties, StoredHeaders};
 
 /// The committed version a file starts from.
 #[derive(Debug, Clone)]
@@ -11,10 +12,30 @@ pub struct Base {
     pub etag: ETag,
     /// Length in bytes.
     pub size: u64,
-    /// True for block blobs (others are read-only).
-    pub writable: bool,
-    /// What its owner stored with it; `None` when it is our own, of which nobody has said anything yet.
+    /// Kind of blob: others than block blobs are read-only.
+    pub kind: BlobType,
+    /// Digest of the content, when the service says one.
+    pub content_md5: Option<String>,
+    /// When the blob was made, when the service says so.
+    pub created: Option<SystemTime>,
+    /// Its metadata.
+    pub metadata: Metadata,
+    /// What its owner stored with it besides; `None` when it is our own, of which nobody has said anything yet.
     pub stored: Option<StoredHeaders>,
+}
+
+impl From<&Properties> for Base {
+    fn from(properties: &Properties) -> Self {
+        Self {
+            etag: properties.etag.clone(),
+            size: properties.content_length,
+            kind: properties.blob_type,
+            content_md5: properties.content_md5.clone(),
+            created: properties.created,
+            metadata: properties.metadata.clone(),
+            stored: Some(properties.stored.clone()),
+        }
+    }
 }
 
 /// What is known about the blocks of the base.
@@ -22,6 +43,8 @@ pub struct Base {
 pub(crate) enum Blocks {
     /// Not asked yet.
     Unknown,
+    /// Asked for, without anybody waiting for the answer.
+    Asked,
     /// In order; empty for a blob that was put in one piece.
     Known(Arc<Vec<Block>>),
 }
@@ -31,9 +54,39 @@ pub(crate) enum Blocks {
 pub(crate) struct BaseVersion {
     pub(crate) etag: ETag,
     pub(crate) size: u64,
-    pub(crate) writable: bool,
-    pub(crate) blocks: Blocks,
+    pub(crate) kind: BlobType,
+    pub(crate) content_md5: Option<String>,
+    pub(crate) created: Option<SystemTime>,
+    pub(crate) metadata: Arc<Metadata>,
     pub(crate) stored: Option<StoredHeaders>,
+    pub(crate) blocks: Blocks,
+}
+
+impl BaseVersion {
+    /// A version that this process made.
+    pub(crate) fn own(
+        etag: ETag,
+        size: u64,
+        metadata: Metadata,
+        stored: Option<StoredHeaders>,
+        blocks: Vec<Block>,
+    ) -> Self {
+        Self {
+            etag,
+            size,
+            kind: BlobType::Block,
+            content_md5: None,
+            created: None,
+            metadata: Arc::new(metadata),
+            stored,
+            blocks: Blocks::Known(Arc::new(blocks)),
+        }
+    }
+
+    /// Blocks can be put into it.
+    pub(crate) fn writable(&self) -> bool {
+        self.kind == BlobType::Block
+    }
 }
 
 impl From<Base> for BaseVersion {
@@ -41,9 +94,12 @@ impl From<Base> for BaseVersion {
         Self {
             etag: base.etag,
             size: base.size,
-            writable: base.writable,
-            blocks: Blocks::Unknown,
+            kind: base.kind,
+            content_md5: base.content_md5,
+            created: base.created,
+            metadata: Arc::new(base.metadata),
             stored: base.stored,
+            blocks: Blocks::Unknown,
         }
     }
 }

@@ -151,7 +151,6 @@ impl Core {
         {
             Ok(Some(id)) => Ok(Some(Block { id, size })),
             Ok(None) => Ok(None),
-            Err(FileError::Stale) => Err(self.turn_superseded()),
             Err(error) => Err(error),
         }
     }
@@ -163,31 +162,19 @@ impl Core {
         };
         match &base.blocks {
             Blocks::Known(blocks) => return Ok(Arc::clone(blocks)),
-            Blocks::Unknown if snapshot.kept_base() == 0 => return Ok(Arc::default()),
-            Blocks::Unknown => {}
+            Blocks::Unknown | Blocks::Asked if snapshot.kept_base() == 0 => return Ok(Arc::default()),
+            Blocks::Unknown | Blocks::Asked => {}
         }
         let list = match self.env.store.block_list(&snapshot.target.blob).await {
             Ok(list) => list,
-            Err(error) if is_foreign(&error) => return Err(self.turn_superseded()),
+            Err(error) if is_foreign(&error) => return Err(FileError::Stale),
             Err(error) => return Err(error.into()),
         };
         if list.etag.as_ref() != Some(&base.etag) {
-            return Err(self.turn_superseded());
+            return Err(FileError::Stale);
         }
         let mut state = self.lock();
         state.ids.adopt(&list);
-        let sum: u64 = list.committed.iter().map(|b| b.size).sum();
-        // A list that does not add up to the blob is of no use (a blob put in one piece has an empty one).
-        let blocks = if sum == base.size {
-            list.committed
-        } else {
-            Vec::new()
-        };
-        let blocks = Arc::new(blocks);
-        if let Some(base) = &mut state.base {
-            base.blocks = Blocks::Known(Arc::clone(&blocks));
-        }
-        state.charge_blocks(blocks.len());
-        Ok(blocks)
+        Ok(state.know_blocks(list.committed))
     }
 }

@@ -4,15 +4,19 @@ use std::sync::Arc;
 
 use blob_client::{Condition, Error, Metadata, PutOptions, Written};
 
-use super::base::{BaseVersion, Blocks};
+use super::base::BaseVersion;
 use super::core::Core;
 use super::error::{FileError, shutting_down};
 use super::overlay::Content;
+use super::relation::merge;
 use super::sent::{Form, Sent};
 use super::snapshot::Snapshot;
 use super::state::{Standing, Turn};
 use super::verify::{Verdict, is_foreign, is_unclear};
 use crate::log_limit::limited;
+
+/// Versions of others that a commit goes on top of before it gives up.
+const TRIES: usize = 8;
 
 /// Ends the state of committing, however the commit ends.
 struct Committing<'a>(&'a Arc<Core>);
@@ -55,9 +59,6 @@ impl Core {
             if !state.is_dirty() {
                 return Ok(None);
             }
-            if state.is_superseded() {
-                return Err(FileError::Stale);
-            }
             state.writable()?;
             // Put Block List discards staged blocks that it does not name: none may be on its way then.
             state.turn = Turn::Committing;
@@ -65,8 +66,36 @@ impl Core {
         }
         let _committing = Committing(self);
         self.no_block_on_its_way().await;
+        let mut metadata = metadata.or_else(|| self.lock().metadata.get().cloned());
+        for _ in 0..TRIES {
+            let before = self.stored_metadata();
+            match self.commit_onto_base(metadata.as_ref()).await {
+                Err(FileError::Stale) => {}
+                other => return other,
+            }
+            // Somebody else has changed the blob; if only its metadata, this goes on top of that.
+            self.follow().await?;
+            if let (Some(mine), Some(before), Some(now)) = (&metadata, before, self.stored_metadata()) {
+                let merged = merge(&before, mine, &now);
+                self.lock().metadata.replace(merged.clone());
+                metadata = Some(merged);
+            }
+        }
+        Err(self.turn_superseded())
+    }
+
+    /// What is stored with the base.
+    pub(crate) fn stored_metadata(&self) -> Option<Arc<Metadata>> {
+        self.lock().base.as_ref().map(|base| Arc::clone(&base.metadata))
+    }
+
+    /// [`FileError::Stale`]: the base is not the service's version.
+    async fn commit_onto_base(
+        self: &Arc<Self>,
+        metadata: Option<&Metadata>,
+    ) -> Result<Option<Written>, FileError> {
         let metadata = match metadata {
-            Some(metadata) => metadata,
+            Some(metadata) => metadata.clone(),
             None => self.own_metadata().await?,
         };
         if let Some(written) = self.resolve_in_doubt(Some(&metadata)).await? {
@@ -132,12 +161,12 @@ impl Core {
         let condition = Condition::matches(&base.etag);
         match self.env.store.head(&blob, &condition).await {
             Ok(properties) => Ok(properties.metadata),
-            Err(error) if is_foreign(&error) => Err(self.turn_superseded()),
+            Err(error) if is_foreign(&error) => Err(FileError::Stale),
             Err(error) => Err(error.into()),
         }
     }
 
-    pub(super) fn turn_superseded(&self) -> FileError {
+    fn turn_superseded(&self) -> FileError {
         self.lock().supersede();
         FileError::Stale
     }
@@ -152,8 +181,8 @@ impl Core {
             Standing::Current | Standing::Superseded => return Ok(None),
         };
         match self.verify(&doubt).await? {
-            Verdict::Ours(written) => {
-                self.finish(&doubt, &written);
+            Verdict::Ours(written, stored) => {
+                self.finish(&doubt, &written, &stored);
                 let clean = !self.lock().is_dirty() && metadata == Some(&doubt.metadata);
                 Ok(clean.then_some(written))
             }
@@ -161,7 +190,10 @@ impl Core {
                 self.lock().resolve_doubt();
                 Ok(None)
             }
-            Verdict::Foreign => Err(self.turn_superseded()),
+            Verdict::Foreign => {
+                self.lock().resolve_doubt();
+                self.follow().await.map(|()| None)
+            }
         }
     }
 
@@ -233,7 +265,7 @@ impl Core {
         };
         let error = match answer {
             Ok(written) => {
-                self.finish(&sent, &written);
+                self.finish(&sent, &written, &sent.metadata);
                 return Ok(written);
             }
             Err(error) => error,
@@ -244,12 +276,12 @@ impl Core {
         }
         // A retry below may have met the success of the attempt before it.
         match self.verify(&sent).await {
-            Ok(Verdict::Ours(written)) => {
-                self.finish(&sent, &written);
+            Ok(Verdict::Ours(written, stored)) => {
+                self.finish(&sent, &written, &stored);
                 Ok(written)
             }
-            Ok(Verdict::Foreign) => Err(self.turn_superseded()),
-            Ok(Verdict::Unchanged) if foreign => Err(self.turn_superseded()),
+            Ok(Verdict::Foreign) => Err(FileError::Stale),
+            Ok(Verdict::Unchanged) if foreign => Err(FileError::Stale),
             Ok(Verdict::Unchanged) | Err(_) => {
                 self.lock().leave_in_doubt(Arc::new(sent));
                 Err(error.into())
@@ -257,8 +289,8 @@ impl Core {
         }
     }
 
-    /// The new version is in the service: what was sent becomes the base.
-    fn finish(&self, sent: &Sent, written: &Written) {
+    /// The new version is in the service, and `stored` with it: what was sent becomes the base.
+    fn finish(&self, sent: &Sent, written: &Written, stored: &Metadata) {
         let mut state = self.lock();
         let state = &mut *state;
         let committed = state.overlay.take_committed(sent.epoch);
@@ -270,15 +302,17 @@ impl Core {
             Form::Blocks(blocks) => blocks.clone(),
         };
         let count = blocks.len();
-        state.base = Some(BaseVersion {
-            etag: written.etag.clone(),
-            size: sent.size,
-            writable: true,
-            blocks: Blocks::Known(Arc::new(blocks)),
-            stored: state.base.take().and_then(|base| base.stored),
-        });
+        let headers = state.base.take().and_then(|base| base.stored);
+        state.base = Some(BaseVersion::own(
+            written.etag.clone(),
+            sent.size,
+            stored.clone(),
+            headers,
+            blocks,
+        ));
         state.charge_blocks(count);
         state.base_valid = sent.size.min(state.cut);
+        state.assured = sent.size;
         state.version += 1;
         // Staged blocks that were not named are gone; there are none, because none are sent during a commit.
         state.staged.clear();

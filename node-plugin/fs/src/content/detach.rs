@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vsc_driver::buffer::Slice;
 
-use super::base::{BaseVersion, Blocks};
+use super::base::BaseVersion;
 use super::core::Core;
 use super::error::FileError;
 use super::overlay::Content;
@@ -77,13 +77,14 @@ impl Core {
         match made {
             Ok(shelter) if matches!(state.place, Place::Detached { .. }) && !state.is_superseded() => {
                 state.blob = shelter.blob.clone();
-                state.base = Some(BaseVersion {
-                    etag: shelter.written.etag.clone(),
-                    size: 0,
-                    writable: true,
-                    blocks: Blocks::Known(Arc::default()),
-                    stored: state.base.as_ref().and_then(|base| base.stored.clone()),
-                });
+                let headers = state.base.take().and_then(|base| base.stored);
+                state.base = Some(BaseVersion::own(
+                    shelter.written.etag.clone(),
+                    0,
+                    shelter.metadata.clone(),
+                    headers,
+                    Vec::new(),
+                ));
                 state.place = Place::Hidden {
                     lease: shelter.lease.clone(),
                 };

@@ -49,6 +49,11 @@ pub(crate) struct Extents {
 }
 
 impl Extents {
+    /// Nothing was ever cached.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
     /// What is cached from `offset` on, up to `end` at most.
     pub(crate) fn get(&self, offset: u64, end: u64) -> Option<Slice> {
         let (start, (len, extent)) = self.map.range(..=offset).next_back()?;

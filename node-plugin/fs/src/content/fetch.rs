@@ -3,14 +3,16 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use blob_client::{Condition, Error};
+use blob_client::{BlobType, Condition, ETag, Error, Properties};
 use vsc_driver::buffer::Slice;
 
 use super::access::ReadData;
 use super::assemble::Assembled;
+use super::base::BaseVersion;
 use super::core::{Core, size_class};
 use super::error::{FileError, shutting_down};
 use super::flight::{Flight, Landed};
+use super::relation::{Relation, by_properties};
 use super::state::State;
 use super::streams::{Advice, Reader};
 use crate::budget::{Kind, PROGRESS_BYTES, Permit};
@@ -62,6 +64,7 @@ impl Core {
         let Assembled::Ready(data) = state.assemble(offset, end, &[]) else {
             return None;
         };
+        state.assured = state.assured.max(end);
         self.look_ahead(&mut state, reader, offset, end, false);
         Some(data)
     }
@@ -88,6 +91,7 @@ impl Core {
                 }
                 match state.assemble(offset, end, &pinned) {
                     Assembled::Ready(data) => {
+                        state.assured = state.assured.max(end);
                         if !noted {
                             self.look_ahead(&mut state, reader, offset, end, false);
                         }
@@ -126,22 +130,37 @@ impl Core {
                 Landed::Here(slice) if flight.version == version => pinned.push((flight.range.start, slice)),
                 Landed::Here(_) => {}
                 Landed::Failed(error) => return Err(error),
-                Landed::Changed => {
-                    // Perhaps it was this process: a commit or a change by the tree that is not over yet, or
-                    // a commit whose answer was lost.
-                    if self.lock().version == flight.version {
-                        let _still = self.commits.lock().await;
-                        self.resolve_in_doubt(None).await?;
-                        let mut state = self.lock();
-                        if state.version == flight.version {
-                            state.supersede();
-                            return Err(FileError::Stale);
-                        }
+                Landed::Changed => self.follow_reader(&flight, None).await?,
+                Landed::Unproven(slice, etag) => {
+                    self.follow_reader(&flight, Some(&etag)).await?;
+                    if self.lock().version == version && flight.version == version {
+                        pinned.push((flight.range.start, slice));
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    /// The service has another version than the one that `flight` was for: that is no matter if its content
+    /// is the same, or begins with it. `got` is the version that the bytes of the flight are of; the
+    /// service's has to be looked at after them.
+    async fn follow_reader(self: &Arc<Self>, flight: &Flight, got: Option<&ETag>) -> Result<(), FileError> {
+        let needed = |state: &State| {
+            let base = state.base.as_ref().map(|base| &base.etag);
+            state.version == flight.version && (base == flight.etag.as_ref() || got.is_some() && base != got)
+        };
+        if !needed(&self.lock()) {
+            return Ok(());
+        }
+        // Perhaps it was this process: a commit or a change by the tree that is not over yet, or a commit
+        // whose answer was lost.
+        let _still = self.commits.lock().await;
+        self.resolve_in_doubt(None).await?;
+        if !needed(&self.lock()) {
+            return Ok(());
+        }
+        self.follow().await
     }
 
     /// Bytes of the base for a commit, which keeps the version still itself.
@@ -212,7 +231,7 @@ impl Core {
                 match flight.wait().await {
                     Landed::Here(slice) => pinned.push((flight.range.start, slice)),
                     Landed::Failed(error) => return Err(error),
-                    Landed::Changed => return Err(FileError::Stale),
+                    Landed::Changed | Landed::Unproven(..) => return Err(FileError::Stale),
                 }
             }
         }
@@ -291,13 +310,18 @@ impl Core {
 
     /// Starts a GET; its result goes to the cache even when nobody waits any more.
     fn start(self: &Arc<Self>, state: &mut State, range: Range<u64>, permit: Option<Permit>) -> Arc<Flight> {
-        let flight = Arc::new(Flight::new(range.clone(), state.version));
+        // One request sees one version anyway.
+        if !state.flights.is_empty() || !state.cache.is_empty() {
+            self.ask_for_blocks(state);
+        }
+        let flight = Arc::new(Flight::new(
+            range.clone(),
+            state.version,
+            state.base.as_ref().map(|base| base.etag.clone()),
+        ));
         state.flights.push(Arc::clone(&flight));
         let blob = state.blob.clone();
-        let condition = match &state.base {
-            Some(base) => Condition::matches(&base.etag),
-            None => Condition::none(),
-        };
+        let base = state.base.clone();
         let core = Arc::clone(self);
         let landing = Landing {
             core: Arc::clone(self),
@@ -305,7 +329,7 @@ impl Core {
             done: false,
         };
         self.env.runtime.spawn(async move {
-            let (landed, charge) = core.get(&blob, range, &condition, permit).await;
+            let (landed, charge) = core.get(&blob, range, base.as_ref(), permit).await;
             landing.land(landed, charge);
         });
         flight
@@ -315,7 +339,7 @@ impl Core {
         &self,
         blob: &str,
         range: Range<u64>,
-        condition: &Condition,
+        base: Option<&BaseVersion>,
         permit: Option<Permit>,
     ) -> (Landed, Option<Permit>) {
         let len = range.end - range.start;
@@ -323,20 +347,58 @@ impl Core {
             Some(permit) => (permit, None),
             None => self.env.budget.acquire_read(size_class(len)).await,
         };
-        let buffer = match self.buffer(len as usize) {
-            Ok(buffer) => buffer,
-            Err(error) => return (Landed::Failed(error), None),
-        };
         let begun = std::time::Instant::now();
-        match self.env.store.get(blob, range, condition, buffer).await {
-            Ok(got) if got.buffer.len() as u64 == len => {
+        // What is in an append blob stays as it is: it does not matter that somebody appends.
+        let condition = match base {
+            Some(base) if base.kind != BlobType::Append => Condition::matches(&base.etag),
+            _ => Condition::none(),
+        };
+        let mut got = self.get_once(blob, range.clone(), &condition).await;
+        let appended = |got: &Properties| {
+            base.is_some_and(|base| base.etag == got.etag)
+                || base
+                    .and_then(|base| by_properties(base, got))
+                    .unwrap_or(Relation::Replaced)
+                    != Relation::Replaced
+        };
+        match &got {
+            Ok(Some((_, now))) if condition.if_match.is_none() && base.is_some() && !appended(now) => {
+                return (Landed::Changed, None);
+            }
+            // Somebody may have put something behind the content, and may go on to: the bytes are fetched as
+            // they are now, and who waits for them finds out whether they are still those of the base.
+            Err(FileError::Client(error)) if matches!(**error, Error::ConditionNotMet { .. }) => {
+                got = self.get_once(blob, range, &Condition::none()).await;
+            }
+            _ => {}
+        }
+        match got {
+            Ok(Some((slice, now))) if slice.len() as u64 == len => {
                 self.pace.arrived(len, begun.elapsed());
-                (Landed::Here(got.buffer.freeze()), Some(permit))
+                let base = base.map(|base| &base.etag);
+                match condition.if_match.is_none() || base == Some(&now.etag) {
+                    true => (Landed::Here(slice), Some(permit)),
+                    false => (Landed::Unproven(slice, now.etag), None),
+                }
             }
             // Shorter than the version asked for: it cannot be that version.
             Ok(_) => (Landed::Changed, None),
-            Err(Error::ConditionNotMet { .. } | Error::BlobNotFound { .. }) => (Landed::Changed, None),
-            Err(error) => (Landed::Failed(error.into()), None),
+            Err(error) => (Landed::Failed(error), None),
+        }
+    }
+
+    /// `None`: there is no such blob.
+    async fn get_once(
+        &self,
+        blob: &str,
+        range: Range<u64>,
+        condition: &Condition,
+    ) -> Result<Option<(Slice, Properties)>, FileError> {
+        let buffer = self.buffer((range.end - range.start) as usize)?;
+        match self.env.store.get(blob, range, condition, buffer).await {
+            Ok(got) => Ok(Some((got.buffer.freeze(), got.properties))),
+            Err(Error::BlobNotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 }

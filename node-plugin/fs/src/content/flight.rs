@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use blob_client::ETag;
 use tokio::sync::watch;
 use vsc_driver::buffer::Slice;
 
@@ -12,6 +13,8 @@ use super::error::{FileError, shutting_down};
 pub(crate) enum Landed {
     /// The bytes, from the flight's start on.
     Here(Slice),
+    /// The bytes, but of this version of the service: whether they are those of the base has to be found out.
+    Unproven(Slice, ETag),
     /// The service has another version.
     Changed,
     /// Anything else.
@@ -24,14 +27,17 @@ pub(crate) struct Flight {
     pub(crate) range: Range<u64>,
     /// The version of the base it was started for.
     pub(crate) version: u64,
+    /// What that was in the service.
+    pub(crate) etag: Option<ETag>,
     landed: watch::Sender<Option<Landed>>,
 }
 
 impl Flight {
-    pub(crate) fn new(range: Range<u64>, version: u64) -> Self {
+    pub(crate) fn new(range: Range<u64>, version: u64, etag: Option<ETag>) -> Self {
         Self {
             range,
             version,
+            etag,
             landed: watch::Sender::new(None),
         }
     }

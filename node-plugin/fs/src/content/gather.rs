@@ -58,11 +58,8 @@ impl Core {
             let hole = snapshot.holes.get(index).filter(|h| h.start < range.end);
             let data_end = hole.map_or(range.end, |h| h.start.max(at));
             if at < data_end {
-                match self.read_base(at..data_end).await {
-                    Ok(slices) => pieces.extend(slices.into_iter().map(Piece::Slice)),
-                    Err(FileError::Stale) => return Err(self.turn_superseded()),
-                    Err(error) => return Err(error),
-                }
+                let slices = self.read_base(at..data_end).await?;
+                pieces.extend(slices.into_iter().map(Piece::Slice));
             }
             at = hole.map_or(range.end, |h| h.end.min(range.end));
             push_zeros(pieces, at - data_end);

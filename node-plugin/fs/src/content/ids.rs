@@ -9,6 +9,20 @@ use super::error::FileError;
 /// Length of ids where the blob has none yet: eight random bytes of this writer, eight of a counter.
 const OUR_LEN: usize = 16;
 
+/// Set in the first byte of every id made here: names that count up are digits or begin with zeros.
+const OURS: u8 = 0x80;
+
+/// Whether no other content can have a block of this id: it was made here, out of eight random bytes.
+pub(crate) fn is_unique(id: &BlockId) -> bool {
+    let Some((random, rest)) = id.0.split_first_chunk::<8>() else {
+        return false;
+    };
+    let Some((counter, padding)) = rest.split_first_chunk::<8>() else {
+        return false;
+    };
+    random[0] & OURS != 0 && counter[..3] == [0; 3] && padding.iter().all(|b| *b == 0)
+}
+
 /// Ids of one blob.
 #[derive(Debug)]
 pub(crate) struct Ids {
@@ -23,7 +37,7 @@ impl Default for Ids {
     fn default() -> Self {
         Self {
             len: OUR_LEN,
-            nonce: rand::random(),
+            nonce: rand::random::<u64>() | u64::from(OURS) << 56,
             next: 0,
             known: HashSet::new(),
         }
@@ -109,6 +123,7 @@ mod tests {
         assert!(!ids.adopt(&list(&[])));
         assert!(ids.adopt(&list(&[&[7; 48]])));
         assert_eq!(ids.fresh().unwrap().0.len(), 48);
+        assert!(is_unique(&ids.fresh().unwrap()));
     }
 
     #[test]

@@ -49,6 +49,7 @@ mod error;
 mod extents;
 mod fetch;
 mod flight;
+mod follow;
 mod gather;
 mod holes;
 mod ids;
@@ -56,6 +57,7 @@ mod layout;
 mod overlay;
 mod plan;
 mod refuge;
+mod relation;
 mod relief;
 mod sent;
 mod snapshot;
@@ -71,7 +73,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use blob_client::{ETag, Metadata, StoredHeaders, Written};
+use blob_client::{ETag, Metadata, Properties, StoredHeaders, Written};
 
 pub use self::access::{At, ReadData};
 pub use self::base::Base;
@@ -82,6 +84,7 @@ pub use self::tuning::Tuning;
 
 use self::core::{Core, Held};
 pub(crate) use self::refuge::{Keep, Refuge, Shelter};
+pub(crate) use self::relation::merge;
 pub(crate) use self::state::CORE_BYTES;
 use self::state::{NextMetadata, Place};
 
@@ -120,6 +123,33 @@ impl File {
     /// Logical size in bytes, dirty data included.
     pub fn size(&self) -> u64 {
         self.core.lock().size
+    }
+
+    /// What is stored with the committed base; `None` before the first commit. After a commit on top of
+    /// somebody else's change of metadata this is what both made of it.
+    pub fn stored_metadata(&self) -> Option<Metadata> {
+        self.core.stored_metadata().map(|stored| (*stored).clone())
+    }
+
+    /// Somebody opened the file: all of it, as it is now, is promised to stay.
+    pub(crate) fn opened(&self, writes: bool) {
+        let mut state = self.core.lock();
+        state.assured = state.base.as_ref().map_or(0, |base| base.size);
+        state.writers += u32::from(writes);
+    }
+
+    /// Whoever opened it has closed it.
+    pub(crate) fn closed(&self, writes: bool) {
+        let mut state = self.core.lock();
+        state.writers = state.writers.saturating_sub(u32::from(writes));
+    }
+
+    /// The service has this version, which is not the base. Makes it the base if the content is the same, or
+    /// nobody writes here and more was put behind it; false when it is another content.
+    pub async fn follow(&self, now: Properties) -> Result<bool, FileError> {
+        let _still = self.core.commits.lock().await;
+        self.core.resolve_in_doubt(None).await?;
+        self.core.try_follow(Some(now)).await
     }
 
     /// Version of the committed base; `None` before the first commit.
@@ -212,14 +242,6 @@ impl File {
         self.core.commit(Some(metadata)).await
     }
 
-    /// What the owner of the version this file starts from stored with it now: tiers and index tags change
-    /// without a new version.
-    pub fn set_stored(&self, stored: &StoredHeaders) {
-        if let Some(base) = &mut self.core.lock().base {
-            base.stored = Some(stored.clone());
-        }
-    }
-
     /// Metadata for a commit that the file has to make on its own: when memory is short and data that is only
     /// staged has to be read or changed again. The tree says so when it opens a file for writing and when
     /// attributes change while the file is dirty. A file that was never told asks the service for what is
@@ -249,6 +271,14 @@ impl File {
     /// Where the data of the file can go when it is detached and memory is short.
     pub(crate) fn give_refuge(&self, refuge: Arc<dyn Refuge>) {
         self.core.lock().refuge = Some(refuge);
+    }
+
+    /// What the owner of the version this file starts from stored with it now: tiers and index tags change
+    /// without a new version.
+    pub fn set_stored(&self, stored: &StoredHeaders) {
+        if let Some(base) = &mut self.core.lock().base {
+            base.stored = Some(stored.clone());
+        }
     }
 
     /// Keeps the version still while the tree changes the blob (metadata, name): waits for a running commit,

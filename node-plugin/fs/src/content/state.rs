@@ -146,6 +146,11 @@ pub(crate) struct State {
     /// How far the base shows through where the overlay has nothing.
     pub(crate) base_valid: u64,
     pub(crate) size: u64,
+    /// So much of the base was promised to somebody: the size at the last open, and what reads got since.
+    /// What is behind that may change when the base follows the blob.
+    pub(crate) assured: u64,
+    /// Handles that may write, at offsets that they took from the base.
+    pub(crate) writers: u32,
     pub(crate) overlay: Overlay,
     /// Ranges of the base that are known to be zeros; sorted.
     pub(crate) holes: Vec<Range<u64>>,
@@ -188,6 +193,8 @@ impl State {
             base: base.map(BaseVersion::from),
             base_valid: size,
             size,
+            assured: size,
+            writers: 0,
             overlay: Overlay::default(),
             holes: Vec::new(),
             staged: BTreeMap::new(),
@@ -326,7 +333,7 @@ impl State {
             return Err(FileError::Stale);
         }
         match &self.base {
-            Some(base) if !base.writable => Err(FileError::Unwritable("page and append")),
+            Some(base) if !base.writable() => Err(FileError::Unwritable("page and append")),
             _ => Ok(()),
         }
     }

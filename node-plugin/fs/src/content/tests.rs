@@ -1,6 +1,7 @@
 //! Files over a store in memory: what is asked of it, and what happens when it fails.
 
 mod faults;
+mod foreign;
 mod model;
 mod pressure;
 mod requests;
@@ -44,13 +45,7 @@ impl World {
 
     fn open(&self) -> Arc<File> {
         let now = self.store.properties("file").unwrap();
-        let base = Base {
-            etag: now.etag,
-            size: now.content_length,
-            writable: true,
-            stored: None,
-        };
-        File::open(self.env.clone(), "file".into(), base)
+        File::open(self.env.clone(), "file".into(), Base::from(&now))
     }
 
     fn content(&self) -> Vec<u8> {

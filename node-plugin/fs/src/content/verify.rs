@@ -1,6 +1,6 @@
 //! What became of a commit: whether the service has what was sent.
 
-use blob_client::{Body, Condition, Error, Piece, Written};
+use blob_client::{Body, Condition, Error, Metadata, Piece, Written};
 
 use super::core::{Core, size_class};
 use super::error::FileError;
@@ -8,8 +8,8 @@ use super::sent::{Form, Sent};
 
 /// What became of a commit whose answer was lost.
 pub(super) enum Verdict {
-    /// It was executed.
-    Ours(Written),
+    /// It was executed; and what is stored with it now.
+    Ours(Written, Metadata),
     /// The blob is still what it was before.
     Unchanged,
     /// Somebody else was quicker.
@@ -33,7 +33,10 @@ impl Core {
         if base.as_ref() == Some(&now.etag) {
             return Ok(Verdict::Unchanged);
         }
-        if now.content_length != sent.size || now.metadata != sent.metadata {
+        // Of two who make the same file at once, its attributes tell which one did. Later somebody may just
+        // have changed them.
+        let made_alike = base.is_none() && now.metadata != sent.metadata;
+        if now.content_length != sent.size || made_alike {
             return Ok(Verdict::Foreign);
         }
         let same = match &sent.form {
@@ -53,10 +56,11 @@ impl Core {
         if !same {
             return Ok(Verdict::Foreign);
         }
-        Ok(Verdict::Ours(Written {
+        let written = Written {
             etag: now.etag,
             last_modified: now.last_modified,
-        }))
+        };
+        Ok(Verdict::Ours(written, now.metadata))
     }
 }
 

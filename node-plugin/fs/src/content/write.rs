@@ -99,6 +99,7 @@ impl Core {
         state.unstage(range.clone());
         state.size = state.size.max(range.end);
         self.register(&mut state);
+        self.ask_for_blocks(&mut state);
         self.stage_behind(&mut state, range);
         Ok(Attempt::Done)
     }

@@ -154,6 +154,15 @@ impl Tree {
                 metadata: true,
             })
             .await?;
+        let in_root = parent == ROOT;
+        let blobs = page
+            .items
+            .iter()
+            .filter_map(|item| match classify(item, &below, in_root) {
+                Item::Shown(name, Found { blob: Some(blob), .. }) => Some((name, blob)),
+                _ => None,
+            });
+        self.follow_all(parent, blobs).await;
         let mut table = self.table.lock();
         if cursor.first.is_none() {
             cursor.listing = table.begin_listing();

@@ -245,6 +245,7 @@ impl Tree {
         if known_file {
             match self.env.store.head(&blob, &Condition::none()).await {
                 Ok(properties) => {
+                    self.follow(parent, name, &properties).await;
                     let found = Found {
                         blob: Some(&properties),
                         prefix: false,
@@ -256,6 +257,9 @@ impl Tree {
             }
         }
         let (properties, prefix) = self.ask(&blob).await?;
+        if let Some(properties) = &properties {
+            self.follow(parent, name, properties).await;
+        }
         let found = Found {
             blob: properties.as_ref(),
             prefix,

@@ -54,6 +54,7 @@ mod children;
 mod core;
 mod cursor;
 mod gates;
+mod grown;
 mod handles;
 mod hidden;
 mod io;

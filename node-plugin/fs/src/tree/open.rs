@@ -50,6 +50,7 @@ struct Opening<'a> {
 impl<'a> Opening<'a> {
     /// `state` is the node's, and has `file`.
     fn new(tree: &'a Tree, node: &'a Arc<Node>, file: Arc<File>, writes: bool, state: &mut State) -> Self {
+        file.opened(writes);
         state.handles += 1;
         state.writers += u32::from(writes);
         Self {
@@ -67,6 +68,7 @@ impl Drop for Opening<'_> {
         if self.done {
             return;
         }
+        self.file.closed(self.writes);
         let (last, hidden) = {
             let mut state = self.node.state();
             let last = state.closed(self.writes);
@@ -195,6 +197,7 @@ impl Tree {
             self.table.lock().learn(parent, &name, found, asked);
             return fail(libc::ESTALE);
         }
+        self.follow(parent, &name, &properties).await;
         let mut table = self.table.lock();
         if node.state().superseded_by(&properties.etag) {
             table.learn(parent, &name, found, asked);
@@ -215,14 +218,8 @@ impl Tree {
             content.set_stored(&properties.stored);
             return Ok(take(content, &mut state));
         }
-        let base = Base {
-            etag: properties.etag.clone(),
-            size: properties.content_length,
-            writable: state.access == Access::ReadWrite,
-            stored: Some(properties.stored.clone()),
-        };
         let log = NodeLog::new(Arc::clone(&self.journal), node.id);
-        let file = File::open(self.env.with_log(log), blob, base);
+        let file = File::open(self.env.with_log(log), blob, Base::from(&properties));
         state.content = Some(Arc::clone(&file));
         Ok(take(file, &mut state))
     }

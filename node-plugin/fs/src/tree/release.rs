@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::attrs::Attrs;
+use super::attrs::{self, Attrs};
 use super::busy::Busy;
 use super::core::Tree;
 use super::handles::Handle;
 use super::node::{Debt, Node, State};
+use crate::content::merge;
 use crate::errno::{Errno, Result, fail};
 use crate::journal::record::Record;
 use crate::log_limit::limited;
@@ -89,13 +90,18 @@ impl Tree {
             (state.metadata(node.kind, &self.defaults)?, state.changes)
         };
         let busy = Busy::new(node);
-        let written = file.commit(metadata).await?;
+        let written = file.commit(metadata.clone()).await?;
         let stamp = self.table.lock().tick();
         let attrs_left = {
             let mut state = node.state();
             if let Some(written) = &written {
                 state.written(written, stamp);
                 state.size = file.size();
+                if let Some(stored) = file.stored_metadata().filter(|stored| *stored != metadata) {
+                    // Somebody else changed attributes meanwhile: what was not changed here is theirs.
+                    let now = state.metadata(node.kind, &self.defaults)?;
+                    state.attrs = attrs::decode(&merge(&metadata, &now, &stored)).1;
+                }
                 // A write that came while the content was sent may be in it, but its time is not.
                 let debt = match state.changes == changes {
                     true => Debt::Nothing,
@@ -191,6 +197,7 @@ impl Tree {
             Ok(())
         };
         self.handles.close_file(fh);
+        handle.file.closed(handle.writes);
         let (last, discarded, hidden) = {
             let mut state = node.state();
             state.flushed -= u32::from(handle.flushed.load(Ordering::Relaxed));

@@ -5,9 +5,14 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
+use std::path::Path;
+use std::time::Duration;
+
+use blob_client::{BlobType, Metadata};
+use blob_fs::store::fake::Op;
+
 use crate::common::*;
 use crate::store;
-use blob_client::Metadata;
 
 #[test]
 fn two_mounts_see_each_others_closed_files_at_the_next_open() {
@@ -430,4 +435,127 @@ fn appends_of_several_writers_lose_nothing() {
     let lines: std::collections::BTreeSet<_> = text.lines().collect();
     assert_eq!((text.lines().count(), lines.len()), (200, 200));
     assert_eq!(store.content("log").unwrap(), text.as_bytes());
+}
+
+/// What a mount shows of a file that grows elsewhere: the new bytes, under the same number.
+#[test]
+fn a_file_that_grows_elsewhere_stays_the_same_file() {
+    for large in [false, true] {
+        let store = store();
+        let (a, b) = (Mount::new(&store), Mount::new(&store));
+        let mut all = match large {
+            false => b"first\n".to_vec(),
+            true => vec![b'x'; 9 << 20],
+        };
+        fs::write(b.path("log"), &all).unwrap();
+        let mut reader = File::open(a.path("log")).unwrap();
+        let number = reader.metadata().unwrap().ino();
+        let mut seen = Vec::new();
+        reader.read_to_end(&mut seen).unwrap();
+        assert_eq!(seen.len(), all.len());
+        for n in 0..3 {
+            let line = format!("line {n}\n");
+            append(&b.path("log"), line.as_bytes());
+            all.extend_from_slice(line.as_bytes());
+            // By its name, by its descriptor, and by who opens it anew.
+            eventually("the new size", || {
+                fs::metadata(a.path("log")).unwrap().len() == all.len() as u64
+            });
+            assert_eq!(fs::metadata(a.path("log")).unwrap().ino(), number, "{large} {n}");
+            assert_eq!(reader.metadata().unwrap().len(), all.len() as u64);
+            let mut new = Vec::new();
+            reader.read_to_end(&mut new).unwrap();
+            assert_eq!(String::from_utf8(new).unwrap(), line);
+            assert!(fs::read(a.path("log")).unwrap() == all);
+        }
+        // Another content is another file.
+        fs::write(b.path("new"), vec![b'y'; all.len() + 10]).unwrap();
+        fs::rename(b.path("new"), b.path("log")).unwrap();
+        outlive_timeouts();
+        assert_ne!(fs::metadata(a.path("log")).unwrap().ino(), number);
+    }
+}
+
+fn append(path: &Path, line: &[u8]) {
+    let mut file = OpenOptions::new().append(true).open(path).unwrap();
+    file.write_all(line).unwrap();
+}
+
+/// `tail` on one node, a program that writes lines on another: each line once.
+#[test]
+fn tail_shows_each_new_line_once() {
+    for follow in ["-f", "-F"] {
+        for kind in [BlobType::Block, BlobType::Append] {
+            let store = store();
+            let (a, b) = (Mount::new(&store), Mount::new(&store));
+            let lines: String = (1..=1000).map(|n| format!("{n}\n")).collect();
+            fs::write(b.path("log"), &lines).unwrap();
+            store.set_blob_type("log", kind);
+            let out = tempfile::NamedTempFile::new().unwrap();
+            let mut tail = std::process::Command::new("tail")
+                .args(["-s", "0.1", "-n", "1", follow])
+                .arg(a.path("log"))
+                .stdout(out.reopen().unwrap())
+                .spawn()
+                .unwrap();
+            let shown = || fs::read_to_string(out.path()).unwrap();
+            eventually("the last line", || shown() == "1000\n");
+            let mut expected = "1000\n".to_owned();
+            for n in 1001..=1005 {
+                let line = format!("{n}\n");
+                match kind {
+                    BlobType::Append => assert!(store.foreign_append("log", line.as_bytes())),
+                    _ => append(&b.path("log"), line.as_bytes()),
+                }
+                expected.push_str(&line);
+                eventually("the new line", || shown().len() >= expected.len());
+            }
+            tail.kill().unwrap();
+            tail.wait().unwrap();
+            assert_eq!(shown(), expected, "tail {follow}, {kind:?}");
+        }
+    }
+}
+
+/// The same bytes with other attributes are the same file, and no reason to lose what was written here.
+#[test]
+fn a_change_of_attributes_elsewhere_disturbs_nobody() {
+    let store = store();
+    let (a, b) = (Mount::new(&store), Mount::new(&store));
+    let content: Vec<u8> = (0..40u32 << 20).map(|n| (n >> 12) as u8).collect();
+    fs::write(b.path("large"), &content).unwrap();
+    fs::write(b.path("out"), "start\n").unwrap();
+    let mut reader = File::open(a.path("large")).unwrap();
+    let mut seen = vec![0; 1 << 20];
+    reader.read_exact(&mut seen).unwrap();
+    let mut writer = OpenOptions::new().append(true).open(a.path("out")).unwrap();
+    writer.write_all(b"w\n").unwrap();
+    eventually("the blocks of the file", || {
+        store.counters().of(Op::BlockList) > 0
+    });
+    for path in ["large", "out"] {
+        fs::set_permissions(b.path(path), fs::Permissions::from_mode(0o640)).unwrap();
+    }
+    reader.read_to_end(&mut seen).unwrap();
+    assert!(seen == content);
+    writer.sync_all().unwrap();
+    drop(writer);
+    assert_eq!(store.content("out").unwrap(), "start\nw\n".as_bytes());
+    for mount in [&a, &b] {
+        outlive_timeouts();
+        let mode = fs::metadata(mount.path("out")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o640);
+    }
+    // What both changed is as the one says who wrote last; the rest is as it was changed.
+    let mut writer = OpenOptions::new().append(true).open(a.path("out")).unwrap();
+    writer.write_all(b"x\n").unwrap();
+    fs::set_permissions(b.path("out"), fs::Permissions::from_mode(0o604)).unwrap();
+    let times = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH + Duration::from_secs(1_000_000));
+    writer.set_times(times).unwrap();
+    drop(writer);
+    outlive_timeouts();
+    let there = fs::metadata(b.path("out")).unwrap();
+    assert_eq!(there.permissions().mode() & 0o7777, 0o604);
+    assert_eq!(there.mtime(), 1_000_000);
+    assert_eq!(store.content("out").unwrap(), "start\nw\nx\n".as_bytes());
 }

@@ -344,10 +344,8 @@ async fn what_cannot_be_written_says_so() {
     world.store.foreign_put("file", pattern(0, 10), Metadata::new());
     let now = world.store.properties("file").unwrap();
     let base = Base {
-        etag: now.etag,
-        size: 10,
-        writable: false,
-        stored: None,
+        kind: blob_client::BlobType::Page,
+        ..Base::from(&now)
     };
     let file = File::open(world.env.clone(), "file".into(), base);
     assert!(matches!(file.try_write(0, b"x"), Err(FileError::Unwritable(_))));
@@ -416,12 +414,7 @@ async fn every_block_is_written_down() {
     let noted = Arc::new(Noted::default());
     let env = world.env.with_log(Arc::clone(&noted) as _);
     let now = world.store.properties("file").unwrap();
-    let base = Base {
-        etag: now.etag,
-        size: 32 * MIB,
-        writable: true,
-        stored: None,
-    };
+    let base = Base::from(&now);
     // Ids of another length than ours: the first try is refused.
     let file = File::open(env, "file".into(), base);
     for n in 0..9 {
@@ -433,12 +426,7 @@ async fn every_block_is_written_down() {
     file.write(3 * MIB, b"change").await.unwrap();
     file.punch_hole(16 * MIB, 8 * MIB).await.unwrap();
     let now = world.store.properties("source").unwrap();
-    let base = Base {
-        etag: now.etag,
-        size: 20 * MIB,
-        writable: true,
-        stored: None,
-    };
+    let base = Base::from(&now);
     let source = File::open(world.env.clone(), "source".into(), base);
     file.copy_from(&source, 0, 60 * MIB, 20 * MIB).await.unwrap();
     commit(&file).await.unwrap();

@@ -148,12 +148,7 @@ impl Run {
 
     fn reopen(&mut self) {
         let now = self.world.store.properties(&self.name).unwrap();
-        let base = Base {
-            etag: now.etag,
-            size: now.content_length,
-            writable: true,
-            stored: None,
-        };
+        let base = Base::from(&now);
         self.file = File::open(self.world.env.clone(), self.name.clone(), base);
         self.reader = Reader::default();
     }

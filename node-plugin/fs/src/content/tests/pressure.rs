@@ -177,12 +177,7 @@ async fn streams_stay_within_the_budget() {
         .map(|n| {
             let name = format!("file{n}");
             let now = world.store.properties(&name).unwrap();
-            let base = Base {
-                etag: now.etag,
-                size: now.content_length,
-                writable: true,
-                stored: None,
-            };
+            let base = Base::from(&now);
             let file = File::open(world.env.clone(), name, base);
             let arena = Arc::clone(&arena);
             tokio::spawn(async move {

@@ -1,0 +1,311 @@
+//! Beside other writers: what they change of a blob while it is open here, and what that means for who reads
+//! and writes it.
+
+use blob_client::{BlobType, BlockId};
+use bytes::Bytes;
+
+use super::*;
+use crate::store::fake::{Fault, Op};
+
+const MIB: u64 = 1 << 20;
+
+fn metadata(pairs: &[(&str, &str)]) -> Metadata {
+    let pair = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    pairs.iter().map(pair).collect()
+}
+
+/// A file as another mount makes it.
+async fn make(world: &World, len: u64) -> Vec<u8> {
+    let other = world.create();
+    let content = pattern(0, len as usize);
+    for (n, part) in content.chunks(MIB as usize).enumerate() {
+        other.write(n as u64 * MIB, part).await.unwrap();
+    }
+    other
+        .commit(metadata(&[("mode", "600"), ("uid", "1")]))
+        .await
+        .unwrap();
+    content
+}
+
+/// Reads in a second place, and waits until what nobody waits for was asked.
+async fn read_more(world: &World, file: &File) {
+    let end = file.size().saturating_sub(1);
+    file.read(&Reader::default(), end, 1).await.unwrap();
+    let known = || match &file.core.lock().base {
+        Some(base) => !format!("{:?}", base.blocks).starts_with("Asked"),
+        None => true,
+    };
+    while !known() || !file.core.lock().flights.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    world.store.reset_counters();
+}
+
+#[tokio::test]
+async fn a_reader_goes_on_when_only_metadata_changes() {
+    for len in [MIB, 5 * MIB, 40 * MIB] {
+        let world = World::usual();
+        let content = make(&world, len).await;
+        let file = world.open();
+        assert_eq!(read(&file, 0, 100).await, content[..100]);
+        read_more(&world, &file).await;
+        for n in 0..3u64 {
+            world
+                .store
+                .foreign_metadata("file", &metadata(&[("mode", &n.to_string())]));
+            let at = (n + 1) * len / 4;
+            let read = file.read(&Reader::default(), at, 1000).await.unwrap();
+            assert_eq!(read[..], content[at as usize..][..1000], "{len} at {at}");
+        }
+        assert!(!file.is_stale());
+    }
+}
+
+/// A blob that somebody else put in one piece: the service's digest tells that it is the same.
+#[tokio::test]
+async fn the_digest_of_a_blob_of_one_piece_tells_that_it_is_the_same() {
+    let world = World::usual();
+    let content = pattern(0, 20 << 20);
+    world.store.foreign_put("file", content.clone(), Metadata::new());
+    let file = world.open();
+    assert_eq!(read(&file, 0, 100).await, content[..100]);
+    read_more(&world, &file).await;
+    world
+        .store
+        .foreign_metadata("file", &metadata(&[("mode", "640")]));
+    let mut at = 0;
+    let reader = Reader::default();
+    while at < content.len() {
+        let read = file.read(&reader, at as u64, 1 << 20).await.unwrap();
+        assert_eq!(read[..], content[at..][..read.len()]);
+        at += read.len();
+    }
+}
+
+#[tokio::test]
+async fn a_writer_commits_on_top_of_a_change_of_metadata() {
+    for len in [0, 1000, 20 * MIB] {
+        let world = World::usual();
+        let mut content = make(&world, len).await;
+        let file = world.open();
+        file.write(At::End, b"line").await.unwrap();
+        content.extend_from_slice(b"line");
+        read_more(&world, &file).await;
+        world.store.foreign_metadata(
+            "file",
+            &metadata(&[("mode", "640"), ("uid", "1"), ("theirs", "x")]),
+        );
+        let mine = metadata(&[("mode", "600"), ("uid", "2")]);
+        let written = file.commit(mine).await;
+        assert!(written.is_ok(), "{len}: {written:?}");
+        assert_eq!(world.content(), content);
+        let stored = world.store.properties("file").unwrap();
+        let merged = metadata(&[("mode", "640"), ("uid", "2"), ("theirs", "x")]);
+        assert_eq!(stored.metadata, merged, "{len}");
+        assert_eq!(file.etag(), Some(stored.etag));
+        // And again, with nothing in between.
+        file.write(0, b"X").await.unwrap();
+        content[0] = b'X';
+        file.commit(merged).await.unwrap().unwrap();
+        assert_eq!(world.content(), content);
+    }
+}
+
+/// The same for a file whose base is in memory, after a commit of its own.
+#[tokio::test]
+async fn a_writer_goes_on_after_its_own_commits() {
+    for len in [100, 20 * MIB] {
+        let world = World::usual();
+        let file = world.create();
+        let mut content = pattern(0, len as usize);
+        for (n, part) in content.chunks(MIB as usize).enumerate() {
+            file.write(n as u64 * MIB, part).await.unwrap();
+        }
+        file.commit(metadata(&[("mode", "600")])).await.unwrap();
+        for n in 0..3u8 {
+            let mode = n.to_string();
+            world
+                .store
+                .foreign_metadata("file", &metadata(&[("mode", &mode)]));
+            file.write(At::End, &[n]).await.unwrap();
+            content.push(n);
+            let before = metadata(&[("mode", "600")]);
+            file.commit(before).await.unwrap().unwrap();
+            assert_eq!(world.content(), content);
+        }
+    }
+}
+
+/// The commit was executed, its answer was lost, and then somebody changed the metadata.
+#[tokio::test]
+async fn a_lost_answer_and_a_change_of_metadata_are_no_lost_race() {
+    for len in [100, 20 * MIB] {
+        let world = World::usual();
+        let mut content = make(&world, len).await;
+        let file = world.open();
+        file.write(At::End, b"line").await.unwrap();
+        content.extend_from_slice(b"line");
+        world.store.fail(Op::Put, Fault::AnswerLost, 1);
+        world.store.fail(Op::Commit, Fault::AnswerLost, 1);
+        world.store.fail(Op::Head, Fault::Lost, 1);
+        let mine = metadata(&[("mode", "600"), ("uid", "1")]);
+        assert!(file.commit(mine.clone()).await.is_err());
+        assert_eq!(world.content(), content);
+        world
+            .store
+            .foreign_metadata("file", &metadata(&[("mode", "640")]));
+        file.commit(mine).await.unwrap();
+        assert!(!file.is_dirty());
+        assert_eq!(world.content(), content);
+        assert_eq!(world.store.properties("file").unwrap().metadata["mode"], "640");
+        file.write(0, b"Y").await.unwrap();
+        content[0] = b'Y';
+        file.commit(metadata(&[("mode", "640")])).await.unwrap();
+        assert_eq!(world.content(), content);
+    }
+}
+
+/// Another content of the same length and, as tools number their blocks, with blocks of the same names.
+#[tokio::test]
+async fn another_content_that_looks_alike_is_another_content() {
+    let numbered = |byte: u8| -> Vec<(BlockId, Bytes)> {
+        (0..3u8)
+            .map(|n| {
+                (
+                    BlockId(vec![b'0', b'0' + n]),
+                    Bytes::from(vec![byte + n; 2 << 20]),
+                )
+            })
+            .collect()
+    };
+    let world = World::usual();
+    world.store.foreign_blocks("file", numbered(1));
+    let (reader, writer) = (world.open(), world.open());
+    assert_eq!(read(&reader, 0, 10).await, [1; 10]);
+    writer.write(At::End, b"mine").await.unwrap();
+    read_more(&world, &reader).await;
+    world.store.foreign_blocks("file", numbered(5));
+    let read = reader.read(&Reader::default(), 5 * MIB, 10).await;
+    assert!(matches!(read, Err(FileError::Stale)), "{read:?}");
+    let commit = writer.commit(Metadata::new()).await;
+    assert!(matches!(commit, Err(FileError::Stale)), "{commit:?}");
+    assert_eq!(world.content().len(), 6 << 20);
+    // In one piece, and small.
+    for len in [100, 4 << 20] {
+        world.store.foreign_put("file", vec![1; len], Metadata::new());
+        let (reader, writer) = (world.open(), world.open());
+        if len > 100 {
+            reader.read(&Reader::default(), 0, 10).await.unwrap();
+            read_more(&world, &reader).await;
+        }
+        writer.write(At::End, b"mine").await.unwrap();
+        world.store.foreign_put("file", vec![2; len], Metadata::new());
+        let read = reader.read(&Reader::default(), len as u64 / 2, 10).await;
+        assert!(matches!(read, Err(FileError::Stale)), "{len}: {read:?}");
+        let commit = writer.commit(Metadata::new()).await;
+        assert!(matches!(commit, Err(FileError::Stale)), "{len}: {commit:?}");
+        assert_eq!(world.content(), vec![2; len]);
+    }
+}
+
+/// Two that append to one file are no change of metadata, whichever way it can be told.
+#[tokio::test]
+async fn of_two_writers_one_has_lost() {
+    for len in [0, 1000, 20 * MIB] {
+        let world = World::usual();
+        make(&world, len).await;
+        let (first, second) = (world.open(), world.open());
+        first.write(At::End, b"first").await.unwrap();
+        second.write(At::End, b"second").await.unwrap();
+        first.commit(Metadata::new()).await.unwrap();
+        let lost = second.commit(Metadata::new()).await;
+        assert!(matches!(lost, Err(FileError::Stale)), "{len}: {lost:?}");
+        assert!(world.content().ends_with(b"first"));
+    }
+}
+
+#[tokio::test]
+async fn a_live_append_blob_is_read_to_its_end() {
+    let world = World::usual();
+    let content = pattern(0, 40 << 20);
+    world.store.foreign_put("file", content.clone(), Metadata::new());
+    world.store.set_blob_type("file", BlobType::Append);
+    let file = world.open();
+    let reader = Reader::default();
+    let mut at = 0;
+    while at < content.len() {
+        assert!(world.store.foreign_append("file", b"line\n"));
+        let read = file.read(&reader, at as u64, 1 << 20).await.unwrap();
+        assert_eq!(read[..], content[at..][..read.len()]);
+        at += read.len();
+    }
+    assert!(!file.is_stale());
+    // Another blob of that name is another file.
+    let file = world.open();
+    world
+        .store
+        .foreign_put("file", vec![0; 50 << 20], Metadata::new());
+    world.store.set_blob_type("file", BlobType::Append);
+    let read = file.read(&Reader::default(), 0, 10).await;
+    assert!(matches!(read, Err(FileError::Stale)), "{read:?}");
+}
+
+/// Another mount appends with an fsync now and then: what was there at the open can be read.
+#[tokio::test]
+async fn a_file_that_another_mount_appends_to_is_read_to_its_end() {
+    let world = World::usual();
+    let content = make(&world, 40 * MIB).await;
+    let file = world.open();
+    let writer = world.open();
+    assert_eq!(read(&file, 0, 100).await, content[..100]);
+    read_more(&world, &file).await;
+    let reader = Reader::default();
+    let mut at = 0;
+    while at < content.len() {
+        writer.write(At::End, b"line\n").await.unwrap();
+        writer.commit(Metadata::new()).await.unwrap();
+        let read = file.read(&reader, at as u64, 1 << 20).await.unwrap();
+        let known = read.len().min(content.len() - at);
+        assert_eq!(read[..known], content[at..][..known]);
+        at += read.len();
+    }
+    assert!(!file.is_stale());
+    // A part of it that was changed is another content.
+    let file = world.open();
+    assert_eq!(read(&file, 0, 100).await, content[..100]);
+    read_more(&world, &file).await;
+    writer.write(20 * MIB, b"changed").await.unwrap();
+    writer.write(At::End, b"line\n").await.unwrap();
+    writer.commit(Metadata::new()).await.unwrap();
+    let read = file.read(&Reader::default(), 39 * MIB, 10).await;
+    assert!(matches!(read, Err(FileError::Stale)), "{read:?}");
+}
+
+/// A log as most are: so small that each version is put in one piece.
+#[tokio::test]
+async fn a_small_file_that_grew_is_told_by_its_bytes() {
+    let world = World::usual();
+    let content = make(&world, 5000).await;
+    let file = world.open();
+    let writer = world.open();
+    assert_eq!(read(&file, 0, 5000).await, content);
+    writer.write(At::End, b"line\n").await.unwrap();
+    writer.commit(Metadata::new()).await.unwrap();
+    let now = world.store.properties("file").unwrap();
+    assert!(file.follow(now.clone()).await.unwrap());
+    assert_eq!((file.size(), file.etag()), (5005, Some(now.etag)));
+    assert_eq!(
+        read(&file, 4998, 100).await,
+        [&content[4998..], b"line\n"].concat()
+    );
+    // Changed at the front, and grown.
+    let other = world.open();
+    assert_eq!(read(&other, 0, 6000).await.len(), 5005);
+    writer.write(0, b"other").await.unwrap();
+    writer.write(At::End, b"line\n").await.unwrap();
+    writer.commit(Metadata::new()).await.unwrap();
+    let now = world.store.properties("file").unwrap();
+    assert!(!other.follow(now).await.unwrap());
+    assert_eq!(other.size(), 5005);
+}
