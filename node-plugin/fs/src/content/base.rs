@@ -20,7 +20,8 @@ pub struct Base {
     pub created: Option<SystemTime>,
     /// Its metadata.
     pub metadata: Metadata,
-    /// What its owner stored with it besides; `None` when it is our own, of which nobody has said anything yet.
+    /// What its owner stored with it besides; `None` when it is our own, of which nobody has said anything
+    /// yet.
     pub stored: Option<StoredHeaders>,
 }
 
