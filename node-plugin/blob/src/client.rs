@@ -6,6 +6,7 @@ mod containers;
 mod copies;
 mod headers;
 mod keeping;
+mod late;
 mod leases;
 mod listing;
 mod lost;
@@ -17,12 +18,14 @@ mod retry_after;
 mod sign;
 mod writes;
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use vsc_driver::buffer::Arena;
 
+use self::late::Late;
 use crate::auth::{Credentials, Signer};
 use crate::error::{Error, Result};
 use crate::names;
@@ -98,6 +101,9 @@ struct Account {
     unreadable_tags: UnreadableTags,
     /// That tags are lost, or would be, is told once.
     tags_told: AtomicBool,
+    late: Late,
+    /// Default encryption scope of a container, as far as asked for; `None`: it may not be asked for.
+    scopes: Mutex<HashMap<Arc<str>, Option<String>>>,
     /// Service's clock minus ours in milliseconds, from the latest answer; `i64::MIN` before the first.
     clock_offset: AtomicI64,
 }
@@ -148,6 +154,8 @@ impl Client {
                 content_types: config.content_types,
                 unreadable_tags: config.unreadable_tags,
                 tags_told: AtomicBool::new(false),
+                late: Late::default(),
+                scopes: Mutex::default(),
                 clock_offset: AtomicI64::new(i64::MIN),
             }),
         })

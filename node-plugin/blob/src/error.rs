@@ -68,7 +68,8 @@ pub enum Error {
     },
     /// The blob has index tags which this identity may not read, so they would be lost.
     #[error(
-        "{name:?} has index tags that this identity may not read, and would lose them: give the SAS the right t \
+        "{name:?} has index tags that this identity may not read, and would lose them: give the SAS the \
+        right t \
          (or the role Storage Blob Data Owner), or set indexTags: drop"
     )]
     TagsUnreadable {
@@ -83,7 +84,8 @@ pub enum Error {
     },
     /// A copy would be encrypted with another scope than the blob is.
     #[error(
-        "{name:?} is encrypted with the scope {scope:?}, which is not its container's default: a copy made by \
+        "{name:?} is encrypted with the scope {scope:?}, which is not its container's default: a copy made \
+        by \
          the service would not be"
     )]
     EncryptionScope {

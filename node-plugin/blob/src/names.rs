@@ -110,7 +110,8 @@ pub(crate) fn not_ascii(name: &str, value: &str) -> Error {
     Error::Argument {
         field: "metadata value",
         message: format!(
-            "the value {value:?} of {name:?} must be printable ASCII without spaces at its ends; encode it first"
+            "the value {value:?} of {name:?} must be printable ASCII without spaces at its ends; encode it \
+            first"
         ),
     }
 }

@@ -1,8 +1,10 @@
-//! What the owner of a blob stored with it besides content and metadata: headers, tier, tags, encryption scope.
+//! What the owner of a blob stored with it besides content and metadata: headers, tier, tags, encryption
+//! scope.
 //!
-//! The service forgets all of it when a blob is written without it. So it travels, as one thing that nobody on
-//! the way looks into, out of every answer that tells of a blob into every request that writes it again. What
-//! becomes of each header of the service is listed in `fates` below, which is a test, and in docs/semantics.md.
+//! The service forgets all of it when a blob is written without it. So it travels, as one thing that nobody
+//! on the way looks into, out of every answer that tells of a blob into every request that writes it again.
+//! What becomes of each header of the service is listed in its tests, and in
+//! docs/semantics.md.
 
 use std::fmt;
 use std::sync::Arc;
@@ -183,7 +185,8 @@ impl StoredHeaders {
         Self::new(fields)
     }
 
-    /// The header that keeps the content's MD5 where the content stays: none that is written gets the old one's.
+    /// The header that keeps the content's MD5 where the content stays: none that is written gets the old
+    /// one's.
     pub(crate) fn content_md5(&self) -> Option<(HeaderName, HeaderValue)> {
         let value = HeaderValue::from_str(&STANDARD.encode(self.md5?)).ok()?;
         Some((BLOB_CONTENT_MD5, value))

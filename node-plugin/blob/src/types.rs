@@ -116,8 +116,8 @@ pub struct Got {
 pub struct PutOptions {
     /// Metadata to store (replaces all).
     pub metadata: Metadata,
-    /// What the owner of the blob stored with it, to be stored again: of the version that is replaced.
-    /// `None` for a new blob, which gets a content type (see [`ContentTypes`](crate::ContentTypes)) and no more.
+    /// What the owner of the blob stored with it, to be stored again: of the version that is replaced. `None`
+    /// for a new blob, which gets a content type (see [`ContentTypes`](crate::ContentTypes)) and no more.
     pub stored: Option<StoredHeaders>,
     /// Condition on the blob written.
     pub condition: Condition,

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use blob_client::Client;
 use blob_client::auth::Credentials;
 use blob_client::secret::Secret;
 use blob_client::transport::failover::TransportMode;
+use blob_client::{Client, UnreadableTags};
 use blob_fs::{Profile, Resources, VolumeConfig};
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use super::{BudgetArgs, DeviceArgs, first_look};
 use crate::csi::account::Account;
 use crate::csi::connect::{self, Connector};
+use crate::csi::volume_context::{Keeping, content_types};
 use crate::mounts::bounded::bounded;
 use crate::mounts::mounter::{Kernel, Mounter, Serving};
 use crate::mounts::mountinfo;
@@ -69,6 +70,12 @@ pub struct MountArgs {
     /// Which path requests take.
     #[arg(long, value_enum, default_value_t)]
     pub transport: TransportArg,
+    /// Content type of new files: auto (by the extension), none, or one for all, as text/plain.
+    #[arg(long, default_value = "auto", value_name = "TYPE")]
+    pub content_type: String,
+    /// Write files whose index tags may not be read, and lose the tags.
+    #[arg(long)]
+    pub drop_index_tags: bool,
     /// Print requests and bytes per path to stderr at the end.
     #[arg(long)]
     pub stats_on_exit: bool,
@@ -197,7 +204,15 @@ pub async fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
 async fn configure(args: &MountArgs, connector: &Connector) -> anyhow::Result<(VolumeConfig, Client)> {
     let (account, container, prefix) = Account::split_url(&args.url)?;
     let credentials = credentials(&account, |name| std::env::var(name).ok())?;
-    let client = connector.client(&account, credentials, args.transport.into())?;
+    let keeping = Keeping {
+        content_types: content_types(&args.content_type)?,
+        unreadable_tags: if args.drop_index_tags {
+            UnreadableTags::Drop
+        } else {
+            UnreadableTags::Refuse
+        },
+    };
+    let client = connector.client(&account, credentials, args.transport.into(), &keeping)?;
     let container = connect::container(&client, &container)?;
     connect::check(&account, &container, &prefix).await?;
     let mut config = VolumeConfig::new(source(&account, container.name(), &prefix), Arc::new(container));

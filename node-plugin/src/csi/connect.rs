@@ -13,7 +13,7 @@ use vsc_driver::buffer::Arena;
 use super::account::Account;
 use super::entra;
 use super::status::{Error, Reason, Result};
-use super::volume_context::{Attributes, Secrets};
+use super::volume_context::{Attributes, Keeping, Secrets};
 
 /// Whole time a call may take, retries included.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -75,10 +75,18 @@ impl Connector {
     }
 
     /// A client of an account; nothing is sent yet.
-    pub fn client(&self, account: &Account, credentials: Credentials, mode: TransportMode) -> Result<Client> {
+    pub fn client(
+        &self,
+        account: &Account,
+        credentials: Credentials,
+        mode: TransportMode,
+        keeping: &Keeping,
+    ) -> Result<Client> {
         let config = ClientConfig {
             deadline: DEADLINE,
             attempt_timeout: ATTEMPT,
+            content_types: keeping.content_types.clone(),
+            unreadable_tags: keeping.unreadable_tags,
             ..ClientConfig::new(account.endpoint.clone(), credentials)
         };
         let transport = self.paths.transport(mode);
@@ -112,8 +120,23 @@ pub async fn check(account: &Account, container: &Container, prefix: &str) -> Re
         ..ListOptions::default()
     };
     let asked = container.for_a_verdict(FIRST_ANSWER);
-    match tokio::time::timeout(FIRST_ANSWER + GRACE, asked.list(&options)).await {
-        Ok(Ok(_)) => Ok(()),
+    let answered = async {
+        // The same right, and an account of either kind answers it; so it is asked first.
+        if asked.is_hierarchical().await? {
+            return Ok(true);
+        }
+        asked.list(&options).await.map(|_| false)
+    };
+    match tokio::time::timeout(FIRST_ANSWER + GRACE, answered).await {
+        Ok(Ok(false)) => Ok(()),
+        Ok(Ok(true)) => Err(Error::new(
+            Reason::NotSupportedYet,
+            format!(
+                "the account {:?} has a hierarchical namespace (Data Lake Storage Gen2), which is not \
+                 supported yet; use an account without",
+                account.name
+            ),
+        )),
         Ok(Err(error)) => Err(explain(account, container.name(), error)),
         Err(_) => Err(Error::new(
             Reason::EndpointUnreachable,

@@ -67,7 +67,8 @@ impl ControllerService {
     fn client(&self, account: &Account, attributes: &Attributes, secrets: &Secrets) -> Result<Client> {
         let own = own_access(attributes, secrets);
         let credentials = self.connector.credentials(account, &own, secrets, None)?;
-        self.connector.client(account, credentials, own.transport)
+        self.connector
+            .client(account, credentials, own.transport, &own.keeping)
     }
 
     async fn validate(

@@ -283,12 +283,14 @@ fn sas_hint(sas: &str, code: &str, now: SystemTime) -> String {
     }
     if let Some(policy) = sas::field(sas, "si") {
         return format!(
-            "{it} takes its rights from the stored access policy {policy:?}, which may have ended, been changed \
+            "{it} takes its rights from the stored access policy {policy:?}, which may have ended, been \
+            changed \
              or removed; look at the container's policies"
         );
     }
     format!(
-        "{it} is not accepted; check that it was copied whole, belongs to this container and that its key was \
+        "{it} is not accepted; check that it was copied whole, belongs to this container and that its key \
+        was \
          not rotated"
     )
 }

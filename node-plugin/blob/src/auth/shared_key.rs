@@ -120,7 +120,8 @@ fn push_line(out: &mut String, value: &str) {
 fn text(headers: &HeaderMap, name: &HeaderName) -> String {
     headers
         .get(name)
-        .map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned())
+        // The service reads each byte of a header as one character, and signs those.
+        .map(|v| v.as_bytes().iter().map(|byte| char::from(*byte)).collect())
         .unwrap_or_default()
 }
 

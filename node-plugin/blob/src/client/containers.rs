@@ -48,6 +48,15 @@ impl Container {
         Ok((headers::written(headers)?, headers::metadata(headers)))
     }
 
+    /// The scope that new blobs of the container are encrypted with.
+    pub(super) async fn default_scope(&self) -> Result<Option<String>> {
+        let answer = self.execute(Self::container_call(Method::GET)).await?;
+        Ok(headers::text(
+            &answer.response.headers,
+            "x-ms-default-encryption-scope",
+        ))
+    }
+
     /// Set Container Metadata.
     pub async fn set_container_metadata(&self, metadata: &Metadata) -> Result<Written> {
         let call = Self::container_call(Method::PUT)

@@ -95,8 +95,8 @@ impl Container {
     }
 
     /// Copy Blob inside the container, waiting until the copy is complete. `stored`: what the source's owner
-    /// stored with it, which comes along; `None` for copies that nobody sees. `metadata` None keeps the source's
-    /// (as does an empty one: the service cannot tell them apart).
+    /// stored with it, which comes along; `None` for copies that nobody sees. `metadata` None keeps the
+    /// source's (as does an empty one: the service cannot tell them apart).
     pub async fn copy(
         &self,
         source: &str,
@@ -110,6 +110,7 @@ impl Container {
         let unsaid = StoredHeaders::default();
         let kept = stored.unwrap_or(&unsaid);
         refuse_customer_key(source, kept)?;
+        self.refuse_other_scope(source, kept).await?;
         let url = self.source_url(source, self.account.signer.same_account_query().as_ref());
         let mut call = Call::new(Method::PUT, Some(target))
             .secret_header("x-ms-copy-source", &url)?
@@ -164,7 +165,10 @@ impl Container {
         match Box::pin(self.set_headers(target, &typed, &condition)).await {
             Ok(written) => written,
             Err(error) => {
-                tracing::debug!(container = %self.name, target, %error, "a renamed blob keeps its content type");
+                tracing::debug!(
+                    container = %self.name, target, %error,
+                    "a renamed blob keeps its content type"
+                );
                 copied
             }
         }

@@ -1,7 +1,9 @@
-//! What a blob's owner stored with it is stored again when the blob is written: headers, tier, scope, index tags,
-//! and metadata whose bytes are not ASCII.
+//! What a blob's owner stored with it is stored again when the blob is written: headers, tier, scope, index
+//! tags, and metadata whose bytes are not ASCII.
 
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use http::{HeaderMap, Method};
 
@@ -82,7 +84,39 @@ impl Container {
         Ok(tags.iter().map(pair).collect::<Vec<_>>().join("&"))
     }
 
-    /// The blob's own headers, when some of this metadata is not ASCII: listings and texts do not hold its bytes.
+    /// A copy is encrypted with its container's default scope: another one would be left without a word.
+    pub(super) async fn refuse_other_scope(&self, blob: &str, stored: &StoredHeaders) -> Result<()> {
+        let Some((_, scope)) = stored.encryption_scope() else {
+            return Ok(());
+        };
+        let known = self.scopes().get(&self.name).cloned();
+        let default = match known {
+            Some(default) => default,
+            None => {
+                let default = match Box::pin(self.default_scope()).await {
+                    // A SAS for one container cannot ask: the service decides.
+                    Err(Error::Denied { .. }) => None,
+                    other => other?,
+                };
+                self.scopes().insert(Arc::clone(&self.name), default.clone());
+                default
+            }
+        };
+        match default {
+            Some(default) if default.as_bytes() != scope.as_bytes() => Err(Error::EncryptionScope {
+                name: blob.to_owned(),
+                scope: String::from_utf8_lossy(scope.as_bytes()).into_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn scopes(&self) -> MutexGuard<'_, HashMap<Arc<str>, Option<String>>> {
+        self.account.scopes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The blob's own headers, when some of this metadata is not ASCII: listings and texts do not hold its
+    /// bytes.
     pub(super) async fn raw_metadata(
         &self,
         blob: &str,

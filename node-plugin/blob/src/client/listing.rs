@@ -2,9 +2,9 @@
 
 use http::Method;
 
-use super::Container;
 use super::call::Call;
-use crate::error::Result;
+use super::{Container, headers};
+use crate::error::{Error, Result};
 use crate::types::{ListOptions, ListPage};
 use crate::xml;
 
@@ -31,5 +31,23 @@ impl Container {
         }
         let answer = self.execute(call).await?;
         xml::list_page(&answer.response.body)
+    }
+
+    /// Whether the account has a hierarchical namespace: asked by a List that only such an account
+    /// understands, because that needs no right but to list.
+    pub async fn is_hierarchical(&self) -> Result<bool> {
+        let call = Call::new(Method::GET, None)
+            .query("restype", "container")
+            .query("comp", "list")
+            .query("maxresults", "1")
+            .query("include", "permissions");
+        let answer = match self.execute(call).await.map_err(Error::from) {
+            Ok(answer) => answer,
+            Err(Error::Service { status: 400, .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        // An emulator that looks over words it does not know.
+        let server = headers::text(&answer.response.headers, "server").unwrap_or_default();
+        Ok(!server.starts_with("Azurite"))
     }
 }

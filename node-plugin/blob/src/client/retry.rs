@@ -29,6 +29,11 @@ impl Container {
         }
         let account = &*self.account;
         let mut dest = Destination::new(call.dest.take());
+        let until = Instant::now() + self.deadline;
+        account
+            .late
+            .wait(&self.name, &call, &*account.transport, until)
+            .await?;
         let mut tries = Tries::begin(self.deadline, account.service_now());
         loop {
             let room = dest.take(&account.arena)?;
@@ -45,6 +50,9 @@ impl Container {
                 Attempt::Again(again) => again,
             };
             tries.note(&again);
+            if again.maybe_executed {
+                account.late.note(&self.name, &call);
+            }
             let Some(pause) = tries.pause(&again, self.nobody_after) else {
                 return Err(tries.end(again.failed));
             };

@@ -103,8 +103,8 @@ const READ: &[(&str, &str, Fate)] = &[
     ("vary", "Origin", Told),
 ];
 
-/// REST: request headers of Put Blob (block blobs), Put Block List and Copy Blob. Each is said by us, out of what was read,
-/// or never.
+/// REST: request headers of Put Blob (block blobs), Put Block List and Copy Blob. Each is said by us, out of
+/// what was read, or never.
 const WRITTEN: &[(&str, Fate)] = &[
     ("authorization", Ours),
     ("date", Told),
@@ -182,7 +182,9 @@ async fn round() -> [Sent; 3] {
     fake.will(tags()).will(written());
     let block = BlockRef::Latest(BlockId(vec![1]));
     c.commit("b", &[block], &options).await.unwrap();
-    fake.will(tags()).will(written());
+    // The service copies into the container's scope, which is this one.
+    let scope = [VERSION[0], VERSION[1], ("x-ms-default-encryption-scope", "scope")];
+    fake.will(answer(200, &scope, b"")).will(tags()).will(written());
     let (etag, kept, any) = (&properties.etag, &properties.stored, &options.condition);
     c.copy("b", Some(etag), Some(kept), "t", Some(&properties.metadata), any)
         .await

@@ -76,6 +76,10 @@ impl Transport for Failover {
         }
         stats
     }
+
+    fn unreturned(&self) -> usize {
+        self.paths.device_stats().written_off
+    }
 }
 
 impl Failover {

@@ -1,6 +1,7 @@
 //! A transport whose answers are scripted, for tests of what stands above it.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -43,6 +44,7 @@ pub(crate) struct Fake {
     /// When the script has run out.
     otherwise: Arc<Mutex<Option<MakeStep>>>,
     sent: Arc<Mutex<Vec<Sent>>>,
+    unreturned: Arc<AtomicUsize>,
 }
 
 impl std::fmt::Debug for Fake {
@@ -64,6 +66,11 @@ impl Fake {
 
     pub(crate) fn sent(&self) -> Vec<Sent> {
         self.sent.lock().unwrap().clone()
+    }
+
+    /// So many requests were given up and are still with somebody.
+    pub(crate) fn has_unreturned(&self, number: usize) {
+        self.unreturned.store(number, Ordering::Relaxed);
     }
 
     pub(crate) fn nothing_left(&self) -> bool {
@@ -91,6 +98,10 @@ impl Transport for Fake {
 
     fn stats(&self) -> Vec<PathStats> {
         Vec::new()
+    }
+
+    fn unreturned(&self) -> usize {
+        self.unreturned.load(Ordering::Relaxed)
     }
 }
 

@@ -74,6 +74,11 @@ pub trait Transport: Send + Sync + std::fmt::Debug {
 
     /// Counters of each path behind this transport, for metrics and the demo.
     fn stats(&self) -> Vec<PathStats>;
+
+    /// Requests that were given up and that somebody still has: they may be executed yet.
+    fn unreturned(&self) -> usize {
+        0
+    }
 }
 
 /// Counters of one path.

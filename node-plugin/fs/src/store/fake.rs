@@ -217,7 +217,8 @@ impl FakeStore {
             .store(blob, data.into(), Vec::new(), metadata, StoredHeaders::default())
     }
 
-    /// Another client sets what is stored with a blob besides; its version stays, as for tiers and index tags.
+    /// Another client sets what is stored with a blob besides; its version stays, as for tiers and index
+    /// tags.
     pub fn foreign_stored(&self, blob: &str, stored: StoredHeaders) {
         if let Some(found) = self.lock().service.blobs.get_mut(blob) {
             found.properties.stored = stored;

@@ -328,6 +328,7 @@ fn what_the_owner_stored_stays() {
     let cut = OpenOptions::new().write(true).open(m.path("truncate")).unwrap();
     cut.set_len(3).unwrap();
     cut.sync_all().unwrap();
+    drop(cut);
     kept("truncate");
     fs::write(m.path("overwrite"), "new").unwrap();
     kept("overwrite");
@@ -338,6 +339,7 @@ fn what_the_owner_stored_stays() {
     let large = OpenOptions::new().write(true).open(m.path("large")).unwrap();
     large.write_at(b"x", 6 << 20).unwrap();
     large.sync_all().unwrap();
+    drop(large);
     assert!(store.block_sizes("large").len() > 1);
     kept("large");
     fs::rename(m.path("d"), m.path("e")).unwrap();

@@ -155,9 +155,9 @@ impl NodeService {
         let credentials = self
             .connector
             .credentials(&account, attributes, secrets, pod_token)?;
-        let client = self
-            .connector
-            .client(&account, credentials, attributes.transport)?;
+        let client =
+            self.connector
+                .client(&account, credentials, attributes.transport, &attributes.keeping)?;
         let container = connect::container(&client, name)?;
         let prefix = attributes.prefix.clone().unwrap_or_default();
         connect::check(&account, &container, &prefix).await?;

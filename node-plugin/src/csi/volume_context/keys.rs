@@ -45,6 +45,8 @@ pub(super) const EVERYWHERE: &[&str] = &[
     "mountWithWorkloadIdentityToken",
     "isHnsEnabled",
     "transport",
+    "contentType",
+    "indexTags",
     "profile",
     "cacheSizeMB",
     "cacheMedium",

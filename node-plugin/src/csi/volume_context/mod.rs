@@ -5,6 +5,7 @@
 //! is the same. Nothing is ignored in silence: an unknown key is refused with the nearest known one, and so
 //! is a setting that this release cannot honor.
 
+mod keeping;
 mod keys;
 pub mod mount_options;
 pub mod secrets;
@@ -15,6 +16,7 @@ use std::collections::HashMap;
 use blob_client::transport::failover::TransportMode;
 use blob_fs::Profile;
 
+pub use keeping::{Keeping, content_types};
 pub use keys::Scope;
 use keys::{Keys, invalid};
 pub use mount_options::MountOptions;
@@ -126,6 +128,8 @@ pub struct Attributes {
     pub on_delete_given: bool,
     /// `transport`.
     pub transport: TransportMode,
+    /// `contentType`, `indexTags`.
+    pub keeping: Keeping,
     /// `profile`.
     pub profile: Profile,
     /// `csi.storage.k8s.io/ephemeral`: an inline volume, published without a stage.
@@ -164,6 +168,7 @@ impl Attributes {
             on_delete: keys.choice("onDelete", ON_DELETE)?.unwrap_or_default(),
             on_delete_given: keys.get("onDelete").is_some(),
             transport: keys.choice("transport", TRANSPORTS)?.unwrap_or_default(),
+            keeping: Keeping::parse(&keys)?,
             profile: keys.choice("profile", PROFILES)?.unwrap_or_default(),
             ephemeral: keys.system("csi.storage.k8s.io/ephemeral") == Some("true"),
             claim: Claim {
@@ -236,8 +241,8 @@ fn check_not_yet(keys: &Keys) -> Result<()> {
     }
     if keys.boolean("isHnsEnabled")? == Some(true) {
         return refuse(
-            "isHnsEnabled: the dfs endpoint is not used yet; leave it out: directories and renames then go \
-             through the blob endpoint",
+            "isHnsEnabled: accounts with a hierarchical namespace are not supported yet; use an account \
+             without",
         );
     }
     if keys.get("secretNamespace").is_some() && keys.get("secretName").is_none() {

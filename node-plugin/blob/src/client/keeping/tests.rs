@@ -208,3 +208,62 @@ async fn what_is_renamed_onto_a_name_with_an_extension_gets_its_type() {
     }
     assert!(fake.nothing_left());
 }
+
+#[tokio::test]
+async fn a_copy_that_would_leave_the_scope_is_refused_by_name() {
+    let fake = Fake::default();
+    let c = container(&fake);
+    let options = looked_at(&c, &fake, &[("x-ms-encryption-scope", "mine")]).await;
+    let (stored, any) = (options.stored.as_ref(), Condition::none());
+    let container_of = |scope| {
+        answer(
+            200,
+            &[VERSION[0], VERSION[1], ("x-ms-default-encryption-scope", scope)],
+            b"",
+        )
+    };
+    fake.will(container_of("$account-encryption-key"));
+    // Asked once.
+    for _ in 0..2 {
+        let error = c.copy("b", None, stored, "t", None, &any).await.unwrap_err();
+        assert!(matches!(error, Error::EncryptionScope { scope, .. } if scope == "mine"));
+    }
+    let c = container(&fake);
+    fake.will(container_of("mine")).will(written());
+    c.copy("b", None, stored, "t", None, &any).await.unwrap();
+    // A SAS for the container may not ask; an edit says the scope itself.
+    let c = container(&fake);
+    fake.will(refusal(403, "AuthorizationPermissionMismatch"))
+        .will(written());
+    c.copy("b", None, stored, "t", None, &any).await.unwrap();
+    fake.will(written());
+    c.put("b", Default::default(), &options).await.unwrap();
+    assert_eq!(
+        fake.sent().last().unwrap().header("x-ms-encryption-scope"),
+        "mine"
+    );
+    assert!(fake.nothing_left());
+}
+
+#[tokio::test]
+async fn a_hierarchical_account_is_found_out() {
+    let fake = Fake::default();
+    let c = container(&fake);
+    let page = b"<EnumerationResults><Blobs/><NextMarker/></EnumerationResults>";
+    let azure = [("server", "Windows-Azure-Blob/1.0 Microsoft-HTTPAPI/2.0")];
+    fake.will(answer(200, &azure, page));
+    assert!(c.is_hierarchical().await.unwrap());
+    fake.will(answer(200, &[("server", "Azurite-Blob/3.35.0")], page));
+    assert!(!c.is_hierarchical().await.unwrap());
+    fake.will(refusal(400, "InvalidQueryParameterValue"));
+    assert!(!c.is_hierarchical().await.unwrap());
+    fake.will(refusal(403, "AuthorizationFailure"));
+    assert!(matches!(c.is_hierarchical().await, Err(Error::Denied { .. })));
+    assert!(
+        fake.sent()[0]
+            .url
+            .query()
+            .unwrap()
+            .contains("include=permissions")
+    );
+}

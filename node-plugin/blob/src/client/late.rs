@@ -1,0 +1,128 @@
+//! Requests that were given up and may be executed yet.
+//!
+//! A mutation whose answer is lost is repeated, or reported as failed, while the first one may still be on
+//! its way: with a host that sits on it, or in a queue of the service. Most do no harm then, because the
+//! version they name has been replaced by their own repetition. Two kinds do: one that makes a name where
+//! there is none (`If-None-Match: *`) brings a file back that was deleted meanwhile; one without a condition
+//! undoes whatever came after it. So their names are remembered, and the next mutation that they could harm
+//! waits until they cannot be executed any more.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::{Method, header};
+use tokio::time::Instant;
+
+use super::call::Call;
+use crate::error::{Error, Result};
+use crate::transport::Transport;
+
+/// Nothing is executed later than this after its answer was given up: a connection that was closed delivers
+/// no more, and the service ends what it has within this time (REST: "Setting timeouts for Blob service
+/// operations").
+pub(super) const LATEST: Duration = Duration::from_secs(30);
+/// How often a host that still has requests is looked at.
+const POLL: Duration = Duration::from_millis(100);
+
+/// The names, by container and blob.
+#[derive(Debug, Default)]
+pub(super) struct Late(Mutex<HashMap<(String, String), Lost>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Lost {
+    until: Instant,
+    /// It makes the blob only where there is none.
+    creates: bool,
+}
+
+/// What a mutation does when it is executed late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Only where there is no blob.
+    Creates,
+    /// Whatever is there.
+    Any,
+    /// Only a version that is named.
+    Conditional,
+}
+
+fn kind(call: &Call<'_>) -> Option<Kind> {
+    // Blocks are nobody's content before they are committed, and leases answer for themselves.
+    let aside =
+        |(name, value): &(&str, String)| *name == "comp" && matches!(value.as_str(), "block" | "lease");
+    if !matches!(call.method, Method::PUT | Method::DELETE) || call.query.iter().any(aside) {
+        return None;
+    }
+    Some(match call.headers.get(header::IF_NONE_MATCH) {
+        Some(_) => Kind::Creates,
+        None if call.headers.contains_key(header::IF_MATCH) => Kind::Conditional,
+        None => Kind::Any,
+    })
+}
+
+impl Late {
+    /// An attempt of this call got no answer and may be executed yet.
+    pub(super) fn note(&self, container: &str, call: &Call<'_>) {
+        let (Some(blob), Some(kind)) = (call.blob, kind(call)) else {
+            return;
+        };
+        if kind == Kind::Conditional {
+            return;
+        }
+        let now = Instant::now();
+        let mut lost = self.lock();
+        lost.retain(|_, lost| lost.until > now);
+        let name = (container.to_owned(), blob.to_owned());
+        let known = lost.entry(name).or_insert(Lost {
+            until: now,
+            creates: true,
+        });
+        known.until = now + LATEST;
+        known.creates &= kind == Kind::Creates;
+    }
+
+    /// Waits until nothing that was lost can harm what this call does.
+    pub(super) async fn wait(
+        &self,
+        container: &str,
+        call: &Call<'_>,
+        transport: &dyn Transport,
+        deadline: Instant,
+    ) -> Result<()> {
+        let (Some(blob), Some(_)) = (call.blob, kind(call)) else {
+            return Ok(());
+        };
+        let deletes = call.method == Method::DELETE;
+        let name = (container.to_owned(), blob.to_owned());
+        let began = Instant::now();
+        loop {
+            let Some(lost) = self.lock().get(&name).copied() else {
+                return Ok(());
+            };
+            if lost.creates && !deletes {
+                // It fails, or this one does, where there is a blob.
+                return Ok(());
+            }
+            let now = Instant::now();
+            if now >= lost.until && transport.unreturned() == 0 {
+                self.lock().remove(&name);
+                return Ok(());
+            }
+            if now >= deadline {
+                return Err(Error::DeadlineExceeded {
+                    waited: now.saturating_duration_since(began),
+                });
+            }
+            tracing::debug!(container, blob, "waits for a request that may be executed late");
+            tokio::time::sleep_until(lost.until.max(now + POLL).min(deadline)).await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(String, String), Lost>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+//! A request that is executed late harms nothing that was done since.
+
+use super::*;
+use crate::client::tests::container;
+use crate::transport::FailureKind;
+use crate::transport::fake::{Fake, answer, failure, refusal, written};
+use crate::types::{Condition, ETag, PutOptions};
+
+fn lost() -> crate::transport::fake::Step {
+    failure(FailureKind::TimedOut, true, true)
+}
+
+fn create() -> PutOptions {
+    PutOptions {
+        condition: Condition::absent(),
+        ..PutOptions::default()
+    }
+}
+
+/// The host has `Put Blob If-None-Match: *` still when the file is deleted: it must not come back.
+#[tokio::test(start_paused = true)]
+async fn a_deletion_waits_for_a_creation_that_was_lost() {
+    let fake = Fake::default();
+    let c = container(&fake);
+    fake.will(lost()).will(written()).will(answer(202, &[], b""));
+    c.put("b", Default::default(), &create()).await.unwrap();
+    let lost_at = fake.sent()[0].at;
+    let version = Condition::matches(&ETag("\"0x1\"".into()));
+    c.delete("b", &version).await.unwrap();
+    let deleted_at = fake.sent()[2].at;
+    assert!(deleted_at - lost_at >= LATEST, "{:?}", deleted_at - lost_at);
+    // That is over: the next one does not wait.
+    fake.will(written()).will(answer(202, &[], b""));
+    c.put("b", Default::default(), &create()).await.unwrap();
+    c.delete("b", &version).await.unwrap();
+    let sent = fake.sent();
+    assert_eq!(sent[4].at, sent[3].at);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_harmed_does_not_wait() {
+    let fake = Fake::default();
+    let c = container(&fake);
+    fake.will(lost()).will(written());
+    c.put("b", Default::default(), &create()).await.unwrap();
+    let began = Instant::now();
+    // The blob is there, so the lost creation fails whatever becomes of this version; and other names.
+    let version = Condition::matches(&ETag("\"0x1\"".into()));
+    let next = PutOptions {
+        condition: version.clone(),
+        ..PutOptions::default()
+    };
+    fake.will(written())
+        .will(answer(202, &[], b""))
+        .will(lost())
+        .will(answer(202, &[], b""));
+    c.put("b", Default::default(), &next).await.unwrap();
+    c.delete("other", &version).await.unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    // A lost deletion of a version deletes nothing else.
+    c.delete("third", &version).await.unwrap();
+    fake.will(written());
+    let began = Instant::now();
+    c.put("third", Default::default(), &create()).await.unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn everything_waits_for_one_without_a_condition() {
+    let fake = Fake::default();
+    let c = container(&fake);
+    fake.will(lost())
+        .will(refusal(404, "BlobNotFound"))
+        .will(written());
+    c.delete("b", &Condition::none()).await.unwrap();
+    c.put("b", Default::default(), &create()).await.unwrap();
+    let sent = fake.sent();
+    assert!(sent[2].at - sent[0].at >= LATEST);
+}
+
+/// A host that does not give a request back may execute it at any time.
+#[tokio::test(start_paused = true)]
+async fn what_the_host_still_has_is_waited_for() {
+    let fake = Fake::default();
+    let c = container(&fake);
+    fake.will(lost()).will(written());
+    c.put("b", Default::default(), &create()).await.unwrap();
+    fake.has_unreturned(1);
+    let error = c.delete("b", &Condition::none()).await.unwrap_err();
+    assert!(matches!(error, Error::DeadlineExceeded { .. }), "{error}");
+    fake.has_unreturned(0);
+    fake.will(answer(202, &[], b""));
+    c.delete("b", &Condition::none()).await.unwrap();
+}
