@@ -21,12 +21,24 @@ struct Place<'p> {
     found: Option<(NodeId, Kind)>,
 }
 
+/// A file that is open for writing.
+#[derive(Debug)]
+struct Held {
+    fh: u64,
+    /// Where it is by now.
+    path: String,
+    /// What was opened or stored last, and what was made of it.
+    of: String,
+    content: String,
+}
+
 #[derive(Debug)]
 pub(super) struct Client {
     tree: Arc<Tree>,
     /// Names the kernel would not ask for again, while its timeout is not over; empty where that is zero.
     names: HashMap<(NodeId, String), (NodeId, Kind)>,
     keeps_names: bool,
+    held: Option<Held>,
 }
 
 fn fail<T>(errno: i32) -> Result<T> {
@@ -39,6 +51,41 @@ impl Client {
             tree,
             names: HashMap::new(),
             keeps_names,
+            held: None,
+        }
+    }
+
+    /// Whether a step is for this mount as it is: what it has open, it works on through its handle.
+    pub(super) fn may(&self, step: &Step) -> bool {
+        let Some(held) = &self.held else {
+            return !matches!(step, Step::Scribble { .. } | Step::Sync { .. });
+        };
+        let meets = |path: &String| {
+            let above = held.path.strip_prefix(path.as_str());
+            above.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        match step {
+            Step::Hold { .. } => false,
+            Step::Write { path, .. }
+            | Step::Append { path, .. }
+            | Step::Cut { path, .. }
+            | Step::Read { path }
+            | Step::Chmod { path, .. }
+            | Step::Unlink { path } => *path != held.path,
+            Step::Rename { from, to, .. } => !meets(from) && !meets(to),
+            _ => true,
+        }
+    }
+
+    /// What a step stands for.
+    pub(super) fn meaning(&self, step: Step) -> Step {
+        match (&self.held, step) {
+            (Some(held), Step::Sync { .. }) => Step::Store {
+                path: held.path.clone(),
+                of: held.of.clone(),
+                content: (held.of != held.content).then(|| held.content.clone()),
+            },
+            (_, step) => step,
         }
     }
 
@@ -46,9 +93,9 @@ impl Client {
         &self.tree
     }
 
-    /// Names are asked for each time.
+    /// Names are asked for each time, and none is kept for what is open.
     pub(super) fn is_strict(&self) -> bool {
-        !self.keeps_names
+        !self.keeps_names && self.held.is_none()
     }
 
     /// The kernel's timeouts are over.
@@ -100,7 +147,9 @@ impl Client {
         let first = self.once(step, false).await;
         match first {
             // What path_lookup does: everything is asked for again.
-            Err(Errno(libc::ESTALE)) => self.once(step, true).await.map_err(|e| e.0),
+            Err(Errno(libc::ESTALE)) if !matches!(step, Step::Scribble { .. } | Step::Sync { .. }) => {
+                self.once(step, true).await.map_err(|e| e.0)
+            }
             other => other.map_err(|e| e.0),
         }
     }
@@ -181,10 +230,74 @@ impl Client {
                 Ok(String::new())
             }
             Step::Rename { from, to, replace } => self.rename(from, to, *replace, fresh).await,
-            Step::ForeignPut { .. } | Step::ForeignDelete { .. } | Step::ForeignTag { .. } => {
-                fail(libc::EINVAL)
+            Step::Hold { path } => self.hold(path, fresh).await,
+            Step::Scribble { content } => self.scribble(content).await,
+            Step::Sync { close } => self.store(*close).await,
+            Step::Store { .. }
+            | Step::ForeignPut { .. }
+            | Step::ForeignDelete { .. }
+            | Step::ForeignTag { .. } => fail(libc::EINVAL),
+        }
+    }
+
+    async fn hold(&mut self, path: &str, fresh: bool) -> Result<String> {
+        let fh = self.open(path, libc::O_RDWR, fresh).await?;
+        let handle = self.tree.handle(fh)?;
+        let read = self.tree.read(&handle, 0, 1 << 16).await;
+        drop(handle);
+        match read {
+            Ok(read) => {
+                let of = String::from_utf8_lossy(&read).into_owned();
+                let (path, content) = (path.to_owned(), of.clone());
+                self.held = Some(Held {
+                    fh,
+                    path,
+                    of,
+                    content,
+                });
+                let shown = self.held.as_ref().map(|held| held.of.clone());
+                Ok(shown.unwrap_or_default())
+            }
+            Err(error) => {
+                self.tree.release(fh).await?;
+                Err(error)
             }
         }
+    }
+
+    async fn scribble(&mut self, content: &str) -> Result<String> {
+        let Some(held) = &mut self.held else {
+            return fail(libc::EBADF);
+        };
+        let handle = self.tree.handle(held.fh)?;
+        let at = At::Offset(held.content.len() as u64);
+        self.tree.write(&handle, at, content.as_bytes(), false).await?;
+        held.content.push_str(content);
+        Ok(String::new())
+    }
+
+    /// Closes what is open, whatever comes of it.
+    pub(super) async fn close(&mut self) {
+        let _ = self.store(true).await;
+    }
+
+    /// fsync, or close; who is told that it failed closes.
+    async fn store(&mut self, close: bool) -> Result<String> {
+        let Some(mut held) = self.held.take() else {
+            return fail(libc::EBADF);
+        };
+        let stored = if close {
+            self.tree.flush(held.fh).await
+        } else {
+            self.tree.fsync(held.fh).await
+        };
+        if close || stored.is_err() {
+            let released = self.tree.release(held.fh).await;
+            return stored.and(released).map(|()| String::new());
+        }
+        held.of.clone_from(&held.content);
+        self.held = Some(held);
+        Ok(String::new())
     }
 
     fn keep(&mut self, place: &Place<'_>, now: Option<(NodeId, Kind)>) {

@@ -193,7 +193,8 @@ impl World {
         for n in 0..count {
             let step = loop {
                 let step = self.steps.next(&mut self.rng);
-                if Self::may(&step, &before) {
+                let client = self.clients.get((first + n) % self.clients.len());
+                if Self::may(&step, &before) && client.is_none_or(|client| client.may(&step)) {
                     break step;
                 }
             };
@@ -224,9 +225,10 @@ impl World {
         let mut at_work = Vec::new();
         for (n, client) in self.clients.iter_mut().enumerate() {
             if let Some((_, step)) = own.iter().find(|(m, _)| *m == n).cloned() {
+                let meaning = client.meaning(step.clone());
                 at_work.push(async move {
                     let shown = client.run(&step).await;
-                    (n, step, shown)
+                    (n, meaning, shown)
                 });
             }
         }
@@ -279,6 +281,9 @@ impl World {
     /// After everything has come to an end, each mount shows what is there.
     async fn end(&mut self) -> Result<(), String> {
         self.store.settle();
+        for client in &mut self.clients {
+            client.close().await;
+        }
         let now = Snapshot::of(&self.store);
         for client in &mut self.clients {
             let finished = client.tree().finish().await;
@@ -299,6 +304,11 @@ impl World {
 async fn run(plan: Plan) -> Result<usize, String> {
     let mut world = World::new(plan);
     for round in 0..ROUNDS {
+        // A file and a directory of one name: each is served in part, and what is shown depends on who asks.
+        let now = Snapshot::of(&world.store);
+        if now.files.keys().any(|path| now.is_dir(path)) {
+            break;
+        }
         if let Err(why) = world.round().await {
             let trace = world.trace.join("\n");
             return Err(format!("{plan:?}, round {round}: {why}\n{trace}"));

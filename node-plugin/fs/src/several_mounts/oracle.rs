@@ -88,7 +88,7 @@ impl Oracle {
         let Step::Rename { from, to, .. } = &done.step else {
             return false;
         };
-        if from == to || !before.is_dir(from) {
+        if from == to || is_below(to, from) || !before.is_dir(from) {
             return false;
         }
         match done.shown {
@@ -135,6 +135,7 @@ impl Oracle {
                 | Step::Append { path, .. }
                 | Step::Cut { path, .. }
                 | Step::Unlink { path }
+                | Step::Store { path, .. }
                 | Step::ForeignPut { path, .. }
                 | Step::ForeignDelete { path } => {
                     excused.insert(path.as_str());
@@ -243,11 +244,16 @@ impl Oracle {
                     return true;
                 }
                 // It was gone already.
-                matches!(this.step, Step::Rmdir { .. }) && go_on(before_of)
+                matches!(this.step, Step::Rmdir { .. } | Step::Chmod { .. }) && go_on(before_of)
             }
             (Ok(_), Err(_)) => false,
             (Err(error), wanted) => {
-                let outdated = OUTDATED.contains(error) && (!this.strict || done.len() > 1);
+                // An open file has the version it was opened on, whatever its mount asks for; but what it is
+                // stored on is that version as long as its content is there.
+                let stored = matches!(this.step, Step::Store { .. });
+                let open = matches!(this.step, Step::Scribble { .. }) || (stored && wanted.is_err());
+                let elsewhere = !this.strict && !stored;
+                let outdated = OUTDATED.contains(error) && (elsewhere || done.len() > 1 || open);
                 if (outdated || this.doubtful || wanted == Err(*error)) && go_on(now.clone()) {
                     return true;
                 }
@@ -327,7 +333,7 @@ fn takes(step: &Step, path: &str) -> bool {
 
 /// It may have made a content of its own, wherever that is by now.
 fn changes(step: &Step) -> bool {
-    matches!(step, Step::Append { .. } | Step::Cut { .. })
+    matches!(step, Step::Append { .. } | Step::Cut { .. } | Step::Store { .. })
 }
 
 /// A file that was renamed and is under its old name, too.

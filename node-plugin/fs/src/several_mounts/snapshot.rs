@@ -201,7 +201,19 @@ impl Snapshot {
                 file.content = String::from_utf8_lossy(&bytes).into_owned();
                 done
             }
-            Step::Read { path } => self.file(path).map(|file| file.content.clone()),
+            Step::Scribble { .. } | Step::Sync { .. } => done,
+            Step::Store { content: None, .. } => done,
+            Step::Store {
+                path,
+                of,
+                content: Some(content),
+            } => {
+                // Whoever has it open needs no way to it.
+                let file = self.files.get_mut(path).filter(|file| file.content == *of);
+                content.clone_into(&mut file.ok_or(libc::ESTALE)?.content);
+                done
+            }
+            Step::Read { path } | Step::Hold { path } => self.file(path).map(|file| file.content.clone()),
             Step::List { path } => {
                 self.dir(path)?;
                 Ok(self.children(path).into_iter().collect::<Vec<_>>().join(","))

@@ -44,6 +44,23 @@ pub(super) enum Step {
         to: String,
         replace: bool,
     },
+    /// A file that stays open for writing over rounds: opened (and read), written at its end, stored, closed.
+    Hold {
+        path: String,
+    },
+    Scribble {
+        content: String,
+    },
+    Sync {
+        close: bool,
+    },
+    /// What a `Sync` stands for once it is known what is open: `of` is what was opened or stored last, `None`
+    /// when nothing was written since.
+    Store {
+        path: String,
+        of: String,
+        content: Option<String>,
+    },
     /// `dated`: with a modification time of long ago in its metadata, as copies keep it.
     ForeignPut {
         path: String,
@@ -69,7 +86,14 @@ impl Step {
 
     /// It only looks.
     pub(super) fn looks(&self) -> bool {
-        matches!(self, Self::Read { .. } | Self::List { .. })
+        matches!(
+            self,
+            Self::Read { .. }
+                | Self::List { .. }
+                | Self::Hold { .. }
+                | Self::Scribble { .. }
+                | Self::Sync { .. }
+        )
     }
 }
 
@@ -94,7 +118,14 @@ impl Steps {
     pub(super) fn next(&mut self, rng: &mut impl Rng) -> Step {
         let file = |rng: &mut _| (*FILES.choose(rng).unwrap_or(&"f")).to_owned();
         let directory = |rng: &mut _| (*DIRECTORIES.choose(rng).unwrap_or(&"d")).to_owned();
-        match rng.random_range(0..100) {
+        match rng.random_range(0..112) {
+            100..104 => Step::Hold { path: file(rng) },
+            104..108 => Step::Scribble {
+                content: self.content(rng),
+            },
+            108..112 => Step::Sync {
+                close: rng.random_bool(0.5),
+            },
             0..14 => Step::Write {
                 path: file(rng),
                 content: self.content(rng),
