@@ -104,6 +104,7 @@ impl Container {
             };
         }
         let status = response.status;
+        let by_the_service = headers::is_of_the_service(&response.headers);
         let (code, message) = refusal::code_and_message(&response);
         let error = refusal::error(
             account,
@@ -141,15 +142,28 @@ impl Container {
             retry_after(&response.headers, server_time.unwrap_or(now)).map_or(Wait::Pause, Wait::AtLeast);
         match status.as_u16() {
             // Turned away before anything was done. A service that is merely busy says so on every path.
-            408 | 429 | 503 => Attempt::Again(Again {
+            408 | 429 | 503 if by_the_service => Attempt::Again(Again {
                 failed,
                 wait,
                 maybe_executed: false,
                 nobody: false,
                 by: By::Neither,
             }),
+            // Somebody on the way speaks of a blob that he knows nothing of.
+            404 | 409 | 412 if !by_the_service => Attempt::Again(Again {
+                failed: Failed {
+                    error: Error::Malformed {
+                        message: format!("{status} by something between here and the service"),
+                    },
+                    ..failed
+                },
+                wait,
+                maybe_executed: true,
+                nobody: false,
+                by: By::Service,
+            }),
             // Failed somewhere on the way: done or not, nobody says.
-            500 | 502 | 504 => Attempt::Again(Again {
+            408 | 429 | 500 | 502 | 503 | 504 => Attempt::Again(Again {
                 failed,
                 wait,
                 maybe_executed: true,
@@ -201,3 +215,6 @@ fn transport_error(account: &Account, error: TransportError) -> Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

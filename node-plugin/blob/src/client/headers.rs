@@ -35,6 +35,11 @@ fn last_modified(headers: &HeaderMap) -> Result<SystemTime> {
     })
 }
 
+/// Whether the service has said this, and not a proxy or gateway: all its answers have an id.
+pub(super) fn is_of_the_service(headers: &HeaderMap) -> bool {
+    headers.contains_key("x-ms-request-id") || headers.contains_key("x-ms-error-code")
+}
+
 /// ETag and Last-Modified of an answer.
 pub(super) fn written(headers: &HeaderMap) -> Result<Written> {
     Ok(Written {

@@ -147,7 +147,16 @@ pub(crate) fn written() -> Step {
 
 /// A refusal with the service's code.
 pub(crate) fn refusal(status: u16, code: &str) -> Step {
-    answer(status, &[("x-ms-error-code", code)], b"")
+    answer(
+        status,
+        &[("x-ms-request-id", "id"), ("x-ms-error-code", code)],
+        b"",
+    )
+}
+
+/// A refusal of somebody on the way: no header of the service.
+pub(crate) fn stranger(status: u16) -> Step {
+    answer(status, &[("server", "gateway")], b"<html><body>no</body></html>")
 }
 
 /// No answer over the channel.
