@@ -74,7 +74,21 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let services = Arc::new(Services::default());
     let mut trials = Vec::new();
-    for target in Target::ALL {
+    let account = match services::Account::given() {
+        Ok(account) => account.is_some(),
+        Err(error) => {
+            eprintln!("{error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    if !account {
+        let reason = format!("account (skipped: {})", services::Account::missing());
+        trials.push(Trial::test(reason, || Ok(())).with_ignored_flag(true));
+    }
+    for target in Target::LOCAL
+        .into_iter()
+        .chain(account.then_some(Target::Account))
+    {
         for case in cases() {
             let services = Arc::clone(&services);
             trials.push(Trial::test(format!("{target}::{}", case.name), move || {

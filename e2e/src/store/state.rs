@@ -115,6 +115,8 @@ pub(super) enum Reason {
     Version,
     /// Deleted, and restorable until then.
     Deleted(SystemTime),
+    /// A snapshot that was deleted, likewise.
+    DeletedSnapshot(SystemTime),
 }
 
 /// A blob that is not the current one any more. These live in memory only, whatever folder the store has.
@@ -155,7 +157,7 @@ impl SlotState {
             self.staged = None;
         }
         self.history.retain(|past| match past.reason {
-            Reason::Deleted(until) => now < until,
+            Reason::Deleted(until) | Reason::DeletedSnapshot(until) => now < until,
             Reason::Snapshot | Reason::Version => true,
         });
     }

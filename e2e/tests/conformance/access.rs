@@ -6,7 +6,7 @@ use anyhow::Result;
 use blob_client::auth::Credentials;
 use blob_client::secret::Secret;
 use blob_client::{Condition, ListOptions, PutOptions};
-use e2e::store::{DEV_ACCOUNT, SasOptions};
+use e2e::store::SasOptions;
 
 use crate::context::{Context, bytes_body, kind};
 use crate::same;
@@ -19,7 +19,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 pub(crate) async fn shared_key_with_the_wrong_key(c: &Context) -> Result<()> {
     let wrong = c.client(Credentials::SharedKey {
-        account: DEV_ACCOUNT.into(),
+        account: c.account().to_owned(),
         key: Secret::new("d3Jvbmc=".into()),
     })?;
     let container = wrong.container(c.box_name())?;

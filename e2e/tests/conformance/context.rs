@@ -15,7 +15,7 @@ use blob_client::transport::Transport;
 use blob_client::{Body, Client, ClientConfig, Container, Error, Metadata, PutOptions};
 use bytes::Bytes;
 use e2e::harness::runtime;
-use e2e::store::{AccountKey, DEV_ACCOUNT, DEV_KEY, SasOptions};
+use e2e::store::{AccountKey, SasOptions};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use url::Url;
 use vsc_driver::buffer::{Arena, Buffer};
@@ -64,13 +64,23 @@ fn run_once(services: &Services, target: Target, case: &Case) -> Result<Vec<Stri
         endpoint: service.endpoint.clone(),
         transport: Arc::clone(&service.transport),
         arena: Arc::clone(&service.arena),
-        box_name: format!("box{}", NUMBER.fetch_add(1, Ordering::Relaxed)),
+        box_name: match (target, NUMBER.fetch_add(1, Ordering::Relaxed)) {
+            // Others may use the account, and an earlier run may have left something.
+            (Target::Account, number) => format!("vsc-{}-{number}", std::process::id()),
+            (_, number) => format!("box{number}"),
+        },
         notes: Mutex::default(),
-        key: AccountKey::new(DEV_ACCOUNT, DEV_KEY)?,
+        key: AccountKey::new(&service.account, &service.key)?,
+        account: service.account.clone(),
+        secret: service.key.clone(),
     };
     runtime().block_on(async {
         context.container()?.create(&Metadata::new()).await?;
-        (case.run)(&context).await
+        let ended = (case.run)(&context).await;
+        if target == Target::Account {
+            context.clean_up().await?;
+        }
+        ended
     })?;
     if service.device.is_some() {
         for path in service.transport.stats() {
@@ -95,6 +105,8 @@ pub(crate) struct Context {
     box_name: String,
     notes: Mutex<Vec<String>>,
     key: AccountKey,
+    account: String,
+    secret: String,
 }
 
 /// Answer of a raw request.
@@ -136,10 +148,33 @@ impl Context {
     pub(crate) fn other(&self, name: &str) -> Result<Container> {
         Ok(self
             .client(Credentials::SharedKey {
-                account: DEV_ACCOUNT.into(),
-                key: Secret::new(DEV_KEY.into()),
+                account: self.account.clone(),
+                key: Secret::new(self.secret.clone()),
             })?
             .container(name)?)
+    }
+    /// Name of the account.
+    pub(crate) fn account(&self) -> &str {
+        &self.account
+    }
+    /// Deletes what a case has made in an account that goes on: its containers, whatever it left in them.
+    async fn clean_up(&self) -> Result<()> {
+        for name in [self.box_name.clone(), self.fresh_name()] {
+            // A lease that the case left would stand in the way.
+            let breaks = [("x-ms-lease-action", "break"), ("x-ms-lease-break-period", "0")];
+            self.raw(
+                "PUT",
+                &format!("/{name}?restype=container&comp=lease"),
+                &breaks,
+                b"",
+            )
+            .await?;
+            match self.other(&name)?.delete_container().await {
+                Ok(()) | Err(Error::ContainerNotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
     /// A name no container has.
     pub(crate) fn fresh_name(&self) -> String {

@@ -3,12 +3,13 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use blob_client::transport::Transport;
 use blob_client::transport::failover::{Paths, TransportMode};
 use blob_client::transport::https::Https;
 use e2e::harness::backend::{Backend, Kind};
 use e2e::harness::runtime;
+use e2e::store::{DEV_ACCOUNT, DEV_KEY};
 use e2e::vsp::{HttpBackend, MockVsp};
 use url::Url;
 use vsc_driver::buffer::Arena;
@@ -24,10 +25,12 @@ pub(crate) enum Target {
     EmbeddedChannel,
     /// Azurite behind the accelerated channel.
     AzuriteChannel,
+    /// The service itself: an account that the environment names.
+    Account,
 }
 
 impl Target {
-    pub(crate) const ALL: [Target; 4] = [
+    pub(crate) const LOCAL: [Target; 4] = [
         Target::Embedded,
         Target::Azurite,
         Target::EmbeddedChannel,
@@ -46,7 +49,42 @@ impl fmt::Display for Target {
             Target::Azurite => "azurite",
             Target::EmbeddedChannel => "embedded over the channel",
             Target::AzuriteChannel => "azurite over the channel",
+            Target::Account => "account",
         })
+    }
+}
+
+/// A storage account of the service, with its key. The cases make containers in it and delete them again.
+pub(crate) struct Account {
+    endpoint: Url,
+    name: String,
+    key: String,
+}
+
+impl Account {
+    /// The variables that name it.
+    const ENDPOINT: &str = "VSC_BLOB_CONFORMANCE_ENDPOINT";
+    const KEY: &str = "VSC_BLOB_CONFORMANCE_KEY";
+
+    /// Why the cases of the service are not run.
+    pub(crate) fn missing() -> String {
+        format!("{} and {} name no account", Self::ENDPOINT, Self::KEY)
+    }
+
+    /// What the environment names: `https://NAME.blob.core.windows.net` (of whatever cloud), and the
+    /// account's key.
+    pub(crate) fn given() -> Result<Option<Account>> {
+        let (Ok(endpoint), Ok(key)) = (std::env::var(Self::ENDPOINT), std::env::var(Self::KEY)) else {
+            return Ok(None);
+        };
+        let endpoint = Url::parse(&endpoint).context(Self::ENDPOINT)?;
+        let name = endpoint.host_str().and_then(|host| host.split_once(".blob."));
+        let (name, _) = name.with_context(|| format!("{}: not NAME.blob.SUFFIX", Self::ENDPOINT))?;
+        Ok(Some(Account {
+            name: name.to_owned(),
+            endpoint: endpoint.clone(),
+            key,
+        }))
     }
 }
 
@@ -54,7 +92,7 @@ impl fmt::Display for Target {
 #[derive(Default)]
 pub(crate) struct Services {
     // The paths first: a device goes away before the service behind it.
-    paths: [OnceLock<Result<Path, String>>; 4],
+    paths: [OnceLock<Result<Path, String>>; 5],
     embedded: OnceLock<Result<Backend, String>>,
     azurite: OnceLock<Result<Backend, String>>,
 }
@@ -62,6 +100,8 @@ pub(crate) struct Services {
 /// A service and a transport to it.
 pub(crate) struct Path {
     pub(crate) endpoint: Url,
+    pub(crate) account: String,
+    pub(crate) key: String,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) arena: Arc<Arena>,
     pub(crate) device: Option<(MockVsp, tempfile::TempDir)>,
@@ -86,6 +126,17 @@ impl Services {
     }
 
     fn open(&self, target: Target) -> Result<Path> {
+        if target == Target::Account {
+            let account = Account::given()?.context("no account was given")?;
+            return Ok(Path {
+                endpoint: account.endpoint,
+                account: account.name,
+                key: account.key,
+                transport: Arc::new(Https::new()),
+                arena: Arena::new(256 << 20)?,
+                device: None,
+            });
+        }
         let kind = if target.is_azurite() {
             Kind::Azurite
         } else {
@@ -97,6 +148,8 @@ impl Services {
         if matches!(target, Target::Embedded | Target::Azurite) {
             return Ok(Path {
                 endpoint,
+                account: DEV_ACCOUNT.into(),
+                key: DEV_KEY.into(),
                 transport: Arc::new(Https::new()),
                 arena,
                 device: None,
@@ -118,6 +171,8 @@ impl Services {
         }
         Ok(Path {
             endpoint,
+            account: DEV_ACCOUNT.into(),
+            key: DEV_KEY.into(),
             // Nothing may slip through over HTTPS.
             transport: paths.transport(TransportMode::Require),
             arena,

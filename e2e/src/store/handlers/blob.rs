@@ -352,7 +352,7 @@ pub(super) fn delete(store: &BlobStore, call: &Call<'_>) -> Result<Reply, Servic
             .iter_mut()
             .filter(|past| past.reason == Reason::Snapshot)
         {
-            past.reason = Reason::Deleted(call.now + kept.unwrap_or_default());
+            past.reason = Reason::DeletedSnapshot(call.now + kept.unwrap_or_default());
         }
         state.expire(call.now);
         if only {

@@ -18,7 +18,7 @@ use crate::store::headers;
 use crate::store::lease::{Resource, Shown};
 use crate::store::operation::Operation;
 use crate::store::settings::AccountSettings;
-use crate::store::state::{Blob, Container, Reason, SlotState};
+use crate::store::state::{Blob, Container, Past, Reason, SlotState};
 use crate::store::tags::{self, Tags};
 
 /// An authorized request.
@@ -93,10 +93,9 @@ impl Call<'_> {
             .blob
             .iter()
             .filter(|blob| self.settings.versioning && blob.version.id() == id);
-        let kept = state
-            .history
-            .iter()
-            .filter(|past| past.id == id && !matches!(past.reason, Reason::Deleted(_)));
+        let readable =
+            |past: &&Past| past.id == id && matches!(past.reason, Reason::Snapshot | Reason::Version);
+        let kept = state.history.iter().filter(readable);
         let found = current.cloned().chain(kept.map(|past| past.blob.clone())).next();
         found.ok_or_else(ServiceError::blob_not_found)
     }

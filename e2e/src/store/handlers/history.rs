@@ -41,25 +41,30 @@ pub(super) fn delete(store: &BlobStore, call: &Call<'_>) -> Result<Reply, Servic
     Ok(Reply::new(202))
 }
 
-/// Undelete Blob: what was deleted last is the blob again, unless there is one; its snapshots come back with
-/// it.
+/// Undelete Blob: what was deleted last is the blob again, unless there is one; deleted snapshots come back,
+/// too.
 pub(super) fn undelete(store: &BlobStore, call: &Call<'_>) -> Result<Reply, ServiceError> {
     let container = call.container(store)?;
     let name = call.blob()?;
     container.with_existing(name, |state| {
         let state = state.ok_or_else(ServiceError::blob_not_found)?;
         state.expire(call.now);
-        if state.blob.is_some() {
-            return Ok(());
+        if state.blob.is_none() {
+            let deleted = |past: &Past| matches!(past.reason, Reason::Deleted(_));
+            let last = state
+                .history
+                .iter()
+                .rposition(deleted)
+                .ok_or_else(ServiceError::blob_not_found)?;
+            let restored = state.history.remove(last);
+            store.commit(&container, name, state, (*restored.blob).clone())?;
         }
-        let deleted = |past: &Past| matches!(past.reason, Reason::Deleted(_));
-        let last = state
-            .history
-            .iter()
-            .rposition(deleted)
-            .ok_or_else(ServiceError::blob_not_found)?;
-        let restored = state.history.remove(last);
-        store.commit(&container, name, state, (*restored.blob).clone())
+        for past in &mut state.history {
+            if let Reason::DeletedSnapshot(_) = past.reason {
+                past.reason = Reason::Snapshot;
+            }
+        }
+        Ok(())
     })?;
     Ok(Reply::new(200))
 }

@@ -226,7 +226,7 @@ fn entries_of(state: &SlotState, show: &Show, now: Instant) -> Vec<Entry> {
     let wanted = |past: &&Past| match past.reason {
         Reason::Snapshot => show.snapshots,
         Reason::Version => show.versions,
-        Reason::Deleted(_) => show.deleted,
+        Reason::Deleted(_) | Reason::DeletedSnapshot(_) => show.deleted,
     };
     let past = state.history.iter().filter(wanted);
     let mut entries: Vec<Entry> = past
@@ -261,8 +261,10 @@ fn write(xml: &mut Xml, name: &str, entry: &Entry, show: &Show, call: &Call<'_>)
         Some(past) if past.reason == Reason::Snapshot => xml.text("Snapshot", &past.id),
         Some(past) if past.reason == Reason::Version => xml.text("VersionId", &past.id),
         Some(past) => {
+            if matches!(past.reason, Reason::DeletedSnapshot(_)) {
+                xml.text("Snapshot", &past.id);
+            }
             xml.text("Deleted", "true");
-            xml.text("VersionId", &past.id);
         }
         None => {
             if show.versions

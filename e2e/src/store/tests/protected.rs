@@ -268,7 +268,24 @@ fn versions_and_what_was_deleted_are_kept_as_the_account_wants() {
     assert!(deleted().contains("<Deleted>true</Deleted>"), "{}", deleted());
     assert_eq!(outcome(c.call("PUT", "/box/b?comp=undelete", &[], b"")), "200");
     assert_eq!(c.call("GET", "/box/b", &[], b"").body, b"1");
-    assert_eq!(outcome(c.call("DELETE", "/box/b", &[], b"")), "202");
+    let snapshot = c
+        .call("PUT", "/box/b?comp=snapshot", &[], b"")
+        .header("x-ms-snapshot")
+        .to_owned();
+    let with_snapshots = [("x-ms-delete-snapshots", "include")];
+    assert_eq!(outcome(c.call("DELETE", "/box/b", &with_snapshots, b"")), "202");
+    assert_eq!(
+        c.call("GET", &format!("/box/b?snapshot={snapshot}"), &[], b"")
+            .status,
+        404
+    );
+    assert_eq!(outcome(c.call("PUT", "/box/b?comp=undelete", &[], b"")), "200");
+    assert_eq!(
+        c.call("GET", &format!("/box/b?snapshot={snapshot}"), &[], b"")
+            .body,
+        b"1"
+    );
+    assert_eq!(outcome(c.call("DELETE", "/box/b", &with_snapshots, b"")), "202");
     c.store.advance_clock(Duration::from_secs(86_401));
     assert_eq!(
         outcome(c.call("PUT", "/box/b?comp=undelete", &[], b"")),
