@@ -145,11 +145,11 @@ impl Filesystem for Adapter {
         fh: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.on_read(ino.0, fh, offset, size as usize, reply);
+        self.on_read(ino.0, fh, (offset, size as usize), flags, reply);
     }
 
     fn write(

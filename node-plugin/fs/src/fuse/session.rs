@@ -45,6 +45,15 @@ pub(crate) fn serve(
         }
     }));
     let notifier: Notifier = session.notifier();
+    tree.on_drop_pages(Arc::new(move |id, offset, len| {
+        let range = (i64::try_from(offset), i64::try_from(len));
+        let (Ok(offset), Ok(len)) = range else { return };
+        if let Err(error) = notifier.inval_inode(INodeNo(id), offset, len) {
+            // It has forgotten the file already.
+            tracing::trace!(%error, id, "the kernel did not drop pages");
+        }
+    }));
+    let notifier: Notifier = session.notifier();
     tree.on_expire(Arc::new(move |parent, name| {
         if let Err(error) = notifier.inval_entry(INodeNo(parent), OsStr::new(name)) {
             // It has forgotten the name already.

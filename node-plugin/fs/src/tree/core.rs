@@ -20,6 +20,8 @@ use crate::journal::record::Record;
 
 /// Called with a node whose attributes the kernel should ask for again.
 type Invalidate = Box<dyn Fn(NodeId) + Send + Sync>;
+/// Called with a file and a range whose pages the kernel should drop. May wait for whoever reads there.
+type DropPages = Arc<dyn Fn(NodeId, u64, u64) + Send + Sync>;
 /// Called with a directory and a name in it that the kernel should forget. May wait for whoever works in the
 /// directory.
 type Expire = Arc<dyn Fn(NodeId, &str) + Send + Sync>;
@@ -40,6 +42,7 @@ pub(crate) struct Tree {
     pub(super) journal: Arc<Log>,
     pub(super) invalidate: OnceLock<Invalidate>,
     expire: OnceLock<Expire>,
+    drop_pages: OnceLock<DropPages>,
     /// Keeps metadata within its part of the budget.
     shedder: OnceLock<AbortHandle>,
 }
@@ -100,6 +103,7 @@ impl Tree {
             journal,
             invalidate: OnceLock::new(),
             expire: OnceLock::new(),
+            drop_pages: OnceLock::new(),
             shedder: OnceLock::new(),
         });
         let (weak, budget) = (Arc::downgrade(&tree), Arc::clone(&tree.env.budget));
@@ -143,6 +147,22 @@ impl Tree {
     /// How the kernel is told to forget a name.
     pub(crate) fn on_expire(&self, expire: Expire) {
         let _ = self.expire.set(expire);
+    }
+
+    /// How the kernel is told to drop pages.
+    pub(crate) fn on_drop_pages(&self, drop_pages: DropPages) {
+        let _ = self.drop_pages.set(drop_pages);
+    }
+
+    /// After a write past the kernel's pages (O_DIRECT): what it has read for them meanwhile is old. It drops
+    /// them by itself before it asks for such a write, and after it only if it is not asynchronous.
+    pub(crate) async fn drop_pages(&self, id: NodeId, offset: u64, len: u64) {
+        let Some(drop_pages) = self.drop_pages.get().cloned() else {
+            return;
+        };
+        // On a thread of its own: the kernel waits for reads under way, which are answered elsewhere.
+        let dropped = tokio::task::spawn_blocking(move || drop_pages(id, offset, len));
+        let _ = dropped.await;
     }
 
     /// How the kernel is told to ask for attributes again.

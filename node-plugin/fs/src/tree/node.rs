@@ -1,5 +1,6 @@
 //! One node: what it is, its attributes, and its open content.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -29,6 +30,8 @@ pub(crate) struct Node {
     pub(crate) change: AsyncMutex<()>,
     /// Directories only.
     pub(crate) directory: Option<DirectoryLocks>,
+    /// The kernel has read content for its pages since it was last told to drop them.
+    pub(crate) pages: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -130,6 +133,7 @@ impl Node {
             kind,
             change: AsyncMutex::new(()),
             directory: (kind == Kind::Directory).then(DirectoryLocks::default),
+            pages: AtomicBool::new(false),
             state: Mutex::new(state),
         })
     }

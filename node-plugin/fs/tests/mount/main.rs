@@ -13,6 +13,7 @@ mod common;
 
 mod attributes;
 mod closing;
+mod direct;
 mod files;
 mod memory;
 mod names;

@@ -59,6 +59,7 @@ fn a_closed_writer_is_no_reason_not_to_ask() {
     }
     writer.write_all(b"three").unwrap();
     assert_eq!(fs::read_to_string(a.path("g")).unwrap(), "one two three");
+    writer.sync_all().unwrap();
     drop(writer);
     assert_eq!(fs::read_to_string(b.path("g")).unwrap(), "one two three");
 }
@@ -481,6 +482,16 @@ fn append(path: &Path, line: &[u8]) {
     file.write_all(line).unwrap();
 }
 
+/// A program that ends with the test, whichever way that ends: it has a file of the mount open.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// `tail` on one node, a program that writes lines on another: each line once.
 #[test]
 fn tail_shows_each_new_line_once() {
@@ -492,12 +503,14 @@ fn tail_shows_each_new_line_once() {
             fs::write(b.path("log"), &lines).unwrap();
             store.set_blob_type("log", kind);
             let out = tempfile::NamedTempFile::new().unwrap();
-            let mut tail = std::process::Command::new("tail")
-                .args(["-s", "0.1", "-n", "1", follow])
-                .arg(a.path("log"))
-                .stdout(out.reopen().unwrap())
-                .spawn()
-                .unwrap();
+            let _tail = Ended(
+                std::process::Command::new("tail")
+                    .args(["-s", "0.1", "-n", "1", follow])
+                    .arg(a.path("log"))
+                    .stdout(out.reopen().unwrap())
+                    .spawn()
+                    .unwrap(),
+            );
             let shown = || fs::read_to_string(out.path()).unwrap();
             eventually("the last line", || shown() == "1000\n");
             let mut expected = "1000\n".to_owned();
@@ -510,8 +523,6 @@ fn tail_shows_each_new_line_once() {
                 expected.push_str(&line);
                 eventually("the new line", || shown().len() >= expected.len());
             }
-            tail.kill().unwrap();
-            tail.wait().unwrap();
             assert_eq!(shown(), expected, "tail {follow}, {kind:?}");
         }
     }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use fuser::{
     FileHandle, OpenFlags, ReplyCreate, ReplyData, ReplyEmpty, ReplyLseek, ReplyOpen, ReplyWrite, Request,
@@ -92,12 +93,15 @@ impl Adapter {
         &self,
         node: NodeId,
         fh: FileHandle,
-        offset: u64,
-        size: usize,
+        (offset, size): (u64, usize),
+        flags: OpenFlags,
         reply: ReplyData,
     ) {
         let call = Call::on(Operation::Read, node);
         self.with_handle(call, fh, reply, ReplyData::error, |this, call, handle, reply| {
+            if flags.0 & libc::O_DIRECT == 0 && !handle.node.pages.load(Ordering::Relaxed) {
+                handle.node.pages.store(true, Ordering::SeqCst);
+            }
             if let Some(known) = this.now(&call, |tree| tree.read_now(&handle, offset, size).map(Ok)) {
                 return reply_data(reply, known);
             }
@@ -140,7 +144,18 @@ impl Adapter {
                     Err(e) => reply.error(errno(e)),
                 }
             };
+            let direct = flags.0 & libc::O_DIRECT != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+            // Of a write at the end nobody has read the range yet.
+            let range = (offset, data.len() as u64);
             if let Some(done) = this.now(&call, |tree| tree.write_now(&handle, at, data, kill)) {
+                if direct && done.is_ok() && handle.node.pages.swap(false, Ordering::SeqCst) {
+                    let tree = Arc::clone(&this.tree);
+                    this.runtime.spawn(async move {
+                        tree.drop_pages(node, range.0, range.1).await;
+                        answer(done);
+                    });
+                    return;
+                }
                 return answer(done);
             }
             // Never in the loop thread: what it would not read meanwhile are the reads and closes that make
@@ -153,7 +168,11 @@ impl Adapter {
                 LONG_DEADLINE,
                 async move {
                     let _waiting = charge;
-                    tree.write(&handle, at, &data, kill).await
+                    tree.write(&handle, at, &data, kill).await?;
+                    if direct && handle.node.pages.swap(false, Ordering::SeqCst) {
+                        tree.drop_pages(node, range.0, range.1).await;
+                    }
+                    Ok(())
                 },
                 answer,
             );
