@@ -57,7 +57,7 @@ impl Plan {
     fn of(seed: u64) -> Self {
         Self {
             seed,
-            mounts: if seed % 3 == 0 { 3 } else { 2 },
+            mounts: if seed.is_multiple_of(3) { 3 } else { 2 },
             together: seed % 4 >= 2,
             faults: seed % 2 == 1,
             mutant: None,

@@ -93,10 +93,8 @@ fn a_buffered_read_sees_what_an_asynchronous_direct_write_wrote() {
     std::fs::write(&path, vec![0; SIZE]).unwrap();
     let mut context = 0u64;
     // SAFETY: the context is written by the call, and destroyed below.
-    assert_eq!(
-        unsafe { libc::syscall(libc::SYS_io_setup, 1, &raw mut context) },
-        0
-    );
+    let made = unsafe { libc::syscall(libc::SYS_io_setup, 1, &raw mut context) };
+    assert_eq!(made, 0);
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for _ in 0..3 {
