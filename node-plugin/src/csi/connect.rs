@@ -119,6 +119,7 @@ pub async fn check(account: &Account, container: &Container, prefix: &str) -> Re
         max_results: Some(1),
         ..ListOptions::default()
     };
+    container.check_reach()?;
     let asked = container.for_a_verdict(FIRST_ANSWER);
     let answered = async {
         // The same right, and an account of either kind answers it; so it is asked first.

@@ -110,6 +110,14 @@ impl Signer {
         matches!(self.0, Kind::Token(_))
     }
 
+    /// Refuses credentials that can serve single blobs and no volume.
+    pub(crate) fn check_reach(&self) -> Result<()> {
+        match &self.0 {
+            Kind::Sas(sas) => sas::check_reach(sas.expose()),
+            Kind::SharedKey(_) | Kind::Anonymous | Kind::Token(_) => Ok(()),
+        }
+    }
+
     /// Dates and authorizes the draft; the query string as it goes on the wire.
     pub(crate) async fn sign(&self, draft: &mut Draft, now: SystemTime) -> Result<String> {
         draft

@@ -38,9 +38,6 @@ pub(crate) fn parse(sas: &str) -> Result<String> {
     if field(query, "sig").is_none() {
         return Err(wrong("has no sig= part; copy the whole SAS, signature included"));
     }
-    if let Some(reason) = too_narrow(query) {
-        return Err(wrong(&reason));
-    }
     Ok(query.to_owned())
 }
 
@@ -99,7 +96,17 @@ fn signature_encoded(pair: &str) -> String {
     }
 }
 
-/// Why this SAS can serve no volume, whatever the service says.
+/// Refuses a SAS that can serve no volume, whatever the service says.
+pub(crate) fn check_reach(query: &str) -> Result<()> {
+    match too_narrow(query) {
+        Some(message) => Err(Error::Argument {
+            field: "azurestorageaccountsastoken",
+            message,
+        }),
+        None => Ok(()),
+    }
+}
+
 fn too_narrow(query: &str) -> Option<String> {
     let has = |name: &str, letter: char| field(query, name).is_none_or(|value| value.contains(letter));
     match field(query, "sr").as_deref() {

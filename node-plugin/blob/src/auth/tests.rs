@@ -146,15 +146,21 @@ fn a_sas_is_understood_as_people_paste_it() {
 
 #[test]
 fn a_sas_that_can_serve_no_volume_is_refused_with_the_reason() {
+    let signer = |sas: &str| Signer::new(&Credentials::Sas(sas.to_owned().into()));
     for (sas, why) in [
         ("sv=1&sr=b&sig=x", "one blob"),
         ("sv=1&sr=s&sig=x", "Azure Files"),
         ("sv=1&ss=qt&srt=sco&sig=x", "ss=b"),
         ("sv=1&ss=b&srt=o&sig=x", "srt=co"),
+    ] {
+        let error = signer(sas).unwrap().check_reach().unwrap_err().to_string();
+        assert!(error.contains(why), "{sas}: {error}");
+    }
+    for (sas, why) in [
         ("https://acct.blob.core.windows.net/data", "sig="),
         ("sv=1&se=2 3&sig=x", "no query string has"),
     ] {
-        let error = sas::parse(sas).unwrap_err().to_string();
+        let error = signer(sas).unwrap_err().to_string();
         assert!(error.contains(why), "{sas}: {error}");
     }
     for good in [
@@ -163,6 +169,7 @@ fn a_sas_that_can_serve_no_volume_is_refused_with_the_reason() {
         "sr=d&sdd=1&sig=x",
     ] {
         assert_eq!(sas::parse(good).unwrap(), good);
+        signer(good).unwrap().check_reach().unwrap();
     }
 }
 

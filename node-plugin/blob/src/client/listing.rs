@@ -33,6 +33,12 @@ impl Container {
         xml::list_page(&answer.response.body)
     }
 
+    /// Refuses credentials that can serve no volume, whatever the service says: a SAS for one blob or for
+    /// another service. The error names the field.
+    pub fn check_reach(&self) -> Result<()> {
+        self.account.signer.check_reach()
+    }
+
     /// Whether the account has a hierarchical namespace: asked by a List that only such an account
     /// understands, because that needs no right but to list.
     pub async fn is_hierarchical(&self) -> Result<bool> {
