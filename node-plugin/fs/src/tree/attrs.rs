@@ -209,6 +209,19 @@ pub(crate) fn encode(attrs: &Attrs, kind: Kind, defaults: &Defaults) -> Result<M
     }
 }
 
+/// The metadata to store with content. Times of ours are left out where others' metadata leaves no room for
+/// them: no reason to lose the content.
+pub(crate) fn encode_fitting(attrs: &Attrs, kind: Kind, defaults: &Defaults) -> Result<Metadata> {
+    encode(attrs, kind, defaults).or_else(|_| {
+        let without = Attrs {
+            mtime: None,
+            atime: None,
+            ..attrs.clone()
+        };
+        encode(&without, kind, defaults)
+    })
+}
+
 /// Seconds and nanoseconds since 1970; the seconds are rounded down, so that nanoseconds count forward.
 pub(crate) fn seconds(time: SystemTime) -> (i64, u32) {
     match time.duration_since(UNIX_EPOCH) {

@@ -185,7 +185,12 @@ impl Tree {
         }
         let node = self.node(id)?;
         let _gates = self.gates(id).await?;
-        let blob = self.table.lock().blob(id).ok_or(Errno(libc::ENOENT))?;
+        let (blob, parent, name, asked) = {
+            let table = self.table.lock();
+            let link = table.link(id).ok_or(Errno(libc::ESTALE))?;
+            let blob = table.blob(id).ok_or(Errno(libc::ENOENT))?;
+            (blob, link.parent, Arc::clone(&link.name), table.ask())
+        };
         let buffer = self
             .env
             .arena
@@ -196,6 +201,12 @@ impl Tree {
             .store
             .get(&blob, 0..MAX_TARGET as u64 + 1, &Condition::none(), buffer)
             .await?;
+        if attrs::kind_of(&got.properties) != Kind::Symlink {
+            // Somebody else made something else of it: the name leads to that from now on.
+            self.learn_blob(parent, &name, &got.properties, asked);
+            // Makes the kernel look again.
+            return fail(libc::ESTALE);
+        }
         if got.properties.content_length > MAX_TARGET as u64 {
             return fail(libc::ENAMETOOLONG);
         }
@@ -207,7 +218,9 @@ impl Tree {
             .unwrap_or(got.buffer.len());
         let target: Arc<[u8]> = got.buffer[..end].into();
         let mut state = node.state();
-        state.adopt(&got.properties, std::time::Instant::now());
+        if state.stamp <= asked.stamp {
+            state.adopt(&got.properties, asked.at);
+        }
         state.target = Some(Arc::clone(&target));
         Ok(target)
     }

@@ -33,7 +33,14 @@ pub(crate) struct Cursor {
     /// Nodes of entries that were not handed over yet, with the offset behind them: they stay in the table.
     pins: VecDeque<(u64, Arc<Node>)>,
     charge: Option<Permit>,
-    directories: HashSet<NodeId>,
+    /// Names of which an item said that they are directories: a marker and what is below it are one.
+    pub(super) directories: HashSet<Arc<str>>,
+    /// What the names of the listing begin with: the directory may get another name meanwhile.
+    below: String,
+    /// The last item of the last page, without `below`.
+    last: String,
+    /// After a change of `below` the listing begins anew: up to here its items were handed over.
+    repeats: String,
     pub(super) marker: Option<String>,
     pub(super) first: Option<Asked>,
     pub(super) listing: u64,
@@ -51,13 +58,31 @@ impl Cursor {
         let Some(link) = table.link(id).filter(|l| l.parent == parent) else {
             return;
         };
-        // A marker and what is below it are one directory.
-        if link.node.kind == Kind::Directory && !self.directories.insert(id) {
+        if link.node.kind == Kind::Directory && !self.directories.insert(Arc::clone(&link.name)) {
             return;
         }
         self.entry(Arc::clone(&link.name), id, link.node.kind);
         let behind = self.start + self.entries.len() as u64;
         self.pins.push_back((behind, Arc::clone(&link.node)));
+    }
+
+    /// The next page is asked for below this name. Its marker does not go for another name: then the listing
+    /// begins anew, and what was handed over is not handed over again.
+    pub(super) fn goes_on_below(&mut self, below: &str) {
+        if self.below == below {
+            return;
+        }
+        if self.marker.take().is_some() {
+            self.first = None;
+            self.repeats = std::mem::take(&mut self.last);
+        }
+        below.clone_into(&mut self.below);
+    }
+
+    /// Notes an item by its name without `below`; true when it was handed over before the listing began anew.
+    pub(super) fn repeated(&mut self, item: &str) -> bool {
+        item.clone_into(&mut self.last);
+        !self.repeats.is_empty() && *item <= *self.repeats
     }
 
     /// Reading goes on at `offset`.

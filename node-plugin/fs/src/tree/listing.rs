@@ -5,12 +5,14 @@
 //! 1. *Answers age.* A page says how things were when it was asked for. What this mount made, moved or
 //!    removed since (stamps) and what a younger answer said (`Child::known`) stands; so does what is pinned.
 //! 2. *Absence needs the whole.* Only when all pages are there is a name that none mentioned gone, and then
-//!    only if it was known before the first page was asked for.
+//!    only if it was known before the first page was asked for. A page's marker goes for the name that the
+//!    directory had: after a rename of it the listing begins anew.
 //! 3. *One name, two items.* The marker `d` and the prefix `d/` are one directory, in either order, on one
 //!    page or on two; without its marker a directory has no attributes of its own, so that the second item
 //!    must not undo the first. A blob `f` that is no marker beside a prefix `f/` is hidden by the directory.
 //! 4. *Several readers.* Each listing has a number; a child remembers the last one that mentioned it, and one
-//!    reader's pages must not be taken for another's.
+//!    reader's    pages must not be taken for another's: whether an item of a name came before, its own
+//!    cursor says.
 //! 5. *Offsets are promises.* The kernel comes back with the offset of an entry it has had. Entries are a
 //!    snapshot that grows; what was removed meanwhile is skipped, and its offset stays used.
 //! 6. *What the service does not have.* Files whose first commit is still to come are in no page: they are
@@ -43,25 +45,24 @@ enum Item<'a> {
     Reserved,
 }
 
+fn item_name(item: &ListItem) -> &str {
+    let (ListItem::Blob { name, .. } | ListItem::Prefix { name }) = item;
+    name
+}
+
 /// What an item of a listing below `below` (ending with `/`, or empty) is.
 fn classify<'a>(item: &'a ListItem, below: &str, in_root: bool) -> Item<'a> {
-    let (full, found) = match item {
-        ListItem::Blob { name, properties } => (
-            name,
-            Found {
-                blob: Some(properties),
-                prefix: false,
-            },
-        ),
-        ListItem::Prefix { name } => (
-            name,
-            Found {
-                blob: None,
-                prefix: true,
-            },
-        ),
+    let found = match item {
+        ListItem::Blob { properties, .. } => Found {
+            blob: Some(properties),
+            prefix: false,
+        },
+        ListItem::Prefix { .. } => Found {
+            blob: None,
+            prefix: true,
+        },
     };
-    let Some(rest) = full.strip_prefix(below) else {
+    let Some(rest) = item_name(item).strip_prefix(below) else {
         return Item::Hidden;
     };
     if let (true, Some(blob)) = (rest.is_empty(), found.blob) {
@@ -135,6 +136,7 @@ impl Tree {
     /// Fetches one more page of a listing into the table and the cursor.
     async fn next_page(&self, parent: NodeId, directory: &str, cursor: &mut Cursor) -> Result<()> {
         let below = names::below(directory);
+        cursor.goes_on_below(&below);
         let asked = {
             let mut table = self.table.lock();
             let excess = self.env.budget.excess();
@@ -178,7 +180,11 @@ impl Tree {
                 }
                 Item::Itself | Item::Reserved => continue,
             };
-            if let Some(id) = table.list_entry(cursor.listing, parent, &name, found, asked) {
+            let repeated = cursor.repeated(item_name(item).strip_prefix(&below).unwrap_or_default());
+            let seen = cursor.directories.contains(&*name);
+            if let Some(id) = table.list_entry((cursor.listing, seen), parent, &name, found, asked)
+                && !repeated
+            {
                 cursor.push(&table, parent, id);
             }
         }

@@ -272,6 +272,22 @@ impl Tree {
         Ok(learnt)
     }
 
+    /// Asks the service about a name that is not what it was taken for, whatever is known of it. Gates are
+    /// held.
+    pub(super) async fn look_again(&self, parent: NodeId, name: &str) -> Result<Option<NodeId>> {
+        let (blob, asked) = {
+            let table = self.table.lock();
+            let directory = table.blob(parent).ok_or(Errno(libc::ENOENT))?;
+            (names::join(&directory, name), table.ask())
+        };
+        let (properties, prefix) = self.ask(&blob).await?;
+        let found = Found {
+            blob: properties.as_ref(),
+            prefix,
+        };
+        Ok(self.table.lock().learn(parent, name, found, asked))
+    }
+
     /// The blob of this name, and whether blobs are below it. One request, unless many siblings begin with
     /// the name.
     pub(super) async fn ask(&self, blob: &str) -> Result<(Option<Properties>, bool)> {

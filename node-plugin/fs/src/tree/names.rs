@@ -31,7 +31,8 @@ use crate::errno::{Result, fail};
 
 /// Longest component in bytes (`NAME_MAX`, as `statfs` says).
 pub(crate) const MAX_COMPONENT: usize = 255;
-/// Longest blob name in characters (REST: "Naming and referencing containers, blobs, and metadata").
+/// Longest blob name in characters (REST: "Naming and referencing containers, blobs, and metadata"), which
+/// the service counts as UTF-16 does.
 pub(crate) const MAX_BLOB_NAME: usize = 1024;
 /// Beginning of reserved names in the root of a volume.
 pub(crate) const HIDDEN: &str = ".vsc-blob-hidden.";
@@ -164,7 +165,7 @@ pub(crate) fn below(directory: &str) -> String {
 
 /// `ENAMETOOLONG` for a blob name the service would refuse.
 pub(crate) fn check_blob(blob: &str) -> Result<()> {
-    if blob.chars().count() > MAX_BLOB_NAME {
+    if blob.encode_utf16().count() > MAX_BLOB_NAME {
         fail(libc::ENAMETOOLONG)
     } else {
         Ok(())
@@ -233,6 +234,9 @@ mod tests {
         assert!(checked(OsStr::new(&"a".repeat(255))).is_ok());
         assert!(check_blob(&"é".repeat(1024)).is_ok());
         assert_eq!(check_blob(&"é".repeat(1025)).unwrap_err().0, libc::ENAMETOOLONG);
+        // The service counts UTF-16 units.
+        assert!(check_blob(&"😀".repeat(512)).is_ok());
+        assert_eq!(check_blob(&"😀".repeat(513)).unwrap_err().0, libc::ENAMETOOLONG);
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub(crate) struct DirectoryLocks {
 pub(crate) enum Marker {
     /// Nowhere: only blobs below it make it a directory.
     Implicit,
+    /// Likewise, and this mount has removed entries: it is shown here even if nothing is left below it.
+    Kept,
     /// In the blob named like it.
     Blob,
     /// In the metadata of the container (the root of a volume without a prefix).
@@ -336,9 +338,9 @@ impl State {
         self.changed(now);
     }
 
-    /// Metadata to store with the blob.
+    /// Metadata to store with the blob, as far as it fits beside that of others.
     pub(crate) fn metadata(&self, kind: Kind, defaults: &Defaults) -> Result<Metadata> {
-        attrs::encode(&self.attrs, kind, defaults)
+        attrs::encode_fitting(&self.attrs, kind, defaults)
     }
 
     /// Drops set-user-id, and set-group-id where it means execution, as a change of content or owner by

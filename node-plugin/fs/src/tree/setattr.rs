@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use blob_client::{Condition, Error, ListOptions};
+use blob_client::{Condition, Error};
 
 use super::attrs::{self, Attrs, Kind};
 use super::busy::Busy;
 use super::core::Tree;
-use super::names;
-use super::node::{Debt, Life, Marker, Node, NodeId, ROOT, Stat};
+use super::node::{Debt, Life, Marker, Node, NodeId, ROOT, Stat, State};
 use super::table::Found;
 use crate::errno::{Errno, Result, fail};
 
@@ -64,7 +63,7 @@ impl Tree {
         let owner = set.uid.is_some() || set.gid.is_some();
         if set.mode.is_some() || owner || set.atime.is_some() || set.mtime.is_some() {
             let (kind, defaults) = (node.kind, self.defaults);
-            self.change_attrs(&node, &move |attrs: &mut Attrs| {
+            let change = move |attrs: &mut Attrs| {
                 if owner && kind != Kind::Directory {
                     // As Linux does for every caller: whoever gets a file does not get the rights of who had
                     // it.
@@ -86,8 +85,12 @@ impl Tree {
                 attrs.atime = set.atime.map(|t| t.resolve(now)).or(attrs.atime);
                 attrs.mtime = set.mtime.map(|t| t.resolve(now)).or(attrs.mtime);
                 Ok(())
-            })
-            .await?;
+            };
+            if self.changes_nothing(&node, &change).await? {
+                node.state().ctime = now;
+                return Ok(self.stat(&node));
+            }
+            self.change_attrs(&node, &change).await?;
             if set.mtime.is_some() {
                 node.state().entries_changed = None;
             }
@@ -96,6 +99,45 @@ impl Tree {
             node.state().ctime = now;
         }
         Ok(self.stat(&node))
+    }
+
+    /// True when attributes are already what they are to become. Where this mount does not answer for them,
+    /// the service is asked first.
+    async fn changes_nothing(
+        &self,
+        node: &Arc<Node>,
+        change: &(dyn Fn(&mut Attrs) -> Result<()> + Send + Sync),
+    ) -> Result<bool> {
+        let same = |state: &State| {
+            let mut attrs = state.attrs.clone();
+            change(&mut attrs)?;
+            let shown = |attrs: &Attrs| {
+                let mtime = attrs.mtime.unwrap_or(state.modified);
+                (
+                    attrs.mode.unwrap_or(self.defaults.mode(node.kind)),
+                    attrs.uid.unwrap_or(self.defaults.uid),
+                    attrs.gid.unwrap_or(self.defaults.gid),
+                    attrs.atime.unwrap_or(mtime),
+                    mtime,
+                )
+            };
+            let moved = state
+                .entries_changed
+                .is_some_and(|_| attrs.mtime != state.attrs.mtime);
+            Ok::<_, Errno>(!moved && shown(&attrs) == shown(&state.attrs))
+        };
+        {
+            let state = node.state();
+            let answered = state.local();
+            if !same(&state)? || answered {
+                return same(&state);
+            }
+        }
+        let gates = self.gates(node.id).await?;
+        self.refresh(node).await?;
+        drop(gates);
+        let state = node.state();
+        same(&state)
     }
 
     /// Applies a change of attributes. The change may be applied more than once, on top of what the service
@@ -162,18 +204,23 @@ impl Tree {
                 Some(content) => Some(content.hold().await?),
                 None => None,
             };
-            let (attrs, etag, changes, file) = {
+            let (attrs, asked, etag, changes, file) = {
                 let mut state = node.state();
                 state.catch_up();
                 let mut attrs = state.attrs.clone();
                 change(&mut attrs)?;
+                let asked = attrs != state.attrs;
                 if state.etag.is_some() {
                     // Storing attributes moves `Last-Modified`, and must not move the modification time.
                     attrs.mtime.get_or_insert(state.modified);
                 }
-                (attrs, state.etag.clone(), state.changes, content)
+                (attrs, asked, state.etag.clone(), state.changes, content)
             };
-            let metadata = attrs::encode(&attrs, node.kind, &self.defaults)?;
+            let metadata = match asked {
+                true => attrs::encode(&attrs, node.kind, &self.defaults)?,
+                // Nobody asked for these: what does not fit is left out.
+                false => attrs::encode_fitting(&attrs, node.kind, &self.defaults)?,
+            };
             let Some(etag) = etag else {
                 if node.kind != Kind::Directory {
                     // Lost its version (a failed commit): ask before writing anything.
@@ -349,66 +396,21 @@ impl Tree {
         Ok(())
     }
 
-    /// Before the last entry of an implicit directory goes away by this mount: writes its marker, so that the
-    /// directory stays.
-    pub(super) async fn keep_directory(&self, parent: NodeId, leaving: &str) -> Result<()> {
-        let node = self.node(parent)?;
-        if parent == ROOT || node.state().marker != Marker::Implicit {
-            return Ok(());
-        }
-        let blob = {
-            let table = self.table.lock();
-            let others = table.dir(parent).is_some_and(|d| {
-                d.children.iter().any(|(name, child)| {
-                    // Files that were never committed do not hold a directory.
-                    &**name != leaving
-                        && table
-                            .link(child.id)
-                            .is_some_and(|l| !l.node.state().uncommitted())
-                })
-            });
-            if others {
-                return Ok(());
+    /// An entry of a directory goes away by this mount: one without a marker is shown here as long as it is
+    /// in use, whether anything is left in it or not.
+    pub(super) fn keep_directory(&self, parent: NodeId) {
+        let table = self.table.lock();
+        // And those above it, which may have nothing else in them.
+        for node in table
+            .path(parent)
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|id| table.node(id))
+        {
+            let mut state = node.state();
+            if state.marker == Marker::Implicit {
+                state.marker = Marker::Kept;
             }
-            table.blob(parent).ok_or(Errno(libc::ENOENT))?
-        };
-        let gone = names::join(&blob, leaving);
-        let mut options = ListOptions {
-            prefix: names::below(&blob),
-            delimiter: Some("/".into()),
-            ..ListOptions::default()
-        };
-        loop {
-            let page = self.env.store.list(&options).await?;
-            let others = page.items.iter().any(|item| match item {
-                blob_client::ListItem::Blob { name, .. } => *name != gone,
-                blob_client::ListItem::Prefix { name } => name.strip_suffix('/') != Some(&gone),
-            });
-            if others {
-                return Ok(());
-            }
-            options.marker = page.next_marker;
-            if options.marker.is_none() {
-                break;
-            }
-        }
-        let attrs = node.state().attrs.clone();
-        match self.make_marker(&node, &blob, attrs).await {
-            // A plain blob of that name: the marker goes into its other place.
-            Err(Errno(libc::EPERM)) => {
-                let metadata = attrs::encode(&Attrs::default(), Kind::Directory, &self.defaults)?;
-                let options = blob_client::PutOptions {
-                    metadata,
-                    stored: Some(blob_client::StoredHeaders::default()),
-                    ..Default::default()
-                };
-                self.env
-                    .store
-                    .put(&names::below(&blob), blob_client::Body::default(), &options)
-                    .await?;
-                Ok(())
-            }
-            other => other.map(|_| ()),
         }
     }
 }

@@ -4,20 +4,39 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use blob_client::{Condition, ETag, Error, ListItem, ListOptions, Written};
+use blob_client::{Condition, ETag, Error, ListItem, ListOptions, Properties, Written};
 
-use super::attrs::Kind;
+use super::attrs::{Kind, kind_of};
 use super::busy::Busy;
 use super::core::Tree;
 use super::hidden::{Shelters, mark};
 use super::names;
 use super::node::{Marker, Node, NodeId};
+use super::table::{Asked, Found};
 use crate::content::{File, FileError};
 use crate::errno::{Errno, Result, fail};
 
 /// Open content up to this many bytes is kept in memory when its blob is deleted; larger blobs are moved
 /// detached.
 const PIN_LIMIT: u64 = 8 << 20;
+
+/// How often a deletion is repeated when somebody else changes the blob meanwhile.
+const ATTEMPTS: usize = 5;
+
+/// Why a blob was not deleted.
+pub(super) enum Undeleted {
+    /// There is none.
+    Gone,
+    /// It is something else now.
+    Other(Box<Properties>),
+    Failed(Errno),
+}
+
+impl From<Errno> for Undeleted {
+    fn from(errno: Errno) -> Self {
+        Self::Failed(errno)
+    }
+}
 
 /// How open content was made independent of its blob.
 pub(super) struct Detached {
@@ -77,14 +96,25 @@ impl Tree {
         if !self.leads_to(parent, name, &node) {
             return fail(libc::ENOENT);
         }
-        self.keep_directory(parent, name).await?;
-        let blob = self.table.lock().blob(node.id).ok_or(Errno(libc::ENOENT))?;
-        let gone = self.drop_blob(&node, &blob).await;
+        let (blob, asked) = {
+            let table = self.table.lock();
+            (table.blob(node.id).ok_or(Errno(libc::ENOENT))?, table.ask())
+        };
+        let gone = match self.drop_blob(&node, &blob).await {
+            Ok(()) => Ok(()),
+            Err(Undeleted::Gone) => fail(libc::ENOENT),
+            Err(Undeleted::Other(now)) => {
+                self.learn_blob(parent, name, &now, asked);
+                return fail(libc::EISDIR);
+            }
+            Err(Undeleted::Failed(errno)) => Err(errno),
+        };
         // Deleted by somebody else before us: the name is gone, but not by us.
         if !matches!(gone, Ok(()) | Err(Errno(libc::ENOENT))) {
             return gone;
         }
         node.state().ctime = SystemTime::now();
+        self.keep_directory(parent);
         self.table.lock().remove(parent, name);
         self.touch(parent);
         gone
@@ -92,18 +122,64 @@ impl Tree {
 
     /// Deletes the blob of a file, keeping the content for those who have it open. Gates and `change` are
     /// held.
-    pub(super) async fn drop_blob(&self, node: &Arc<Node>, blob: &str) -> Result<()> {
+    async fn drop_blob(&self, node: &Arc<Node>, blob: &str) -> Result<(), Undeleted> {
         let _busy = Busy::new(node);
+        let known = {
+            let mut state = node.state();
+            state.catch_up();
+            state.etag.clone()
+        };
         let detached = self.detach_content(node, blob).await?;
-        match self.env.store.delete(blob, &Condition::none()).await {
+        let file = |now: &Properties| kind_of(now) != Kind::Directory;
+        match self.delete_known(blob, known, file).await {
             Ok(()) => Ok(()),
-            Err(Error::BlobNotFound { .. }) if detached.uncommitted => Ok(()),
-            Err(error @ Error::BlobNotFound { .. }) => Err(error.into()),
-            Err(error) => {
+            Err(Undeleted::Gone) if detached.uncommitted => Ok(()),
+            Err(Undeleted::Gone) => Err(Undeleted::Gone),
+            Err(other) => {
                 self.reattach(node, blob, detached).await;
-                Err(error.into())
+                Err(other)
             }
         }
+    }
+
+    /// Deletes a blob in the version that is known. When there is another one by now, that is looked at, and
+    /// deleted if it is still of the `same` kind: what nobody here has seen is not taken away, and a request
+    /// that is executed late finds a version that is gone.
+    pub(super) async fn delete_known(
+        &self,
+        blob: &str,
+        known: Option<ETag>,
+        same: impl Fn(&Properties) -> bool,
+    ) -> Result<(), Undeleted> {
+        let mut known = known;
+        for _ in 0..ATTEMPTS {
+            let etag = match known.take() {
+                Some(etag) => etag,
+                None => match self.env.store.head(blob, &Condition::none()).await {
+                    Ok(now) if same(&now) => now.etag,
+                    Ok(now) => return Err(Undeleted::Other(Box::new(now))),
+                    Err(Error::BlobNotFound { .. }) => return Err(Undeleted::Gone),
+                    Err(error) => return Err(Errno::from(error).into()),
+                },
+            };
+            match self.env.store.delete(blob, &Condition::matches(&etag)).await {
+                Ok(()) => return Ok(()),
+                Err(Error::BlobNotFound { .. }) => return Err(Undeleted::Gone),
+                Err(Error::ConditionNotMet { .. }) => {}
+                Err(error) => return Err(Errno::from(error).into()),
+            }
+        }
+        // It changes faster than it can be deleted.
+        Err(Errno(libc::EBUSY).into())
+    }
+
+    /// Takes over what a HEAD said about a name that was taken for something else.
+    pub(super) fn learn_blob(&self, parent: NodeId, name: &str, now: &Properties, asked: Asked) {
+        let found = Found {
+            blob: Some(now),
+            prefix: false,
+        };
+        self.table.lock().learn(parent, name, found, asked);
     }
 
     /// Makes open content independent of its blob, which is about to be deleted or replaced.
@@ -200,17 +276,27 @@ impl Tree {
         if node.kind != Kind::Directory {
             return fail(libc::ENOTDIR);
         }
-        let blob = self.table.lock().blob(id).ok_or(Errno(libc::ENOENT))?;
+        let (blob, asked) = {
+            let table = self.table.lock();
+            (table.blob(id).ok_or(Errno(libc::ENOENT))?, table.ask())
+        };
         let slash = self.check_empty(&node, &blob).await?;
-        self.keep_directory(parent, name).await?;
-        self.drop_markers(&node, &blob, slash).await?;
+        match self.drop_markers(&node, &blob, slash).await {
+            Ok(()) | Err(Undeleted::Gone) => {}
+            Err(Undeleted::Other(now)) => {
+                self.learn_blob(parent, name, &now, asked);
+                return fail(libc::ENOTDIR);
+            }
+            Err(Undeleted::Failed(errno)) => return Err(errno),
+        }
+        self.keep_directory(parent);
         self.table.lock().remove(parent, name);
         self.touch(parent);
         Ok(())
     }
 
-    /// `ENOTEMPTY` when there is anything in a directory; else whether it has the marker `d/`.
-    pub(super) async fn check_empty(&self, node: &Arc<Node>, blob: &str) -> Result<bool> {
+    /// `ENOTEMPTY` when there is anything in a directory; else the version of its marker `d/`, if it has one.
+    pub(super) async fn check_empty(&self, node: &Arc<Node>, blob: &str) -> Result<Option<ETag>> {
         if self.table.lock().pinned_below(node.id) {
             return fail(libc::ENOTEMPTY);
         }
@@ -219,7 +305,7 @@ impl Tree {
             max_results: Some(2),
             ..ListOptions::default()
         };
-        let mut slash = false;
+        let mut slash = None;
         loop {
             let page = self.env.store.list(&options).await?;
             for item in page.items {
@@ -227,7 +313,7 @@ impl Tree {
                     ListItem::Blob { name, properties }
                         if name == options.prefix && properties.content_length == 0 =>
                     {
-                        slash = true;
+                        slash = Some(properties.etag);
                     }
                     _ => return fail(libc::ENOTEMPTY),
                 }
@@ -239,22 +325,28 @@ impl Tree {
         }
     }
 
-    /// Deletes what makes an empty directory one.
-    pub(super) async fn drop_markers(&self, node: &Node, blob: &str, slash: bool) -> Result<()> {
-        if slash {
-            self.delete_quietly(&names::below(blob)).await?;
+    /// Deletes what makes an empty directory one: the marker `d/` in the version `slash`, and `d`.
+    async fn drop_markers(&self, node: &Node, blob: &str, slash: Option<ETag>) -> Result<(), Undeleted> {
+        if slash.is_some() {
+            let empty = |now: &Properties| now.content_length == 0;
+            match self.delete_known(&names::below(blob), slash, empty).await {
+                Ok(()) | Err(Undeleted::Gone) => {}
+                // Somebody has written into it: an entry that cannot be shown, and that is not ours to
+                // delete.
+                Err(Undeleted::Other(_)) => return Err(Errno(libc::ENOTEMPTY).into()),
+                Err(failed) => return Err(failed),
+            }
         }
-        if node.state().marker == Marker::Blob {
-            self.delete_quietly(blob).await?;
-        }
-        Ok(())
-    }
-
-    /// Deletes a blob that may be gone already.
-    pub(super) async fn delete_quietly(&self, blob: &str) -> Result<()> {
-        match self.env.store.delete(blob, &Condition::none()).await {
-            Ok(()) | Err(Error::BlobNotFound { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
+        let known = {
+            let state = node.state();
+            (state.marker == Marker::Blob).then(|| state.etag.clone())
+        };
+        match known {
+            Some(etag) => {
+                let directory = |now: &Properties| kind_of(now) == Kind::Directory;
+                self.delete_known(blob, etag, directory).await
+            }
+            None => Ok(()),
         }
     }
 }

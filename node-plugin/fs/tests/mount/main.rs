@@ -13,6 +13,7 @@ mod common;
 
 mod attributes;
 mod closing;
+mod conflicts;
 mod direct;
 mod files;
 mod memory;

@@ -57,7 +57,7 @@ fn renames_of_files() {
     assert_eq!(store.content("d/c").unwrap(), "newer!".as_bytes());
 }
 
-fn rename2(from: &Path, to: &Path, flags: u32) -> std::io::Result<()> {
+pub(crate) fn rename2(from: &Path, to: &Path, flags: u32) -> std::io::Result<()> {
     // SAFETY: both are C strings.
     check(unsafe {
         libc::syscall(

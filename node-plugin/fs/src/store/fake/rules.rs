@@ -255,6 +255,11 @@ impl Service {
         }
         self.check(target, condition)?;
         self.check_lease(target, condition)?;
+        // REST, Copy Blob: a blob is copied over one of the same type only.
+        let other_type = |b: &Blob| b.properties.blob_type != found.properties.blob_type;
+        if self.blobs.get(target).is_some_and(other_type) {
+            return Err(refusal(409, "InvalidBlobType"));
+        }
         self.staged.remove(target);
         // Content headers come along; all the rest is forgotten unless it is said again.
         let kept = stored

@@ -6,8 +6,9 @@
 //! The steps:
 //!
 //! 1. A directory without a marker gets one.
-//! 2. The marker is copied, with the note.
-//! 3. Everything else is copied.
+//! 2. The marker is copied, with the note: this claims the new name, which must be free, or an empty
+//!    directory in the version that was seen. Of two directories that are moved to one name, one gets it.
+//! 3. Everything else is copied, each to a free name.
 //! 4. Everything old but the marker is deleted, each only in the version that was copied.
 //! 5. The old marker is deleted; the note is taken off.
 //!
@@ -18,18 +19,16 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use blob_client::{
-    Body, Condition, ETag, Error, ListItem, ListOptions, Metadata, Properties, PutOptions, StoredHeaders,
-    Written,
-};
-use futures::{StreamExt, TryStreamExt, stream};
+use blob_client::{Body, Condition, ETag, Error, Metadata, Properties, PutOptions, StoredHeaders, Written};
+use futures::{StreamExt, stream};
 
-use crate::budget::Permit;
+use super::load::{Load, Moving, Try};
+use super::place::Moved;
 use crate::errno::{Errno, Result, fail};
 use crate::log_limit::limited;
-use crate::tree::attrs::{self, Kind, kind_of};
+use crate::tree::attrs::{self, Kind};
 use crate::tree::busy::Busy;
 use crate::tree::core::Tree;
 use crate::tree::names;
@@ -37,44 +36,59 @@ use crate::tree::node::{Marker, Node};
 
 /// Copies or deletions of one directory under way at once.
 const PARALLEL: usize = 16;
-
-/// Whether a move is the first try.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Try {
-    First,
-    /// Likewise, over an empty directory.
-    Over,
-    /// The target holds what an earlier try left.
-    Again,
-}
-
-/// A blob that is moved along with a directory.
-struct Moving {
-    from: String,
-    to: String,
-    etag: ETag,
-    size: u64,
-    modified: SystemTime,
-    metadata: Metadata,
-    stored: StoredHeaders,
-}
+/// How often a copy is repeated when somebody else changes its source meanwhile.
+const ATTEMPTS: usize = 5;
 
 /// What is at a blob's new name.
 struct Arrived {
     written: Written,
+    /// The version at the old name that it stands for, and that may be deleted.
+    version: ETag,
     /// It is the same content, not what somebody wrote there since.
     same: bool,
 }
 
-/// The blobs of a directory.
-struct Load {
-    /// The directory's own marker; none where a file has its name, which the directory hides.
-    marker: Option<Moving>,
-    /// The marker was made for the move.
-    made: bool,
-    others: Vec<Moving>,
-    /// For all of this.
-    _charge: Permit,
+/// How copying one blob ended.
+enum Copied {
+    Arrived(Arrived),
+    /// Nothing is at the old name any more.
+    Gone,
+    /// Not tried, as another one had failed.
+    Skipped,
+    /// Somebody else's blob is at the new name, and stays.
+    Taken,
+    /// It may be there or not.
+    Failed(Errno),
+}
+
+impl Copied {
+    fn arrived(&self) -> Option<&Arrived> {
+        match self {
+            Self::Arrived(arrived) => Some(arrived),
+            _ => None,
+        }
+    }
+
+    fn failed(&self) -> bool {
+        matches!(self, Self::Taken | Self::Failed(_))
+    }
+}
+
+/// What was done so far.
+struct Progress {
+    /// The marker at the new name.
+    marker: Copied,
+    /// Where the directory has no marker to copy: one that only claims the name.
+    claim: Option<Written>,
+    others: Vec<Copied>,
+}
+
+/// What is at a blob's new name before it is copied.
+enum There {
+    /// A marker of the empty directory that is replaced.
+    Empty(ETag),
+    /// Of an earlier try, or written by somebody since.
+    Earlier(Box<Properties>),
 }
 
 impl Tree {
@@ -85,7 +99,7 @@ impl Tree {
         blob: &str,
         new_blob: &str,
         nth: Try,
-    ) -> Result<()> {
+    ) -> Result<Moved> {
         let _busy = Busy::new(node);
         let below: Vec<Arc<Node>> = self.table.lock().below(node.id);
         self.commit_all_of(&below).await?;
@@ -101,69 +115,54 @@ impl Tree {
         for moved in load.marker.iter().chain(&load.others) {
             names::check_blob(&moved.to)?;
         }
-        let there = match nth {
-            Try::First | Try::Over => HashMap::new(),
-            Try::Again => self.already_there(new_blob).await?,
-        };
-        let (marker, copied) = match self.copy_all(&load, &there).await {
-            Ok(copied) => copied,
-            Err(errno) => {
-                match nth {
-                    Try::First | Try::Over => self.take_back(node, &load, nth).await,
-                    // What is there may have no other name any more.
-                    Try::Again => self.table.lock().distrust(node.id),
-                }
-                return Err(match errno {
-                    // Somebody changed a file under our hands; nothing was moved.
-                    Errno(libc::ESTALE | libc::ENOENT) => Errno(libc::EBUSY),
-                    errno => errno,
-                });
+        let there = match &nth {
+            Try::First => HashMap::new(),
+            Try::Over { marker, slash } => {
+                let marker = marker.iter().map(|m| (new_blob.to_owned(), m.etag.clone()));
+                let slash = slash.iter().map(|etag| (names::below(new_blob), etag.clone()));
+                marker
+                    .chain(slash)
+                    .map(|(name, etag)| (name, There::Empty(etag)))
+                    .collect()
             }
+            Try::Again => self
+                .already_there(new_blob)
+                .await?
+                .into_iter()
+                .map(|(name, at)| (name, There::Earlier(Box::new(at))))
+                .collect(),
         };
+        let progress = self.copy_all(&load, new_blob, &there).await;
+        if progress.marker.failed() || progress.others.iter().any(Copied::failed) {
+            return self.give_up(node, (&load, new_blob), &progress, nth).await;
+        }
         let moved = load
             .marker
             .iter()
-            .zip(&marker)
-            .chain(load.others.iter().zip(&copied));
+            .zip(std::iter::once(&progress.marker))
+            .chain(load.others.iter().zip(&progress.others))
+            .filter_map(|(moving, copied)| Some((moving, copied.arrived()?)));
         self.rebind_all(node, &below, blob, moved);
         drop(holds);
-        let deleted = self.delete_all(&load).await;
+        let deleted = self.delete_all(&load, &progress).await;
         if deleted.is_err() {
             self.table.lock().distrust(node.id);
-            return deleted;
+            deleted?;
         }
-        if let (Some(marker), Some(arrived)) = (&load.marker, marker) {
-            self.take_note_off(node, marker, &arrived.written, load.made && nth != Try::Again)
+        let again = matches!(nth, Try::Again);
+        if let (Some(marker), Some(arrived)) = (&load.marker, progress.marker.arrived()) {
+            let made = load.made && !again;
+            self.take_note_off(node, marker, &arrived.written, made, load.others.is_empty())
                 .await;
         }
-        if nth == Try::Again {
+        if let Some(claim) = &progress.claim {
+            self.drop_claim(new_blob, claim).await;
+        }
+        if again {
             // What arrived in earlier tries is not in the table.
             self.table.lock().distrust(node.id);
         }
-        Ok(())
-    }
-
-    /// True when `new_blob` holds what an earlier try to move the directory `blob` there has left. `ENOENT`
-    /// when nothing is left to move: all that was lost of the earlier try is its answer.
-    pub(super) async fn was_moving(&self, blob: &str, new_blob: &str) -> Result<bool> {
-        let any = Condition::none();
-        let (old, new) = futures::join!(
-            self.env.store.head(blob, &any),
-            self.env.store.head(new_blob, &any)
-        );
-        let (old, new) = match (old, new) {
-            (Ok(old), Ok(new)) => (old, new),
-            (Err(Error::BlobNotFound { .. }), _) => {
-                return if self.has_below(blob).await? {
-                    Ok(false)
-                } else {
-                    fail(libc::ENOENT)
-                };
-            }
-            (_, Err(Error::BlobNotFound { .. })) => return Ok(false),
-            (Err(error), _) | (_, Err(error)) => return Err(error.into()),
-        };
-        Ok(kind_of(&old) == Kind::Directory && new.metadata.get(attrs::MOVED_FROM) == Some(&old.etag.0))
+        Ok(Moved::Done)
     }
 
     /// Commits what nodes have that the service has not. Gates are held.
@@ -178,210 +177,220 @@ impl Tree {
         Ok(())
     }
 
-    /// All blobs of a directory, with a marker.
-    async fn load(&self, node: &Node, blob: &str, new_blob: &str) -> Result<Load> {
-        let (marker, made) = self.marker_of(node, blob, new_blob).await?;
-        let mut others = Vec::new();
-        let mut charge = self.env.budget.charge_metadata(0);
-        let mut bytes = 0;
-        let mut options = ListOptions {
-            prefix: names::below(blob),
-            metadata: true,
-            ..ListOptions::default()
-        };
-        loop {
-            let page = self.env.store.list(&options).await?;
-            for item in page.items {
-                let ListItem::Blob { name, properties } = item else {
-                    continue;
-                };
-                let Some(tail) = name.strip_prefix(blob) else {
-                    continue;
-                };
-                let to = format!("{new_blob}{tail}");
-                let metadata = self.moved_metadata(node, &properties);
-                let texts = metadata.iter().map(|(k, v)| k.len() + v.len() + 64);
-                bytes += size_of::<Moving>() + name.len() + to.len() + texts.sum::<usize>();
-                others.push(Moving {
-                    from: name,
-                    to,
-                    etag: properties.etag,
-                    size: properties.content_length,
-                    modified: properties.last_modified,
-                    metadata,
-                    stored: properties.stored,
-                });
-            }
-            charge.resize(bytes);
-            options.marker = page.next_marker;
-            if options.marker.is_none() {
-                break;
-            }
-        }
-        if marker.is_none() && others.is_empty() {
-            return fail(libc::ENOENT);
-        }
-        Ok(Load {
-            marker,
-            made,
-            others,
-            _charge: charge,
-        })
-    }
-
-    /// The marker of a directory, made if there is none. `None` where a file has its name.
-    async fn marker_of(&self, node: &Node, blob: &str, new_blob: &str) -> Result<(Option<Moving>, bool)> {
-        let moving = |etag: ETag, modified: SystemTime, mut metadata: Metadata, stored: StoredHeaders| {
-            metadata.insert(attrs::MOVED_FROM.to_owned(), etag.0.clone());
-            Some(Moving {
-                from: blob.to_owned(),
-                to: new_blob.to_owned(),
-                etag,
-                size: 0,
-                modified,
-                metadata,
-                stored,
-            })
-        };
-        let mut known = node.state().marker == Marker::Blob;
-        // Twice: what is known may be out of date.
-        for _ in 0..2 {
-            if known {
-                match self.env.store.head(blob, &Condition::none()).await {
-                    Ok(p) if kind_of(&p) == Kind::Directory => {
-                        return Ok((moving(p.etag, p.last_modified, p.metadata, p.stored), false));
-                    }
-                    Ok(_) => return Ok((None, false)),
-                    Err(Error::BlobNotFound { .. }) => known = false,
-                    Err(error) => return Err(error.into()),
-                }
-                continue;
-            }
-            let attrs = node.state().attrs.clone();
-            let metadata = attrs::encode(&attrs, Kind::Directory, &self.defaults)?;
-            let options = PutOptions {
-                metadata: metadata.clone(),
-                condition: Condition::absent(),
-                stored: Some(StoredHeaders::default()),
-            };
-            match self.env.store.put(blob, Body::default(), &options).await {
-                Ok(written) => {
-                    let stamp = self.table.lock().tick();
-                    let mut state = node.state();
-                    state.marker = Marker::Blob;
-                    state.written(&written, stamp);
-                    let stored = StoredHeaders::default();
-                    return Ok((
-                        moving(written.etag, written.last_modified, metadata, stored),
-                        true,
-                    ));
-                }
-                Err(Error::AlreadyExists { .. } | Error::ConditionNotMet { .. }) => known = true,
-                Err(error) => return Err(error.into()),
-            }
-        }
-        // It comes and goes.
-        fail(libc::EBUSY)
-    }
-
-    /// What is below a directory's blob name, and its marker.
-    async fn already_there(&self, blob: &str) -> Result<HashMap<String, Properties>> {
-        let mut there = HashMap::new();
-        match self.env.store.head(blob, &Condition::none()).await {
-            Ok(properties) => {
-                there.insert(blob.to_owned(), properties);
-            }
-            Err(Error::BlobNotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let mut options = ListOptions {
-            prefix: names::below(blob),
-            metadata: true,
-            ..ListOptions::default()
-        };
-        loop {
-            let page = self.env.store.list(&options).await?;
-            for item in page.items {
-                if let ListItem::Blob { name, properties } = item {
-                    there.insert(name, properties);
-                }
-            }
-            options.marker = page.next_marker;
-            if options.marker.is_none() {
-                return Ok(there);
-            }
-        }
-    }
-
-    /// Copies the marker, then everything else.
-    async fn copy_all(
+    /// Something could not be copied: takes back what was, and says why.
+    async fn give_up(
         &self,
-        load: &Load,
-        there: &HashMap<String, Properties>,
-    ) -> Result<(Option<Arrived>, Vec<Arrived>)> {
-        let marker = match &load.marker {
-            Some(marker) => Some(self.copy_one(marker, there).await?),
-            None => None,
+        node: &Node,
+        (load, new_blob): (&Load, &str),
+        progress: &Progress,
+        nth: Try,
+    ) -> Result<Moved> {
+        let claimed = progress.marker.arrived().is_some() || progress.claim.is_some();
+        let errno = std::iter::once(&progress.marker)
+            .chain(&progress.others)
+            .find_map(|copied| match copied {
+                Copied::Failed(errno) => Some(*errno),
+                _ => None,
+            });
+        match &nth {
+            // What is there may have no other name any more.
+            Try::Again => self.table.lock().distrust(node.id),
+            Try::First => self.take_back(node, (load, new_blob), progress, None).await,
+            Try::Over { marker, .. } => {
+                self.take_back(node, (load, new_blob), progress, marker.as_deref())
+                    .await;
+            }
+        }
+        match errno {
+            Some(errno) => Err(errno),
+            // The name was taken, and is not what was known of it; or somebody writes below it.
+            None if !claimed && !matches!(nth, Try::Again) => Ok(Moved::Again),
+            None => fail(libc::ENOTEMPTY),
+        }
+    }
+
+    /// Copies the marker, then everything else, until something fails.
+    async fn copy_all(&self, load: &Load, new_blob: &str, there: &HashMap<String, There>) -> Progress {
+        let mut progress = Progress {
+            marker: Copied::Skipped,
+            claim: None,
+            others: Vec::new(),
         };
+        match &load.marker {
+            Some(marker) => progress.marker = self.copy_one(marker, there).await,
+            None => match self.claim(new_blob, there.get(new_blob)).await {
+                Ok(claim) => progress.claim = Some(claim),
+                Err(copied) => progress.marker = copied,
+            },
+        }
+        if progress.marker.failed() {
+            return progress;
+        }
+        let failed = AtomicBool::new(false);
         // Indices, as futures that borrow from a stream's items are not `Send` enough for a task.
         let all = &load.others;
-        let copied = stream::iter(0..all.len())
-            .map(|i| self.copy_one(&all[i], there))
+        progress.others = stream::iter(0..all.len())
+            .map(|i| {
+                let failed = &failed;
+                async move {
+                    if failed.load(Ordering::Relaxed) {
+                        return Copied::Skipped;
+                    }
+                    let copied = self.copy_one(&all[i], there).await;
+                    failed.fetch_or(copied.failed(), Ordering::Relaxed);
+                    copied
+                }
+            })
             .buffered(PARALLEL)
-            .try_collect()
-            .await?;
-        Ok((marker, copied))
+            .collect()
+            .await;
+        progress
     }
 
-    async fn copy_one(&self, moved: &Moving, there: &HashMap<String, Properties>) -> Result<Arrived> {
-        if let Some(at) = there.get(&moved.to) {
-            let same = at.content_length == moved.size && at.metadata == moved.metadata;
-            let modified =
-                |metadata: &Metadata, at: SystemTime| attrs::decode(metadata).1.mtime.unwrap_or(at);
-            let newer = modified(&at.metadata, at.last_modified) > modified(&moved.metadata, moved.modified);
-            if same || newer {
-                let written = Written {
+    /// Claims the new name of a directory that has no marker of its own.
+    async fn claim(&self, new_blob: &str, there: Option<&There>) -> Result<Written, Copied> {
+        let condition = match there {
+            None => Condition::absent(),
+            Some(There::Empty(etag)) => Condition::matches(etag),
+            // An earlier try came so far: that marker is the claim.
+            Some(There::Earlier(at)) => {
+                return Ok(Written {
                     etag: at.etag.clone(),
                     last_modified: at.last_modified,
-                };
-                return Ok(Arrived { written, same });
+                });
             }
-        }
-        let (metadata, condition) = (Some(&moved.metadata), Condition::none());
-        let written = self
-            .env
-            .store
-            .copy(
-                &moved.from,
-                Some(&moved.etag),
-                Some(&moved.stored),
-                &moved.to,
-                metadata,
-                &condition,
-            )
-            .await?;
-        Ok(Arrived { written, same: true })
-    }
-
-    /// Deletes what was copied under its old names, the marker last.
-    async fn delete_all(&self, load: &Load) -> Result<()> {
-        let all = &load.others;
-        stream::iter((0..all.len()).rev())
-            .map(|i| self.delete_one(&all[i]))
-            .buffer_unordered(PARALLEL)
-            .try_collect::<()>()
-            .await?;
-        match &load.marker {
-            Some(marker) => self.delete_one(marker).await,
-            None => Ok(()),
+        };
+        let metadata = attrs::encode(&attrs::Attrs::default(), Kind::Directory, &self.defaults);
+        let options = PutOptions {
+            metadata: metadata.map_err(Copied::Failed)?,
+            condition,
+            stored: Some(StoredHeaders::default()),
+        };
+        match self.env.store.put(new_blob, Body::default(), &options).await {
+            Ok(written) => Ok(written),
+            Err(Error::AlreadyExists { .. } | Error::ConditionNotMet { .. }) => Err(Copied::Taken),
+            Err(error) => Err(Copied::Failed(error.into())),
         }
     }
 
-    async fn delete_one(&self, moved: &Moving) -> Result<()> {
+    async fn drop_claim(&self, new_blob: &str, claim: &Written) {
         match self
             .env
             .store
-            .delete(&moved.from, &Condition::matches(&moved.etag))
+            .delete(new_blob, &Condition::matches(&claim.etag))
+            .await
+        {
+            Ok(()) | Err(Error::BlobNotFound { .. }) => {}
+            Err(error) => tracing::debug!(%error, blob = new_blob, "a directory keeps its marker"),
+        }
+    }
+
+    async fn copy_one(&self, moving: &Moving, there: &HashMap<String, There>) -> Copied {
+        let condition = match there.get(&moving.to) {
+            None => Condition::absent(),
+            Some(There::Empty(etag)) => Condition::matches(etag),
+            Some(There::Earlier(at)) => {
+                let same = at.content_length == moving.size && at.metadata == moving.metadata;
+                // Both by the service's clock. Newer than what is at the old name: somebody wrote it here
+                // since.
+                if same || at.last_modified > moving.modified {
+                    return Copied::Arrived(Arrived {
+                        written: Written {
+                            etag: at.etag.clone(),
+                            last_modified: at.last_modified,
+                        },
+                        version: moving.etag.clone(),
+                        same,
+                    });
+                }
+                // Written at both names within one second: nobody knows which is to stay.
+                if at.last_modified == moving.modified {
+                    limited!(
+                        warn,
+                        self.volume(),
+                        "an interrupted rename cannot go on: both files were changed since",
+                        from = moving.from,
+                        to = moving.to
+                    );
+                    return Copied::Taken;
+                }
+                Condition::matches(&at.etag)
+            }
+        };
+        let (mut version, mut metadata, mut stored) = (moving.etag.clone(), None, None);
+        for _ in 0..ATTEMPTS {
+            let to_store = metadata.as_ref().unwrap_or(&moving.metadata);
+            let copied = self
+                .env
+                .store
+                .copy(
+                    &moving.from,
+                    Some(&version),
+                    Some(stored.as_ref().unwrap_or(&moving.stored)),
+                    &moving.to,
+                    Some(to_store),
+                    &condition,
+                )
+                .await;
+            match copied {
+                Ok(written) => {
+                    return Copied::Arrived(Arrived {
+                        written,
+                        version,
+                        same: true,
+                    });
+                }
+                Err(Error::BlobNotFound { .. }) => return Copied::Gone,
+                // The version at the old name, or what is at the new one, is not what it was.
+                Err(Error::AlreadyExists { .. } | Error::ConditionNotMet { .. }) => {}
+                Err(error) => return Copied::Failed(error.into()),
+            }
+            match self.env.store.head(&moving.from, &Condition::none()).await {
+                Ok(now) if now.etag == version => return Copied::Taken,
+                Ok(now) => {
+                    let mut moved = self.moved_metadata(&now);
+                    // The note goes with the marker's new version.
+                    if moving.metadata.contains_key(attrs::MOVED_FROM) {
+                        moved.insert(attrs::MOVED_FROM.to_owned(), now.etag.0.clone());
+                    }
+                    (version, metadata, stored) = (now.etag, Some(moved), Some(now.stored));
+                }
+                Err(Error::BlobNotFound { .. }) => return Copied::Gone,
+                Err(error) => return Copied::Failed(error.into()),
+            }
+        }
+        Copied::Failed(Errno(libc::EBUSY))
+    }
+
+    /// Deletes what was copied under its old names, the marker last.
+    async fn delete_all(&self, load: &Load, progress: &Progress) -> Result<()> {
+        let all: Vec<(&Moving, &ETag)> = load
+            .others
+            .iter()
+            .zip(&progress.others)
+            .filter_map(|(moving, copied)| Some((moving, &copied.arrived()?.version)))
+            .collect();
+        let all = &all;
+        let failed = stream::iter((0..all.len()).rev())
+            .map(|i| self.delete_one(all[i].0, all[i].1))
+            .buffer_unordered(PARALLEL)
+            .filter_map(|deleted| async move { deleted.err() })
+            .collect::<Vec<Errno>>()
+            .await;
+        if let Some(errno) = failed.first() {
+            return Err(*errno);
+        }
+        match (&load.marker, progress.marker.arrived()) {
+            (Some(marker), Some(arrived)) => self.delete_one(marker, &arrived.version).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn delete_one(&self, moved: &Moving, version: &ETag) -> Result<()> {
+        match self
+            .env
+            .store
+            .delete(&moved.from, &Condition::matches(version))
             .await
         {
             // A file that somebody changed after it was copied stays, under the old name.
@@ -397,13 +406,13 @@ impl Tree {
     }
 
     /// The move is complete: its note goes, or the marker if it was only made to carry the note.
-    async fn take_note_off(&self, node: &Node, marker: &Moving, written: &Written, made: bool) {
+    async fn take_note_off(&self, node: &Node, marker: &Moving, written: &Written, made: bool, empty: bool) {
         let condition = Condition::matches(&written.etag);
         if made {
             match self.env.store.delete(&marker.to, &condition).await {
                 Ok(()) | Err(Error::BlobNotFound { .. }) => {
                     let mut state = node.state();
-                    state.marker = Marker::Implicit;
+                    state.marker = if empty { Marker::Kept } else { Marker::Implicit };
                     state.etag = None;
                 }
                 Err(error) => tracing::debug!(%error, blob = marker.to, "a directory keeps its marker"),
@@ -448,22 +457,37 @@ impl Tree {
                 continue;
             };
             if let Some((moving, arrived)) = name.strip_prefix(&base).and_then(|rest| moved.get(rest)) {
-                let from = arrived.same.then_some(&moving.etag);
+                let from = arrived.same.then_some(&arrived.version);
                 self.rebind(node, from, &moving.to, &arrived.written);
             }
         }
     }
 
-    /// A move failed while copying: deletes the copies, the originals are all there. The marker goes last, so
-    /// that what could not be deleted is known as what it is.
-    async fn take_back(&self, node: &Node, load: &Load, nth: Try) {
+    /// A move failed while copying: deletes the copies that it made, in the versions that it made; the
+    /// originals are all there. The marker goes last, so that what could not be deleted is known as what it
+    /// is. `before`: the marker of the empty directory that was there.
+    async fn take_back(
+        &self,
+        node: &Node,
+        (load, new_blob): (&Load, &str),
+        progress: &Progress,
+        before: Option<&Properties>,
+    ) {
         let all = &load.others;
-        let left = stream::iter(0..all.len())
-            .map(|i| self.delete_quietly(&all[i].to))
+        let left = stream::iter(0..progress.others.len())
+            .map(|i| self.take_back_one(&all[i], &progress.others[i]))
             .buffer_unordered(PARALLEL)
             .filter_map(|deleted| async move { deleted.err() })
             .count()
             .await;
+        if let Some(claim) = &progress.claim
+            && left == 0
+        {
+            match before {
+                Some(before) => drop(self.restore_marker(new_blob, claim, before).await),
+                None => self.drop_claim(new_blob, claim).await,
+            }
+        }
         let Some(marker) = &load.marker else {
             return;
         };
@@ -478,18 +502,12 @@ impl Tree {
             );
             return;
         }
-        let gone = match nth {
-            // There was an empty directory before.
-            Try::Over => {
-                let metadata = without_note(marker);
-                let any = Condition::none();
-                let set = self.env.store.set_metadata(&marker.to, &metadata, &any);
-                set.await.map(|_| ()).map_err(Errno::from)
-            }
-            _ => self.delete_quietly(&marker.to).await,
+        let gone = match (before, progress.marker.arrived()) {
+            (Some(before), Some(arrived)) => self.restore_marker(new_blob, &arrived.written, before).await,
+            _ => self.take_back_one(marker, &progress.marker).await,
         };
         let gone = match gone {
-            Ok(()) if load.made => self.delete_one(marker).await.map(|()| {
+            Ok(()) if load.made => self.delete_one(marker, &marker.etag).await.map(|()| {
                 let mut state = node.state();
                 state.marker = Marker::Implicit;
                 state.etag = None;
@@ -498,6 +516,42 @@ impl Tree {
         };
         if let Err(errno) = gone {
             tracing::debug!(%errno, "the marker of a failed rename is still stored");
+        }
+    }
+
+    /// The marker of an empty directory that was overwritten says again what it said before.
+    async fn restore_marker(&self, new_blob: &str, ours: &Written, before: &Properties) -> Result<()> {
+        let condition = Condition::matches(&ours.etag);
+        match self
+            .env
+            .store
+            .set_metadata(new_blob, &before.metadata, &condition)
+            .await
+        {
+            Ok(_) | Err(Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Deletes a copy that was made, or may have been.
+    async fn take_back_one(&self, moving: &Moving, copied: &Copied) -> Result<()> {
+        let etag = match copied {
+            Copied::Gone | Copied::Skipped | Copied::Taken => return Ok(()),
+            Copied::Arrived(arrived) => arrived.written.etag.clone(),
+            Copied::Failed(_) => match self.env.store.head(&moving.to, &Condition::none()).await {
+                Ok(now) if now.content_length == moving.size && now.metadata == moving.metadata => now.etag,
+                Ok(_) | Err(Error::BlobNotFound { .. }) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            },
+        };
+        match self
+            .env
+            .store
+            .delete(&moving.to, &Condition::matches(&etag))
+            .await
+        {
+            Ok(()) | Err(Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 }

@@ -3,10 +3,8 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use blob_client::Condition;
-
-use super::directory::Try;
-use super::place::Place;
+use super::load::Try;
+use super::place::{Moved, Place};
 use crate::errno::{Result, fail};
 use crate::log_limit::limited;
 use crate::tree::attrs::Kind;
@@ -60,12 +58,20 @@ impl Tree {
 
     async fn move_any(&self, node: &Arc<Node>, from: &str, to: &str) -> Result<()> {
         if node.kind == Kind::Directory {
-            return self.move_directory(node, from, to, Try::First).await;
+            return done(self.move_directory(node, from, to, Try::First).await?);
         }
         // Even a file that was never committed: the names of both blobs change, so both must be there.
         if node.state().uncommitted() {
             self.commit_changing(node).await?;
         }
-        self.move_file(node, from, to, None, &Condition::none()).await
+        done(self.move_file(node, from, to, None).await?)
+    }
+}
+
+/// The place was free a moment ago: whoever took it keeps it.
+fn done(moved: Moved) -> Result<()> {
+    match moved {
+        Moved::Done => Ok(()),
+        Moved::Again => fail(libc::EBUSY),
     }
 }

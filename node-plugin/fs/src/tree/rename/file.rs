@@ -2,28 +2,29 @@
 
 use std::sync::Arc;
 
-use blob_client::{Condition, ETag, Error, Metadata, Properties, Written};
+use blob_client::{BlobType, Condition, ETag, Error, Metadata, Properties, Written};
 
+use super::place::Moved;
 use crate::errno::{Result, fail};
 use crate::log_limit::limited;
-use crate::tree::attrs::{self, kind_of};
+use crate::tree::attrs::{self, Kind, kind_of};
 use crate::tree::busy::Busy;
 use crate::tree::core::Tree;
-use crate::tree::node::Node;
+use crate::tree::node::{Access, Node};
 
 /// How often a copy is repeated when somebody else changes the source meanwhile.
 const ATTEMPTS: usize = 5;
 
 impl Tree {
-    /// Moves the blob of a file, link or special file; open handles follow.
+    /// Moves the blob of a file, link or special file; open handles follow. Over a target, in the version
+    /// that is known or seen; where none is known, only if there is none.
     pub(super) async fn move_file(
         &self,
         node: &Arc<Node>,
         blob: &str,
         new_blob: &str,
         target: Option<&Arc<Node>>,
-        condition: &Condition,
-    ) -> Result<()> {
+    ) -> Result<Moved> {
         let _busy = Busy::new(node);
         let _target_busy = target.map(|t| Busy::new(t));
         let (content, uncommitted) = {
@@ -44,12 +45,16 @@ impl Tree {
             let _hold = content.hold().await?;
             if content.etag().is_none() {
                 content.moved(new_blob.to_owned(), None);
-                return Ok(());
+                return Ok(Moved::Done);
             }
         }
         if content.as_ref().is_some_and(|c| c.is_dirty()) || uncommitted {
             self.commit_changing(node).await?;
         }
+        let mut there = match target.filter(|_| target_stored) {
+            Some(target) => self.known_version(target, new_blob).await?,
+            None => None,
+        };
         for _ in 0..ATTEMPTS {
             let _hold = match &content {
                 Some(content) => Some(content.hold().await?),
@@ -67,19 +72,7 @@ impl Tree {
                 Some(target) => Some((target, self.detach_content(target, new_blob).await?)),
                 None => None,
             };
-            let metadata = self.moved_metadata(node, &properties);
-            let copied = self
-                .env
-                .store
-                .copy(
-                    blob,
-                    Some(&properties.etag),
-                    Some(&properties.stored),
-                    new_blob,
-                    Some(&metadata),
-                    condition,
-                )
-                .await;
+            let copied = self.copy_over(blob, &properties, new_blob, there.take()).await;
             if copied.is_err()
                 && let Some((target, detached)) = detached
             {
@@ -87,11 +80,18 @@ impl Tree {
             }
             let written = match copied {
                 Ok(written) => written,
-                Err(Error::AlreadyExists { .. }) => return fail(libc::EEXIST),
-                // With a condition on the target it is the target's; without, the source was changed
-                // meanwhile.
-                Err(Error::ConditionNotMet { .. }) if condition.if_absent => return fail(libc::EEXIST),
-                Err(Error::ConditionNotMet { .. }) => continue,
+                // The source or the target was changed meanwhile.
+                Err(Error::ConditionNotMet { .. } | Error::AlreadyExists { .. }) => {
+                    match self.env.store.head(new_blob, &Condition::none()).await {
+                        Ok(now) if target.is_some() && kind_of(&now) != Kind::Directory => {
+                            there = Some((now.etag, now.blob_type));
+                        }
+                        Ok(_) => return Ok(Moved::Again),
+                        Err(Error::BlobNotFound { .. }) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                    continue;
+                }
                 Err(error) => return Err(error.into()),
             };
             self.rebind(node, Some(&properties.etag), new_blob, &written);
@@ -99,17 +99,69 @@ impl Tree {
                 etag: properties.etag,
                 last_modified: properties.last_modified,
             };
-            return match self.env.store.delete(blob, &Condition::matches(&old.etag)).await {
-                Ok(()) | Err(Error::BlobNotFound { .. }) => Ok(()),
+            let deleted = self.env.store.delete(blob, &Condition::matches(&old.etag)).await;
+            return match deleted {
+                Ok(()) | Err(Error::BlobNotFound { .. }) => Ok(Moved::Done),
                 // Somebody wrote a new version under the old name after the copy: it is theirs.
-                Err(Error::ConditionNotMet { .. }) => Ok(()),
-                Err(error) => {
-                    self.source_remains(node, (blob, &old), (new_blob, &written), target, error)
-                        .await
-                }
+                Err(Error::ConditionNotMet { .. }) => Ok(Moved::Done),
+                Err(error) => self
+                    .source_remains(node, (blob, &old), (new_blob, &written), target, error)
+                    .await
+                    .map(|()| Moved::Done),
             };
         }
-        fail(libc::ESTALE)
+        fail(libc::EBUSY)
+    }
+
+    /// The version of a target, asked for where it is not known. `None`: there is none.
+    async fn known_version(&self, target: &Node, new_blob: &str) -> Result<Option<(ETag, BlobType)>> {
+        let known = {
+            let mut state = target.state();
+            state.catch_up();
+            let block = state.access == Access::ReadWrite;
+            state.etag.clone().filter(|_| block)
+        };
+        if let Some(etag) = known {
+            return Ok(Some((etag, BlobType::Block)));
+        }
+        match self.env.store.head(new_blob, &Condition::none()).await {
+            Ok(now) => Ok(Some((now.etag, now.blob_type))),
+            Err(Error::BlobNotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Copies a version onto a name, over the version that is `there`, or onto a free name.
+    async fn copy_over(
+        &self,
+        blob: &str,
+        properties: &Properties,
+        new_blob: &str,
+        there: Option<(ETag, BlobType)>,
+    ) -> Result<Written, Error> {
+        let condition = match there {
+            // The service copies a blob only over one of the same type.
+            Some((etag, kind)) if kind != properties.blob_type => {
+                match self.env.store.delete(new_blob, &Condition::matches(&etag)).await {
+                    Ok(()) | Err(Error::BlobNotFound { .. }) => Condition::absent(),
+                    Err(error) => return Err(error),
+                }
+            }
+            Some((etag, _)) => Condition::matches(&etag),
+            None => Condition::absent(),
+        };
+        let metadata = self.moved_metadata(properties);
+        self.env
+            .store
+            .copy(
+                blob,
+                Some(&properties.etag),
+                Some(&properties.stored),
+                new_blob,
+                Some(&metadata),
+                &condition,
+            )
+            .await
     }
 
     /// A file was copied to its new name and could not be deleted under the old one: it stays there, as the
@@ -174,13 +226,17 @@ impl Tree {
     }
 
     /// Metadata of a copy: the same, and the modification time that only `Last-Modified` told so far.
-    pub(super) fn moved_metadata(&self, node: &Node, properties: &Properties) -> Metadata {
+    pub(super) fn moved_metadata(&self, properties: &Properties) -> Metadata {
         let (kind, mut attrs) = attrs::decode(&properties.metadata);
         attrs.mtime.get_or_insert(properties.last_modified);
         // Too much metadata to add to it: then the copy is as it was.
         attrs::encode(
             &attrs,
-            if properties.is_directory { node.kind } else { kind },
+            if properties.is_directory {
+                Kind::Directory
+            } else {
+                kind
+            },
             &self.defaults,
         )
         .unwrap_or_else(|_| properties.metadata.clone())

@@ -7,23 +7,27 @@
 mod directory;
 mod exchange;
 mod file;
+mod load;
 mod place;
 
 use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use blob_client::Condition;
+use blob_client::{Condition, Error};
 
-use self::directory::Try;
-use self::place::Place;
-use super::attrs::Kind;
+use self::load::Try;
+use self::place::{Moved, Place};
+use super::attrs::{self, Kind, kind_of};
 use super::core::Tree;
 use super::names;
-use super::node::{Marker, Node, NodeId};
+use super::node::{Node, NodeId};
 use super::table::Found;
 use crate::errno::{Errno, Result, fail};
 use crate::log_limit::limited;
+
+/// How often a rename is tried when the target turns out to be something else than was known.
+const ATTEMPTS: usize = 5;
 
 /// What to do about an existing target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +58,17 @@ impl Tree {
             parent: new_parent,
             name: self.name_in(new_parent, new_name)?,
         };
+        for _ in 0..ATTEMPTS {
+            if self.try_rename(&from, &to, replace).await? == Moved::Done {
+                return Ok(());
+            }
+        }
+        // The target changes faster than it can be looked at.
+        fail(libc::EBUSY)
+    }
+
+    /// One try, by what is known of both names.
+    async fn try_rename(&self, from: &Place<'_>, to: &Place<'_>, replace: Replace) -> Result<Moved> {
         let node = self.resolve_ungated(from.parent, from.name).await?;
         let target = match self.resolve_ungated(to.parent, to.name).await {
             Ok(target) => Some(target),
@@ -85,13 +100,13 @@ impl Tree {
             None => self.table.lock().child(to.parent, to.name).is_none(),
         };
         if !unchanged {
-            return fail(libc::ESTALE);
+            return Ok(Moved::Again);
         }
         let same = target.as_ref().is_some_and(|t| t.id == node.id);
         match (replace, &target) {
             (Replace::Exchange, None) => return fail(libc::ENOENT),
             (Replace::No, Some(_)) => return fail(libc::EEXIST),
-            _ if same => return Ok(()),
+            _ if same => return Ok(Moved::Done),
             _ => {}
         }
         let (first, second) = match &target {
@@ -106,17 +121,23 @@ impl Tree {
             Some(node) => Some(node.change.lock().await),
             None => None,
         };
-        match (&target, replace) {
-            (Some(target), Replace::Exchange) => self.exchange(&from, &node, &to, target).await?,
-            _ => {
-                self.move_over(&from, &node, &to, target.as_ref(), replace)
-                    .await?
+        let moved = match (&target, replace) {
+            (Some(target), Replace::Exchange) => {
+                self.exchange(from, &node, to, target).await?;
+                Moved::Done
             }
+            _ => match self.move_over(from, &node, to, target.as_ref()).await {
+                // Something has come below a name that was free: then it is not.
+                Err(Errno(libc::ENOTEMPTY)) if replace == Replace::No => return fail(libc::EEXIST),
+                moved => moved?,
+            },
+        };
+        if moved == Moved::Done {
+            node.state().ctime = SystemTime::now();
+            self.touch(from.parent);
+            self.touch(to.parent);
         }
-        node.state().ctime = SystemTime::now();
-        self.touch(from.parent);
-        self.touch(to.parent);
-        Ok(())
+        Ok(moved)
     }
 
     async fn move_over(
@@ -125,25 +146,21 @@ impl Tree {
         node: &Arc<Node>,
         to: &Place<'_>,
         target: Option<&Arc<Node>>,
-        replace: Replace,
-    ) -> Result<()> {
+    ) -> Result<Moved> {
         let (blob, new_blob) = self.blobs(node, to)?;
         match target.map(|t| t.kind) {
             Some(Kind::Directory) if node.kind != Kind::Directory => return fail(libc::EISDIR),
             Some(kind) if kind != Kind::Directory && node.kind == Kind::Directory => {
-                return fail(libc::ENOTDIR);
+                return self.not_a_directory(to, &new_blob).await;
             }
             _ => {}
         }
-        if from.parent != to.parent {
-            self.keep_directory(from.parent, from.name).await?;
-        }
-        if node.kind == Kind::Directory {
+        let moved = if node.kind == Kind::Directory {
             let nth = match target {
                 Some(target) => {
                     let asked = self.table.lock().ask();
                     let may = self.may_move_over(&blob, target, &new_blob).await;
-                    if may == Err(Errno(libc::ENOENT)) {
+                    if matches!(may, Err(Errno(libc::ENOENT))) {
                         let nothing = Found {
                             blob: None,
                             prefix: false,
@@ -152,36 +169,69 @@ impl Tree {
                     }
                     may?
                 }
-                None => Try::First,
+                None => Some(Try::First),
             };
-            self.move_directory(node, &blob, &new_blob, nth).await?;
-            // A marker of the target was overwritten, unless a file has the name of the directory that took
-            // its place.
-            if target.is_some_and(|t| t.state().marker == Marker::Blob)
-                && node.state().marker == Marker::Implicit
-            {
-                self.delete_quietly(&new_blob).await?;
+            match nth {
+                Some(nth) => self.move_directory(node, &blob, &new_blob, nth).await?,
+                None => Moved::Again,
             }
         } else {
-            let condition = if replace == Replace::No {
-                Condition::absent()
-            } else {
-                Condition::none()
-            };
-            self.move_file(node, &blob, &new_blob, target, &condition).await?;
+            self.move_file(node, &blob, &new_blob, target).await?
+        };
+        match moved {
+            Moved::Done => {
+                self.keep_directory(from.parent);
+                self.table
+                    .lock()
+                    .rename(from.parent, from.name, to.parent, to.name);
+            }
+            Moved::Again => {
+                self.look_again(to.parent, to.name).await?;
+            }
         }
-        self.table
-            .lock()
-            .rename(from.parent, from.name, to.parent, to.name);
-        Ok(())
+        Ok(moved)
     }
 
-    /// `ENOTEMPTY` when a directory with something in it is in the way, unless it is what an earlier try of
-    /// the same move has left.
-    async fn may_move_over(&self, blob: &str, target: &Arc<Node>, new_blob: &str) -> Result<Try> {
+    /// A file is where a directory is to go: if it still is one.
+    async fn not_a_directory(&self, to: &Place<'_>, new_blob: &str) -> Result<Moved> {
+        match self.env.store.head(new_blob, &Condition::none()).await {
+            Ok(now) if kind_of(&now) != Kind::Directory => fail(libc::ENOTDIR),
+            Ok(_) | Err(Error::BlobNotFound { .. }) => {
+                self.look_again(to.parent, to.name).await?;
+                // It may be one that only this mount has, so far.
+                let here = self.table.lock().child(to.parent, to.name);
+                match here {
+                    Some(node) if node.kind != Kind::Directory => fail(libc::ENOTDIR),
+                    _ => Ok(Moved::Again),
+                }
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// How a directory may take the place of another: that one is empty, or what an earlier try of the same
+    /// move has left. `ENOTEMPTY` for any other; `None` when there is no directory any more.
+    async fn may_move_over(&self, blob: &str, target: &Arc<Node>, new_blob: &str) -> Result<Option<Try>> {
+        let marker = match self.env.store.head(new_blob, &Condition::none()).await {
+            Ok(now) if kind_of(&now) == Kind::Directory => Some(now),
+            // A file has taken the name; or it is one that the directory hides, and must not be overwritten.
+            Ok(_) if self.has_below(new_blob).await? => return fail(libc::ENOTEMPTY),
+            Ok(_) => return Ok(None),
+            Err(Error::BlobNotFound { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        // Another directory is on its way to this name: it is as good as full.
+        let claimed = marker
+            .as_ref()
+            .is_some_and(|m| m.metadata.contains_key(attrs::MOVED_FROM));
         match self.check_empty(target, new_blob).await {
-            Ok(_) => return Ok(Try::Over),
-            Err(Errno(libc::ENOTEMPTY)) => {}
+            Ok(slash) if !claimed => {
+                return Ok(Some(Try::Over {
+                    marker: marker.map(Box::new),
+                    slash,
+                }));
+            }
+            Ok(_) | Err(Errno(libc::ENOTEMPTY)) => {}
             Err(errno) => return Err(errno),
         }
         if !self.was_moving(blob, new_blob).await? {
@@ -196,7 +246,7 @@ impl Tree {
             from = blob,
             to = new_blob
         );
-        Ok(Try::Again)
+        Ok(Some(Try::Again))
     }
 
     fn blobs(&self, node: &Node, to: &Place<'_>) -> Result<(String, String)> {

@@ -1,4 +1,4 @@
-//! Where something is renamed from or to.
+//! Where something is renamed from or to, and how a try ended.
 
 use crate::tree::node::NodeId;
 
@@ -6,4 +6,12 @@ use crate::tree::node::NodeId;
 pub(super) struct Place<'a> {
     pub(super) parent: NodeId,
     pub(super) name: &'a str,
+}
+
+/// How a try to move something ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Moved {
+    Done,
+    /// The target is not what it was taken for: nothing was moved, and what is there now is to be looked at.
+    Again,
 }

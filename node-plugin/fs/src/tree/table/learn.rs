@@ -86,7 +86,7 @@ impl Table {
         found: Found<'_>,
         asked: Asked,
     ) -> Option<NodeId> {
-        self.learn_in(parent, name, found, asked, 0)
+        self.learn_in(parent, name, found, asked, (0, false))
     }
 
     fn learn_in(
@@ -95,7 +95,7 @@ impl Table {
         name: &str,
         found: Found<'_>,
         asked: Asked,
-        seen: u64,
+        (seen, already_seen): (u64, bool),
     ) -> Option<NodeId> {
         let child = self.dir(parent)?.children.get(name).copied();
         let Some(child) = child else {
@@ -105,6 +105,10 @@ impl Table {
                 .get(name)
                 .is_some_and(|a| a.stamp > asked.stamp)
             {
+                return None;
+            }
+            // The directory was let go of between its marker and what is below it, which knows no mode.
+            if already_seen {
                 return None;
             }
             let Some(kind) = found.kind() else {
@@ -129,7 +133,6 @@ impl Table {
             }
             return Some(id);
         };
-        let already_seen = seen != 0 && child.seen == seen;
         if let Some(child) = self.dir_mut(parent).and_then(|d| d.children.get_mut(name)) {
             child.seen = seen.max(child.seen);
         }
@@ -182,12 +185,17 @@ impl Table {
                 state.etag = None;
                 Some(node.id)
             }
+            None if node.state().marker == Marker::Kept => {
+                self.confirm(parent, name, asked.at);
+                node.state().validated = asked.at;
+                Some(node.id)
+            }
             other => {
                 // Gone, or something else now: the node loses its name.
                 self.leave(parent, name);
                 self.supersede(node.id);
                 match other {
-                    Some(_) => self.learn_in(parent, name, found, asked, seen),
+                    Some(_) => self.learn_in(parent, name, found, asked, (seen, false)),
                     None => {
                         self.note_absent(parent, name, 0);
                         None
@@ -214,10 +222,11 @@ impl Table {
         self.listings
     }
 
-    /// One entry of a listing.
+    /// One item of a listing; whether an item before it, in the same listing, said that the name is a
+    /// directory.
     pub(crate) fn list_entry(
         &mut self,
-        listing: u64,
+        listing: (u64, bool),
         parent: NodeId,
         name: &str,
         found: Found<'_>,
@@ -240,7 +249,7 @@ impl Table {
             .filter(|(_, c)| {
                 self.links.get(&c.id).is_none_or(|l| {
                     let state = l.node.state();
-                    !state.pinned() && state.stamp <= first.stamp
+                    !state.pinned() && state.marker != Marker::Kept && state.stamp <= first.stamp
                 }) && !self.pinned_below(c.id)
             })
             .map(|(name, c)| (Arc::clone(name), c.id))

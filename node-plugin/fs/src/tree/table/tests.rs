@@ -110,7 +110,7 @@ fn a_listing_removes_what_it_does_not_mention() {
         Kind::File,
         State::fresh(Attrs::default(), SystemTime::now()),
     );
-    t.list_entry(listing, ROOT, "listed", file(&p), first);
+    t.list_entry((listing, false), ROOT, "listed", file(&p), first);
     t.end_listing(listing, ROOT, first);
     assert!(matches!(t.known(ROOT, "old"), Known::Absent(_)));
     assert!(matches!(t.known(ROOT, "new"), Known::Node(id, _) if id == new.id));
@@ -248,13 +248,13 @@ fn a_directory_wins_over_a_file_of_the_same_name() {
     assert_eq!(node.state().attrs.mode, Some(0o700));
     // A listing gives the marker and the prefix one after the other.
     let listing = t.begin_listing();
-    t.list_entry(listing, ROOT, "d", file(&marker), asked);
-    t.list_entry(listing, ROOT, "d", PREFIX, asked);
+    t.list_entry((listing, false), ROOT, "d", file(&marker), asked);
+    t.list_entry((listing, true), ROOT, "d", PREFIX, asked);
     assert_eq!(node.state().attrs.mode, Some(0o700));
     // And a plain blob, then the prefix.
     let listing = t.begin_listing();
-    let as_file = t.list_entry(listing, ROOT, "e", file(&plain), asked);
-    let as_dir = t.list_entry(listing, ROOT, "e", PREFIX, asked);
+    let as_file = t.list_entry((listing, false), ROOT, "e", file(&plain), asked);
+    let as_dir = t.list_entry((listing, false), ROOT, "e", PREFIX, asked);
     assert_ne!(as_file, as_dir);
     assert_eq!(t.child(ROOT, "e").unwrap().kind, Kind::Directory);
     assert_eq!(t.subdirectories(ROOT), 2);
@@ -303,7 +303,7 @@ fn a_sweep_frees_what_expired_and_nobody_refers_to() {
     let listing = t.begin_listing();
     let ids: Vec<_> = (0..10)
         .map(|i| {
-            t.list_entry(listing, ROOT, &format!("f{i}"), file(&p), asked)
+            t.list_entry((listing, false), ROOT, &format!("f{i}"), file(&p), asked)
                 .unwrap()
         })
         .collect();
@@ -391,11 +391,11 @@ fn what_is_let_go_of_for_want_of_memory_is_in_nobodys_hands() {
     let listing = t.begin_listing();
     let ids: Vec<_> = (0..6)
         .map(|i| {
-            t.list_entry(listing, ROOT, &format!("f{i}"), file(&p), first)
+            t.list_entry((listing, false), ROOT, &format!("f{i}"), file(&p), first)
                 .unwrap()
         })
         .collect();
-    let d = t.list_entry(listing, ROOT, "d", PREFIX, first).unwrap();
+    let d = t.list_entry((listing, false), ROOT, "d", PREFIX, first).unwrap();
     // One is being listed, one is the kernel's, one is new here, and a directory is the kernel's.
     let listed = t.node(ids[0]).unwrap();
     t.refer(ids[1], Duration::from_secs(60));
