@@ -1,4 +1,7 @@
-"""Checks the embedded blob store with the official Python SDK, unmodified: what the SDK expects of the service must come back."""
+"""Checks the embedded blob store with the official Python SDK, unmodified.
+
+What the SDK expects of the service must come back.
+"""
 
 import base64
 import os
@@ -229,7 +232,9 @@ def metadata_and_properties(env):
 def conditions(env):
     blob = env.blob("b")
     old = blob.upload_blob(b"1")["etag"]
-    new = blob.upload_blob(b"2", overwrite=True, etag=old, match_condition=MatchConditions.IfNotModified)["etag"]
+    new = blob.upload_blob(
+        b"2", overwrite=True, etag=old, match_condition=MatchConditions.IfNotModified
+    )["etag"]
     stale = {"etag": old, "match_condition": MatchConditions.IfNotModified}
     fresh = {"etag": new, "match_condition": MatchConditions.IfNotModified}
     for call in (
@@ -329,7 +334,11 @@ def signatures_of_the_sdk(env):
     name = env.container.container_name
     env.blob("b").upload_blob(b"body")
     sas = generate_container_sas(
-        env.account, name, account_key=env.key, permission=ContainerSasPermissions(read=True, list=True), expiry=in_an_hour()
+        env.account,
+        name,
+        account_key=env.key,
+        permission=ContainerSasPermissions(read=True, list=True),
+        expiry=in_an_hour(),
     )
     client = env.client(sas).get_container_client(name)
     assert client.download_blob("b").readall() == b"body"
@@ -343,7 +352,13 @@ def signatures_of_the_sdk(env):
     with refused(ClientAuthenticationError, "AuthenticationFailed", 403):
         env.client(expired).get_container_client(name).download_blob("b")
     one = generate_blob_sas(
-        env.account, name, "b", account_key=env.key, permission="r", expiry=in_an_hour(), content_type="over/ridden"
+        env.account,
+        name,
+        "b",
+        account_key=env.key,
+        permission="r",
+        expiry=in_an_hour(),
+        content_type="over/ridden",
     )
     blob = env.client(one).get_blob_client(name, "b")
     assert blob.get_blob_properties().content_settings.content_type == "over/ridden"
@@ -392,7 +407,8 @@ def other_blob_types(env):
     disk.create_page_blob(4096)
     disk.upload_page(b"x" * 512, offset=1024, length=512)
     assert disk.download_blob().readall() == bytes(1024) + b"x" * 512 + bytes(4096 - 1536)
-    assert {b.name: b.blob_type for b in env.container.list_blobs()} == {"log": "AppendBlob", "disk": "PageBlob"}
+    types = {b.name: b.blob_type for b in env.container.list_blobs()}
+    assert types == {"log": "AppendBlob", "disk": "PageBlob"}
     with refused(HttpResponseError, "InvalidBlobType", 409):
         log.stage_block(block_id(0), b"x")
 

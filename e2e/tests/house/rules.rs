@@ -1,6 +1,7 @@
 //! The rules, each over the files it concerns.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use crate::graph::Graph;
@@ -24,8 +25,8 @@ pub(crate) fn repository() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// Each `.rs` file of the repository.
-fn files() -> Vec<(PathBuf, String)> {
+/// The files of the repository that `wanted` wants, with what they hold.
+fn files_that(wanted: impl Fn(&Path) -> bool) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
     let mut folders = vec![repository().to_path_buf()];
     while let Some(folder) = folders.pop() {
@@ -34,18 +35,50 @@ fn files() -> Vec<(PathBuf, String)> {
             let name = path.file_name().unwrap().to_string_lossy();
             if path.is_dir() {
                 // Build output, and what is not of the repository (.git, editors).
-                if name != "target" && !name.starts_with('.') {
+                let built = ["target", "node_modules"].contains(&&*name);
+                if !built && (!name.starts_with('.') || name == ".ci") {
                     folders.push(path);
                 }
-            } else if name.ends_with(".rs") {
+            } else if path.is_file() && wanted(&path) {
                 let text = fs::read_to_string(&path).unwrap();
                 found.push((path.strip_prefix(repository()).unwrap().to_path_buf(), text));
             }
         }
     }
     found.sort();
+    found
+}
+
+/// Each `.rs` file.
+fn files() -> Vec<(PathBuf, String)> {
+    let found = files_that(|path| path.extension().is_some_and(|extension| extension == "rs"));
     assert!(found.len() > 300, "only {} files were found", found.len());
     found
+}
+
+/// Each script: a module of Python's, or a file whose first line names its interpreter.
+fn scripts() -> Vec<(PathBuf, String)> {
+    let found = files_that(|path| {
+        if path.extension().is_some_and(|extension| extension == "py") {
+            return true;
+        }
+        let mut first = Vec::new();
+        // What has no lines is not read whole.
+        let mut start = BufReader::new(File::open(path).unwrap()).take(200);
+        start.read_until(b'\n', &mut first).unwrap();
+        is_script(&String::from_utf8_lossy(&first))
+    });
+    assert!(found.len() > 10, "only {} scripts were found", found.len());
+    found
+}
+
+/// A script of a shell or of Python, by its first line.
+fn is_script(first: &str) -> bool {
+    first.strip_prefix("#!").is_some_and(|interpreter| {
+        interpreter
+            .split(|mark: char| mark == '/' || mark.is_whitespace())
+            .any(|word| ["bash", "sh", "python", "python3"].contains(&word))
+    })
 }
 
 /// A file of test code: by the name of its folder or its own.
@@ -139,8 +172,9 @@ fn no_file_is_two_files() {
 #[test]
 fn no_line_is_too_wide() {
     none(
-        &files()
+        &[files(), scripts()]
             .iter()
+            .flatten()
             .flat_map(|(file, text)| too_wide(file, text))
             .collect::<Vec<_>>(),
     );
@@ -168,4 +202,34 @@ fn the_rules_can_fail() {
         too_wide(file, &format!("\n//! {}", "x".repeat(COLUMNS))),
         ["node-plugin/src/x.rs:2: 114 columns"]
     );
+    for first in [
+        "#!/bin/sh\n",
+        "#!/bin/bash -e",
+        "#!/usr/bin/env bash\n",
+        "#!/usr/bin/env python3",
+    ] {
+        assert!(is_script(first), "{first}");
+    }
+    for first in [
+        "",
+        "#!",
+        "# bash",
+        "#![allow(x)]",
+        "#!/usr/bin/env fish",
+        " #!/bin/sh",
+    ] {
+        assert!(!is_script(first), "{first}");
+    }
+    let found = scripts();
+    for script in [
+        ".ci/run",
+        "e2e/test",
+        "driver/kmod/manifest",
+        "e2e/python/sdk_check.py",
+    ] {
+        assert!(
+            found.iter().any(|(file, _)| file == Path::new(script)),
+            "{script}"
+        );
+    }
 }
