@@ -1,0 +1,41 @@
+//! Beside other writers: what mounts do to blobs that others own, and beside others who write at the same
+//! time.
+//!
+//! One or two mounts (A, B: two nodes) of a container of the embedded store, and a client that is not ours.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a failed unwrap is a failed test"
+)]
+
+#[path = "neighbours/changes.rs"]
+mod changes;
+#[path = "neighbours/foreign.rs"]
+mod foreign;
+#[path = "neighbours/late.rs"]
+mod late;
+#[path = "neighbours/owners.rs"]
+mod owners;
+
+use std::process::Command;
+
+use e2e::harness::backend::Kind;
+use e2e::harness::setup::{Setup, Way};
+use e2e::harness::tools::run;
+
+fn setup() -> anyhow::Result<Setup> {
+    Setup::new(Kind::Embedded, Way::Https)
+}
+
+/// Runs a shell command in a folder.
+fn sh(folder: &std::path::Path, command: &str) -> anyhow::Result<String> {
+    run(Command::new("sh").arg("-c").arg(command).current_dir(folder))
+}
+
+/// Reproducible bytes that are no run of zeros.
+fn bytes(len: usize) -> Vec<u8> {
+    (0..len as u64)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect()
+}

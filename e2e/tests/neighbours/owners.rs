@@ -1,0 +1,132 @@
+//! What the owner of a blob stored stays, whatever is done to it through a mount.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Result, ensure};
+
+use crate::foreign::Foreign;
+use crate::{bytes, setup, sh};
+
+const HEADERS: [(&str, &str); 7] = [
+    ("x-ms-blob-content-type", "text/html"),
+    ("x-ms-blob-content-encoding", "gzip"),
+    ("x-ms-blob-content-language", "de"),
+    ("x-ms-blob-content-disposition", "inline"),
+    ("x-ms-blob-cache-control", "max-age=60"),
+    ("x-ms-access-tier", "Cool"),
+    ("x-ms-tags", "t=x"),
+];
+
+#[test]
+fn an_edit_keeps_headers_tier_and_tags() -> Result<()> {
+    let setup = setup()?;
+    let foreign = Foreign::new(&setup, "owners")?;
+    foreign.put("i", &HEADERS, b"1\n")?;
+    let (before, tags) = (foreign.owned("i")?, foreign.tags("i")?);
+    let a = setup.mount("owners", "a")?;
+    sh(a.path(), "echo 2 >> i")?;
+    ensure!(foreign.read("i")? == b"1\n2\n");
+    ensure!(
+        foreign.owned("i")? == before,
+        "{:?} was {before:?}",
+        foreign.owned("i")?
+    );
+    ensure!(foreign.tags("i")? == tags, "{}", foreign.tags("i")?);
+    // Replaced from the beginning, it is the same file of the same owner.
+    sh(a.path(), "echo 3 > i")?;
+    ensure!(foreign.read("i")? == b"3\n");
+    ensure!(
+        foreign.owned("i")? == before,
+        "{:?} was {before:?}",
+        foreign.owned("i")?
+    );
+    a.unmount()?;
+    Ok(())
+}
+
+#[test]
+fn a_change_in_place_of_a_large_blob_keeps_them() -> Result<()> {
+    let setup = setup()?;
+    let foreign = Foreign::new(&setup, "owners")?;
+    let mut content = bytes(20 << 20);
+    foreign.put_blocks("large", &HEADERS, &content, 4 << 20)?;
+    let (before, tags) = (foreign.owned("large")?, foreign.tags("large")?);
+    let a = setup.mount("owners", "a")?;
+    let file = OpenOptions::new().write(true).open(a.path().join("large"))?;
+    file.write_all_at(b"!", 17 << 20)?;
+    file.sync_all()?;
+    drop(file);
+    content[17 << 20] = b'!';
+    ensure!(foreign.read("large")? == content);
+    ensure!(
+        foreign.owned("large")? == before,
+        "{:?} was {before:?}",
+        foreign.owned("large")?
+    );
+    ensure!(foreign.tags("large")? == tags, "{}", foreign.tags("large")?);
+    a.unmount()?;
+    Ok(())
+}
+
+#[test]
+fn a_rename_takes_them_along() -> Result<()> {
+    let setup = setup()?;
+    let foreign = Foreign::new(&setup, "owners")?;
+    foreign.put("d/i", &HEADERS, b"1\n")?;
+    let (before, tags) = (foreign.owned("d/i")?, foreign.tags("d/i")?);
+    let a = setup.mount("owners", "a")?;
+    fs::rename(a.path().join("d/i"), a.path().join("d/j"))?;
+    ensure!(
+        foreign.owned("d/j")? == before,
+        "{:?} was {before:?}",
+        foreign.owned("d/j")?
+    );
+    ensure!(foreign.tags("d/j")? == tags, "{}", foreign.tags("d/j")?);
+    fs::rename(a.path().join("d"), a.path().join("e"))?;
+    ensure!(
+        foreign.owned("e/j")? == before,
+        "{:?} was {before:?}",
+        foreign.owned("e/j")?
+    );
+    ensure!(foreign.tags("e/j")? == tags, "{}", foreign.tags("e/j")?);
+    a.unmount()?;
+    Ok(())
+}
+
+/// A tier that nobody chose stays one that nobody chose: a later change of the account's default still
+/// reaches it.
+#[test]
+fn an_inferred_tier_is_not_made_explicit() -> Result<()> {
+    let setup = setup()?;
+    let foreign = Foreign::new(&setup, "owners")?;
+    foreign.put("i", &[], b"1\n")?;
+    let a = setup.mount("owners", "a")?;
+    sh(a.path(), "echo 2 >> i && mv i j")?;
+    let owned = foreign.owned("j")?;
+    ensure!(owned["x-ms-access-tier-inferred"] == "true", "{owned:?}");
+    a.unmount()?;
+    Ok(())
+}
+
+#[test]
+fn a_new_file_has_the_type_of_its_extension() -> Result<()> {
+    let setup = setup()?;
+    let foreign = Foreign::new(&setup, "owners")?;
+    let a = setup.mount("owners", "a")?;
+    sh(
+        a.path(),
+        "echo x > a.css; echo x > a.html; echo x > a.js; echo x > none",
+    )?;
+    for (name, wanted) in [
+        ("a.css", "text/css"),
+        ("a.html", "text/html"),
+        ("a.js", "text/javascript"),
+    ] {
+        let given = foreign.head(name)?.header("content-type");
+        ensure!(given == wanted, "{name}: {given}");
+    }
+    ensure!(foreign.head("none")?.header("content-type") == "application/octet-stream");
+    a.unmount()?;
+    Ok(())
+}
