@@ -127,6 +127,11 @@ impl FakeStore {
         self.lock().service.leases.clear();
     }
 
+    /// Time passes on the service's clock, which goes on by a second with each version.
+    pub fn pass(&self, time: Duration) {
+        self.lock().service.version += time.as_secs();
+    }
+
     /// Every call takes at least this long.
     pub fn set_delay(&self, delay: Duration) {
         self.lock().delay = delay;

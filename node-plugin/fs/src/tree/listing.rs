@@ -171,6 +171,7 @@ impl Tree {
         }
         let first = *cursor.first.get_or_insert(asked);
         let mut hides = false;
+        let mut newest = None;
         for item in &page.items {
             let (name, found) = match classify(item, &below, parent == ROOT) {
                 Item::Shown(name, found) => (name, found),
@@ -187,6 +188,11 @@ impl Tree {
             {
                 cursor.push(&table, parent, id);
             }
+            if let Some(blob) = found.blob
+                && table.made_elsewhere(parent, &name)
+            {
+                newest = newest.max(Some(blob.created.unwrap_or(blob.last_modified)));
+            }
         }
         if hides
             && let Some(dir) = table.dir_mut(parent)
@@ -198,6 +204,9 @@ impl Tree {
                 "blobs whose names are no paths are hidden",
                 directory
             );
+        }
+        if let (Some(newest), Some(node)) = (newest, table.node(parent)) {
+            node.state().entries_changed_elsewhere(newest);
         }
         match page.next_marker {
             Some(marker) => cursor.marker = Some(marker),

@@ -97,7 +97,7 @@ pub(crate) struct State {
     /// `Last-Modified` of the committed version, or when the node was made.
     pub(crate) modified: SystemTime,
     pub(crate) ctime: SystemTime,
-    /// Directories: when an entry last came or went by this mount.
+    /// Directories: when an entry last came or went, by this mount or as a listing shows.
     pub(crate) entries_changed: Option<SystemTime>,
     pub(crate) access: Access,
     /// When the service was asked for what is here.
@@ -194,7 +194,8 @@ impl State {
         self.etag = Some(properties.etag.clone());
         self.modified = properties.last_modified;
         self.ctime = properties.last_modified;
-        self.entries_changed = None;
+        // Entries came or went after it was written.
+        self.entries_changed = self.entries_changed.filter(|at| *at > properties.last_modified);
         self.access = match properties.blob_type {
             BlobType::Block => Access::ReadWrite,
             _ => Access::ReadOnly,
@@ -318,6 +319,14 @@ impl State {
                 content.size()
             }
             _ => self.size,
+        }
+    }
+
+    /// Directories: a listing shows that an entry came or went at this time, and not by this mount.
+    pub(crate) fn entries_changed_elsewhere(&mut self, at: SystemTime) {
+        if at > self.modified && self.entries_changed.is_none_or(|known| at > known) {
+            self.entries_changed = Some(at);
+            self.ctime = self.ctime.max(at);
         }
     }
 

@@ -11,6 +11,7 @@ use super::core::Tree;
 use super::node::{Debt, Life, Marker, Node, NodeId, ROOT, Stat, State};
 use super::table::Found;
 use crate::errno::{Errno, Result, fail};
+use crate::log_limit::limited;
 
 /// How often a change is repeated on top of somebody else's before giving up.
 const ATTEMPTS: usize = 5;
@@ -86,7 +87,7 @@ impl Tree {
                 attrs.mtime = set.mtime.map(|t| t.resolve(now)).or(attrs.mtime);
                 Ok(())
             };
-            if self.changes_nothing(&node, &change).await? {
+            if self.changes_nothing(&node, set.mtime.is_some(), &change).await? {
                 node.state().ctime = now;
                 return Ok(self.stat(&node));
             }
@@ -106,6 +107,7 @@ impl Tree {
     async fn changes_nothing(
         &self,
         node: &Arc<Node>,
+        sets_mtime: bool,
         change: &(dyn Fn(&mut Attrs) -> Result<()> + Send + Sync),
     ) -> Result<bool> {
         let same = |state: &State| {
@@ -121,9 +123,8 @@ impl Tree {
                     mtime,
                 )
             };
-            let moved = state
-                .entries_changed
-                .is_some_and(|_| attrs.mtime != state.attrs.mtime);
+            // What is shown of a folder whose entries changed is not what is stored.
+            let moved = sets_mtime && state.entries_changed.is_some();
             Ok::<_, Errno>(!moved && shown(&attrs) == shown(&state.attrs))
         };
         {
@@ -379,7 +380,10 @@ impl Tree {
         node: &Arc<Node>,
         change: &(dyn Fn(&mut Attrs) -> Result<()> + Send + Sync),
     ) -> Result<()> {
-        let stored = self.env.store.container_metadata().await?;
+        let stored = match self.env.store.container_metadata().await {
+            Err(Error::Denied { .. }) => return self.keep_root(node, change),
+            other => other?,
+        };
         let mut attrs = attrs::decode(&stored).1;
         change(&mut attrs)?;
         let mut metadata = attrs::encode(&attrs, Kind::Directory, &self.defaults)?;
@@ -387,11 +391,35 @@ impl Tree {
         if !stored.contains_key(attrs::IS_FOLDER) {
             metadata.remove(attrs::IS_FOLDER);
         }
-        self.env.store.set_container_metadata(&metadata).await?;
+        match self.env.store.set_container_metadata(&metadata).await {
+            Err(Error::Denied { .. }) => return self.keep_root(node, change),
+            other => other?,
+        }
         let stamp = self.table.lock().tick();
         let mut state = node.state();
         state.attrs = attrs;
         state.stamp = stamp;
+        state.changed(SystemTime::now());
+        Ok(())
+    }
+
+    /// A credential for the blobs of a container (a SAS of it, say) has no right to its metadata: the root's attributes
+    /// then are this mount's, as long as it lives.
+    fn keep_root(
+        &self,
+        node: &Arc<Node>,
+        change: &(dyn Fn(&mut Attrs) -> Result<()> + Send + Sync),
+    ) -> Result<()> {
+        limited!(
+            warn,
+            self.volume(),
+            "owner and mode of the volume's root last as long as this mount: the credential has no right to the \
+             container's metadata"
+        );
+        let mut state = node.state();
+        change(&mut state.attrs)?;
+        // No answer is younger.
+        state.stamp = u64::MAX;
         state.changed(SystemTime::now());
         Ok(())
     }

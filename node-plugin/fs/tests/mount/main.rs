@@ -16,6 +16,7 @@ mod closing;
 mod conflicts;
 mod direct;
 mod files;
+mod folders;
 mod memory;
 mod names;
 mod renames;

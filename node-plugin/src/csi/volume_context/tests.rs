@@ -284,7 +284,7 @@ fn other_mount_options_are_refused_by_name() {
 fn modes_follow_umask_and_group() {
     let modes = |flags: &[&str], grouped| MountOptions::parse(flags).unwrap().modes(grouped);
     assert_eq!(modes(&[], false), (0o666, 0o777));
-    assert_eq!(modes(&[], true), (0o664, 0o775));
+    assert_eq!(modes(&[], true), (0o664, 0o2775));
     assert_eq!(modes(&["umask=027"], false), (0o640, 0o750));
     assert_eq!(
         modes(&["file_mode=0755", "dir_mode=0o700", "umask=022"], true),

@@ -25,7 +25,7 @@ pub(super) struct Service {
     pub(super) blobs: BTreeMap<String, Blob>,
     pub(super) staged: BTreeMap<String, BTreeMap<BlockId, Bytes>>,
     pub(super) container_metadata: Metadata,
-    version: u64,
+    pub(super) version: u64,
     /// Lease of a blob, by name.
     pub(super) leases: BTreeMap<String, String>,
     pub(super) no_stage_from: bool,

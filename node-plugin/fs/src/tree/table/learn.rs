@@ -235,6 +235,13 @@ impl Table {
         self.learn_in(parent, name, found, asked, listing)
     }
 
+    /// True for a name that the service told of, which this mount has neither made nor moved there.
+    pub(crate) fn made_elsewhere(&self, parent: NodeId, name: &str) -> bool {
+        self.dir(parent)
+            .and_then(|dir| dir.children.get(name))
+            .is_some_and(|child| child.stamp == 0)
+    }
+
     /// All entries of a listing that began with the question `first` were taken over: what it did not mention
     /// is gone.
     pub(crate) fn end_listing(&mut self, listing: u64, parent: NodeId, first: Asked) {
@@ -254,6 +261,11 @@ impl Table {
             })
             .map(|(name, c)| (Arc::clone(name), c.id))
             .collect();
+        if !gone.is_empty()
+            && let Some(node) = self.node(parent)
+        {
+            node.state().entries_changed_elsewhere(SystemTime::now());
+        }
         for (name, id) in gone {
             self.leave(parent, &name);
             self.supersede(id);
