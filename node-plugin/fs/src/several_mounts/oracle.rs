@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::snapshot::{Shown, Snapshot, is_below};
+use super::snapshot::{Shown, Snapshot, is_below, parent};
 use super::steps::Step;
 
 /// An operation that has ended.
@@ -42,7 +42,7 @@ pub(super) struct Oracle {
 
 impl Oracle {
     pub(super) fn remember(&mut self, now: &Snapshot) {
-        self.directories.extend(now.markers.keys().cloned());
+        self.directories.extend(now.directories());
         for (path, file) in &now.files {
             self.history
                 .entry(path.clone())
@@ -170,7 +170,10 @@ impl Oracle {
                     return Err(format!("{content:?}, just written to {path}, is lost"));
                 }
                 (Step::Rename { from, to, .. }, Ok(_))
-                    if from != to && before.is_dir(from) && !after.is_dir(to) && !elsewhere(to) =>
+                    if from != to
+                        && before.markers.contains_key(from)
+                        && !after.is_dir(to)
+                        && !elsewhere(to) =>
                 {
                     return Err(format!("{to} is not there, and {from} was renamed to it"));
                 }
@@ -209,6 +212,7 @@ impl Oracle {
             return false;
         };
         let go_on = |now: Snapshot| self.follows(now, done, rest, before, after, on_their_way);
+        let strict = this.strict && !self.lingers(&now, &this.step);
         let mut applied = now.clone();
         let wanted = applied.apply(&this.step);
         // The kernel itself answers these, by the names it knows.
@@ -221,7 +225,11 @@ impl Oracle {
             (Ok(shown), Ok(wanted)) => {
                 let listing = matches!(this.step, Step::List { .. });
                 // A listing beside changes shows some of them; one from memory is as old as the mount allows.
-                let any = listing && (!this.strict || done.len() > 1);
+                let any = listing && (!strict || done.len() > 1);
+                // A mode that is believed to be there is not written.
+                if matches!(this.step, Step::Chmod { .. }) && !strict && go_on(now.clone()) {
+                    return true;
+                }
                 if (any || *shown == wanted) && go_on(if this.step.looks() { now.clone() } else { applied }) {
                     return true;
                 }
@@ -229,22 +237,24 @@ impl Oracle {
                 // moved.
                 done.len() > 1 && copied(now, &this.step).is_some_and(go_on)
             }
-            (Ok(_), Err(_)) if matches!(this.step, Step::List { .. }) && !this.strict => go_on(now),
+            (Ok(_), Err(_)) if matches!(this.step, Step::List { .. }) && !strict => go_on(now),
             // Below what has become a file elsewhere.
-            (Ok(shown), Err(libc::ENOTDIR)) if matches!(this.step, Step::Read { .. }) && !this.strict => {
+            (Ok(shown), Err(libc::ENOTDIR)) if matches!(this.step, Step::Read { .. }) && !strict => {
                 let Step::Read { path } = &this.step else {
                     return false;
                 };
                 now.files.get(path).is_some_and(|file| file.content == *shown) && go_on(now)
             }
             // A directory is what is below it: who believes in one that is gone elsewhere makes it again.
-            (Ok(_), Err(libc::ENOENT | libc::ENOTDIR)) if !this.strict || done.len() > 1 => {
+            (Ok(_), Err(libc::ENOENT | libc::ENOTDIR)) if !strict || done.len() > 1 => {
                 let (before_of, mut applied) = (now.clone(), now);
                 if applied.apply_anyway(&this.step, before) && go_on(applied) {
                     return true;
                 }
                 // It was gone already.
-                matches!(this.step, Step::Rmdir { .. } | Step::Chmod { .. }) && go_on(before_of)
+                let lingers =
+                    matches!(&this.step, Step::Rename { from, .. } if self.directories.contains(from));
+                (lingers || matches!(this.step, Step::Rmdir { .. } | Step::Chmod { .. })) && go_on(before_of)
             }
             (Ok(_), Err(_)) => false,
             (Err(error), wanted) => {
@@ -252,8 +262,10 @@ impl Oracle {
                 // stored on is that version as long as its content is there.
                 let stored = matches!(this.step, Step::Store { .. });
                 let open = matches!(this.step, Step::Scribble { .. }) || (stored && wanted.is_err());
-                let elsewhere = !this.strict && !stored;
-                let outdated = OUTDATED.contains(error) && (elsewhere || done.len() > 1 || open);
+                let elsewhere = !strict && !stored;
+                // A directory to its mount, and a file has its name: there is no place for attributes.
+                let taken = matches!(this.step, Step::Chmod { .. }) && *error == libc::EPERM;
+                let outdated = (OUTDATED.contains(error) || taken) && (elsewhere || done.len() > 1 || open);
                 if (outdated || this.doubtful || wanted == Err(*error)) && go_on(now.clone()) {
                     return true;
                 }
@@ -287,6 +299,23 @@ impl Oracle {
                 }
             }
         }
+    }
+
+    /// A directory that has no marker and nothing below it any more stays on a mount that knows it, until it
+    /// is left.
+    fn lingers(&self, now: &Snapshot, step: &Step) -> bool {
+        let gone = |path: &str| self.directories.contains(path) && !now.is_dir(path);
+        let on_the_way = |path: &str| {
+            gone(path)
+                || path
+                    .match_indices('/')
+                    .any(|(at, _)| path.get(..at).is_some_and(gone))
+        };
+        let listed = |path: &str| match step {
+            Step::List { path: of } => parent(path) == of && gone(path),
+            _ => false,
+        };
+        step.paths().into_iter().any(on_the_way) || self.directories.iter().any(|path| listed(path))
     }
 
     fn matches(&self, after: &Snapshot, expected: &Snapshot, before: &Snapshot, on_their_way: bool) -> bool {

@@ -84,6 +84,28 @@ impl Step {
         )
     }
 
+    /// What it is about.
+    pub(super) fn paths(&self) -> Vec<&str> {
+        match self {
+            Self::Rename { from, to, .. } => vec![from, to],
+            Self::Write { path, .. }
+            | Self::Append { path, .. }
+            | Self::Cut { path, .. }
+            | Self::Read { path }
+            | Self::List { path }
+            | Self::Chmod { path, .. }
+            | Self::Mkdir { path }
+            | Self::Rmdir { path }
+            | Self::Unlink { path }
+            | Self::Hold { path }
+            | Self::Store { path, .. }
+            | Self::ForeignPut { path, .. }
+            | Self::ForeignDelete { path }
+            | Self::ForeignTag { path, .. } => vec![path],
+            Self::Scribble { .. } | Self::Sync { .. } => Vec::new(),
+        }
+    }
+
     /// It only looks.
     pub(super) fn looks(&self) -> bool {
         matches!(

@@ -155,7 +155,11 @@ impl Tree {
     /// change what the node has.
     pub(super) fn shared<T>(&self, node: &Node, take: impl FnOnce(Arc<File>, &mut State) -> T) -> Option<T> {
         let mut state = node.state();
-        let own = state.nameless() || (!state.stale() && (state.writing() || state.pinned()));
+        // Without a name it is there for those who have it open, not for a name that the kernel still
+        // believes in.
+        let unlinked = state.nameless() && state.handles > 0;
+        let named = !state.nameless() && !state.stale() && (state.writing() || state.pinned());
+        let own = unlinked || named;
         let content = state.content.clone().filter(|_| own)?;
         Some(take(content, &mut state))
     }

@@ -151,12 +151,14 @@ impl Tree {
         }
         let again = matches!(nth, Try::Again);
         if let (Some(marker), Some(arrived)) = (&load.marker, progress.marker.arrived()) {
-            let made = load.made && !again;
+            // What was replaced was there for everybody, and so is what took its place, also with nothing in it.
+            let replaced = load.others.is_empty() && matches!(&nth, Try::Over { marker: Some(_), .. });
+            let made = load.made && !again && !replaced;
             self.take_note_off(node, marker, &arrived.written, made, load.others.is_empty())
                 .await;
         }
         if let Some(claim) = &progress.claim {
-            self.drop_claim(new_blob, claim).await;
+            self.drop_marker(new_blob, &claim.etag).await;
         }
         if again {
             // What arrived in earlier tries is not in the table.
@@ -273,15 +275,11 @@ impl Tree {
         }
     }
 
-    async fn drop_claim(&self, new_blob: &str, claim: &Written) {
-        match self
-            .env
-            .store
-            .delete(new_blob, &Condition::matches(&claim.etag))
-            .await
-        {
+    /// Takes a marker away that was made for a while only.
+    pub(super) async fn drop_marker(&self, blob: &str, version: &ETag) {
+        match self.env.store.delete(blob, &Condition::matches(version)).await {
             Ok(()) | Err(Error::BlobNotFound { .. }) => {}
-            Err(error) => tracing::debug!(%error, blob = new_blob, "a directory keeps its marker"),
+            Err(error) => tracing::debug!(%error, blob, "a directory keeps its marker"),
         }
     }
 
@@ -485,7 +483,7 @@ impl Tree {
         {
             match before {
                 Some(before) => drop(self.restore_marker(new_blob, claim, before).await),
-                None => self.drop_claim(new_blob, claim).await,
+                None => self.drop_marker(new_blob, &claim.etag).await,
             }
         }
         let Some(marker) = &load.marker else {

@@ -77,6 +77,7 @@ impl Tree {
 
     /// All blobs of a directory, with a marker.
     pub(super) async fn load(&self, node: &Node, blob: &str, new_blob: &str) -> Result<Load> {
+        let had_marker = node.state().marker == Marker::Blob;
         let (marker, made) = self.marker_of(node, blob, new_blob).await?;
         let mut others = Vec::new();
         let mut charge = self.env.budget.charge_metadata(0);
@@ -115,7 +116,13 @@ impl Tree {
                 break;
             }
         }
-        if marker.is_none() && others.is_empty() {
+        let gone = marker.as_ref().filter(|_| made && had_marker);
+        if others.is_empty() && (marker.is_none() || gone.is_some()) {
+            // Somebody else has taken it away: it does not come back by being moved.
+            if let Some(anew) = gone {
+                self.drop_marker(blob, &anew.etag).await;
+                node.state().marker = Marker::Implicit;
+            }
             return fail(libc::ENOENT);
         }
         Ok(Load {

@@ -156,25 +156,26 @@ impl Tree {
             _ => {}
         }
         let moved = if node.kind == Kind::Directory {
-            let nth = match target {
-                Some(target) => {
-                    let asked = self.table.lock().ask();
-                    let may = self.may_move_over(&blob, target, &new_blob).await;
-                    if matches!(may, Err(Errno(libc::ENOENT))) {
-                        let nothing = Found {
-                            blob: None,
-                            prefix: false,
-                        };
-                        self.table.lock().learn(from.parent, from.name, nothing, asked);
-                    }
-                    may?
+            let asked = self.table.lock().ask();
+            let moved = async {
+                let nth = match target {
+                    Some(target) => self.may_move_over(&blob, target, &new_blob).await?,
+                    None => Some(Try::First),
+                };
+                match nth {
+                    Some(nth) => self.move_directory(node, &blob, &new_blob, nth).await,
+                    None => Ok(Moved::Again),
                 }
-                None => Some(Try::First),
             };
-            match nth {
-                Some(nth) => self.move_directory(node, &blob, &new_blob, nth).await?,
-                None => Moved::Again,
+            let moved = moved.await;
+            if matches!(moved, Err(Errno(libc::ENOENT))) {
+                let nothing = Found {
+                    blob: None,
+                    prefix: false,
+                };
+                self.table.lock().learn(from.parent, from.name, nothing, asked);
             }
+            moved?
         } else {
             self.move_file(node, &blob, &new_blob, target).await?
         };
