@@ -403,8 +403,8 @@ impl Tree {
         Ok(())
     }
 
-    /// A credential for the blobs of a container (a SAS of it, say) has no right to its metadata: the root's attributes
-    /// then are this mount's, as long as it lives.
+    /// A credential for the blobs of a container (a SAS of it, say) has no right to its metadata: the root's
+    /// attributes then are this mount's, as long as it lives.
     fn keep_root(
         &self,
         node: &Arc<Node>,
@@ -413,7 +413,8 @@ impl Tree {
         limited!(
             warn,
             self.volume(),
-            "owner and mode of the volume's root last as long as this mount: the credential has no right to the \
+            "owner and mode of the volume's root last as long as this mount: the credential has no right to \
+             the \
              container's metadata"
         );
         let mut state = node.state();

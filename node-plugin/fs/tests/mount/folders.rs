@@ -13,7 +13,8 @@ fn folder() -> Metadata {
     meta(&[("hdi_isfolder", "true")])
 }
 
-/// A folder's times move when entries come or go elsewhere, too, and never for a time that somebody has given it.
+/// A folder's times move when entries come or go elsewhere, too, and never for a time that somebody has given
+/// it.
 #[test]
 fn a_folder_changes_with_its_entries() {
     let store = store();

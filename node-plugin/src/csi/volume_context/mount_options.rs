@@ -48,8 +48,8 @@ pub struct MountOptions {
 /// Modes when nobody said anything: every user of a pod may read and write, as with blob.csi.azure.com.
 const FILE_MODE: u32 = 0o666;
 const DIR_MODE: u32 = 0o777;
-/// Modes with a group from the pod's fsGroup: the group writes, others read; what is made in a folder belongs to the
-/// folder's group.
+/// Modes with a group from the pod's fsGroup: the group writes, others read; what is made in a folder belongs
+/// to the folder's group.
 const GROUP_FILE_MODE: u32 = 0o664;
 const GROUP_DIR_MODE: u32 = 0o2775;
 

@@ -151,7 +151,8 @@ impl Tree {
         }
         let again = matches!(nth, Try::Again);
         if let (Some(marker), Some(arrived)) = (&load.marker, progress.marker.arrived()) {
-            // What was replaced was there for everybody, and so is what took its place, also with nothing in it.
+            // What was replaced was there for everybody, and so is what took its place, also with nothing in
+            // it.
             let replaced = load.others.is_empty() && matches!(&nth, Try::Over { marker: Some(_), .. });
             let made = load.made && !again && !replaced;
             self.take_note_off(node, marker, &arrived.written, made, load.others.is_empty())
