@@ -3,8 +3,12 @@
 
 #[path = "csi/bad_input.rs"]
 mod bad_input;
+#[path = "csi/checks.rs"]
+mod checks;
 #[path = "csi/controller.rs"]
 mod controller;
+#[path = "csi/owners.rs"]
+mod owners;
 #[path = "csi/restarts.rs"]
 mod restarts;
 #[path = "csi/volumes.rs"]

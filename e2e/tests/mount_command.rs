@@ -1,6 +1,9 @@
 //! `vsc-blob-csi mount` and signals: what each does, and what the exit code says.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A failed unwrap is a failed test.
 
+#[path = "mount_command/doctor.rs"]
+mod doctor;
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -9,9 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use e2e::harness::backend::{Backend, Kind};
+use e2e::harness::mount::{Mount, MountOptions};
 use e2e::harness::process::Running;
 use e2e::harness::{PATIENCE, runtime, tools, tree, wait_for};
-use e2e::store::DEV_KEY;
+use e2e::store::{AccountKey, DEV_ACCOUNT, DEV_KEY, SasOptions};
 use nix::sys::signal::Signal;
 use vsc_blob_csi::commands::BudgetArgs;
 use vsc_blob_csi::commands::size::ByteSize;
@@ -220,6 +224,47 @@ fn a_hung_mount_is_taken_down_within_bounds() {
     mount.process.wait(LIMIT).unwrap();
 }
 
+/// What a SAS does not allow is seen on the mount before a program relies on it.
+#[test]
+fn a_sas_that_may_not_write_gives_a_read_only_mount() {
+    let backend = Backend::start(Kind::Embedded).unwrap();
+    let view = backend.create_container("photos").unwrap();
+    let scratch = tree::scratch().unwrap();
+    let at = tree::folder(scratch.path().join("mnt")).unwrap();
+    let signer = AccountKey::new(DEV_ACCOUNT, DEV_KEY).unwrap();
+    for (rights, read_only) in [("rl", true), ("rcl", true), ("rdl", false), ("racwdl", false)] {
+        for blob in ["d/f", "d/stays"] {
+            view.write(blob, &b"hello"[..], &Default::default()).unwrap();
+        }
+        let sas = signer.container_sas("photos", &SasOptions::new(rights, LIMIT));
+        let mount = Mount::start(
+            &backend,
+            "photos",
+            &at,
+            &MountOptions {
+                sas: Some(sas),
+                ..MountOptions::default()
+            },
+        )
+        .unwrap();
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let line = table
+            .lines()
+            .find(|line| line.contains(at.to_str().unwrap()))
+            .unwrap();
+        let options = line.split(' ').nth(5).unwrap();
+        assert_eq!(options.starts_with("ro"), read_only, "{rights}: {line}");
+        assert_eq!(std::fs::read(at.join("d/f")).unwrap(), b"hello");
+        if read_only {
+            let error = std::fs::write(at.join("g"), "x").unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EROFS), "{rights}");
+        } else {
+            std::fs::remove_file(at.join("d/f")).unwrap();
+        }
+        mount.unmount().unwrap();
+    }
+}
+
 #[test]
 fn bad_input_is_named_and_nothing_stays_mounted() {
     let backend = Backend::start(Kind::Embedded).unwrap();
@@ -259,10 +304,20 @@ fn bad_input_is_named_and_nothing_stays_mounted() {
         "[ChannelRequired]",
     );
     failed(&mut command("photos", &at), "URL: ");
+    let view = backend.container("photos").unwrap();
+    view.write("file", &b"x"[..], &Default::default()).unwrap();
+    failed(
+        &mut command(&format!("{photos}/file"), &at),
+        "[PrefixNotDirectory]",
+    );
+    failed(
+        command(&format!("{photos}/nothing"), &at).arg("--read-only"),
+        "[PrefixNotFound]",
+    );
 }
 
-/// Gives the first `answers` requests an empty listing and is silent from then on; each request's first line
-/// is told.
+/// Gives the first `answers` listings an empty one and is silent from then on; each request's first line is
+/// told.
 fn falls_silent(answers: usize) -> (String, std::sync::mpsc::Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!(
@@ -295,6 +350,12 @@ fn serve_some(
         }
         while reader.read_line(&mut line).is_ok_and(|read| read > 2) {
             line.clear();
+        }
+        if answers > 0 && first.contains("include=permissions") {
+            // As an account without a hierarchical namespace answers the question whether it has one.
+            let refusal = "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+            reader.get_mut().write_all(refusal.as_bytes()).unwrap();
+            continue;
         }
         let silent = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) >= answers;
         // Nobody listens any more when the test has seen enough.

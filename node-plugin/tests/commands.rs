@@ -186,3 +186,25 @@ fn the_doctor_says_why_https_is_used() {
     assert!(report.contains("FUSE: "), "{report}");
     assert!(report.contains("/nonexistent/azure_blob"), "{report}");
 }
+
+/// The unit that people copy starts the program with options it has.
+#[test]
+fn the_sample_unit_starts_the_program() {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd/vsc-blob-mount.service");
+    let unit = std::fs::read_to_string(unit).unwrap();
+    let mut starts = unit.lines().filter_map(|line| line.strip_prefix("ExecStart="));
+    let line = starts.next().unwrap();
+    assert_eq!(starts.next(), None);
+    let mut words = line.split(' ');
+    assert_eq!(words.next(), Some("/usr/local/bin/vsc-blob-csi"));
+    let words: Vec<&str> = words
+        .map(|word| {
+            if word.starts_with("/mnt/") {
+                "/nonexistent/mnt"
+            } else {
+                word
+            }
+        })
+        .collect();
+    refused(&words, &["DIR: /nonexistent/mnt"]);
+}

@@ -21,6 +21,33 @@ pub enum Profile {
     ReadonlyShared,
 }
 
+/// What a mount's options say of files and folders that are made through it. By default they are their
+/// maker's, with the mode that it asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ownership {
+    /// Everything belongs to this user.
+    pub uid: Option<u32>,
+    /// Everything belongs to this group.
+    pub gid: Option<u32>,
+    /// Permission bits that no file gets.
+    pub file_umask: u32,
+    /// Permission bits that no folder gets.
+    pub dir_umask: u32,
+    /// What its maker lets the group read the group may write, too (and search, in a folder). What the maker
+    /// keeps from the group stays its own.
+    pub group_writes: bool,
+}
+
+impl Ownership {
+    /// The mode of something new, out of the one that its maker asked for.
+    pub(crate) fn mode(&self, folder: bool, asked: u32) -> u32 {
+        let owners = (asked & 0o700) >> 3;
+        let shared = self.group_writes && asked & 0o040 != 0;
+        let asked = if shared { asked | owners } else { asked };
+        asked & !(if folder { self.dir_umask } else { self.file_umask } & 0o777)
+    }
+}
+
 /// One file system to serve.
 #[derive(Debug, Clone)]
 pub struct VolumeConfig {
@@ -42,6 +69,8 @@ pub struct VolumeConfig {
     pub file_mode: u32,
     /// Permission bits of directories that carry none.
     pub dir_mode: u32,
+    /// Whose what is made here is, where that is not simply its maker's.
+    pub ownership: Ownership,
     /// How long the kernel may keep attributes.
     pub attr_timeout: Duration,
     /// How long the kernel may keep names.
@@ -83,6 +112,7 @@ impl VolumeConfig {
             gid: 0,
             file_mode: 0o644,
             dir_mode: 0o755,
+            ownership: Ownership::default(),
             attr_timeout: Duration::from_secs(1),
             entry_timeout: Duration::from_secs(1),
             negative_timeout: Profile::General.negative_timeout(),

@@ -9,6 +9,7 @@ pub mod errno;
 pub mod fuse;
 pub mod journal;
 mod log_limit;
+pub mod mend;
 pub mod observer;
 #[cfg(test)]
 mod several_mounts;

@@ -15,7 +15,7 @@
 //! | node | core | persistentvolumes, persistentvolumeclaims | get | whose claim a Secret or an Event is of |
 //! | node | core | events | create, patch | Events and their count |
 //! | node, controller | core | secrets, in namespaces that are named | get | `secretName` |
-//! | uninstall hook | apps | the node plugins' DaemonSet | get, delete | ends them with their rights |
+//! | uninstall hook | apps | the node plugins' DaemonSet, by name | get, delete | ends them while they may |
 //! | uninstall hook | core | nodes | list, patch | label and annotation of nodes that are down |
 //!
 //! RBAC cannot limit `nodes: patch` to the node a pod runs on; a ValidatingAdmissionPolicy can.

@@ -2,6 +2,7 @@
 
 pub mod cleanup;
 pub mod controller;
+mod credentials;
 pub mod doctor;
 pub mod driver;
 pub mod mount;

@@ -7,8 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use blob_client::auth::Credentials;
-use blob_client::secret::Secret;
 use blob_client::transport::failover::TransportMode;
 use blob_client::{Client, UnreadableTags};
 use blob_fs::{Profile, Resources, VolumeConfig};
@@ -16,9 +14,10 @@ use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
+use super::credentials::credentials;
 use super::{BudgetArgs, DeviceArgs, first_look};
 use crate::csi::account::Account;
-use crate::csi::connect::{self, Connector};
+use crate::csi::connect::{self, Connector, CredentialKind};
 use crate::csi::volume_context::{Keeping, content_types};
 use crate::mounts::bounded::bounded;
 use crate::mounts::mounter::{Kernel, Mounter, Serving};
@@ -204,6 +203,7 @@ pub async fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
 async fn configure(args: &MountArgs, connector: &Connector) -> anyhow::Result<(VolumeConfig, Client)> {
     let (account, container, prefix) = Account::split_url(&args.url)?;
     let credentials = credentials(&account, |name| std::env::var(name).ok())?;
+    let kind = CredentialKind::of(&credentials);
     let keeping = Keeping {
         content_types: content_types(&args.content_type)?,
         unreadable_tags: if args.drop_index_tags {
@@ -214,10 +214,17 @@ async fn configure(args: &MountArgs, connector: &Connector) -> anyhow::Result<(V
     };
     let client = connector.client(&account, credentials, args.transport.into(), &keeping)?;
     let container = connect::container(&client, &container)?;
-    connect::check(&account, &container, &prefix).await?;
+    let mut read_only = args.read_only || kind == CredentialKind::None;
+    let rights = connect::check_mount(&account, &container, &prefix, read_only, kind).await?;
+    if !read_only && !rights.write && rights.delete {
+        tracing::warn!("the credential lacks the right to write (w): files can be deleted and not written");
+    } else if !read_only && !rights.write {
+        tracing::warn!("the credential lacks the right to write (w): mounted read-only");
+        read_only = true;
+    }
     let mut config = VolumeConfig::new(source(&account, container.name(), &prefix), Arc::new(container));
     config.prefix = prefix;
-    config.read_only = args.read_only;
+    config.read_only = read_only;
     config.uid = args.uid.unwrap_or_else(|| nix::unistd::getuid().as_raw());
     config.gid = args.gid.unwrap_or_else(|| nix::unistd::getgid().as_raw());
     config.file_mode = args.file_mode;
@@ -232,39 +239,6 @@ fn source(account: &Account, container: &str, prefix: &str) -> String {
     match prefix {
         "" => format!("{}/{container}", account.name),
         prefix => format!("{}/{container}/{prefix}", account.name),
-    }
-}
-
-/// Credentials out of the environment.
-fn credentials(account: &Account, env: impl Fn(&str) -> Option<String>) -> anyhow::Result<Credentials> {
-    let get = |name| env(name).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
-    let mut account = account.clone();
-    if let Some(name) = get("AZURE_STORAGE_ACCOUNT") {
-        // A custom domain does not show the account; an account's own domain does, and must agree.
-        let shown = account
-            .endpoint
-            .host_str()
-            .is_some_and(|h| h.starts_with(&format!("{}.blob.", account.name)));
-        if name != account.name && shown {
-            bail!(
-                "AZURE_STORAGE_ACCOUNT: it says {name:?}, the URL says {:?}",
-                account.name
-            );
-        }
-        account.name = name;
-    }
-    match (get("AZURE_STORAGE_KEY"), get("AZURE_STORAGE_SAS_TOKEN")) {
-        (Some(_), Some(_)) => bail!("AZURE_STORAGE_KEY and AZURE_STORAGE_SAS_TOKEN are both set; keep one"),
-        (Some(key), None) => {
-            let credentials = account.shared_key(Secret::new(key));
-            credentials.map_err(|_| {
-                anyhow::anyhow!("AZURE_STORAGE_KEY is not base64; copy it as the portal shows it")
-            })
-        }
-        (None, Some(sas)) => Ok(Credentials::Sas(Secret::new(
-            sas.trim_start_matches('?').to_owned(),
-        ))),
-        (None, None) => Ok(Credentials::Anonymous),
     }
 }
 
@@ -381,44 +355,6 @@ fn octal(text: &str) -> Result<u32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn found(pairs: &[(&str, &str)], url: &str) -> anyhow::Result<Credentials> {
-        let (account, ..) = Account::split_url(url)?;
-        let map: std::collections::HashMap<_, _> = pairs.iter().copied().collect();
-        credentials(&account, |name| map.get(name).map(|v| (*v).to_owned()))
-    }
-
-    #[test]
-    fn credentials_come_from_the_environment() {
-        let url = "https://acct.blob.core.windows.net/c";
-        assert!(matches!(found(&[], url).unwrap(), Credentials::Anonymous));
-        let sas = found(&[("AZURE_STORAGE_SAS_TOKEN", "?sig=1")], url).unwrap();
-        assert!(matches!(sas, Credentials::Sas(s) if s.expose() == "sig=1"));
-        let key = [("AZURE_STORAGE_KEY", "a2V5"), ("AZURE_STORAGE_ACCOUNT", "acct")];
-        assert!(
-            matches!(found(&key, url).unwrap(), Credentials::SharedKey { account, .. } if account == "acct")
-        );
-        let custom = found(&key, "https://data.example.com/c").unwrap();
-        assert!(matches!(custom, Credentials::SharedKey { account, .. } if account == "acct"));
-    }
-
-    #[test]
-    fn wrong_environments_are_named_and_do_not_leak() {
-        let url = "https://acct.blob.core.windows.net/c";
-        let text = |pairs| format!("{:#}", found(pairs, url).unwrap_err());
-        let both = text(&[
-            ("AZURE_STORAGE_KEY", "canary"),
-            ("AZURE_STORAGE_SAS_TOKEN", "canary"),
-        ]);
-        assert!(both.contains("both") && !both.contains("canary"), "{both}");
-        let other = text(&[("AZURE_STORAGE_ACCOUNT", "other")]);
-        assert!(other.contains("AZURE_STORAGE_ACCOUNT"), "{other}");
-        let key = text(&[("AZURE_STORAGE_KEY", "canary!")]);
-        assert!(
-            key.contains("AZURE_STORAGE_KEY") && !key.contains("canary"),
-            "{key}"
-        );
-    }
 
     #[test]
     fn modes_are_octal() {

@@ -1,5 +1,6 @@
 //! From an account to a container that is known to answer.
 
+use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -7,7 +8,8 @@ use blob_client::auth::Credentials;
 use blob_client::auth::entra::GivenToken;
 use blob_client::transport::failover::{Paths, TransportMode};
 use blob_client::transport::{PathStats, Transport};
-use blob_client::{Client, ClientConfig, Container, ListOptions};
+use blob_client::{Client, ClientConfig, Condition, Container, ListItem, ListOptions, Metadata, Properties};
+use blob_fs::tree::inspect::is_folder;
 use vsc_driver::buffer::Arena;
 
 use super::account::Account;
@@ -110,44 +112,201 @@ pub fn container(client: &Client, name: &str) -> Result<Container> {
 /// Asks a container one question, with the right that every mount needs: listing. A SAS for one container may
 /// list and may not read the container's properties.
 pub async fn check(account: &Account, container: &Container, prefix: &str) -> Result<()> {
-    let options = ListOptions {
-        prefix: if prefix.is_empty() {
-            String::new()
-        } else {
-            format!("{prefix}/")
-        },
-        max_results: Some(1),
-        ..ListOptions::default()
+    in_time(account, async {
+        container.check_reach()?;
+        let asked = container.for_a_verdict(FIRST_ANSWER);
+        check_flat(account, &asked).await?;
+        let found = first(&asked, below(prefix)).await;
+        found
+            .map(drop)
+            .map_err(|error| explain(account, container.name(), error))
+    })
+    .await
+}
+
+/// What the credential of a mount may do beside reading and listing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rights {
+    /// Write blobs (the letter `w` of a SAS).
+    pub write: bool,
+    /// Delete them (`d`).
+    pub delete: bool,
+}
+
+impl Rights {
+    /// Those of an account key.
+    pub const ALL: Self = Self {
+        write: true,
+        delete: true,
     };
-    container.check_reach()?;
-    let asked = container.for_a_verdict(FIRST_ANSWER);
-    let answered = async {
-        // The same right, and an account of either kind answers it; so it is asked first.
-        if asked.is_hierarchical().await? {
-            return Ok(true);
+    /// Those of nobody.
+    pub const NONE: Self = Self {
+        write: false,
+        delete: false,
+    };
+}
+
+/// The same before a mount, and what would otherwise only be noticed by a pod: a prefix that is a file, a
+/// prefix of a read-only volume below which there is nothing, rights that are missing. Nothing is changed.
+pub async fn check_mount(
+    account: &Account,
+    container: &Container,
+    prefix: &str,
+    read_only: bool,
+    credentials: CredentialKind,
+) -> Result<Rights> {
+    in_time(account, async {
+        container.check_reach()?;
+        let asked = container.for_a_verdict(FIRST_ANSWER);
+        let explained = |error| explain(account, container.name(), error);
+        check_flat(account, &asked).await?;
+        let holds = first(&asked, below(prefix)).await.map_err(explained)?.is_some();
+        if !holds && !prefix.is_empty() {
+            // The first blob whose name begins like the prefix is the one of that name, if there is one.
+            let own = first(&asked, prefix.to_owned()).await.map_err(explained)?;
+            let own = own.filter(|(name, _)| name == prefix);
+            match own {
+                Some((_, properties)) if !is_folder(&properties) => {
+                    return Err(Error::new(
+                        Reason::PrefixNotDirectory,
+                        format!("prefix: {prefix:?} is a file in container {:?}", container.name()),
+                    ));
+                }
+                None if read_only => {
+                    return Err(Error::new(
+                        Reason::PrefixNotFound,
+                        format!(
+                            "prefix: nothing is below {prefix:?} in container {:?}",
+                            container.name()
+                        ),
+                    ));
+                }
+                _ => {}
+            }
         }
-        asked.list(&options).await.map(|_| false)
-    };
-    match tokio::time::timeout(FIRST_ANSWER + GRACE, answered).await {
-        Ok(Ok(false)) => Ok(()),
-        Ok(Ok(true)) => Err(Error::new(
+        match credentials {
+            CredentialKind::Key => Ok(Rights::ALL),
+            CredentialKind::None => Ok(Rights::NONE),
+            _ if read_only => Ok(Rights::NONE),
+            CredentialKind::Limited => rights(&asked, prefix).await.map_err(explained),
+        }
+    })
+    .await
+}
+
+/// Refuses accounts with a hierarchical namespace. An account of either kind answers this question, with the
+/// right to list; so it is asked first.
+async fn check_flat(account: &Account, container: &Container) -> Result<()> {
+    let hierarchical = container.is_hierarchical().await;
+    if hierarchical.map_err(|error| explain(account, container.name(), error))? {
+        return Err(Error::new(
             Reason::NotSupportedYet,
             format!(
                 "the account {:?} has a hierarchical namespace (Data Lake Storage Gen2), which is not \
                  supported yet; use an account without",
                 account.name
             ),
-        )),
-        Ok(Err(error)) => Err(explain(account, container.name(), error)),
-        Err(_) => Err(Error::new(
+        ));
+    }
+    Ok(())
+}
+
+/// How much a credential may do, as far as its kind says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CredentialKind {
+    /// The account's key: everything.
+    Key,
+    /// A SAS or a token: what it was given.
+    Limited,
+    /// None: reading at most.
+    None,
+}
+
+impl CredentialKind {
+    /// That of credentials.
+    pub fn of(credentials: &Credentials) -> Self {
+        match credentials {
+            Credentials::SharedKey { .. } => Self::Key,
+            Credentials::Sas(_) | Credentials::Token(_) => Self::Limited,
+            Credentials::Anonymous => Self::None,
+        }
+    }
+}
+
+/// Asks for changes of a blob that is not there: who may make them is told so, everybody else that he may
+/// not. What a SAS says of itself is not all: a stored policy, or the roles of who signed it, may say less.
+async fn rights(container: &Container, prefix: &str) -> blob_client::Result<Rights> {
+    let absent = format!(
+        "{}.vsc-blob-hidden.{}",
+        below(prefix),
+        uuid::Uuid::new_v4().simple()
+    );
+    let never = Condition::none();
+    let metadata = Metadata::new();
+    let (write, delete) = futures::join!(
+        container.set_metadata(&absent, &metadata, &never),
+        container.delete(&absent, &never)
+    );
+    let allowed = |outcome: blob_client::Result<()>| match outcome {
+        Ok(())
+        | Err(blob_client::Error::BlobNotFound { .. } | blob_client::Error::ConditionNotMet { .. }) => {
+            Ok(true)
+        }
+        Err(blob_client::Error::Denied { .. }) => Ok(false),
+        Err(error) => Err(error),
+    };
+    Ok(Rights {
+        write: allowed(write.map(drop))?,
+        delete: allowed(delete)?,
+    })
+}
+
+/// What the names of blobs below a prefix begin with.
+fn below(prefix: &str) -> String {
+    if prefix.is_empty() {
+        String::new()
+    } else {
+        format!("{prefix}/")
+    }
+}
+
+/// The first blob whose name begins like this.
+async fn first(
+    container: &Container,
+    beginning: String,
+) -> blob_client::Result<Option<(String, Properties)>> {
+    let mut options = ListOptions {
+        prefix: beginning,
+        max_results: Some(1),
+        metadata: true,
+        ..ListOptions::default()
+    };
+    loop {
+        let page = container.list(&options).await?;
+        let blob = page.items.into_iter().find_map(|item| match item {
+            ListItem::Blob { name, properties } => Some((name, properties)),
+            ListItem::Prefix { .. } => None,
+        });
+        // A page may be empty and not the last.
+        if blob.is_some() || page.next_marker.is_none() {
+            return Ok(blob);
+        }
+        options.marker = page.next_marker;
+    }
+}
+
+/// Ends questions to an account whose answers trickle.
+async fn in_time<T>(account: &Account, asking: impl Future<Output = Result<T>>) -> Result<T> {
+    let limit = FIRST_ANSWER + GRACE;
+    tokio::time::timeout(limit, asking).await.unwrap_or_else(|_| {
+        Err(Error::new(
             Reason::EndpointUnreachable,
             format!(
-                "server: {} gave no whole answer within {:?}",
-                account.endpoint,
-                FIRST_ANSWER + GRACE
+                "server: {} gave no whole answer within {limit:?}",
+                account.endpoint
             ),
-        )),
-    }
+        ))
+    })
 }
 
 /// The client's error with the field of the volume it is about.

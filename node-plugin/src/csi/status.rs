@@ -124,6 +124,8 @@ reasons! {
     /// The target path exists and is no directory.
     TargetNotDirectory => InvalidArgument,
         "Remove the file at the target path; the driver creates a directory there";
+    /// The prefix is the name of a file.
+    PrefixNotDirectory => InvalidArgument, "Name a folder in prefix, or leave it out for the whole container";
     /// required_bytes is above limit_bytes, or negative.
     CapacityOutOfRange => OutOfRange, "Ask for a size within the limit; containers themselves have no quota";
     /// The node serves as many volumes as its budget allows.
@@ -134,6 +136,8 @@ reasons! {
     VolumeNotFound => NotFound, "Check the volume id (volumeHandle)";
     /// The container does not exist.
     ContainerNotFound => NotFound, "Create the container, or correct containerName";
+    /// Nothing is below the prefix of a read-only volume.
+    PrefixNotFound => NotFound, "Correct prefix, or put something there first";
     /// The path of a request is not a mount of the volume.
     PathNotFound => NotFound, "Check that the volume is published at this path";
     /// The service did not accept the key, SAS or token.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use blob_client::{ListItem, ListOptions};
 use blob_fs::Store;
+use blob_fs::tree::inspect::Scan;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -23,7 +24,7 @@ const PAGES: usize = 20;
 const FIRST: Duration = Duration::from_secs(3);
 
 /// The outcome of a count.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Holdings {
     /// Bytes of the blobs counted, as the service has them.
     pub bytes: u64,
@@ -31,13 +32,17 @@ pub struct Holdings {
     pub blobs: u64,
     /// There are no others; false when the count ended at its limit.
     pub all: bool,
+    /// Those of them that the file system does not show.
+    pub unshown: u64,
+    /// The first of these.
+    pub example: Option<String>,
 }
 
 /// Counts one volume.
 #[derive(Debug)]
 pub struct Counter {
     store: Arc<dyn Store>,
-    /// With a `/` at its end, or empty.
+    /// Without a `/` at its end.
     prefix: String,
     runtime: tokio::runtime::Handle,
     /// One count at a time in the whole process.
@@ -61,13 +66,9 @@ impl Counter {
         runtime: tokio::runtime::Handle,
         turn: Arc<Semaphore>,
     ) -> Arc<Self> {
-        let prefix = match prefix {
-            "" => String::new(),
-            prefix => format!("{prefix}/"),
-        };
         Arc::new(Self {
             store,
-            prefix,
+            prefix: prefix.to_owned(),
             runtime,
             turn,
             known: Mutex::default(),
@@ -82,7 +83,7 @@ impl Counter {
             // Too late is as good as not yet: the count goes on.
             let _ = tokio::time::timeout(FIRST, counting).await;
         }
-        self.known().latest
+        self.known().latest.clone()
     }
 
     fn start_if_due(self: &Arc<Self>) -> Option<JoinHandle<()>> {
@@ -100,10 +101,12 @@ impl Counter {
             // The semaphore is never closed.
             let _turn = turn.acquire_owned().await;
             let mut holdings = Holdings::default();
+            let mut scan = None;
             let mut marker = None;
             for _ in 0..PAGES {
                 let Some(counter) = counter.upgrade() else { return };
-                match counter.page(marker, &mut holdings).await {
+                let scan = scan.get_or_insert_with(|| Scan::new(&counter.prefix));
+                match counter.page(marker, scan, &mut holdings).await {
                     Ok(None) => {
                         holdings.all = true;
                         break;
@@ -132,16 +135,26 @@ impl Counter {
     async fn page(
         &self,
         marker: Option<String>,
+        scan: &mut Scan,
         holdings: &mut Holdings,
     ) -> blob_client::Result<Option<String>> {
         let options = ListOptions {
-            prefix: self.prefix.clone(),
+            prefix: match self.prefix.as_str() {
+                "" => String::new(),
+                prefix => format!("{prefix}/"),
+            },
             marker,
+            // What says whether a blob is a folder.
+            metadata: true,
             ..ListOptions::default()
         };
         let page = self.store.list(&options).await?;
         for item in page.items {
-            if let ListItem::Blob { properties, .. } = item {
+            if let ListItem::Blob { name, properties } = item {
+                if let Some(finding) = scan.unshown(&name, &properties.metadata) {
+                    holdings.unshown += 1;
+                    holdings.example.get_or_insert_with(|| finding.blob().to_owned());
+                }
                 holdings.blobs += 1;
                 holdings.bytes = holdings.bytes.saturating_add(properties.content_length);
             }
@@ -184,11 +197,12 @@ mod tests {
             bytes,
             blobs,
             all: true,
+            ..Holdings::default()
         };
         assert_eq!(first, all(9, 3));
         store.foreign_put("e", "1", Metadata::default());
         for _ in 0..100 {
-            assert_eq!(counter.holdings().await, Some(first));
+            assert_eq!(counter.holdings().await.as_ref(), Some(&first));
         }
         assert_eq!(
             store.counters().of(Op::List),
@@ -197,7 +211,7 @@ mod tests {
         );
         tokio::time::advance(GOOD_FOR).await;
         // This call gets the old count and starts a new one.
-        assert_eq!(counter.holdings().await, Some(first));
+        assert_eq!(counter.holdings().await.as_ref(), Some(&first));
         counted(&counter, Some(all(10, 4))).await;
     }
 
@@ -206,6 +220,18 @@ mod tests {
         while counter.known().latest != wanted {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    }
+
+    #[tokio::test]
+    async fn blobs_that_are_not_shown_are_counted() {
+        let store = store();
+        for blob in ["d/x//y", "d/b/c", "x."] {
+            store.foreign_put(blob, "1", Metadata::default());
+        }
+        let holdings = counter(&store, "d").holdings().await.unwrap();
+        assert_eq!((holdings.blobs, holdings.unshown), (3, 2));
+        assert_eq!(holdings.example.as_deref(), Some("d/b"), "a folder has its name");
+        assert_eq!(counter(&store, "").holdings().await.unwrap().unshown, 3);
     }
 
     #[tokio::test]
@@ -232,6 +258,7 @@ mod tests {
             bytes: 9,
             blobs: 3,
             all: true,
+            ..Holdings::default()
         };
         counted(&counter, Some(all)).await;
     }

@@ -26,7 +26,8 @@ pub(crate) struct Owner {
 }
 
 impl Tree {
-    /// Attributes of something new in a directory. With set-group-id there, the group is the directory's.
+    /// Attributes of something new in a directory. With set-group-id there, the group is the directory's,
+    /// unless the mount says whose everything is.
     pub(super) fn new_attrs(&self, parent: NodeId, kind: Kind, mode: u32, owner: Owner) -> Result<Attrs> {
         let directory = self.node(parent)?;
         let state = directory.state();
@@ -37,6 +38,7 @@ impl Tree {
         } else {
             owner.gid
         };
+        let ownership = &self.config.ownership;
         let inherited = if inherits && kind == Kind::Directory {
             libc::S_ISGID
         } else {
@@ -45,12 +47,12 @@ impl Tree {
         let mode = if kind == Kind::Symlink {
             0o777
         } else {
-            (mode & 0o7777) | inherited
+            ownership.mode(kind == Kind::Directory, mode & 0o7777) | inherited
         };
         Ok(Attrs {
             mode: Some(mode),
-            uid: Some(owner.uid),
-            gid: Some(group),
+            uid: Some(ownership.uid.unwrap_or(owner.uid)),
+            gid: Some(ownership.gid.unwrap_or(group)),
             ..Attrs::default()
         })
     }

@@ -24,7 +24,7 @@ use crate::log_limit::limited;
 use crate::store::Store;
 
 /// The mark, in the metadata of a hidden blob.
-const MARK: &str = "vsc_hidden";
+pub(crate) const MARK: &str = "vsc_hidden";
 /// How long a lease lasts without being renewed, in seconds: the longest that ends by itself.
 const LEASE: u32 = 60;
 /// How often leases are renewed: two may fail.

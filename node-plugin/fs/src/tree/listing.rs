@@ -170,13 +170,13 @@ impl Tree {
             cursor.listing = table.begin_listing();
         }
         let first = *cursor.first.get_or_insert(asked);
-        let mut hides = false;
+        let mut hidden = None;
         let mut newest = None;
         for item in &page.items {
             let (name, found) = match classify(item, &below, parent == ROOT) {
                 Item::Shown(name, found) => (name, found),
                 Item::Hidden => {
-                    hides = true;
+                    hidden.get_or_insert(item);
                     continue;
                 }
                 Item::Itself | Item::Reserved => continue,
@@ -194,15 +194,16 @@ impl Tree {
                 newest = newest.max(Some(blob.created.unwrap_or(blob.last_modified)));
             }
         }
-        if hides
+        if let Some(ListItem::Blob { name, .. } | ListItem::Prefix { name }) = hidden
             && let Some(dir) = table.dir_mut(parent)
             && !std::mem::replace(&mut dir.hides, true)
         {
             limited!(
                 info,
                 self.volume(),
-                "blobs whose names are no paths are hidden",
-                directory
+                "blobs whose names are no paths are not shown, and keep their folder from being empty",
+                directory,
+                first = ?name
             );
         }
         if let (Some(newest), Some(node)) = (newest, table.node(parent)) {

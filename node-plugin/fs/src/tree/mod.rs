@@ -57,6 +57,7 @@ mod gates;
 mod grown;
 mod handles;
 mod hidden;
+pub mod inspect;
 mod io;
 mod listing;
 mod lookup;

@@ -36,6 +36,8 @@ pub(crate) const MAX_COMPONENT: usize = 255;
 pub(crate) const MAX_BLOB_NAME: usize = 1024;
 /// Beginning of reserved names in the root of a volume.
 pub(crate) const HIDDEN: &str = ".vsc-blob-hidden.";
+/// Beginning of the name of a file that is being exchanged, likewise.
+const EXCHANGE: &str = ".vsc-blob-exchange.";
 
 const QUOTE: char = '\u{201B}';
 const BACKSLASH: char = '\u{FF3C}';
@@ -136,7 +138,12 @@ pub(crate) fn is_reserved(name: &str) -> bool {
 /// A new name for one of two files while they are exchanged. Shown like any other: if the exchange is cut
 /// off, it is where the file is.
 pub(crate) fn exchange() -> String {
-    format!(".vsc-blob-exchange.{}", Uuid::new_v4().simple())
+    format!("{EXCHANGE}{}", Uuid::new_v4().simple())
+}
+
+/// True for names in the root of a volume that a file has while it is exchanged.
+pub(crate) fn is_exchange(name: &str) -> bool {
+    name.starts_with(EXCHANGE)
 }
 
 /// A new reserved name.

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::common::*;
 use crate::{patient, store};
 use blob_client::{BlockId, Metadata, StoredHeaders};
+use blob_fs::config::Ownership;
 
 #[test]
 fn attributes_survive_a_remount() {
@@ -67,6 +68,60 @@ fn attributes_survive_a_remount() {
         "alice"
     );
     assert_eq!(fs::read(m.path("foreign")).unwrap(), b"x");
+}
+
+#[test]
+fn what_is_made_belongs_to_whom_the_mount_says() {
+    let store = store();
+    let m = Mount::with(&store, |c| {
+        (c.uid, c.gid, c.file_mode, c.dir_mode) = (1000, 2000, 0o660, 0o2770);
+        c.ownership = Ownership {
+            uid: Some(1000),
+            gid: Some(2000),
+            file_umask: 0o007,
+            dir_umask: 0o007,
+            group_writes: true,
+        };
+    });
+    let made = |name: &str, mode: u32| {
+        let mut options = OpenOptions::new();
+        drop(
+            options
+                .write(true)
+                .create_new(true)
+                .mode(mode)
+                .open(m.path(name))
+                .unwrap(),
+        );
+    };
+    // The umask of this process takes at least what the group may write.
+    made("f", 0o644);
+    made("run", 0o755);
+    made("secret", 0o600);
+    fs::create_dir(m.path("d")).unwrap();
+    fs::set_permissions(m.path("d"), Permissions::from_mode(0o2755)).unwrap();
+    fs::create_dir(m.path("d/e")).unwrap();
+    symlink("f", m.path("l")).unwrap();
+    let check = |m: &Mount| {
+        for (name, mode) in [
+            ("f", 0o660),
+            ("run", 0o770),
+            ("secret", 0o600),
+            // What somebody sets is what there is.
+            ("d", 0o2755),
+            ("d/e", 0o2770),
+            ("l", 0o777),
+        ] {
+            let meta = fs::symlink_metadata(m.path(name)).unwrap();
+            let found = (meta.mode() & 0o7777, meta.uid(), meta.gid());
+            assert_eq!(found, (mode, 1000, 2000), "{name}: {:o}", found.0);
+        }
+    };
+    check(&m);
+    m.end().unwrap();
+    check(&Mount::with(&store, |c| {
+        (c.uid, c.gid, c.file_mode, c.dir_mode) = (1000, 2000, 0o660, 0o2770);
+    }));
 }
 
 #[test]

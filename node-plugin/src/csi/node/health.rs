@@ -75,10 +75,10 @@ impl NodeService {
                 let space = self.mounts.usage(&path).await?;
                 let held = self.mounts.holdings(&record.path).await;
                 Ok(NodeGetVolumeStatsResponse {
-                    usage: usage(with_holdings(space, held)),
+                    usage: usage(with_holdings(space, held.as_ref())),
                     volume_condition: Some(VolumeCondition {
                         abnormal: false,
-                        message: answers(held),
+                        message: answers(held.as_ref()),
                     }),
                 })
             }
@@ -180,8 +180,8 @@ fn inaccessible(reason: Reason, message: String) -> VolumeHealthEntry {
 }
 
 /// A file system without a size, with what is known of its content.
-fn with_holdings(space: Usage, held: Option<Holdings>) -> Usage {
-    let held = held.unwrap_or_default();
+fn with_holdings(space: Usage, held: Option<&Holdings>) -> Usage {
+    let held = held.cloned().unwrap_or_default();
     let filled = |[total, _, _]: [u64; 3], used: u64| [total, used, total.saturating_sub(used)];
     Usage {
         bytes: filled(space.bytes, held.bytes),
@@ -190,15 +190,25 @@ fn with_holdings(space: Usage, held: Option<Holdings>) -> Usage {
 }
 
 /// The condition of a mount that answers, and how much the numbers beside it say.
-fn answers(held: Option<Holdings>) -> String {
-    match held {
-        Some(Holdings { all: true, .. }) => "the file system answers".to_owned(),
-        Some(Holdings { blobs, .. }) => format!(
-            "the file system answers; the volume holds more than {blobs} blobs, and only so many are in the \
-            used space"
-        ),
-        None => "the file system answers; its used space is not counted yet and shown as 0".to_owned(),
+fn answers(held: Option<&Holdings>) -> String {
+    let Some(held) = held else {
+        return "the file system answers; its used space is not counted yet and shown as 0".to_owned();
+    };
+    let mut text = "the file system answers".to_owned();
+    if !held.all {
+        text += &format!(
+            "; the volume holds more than {} blobs, and only so many are in the used space",
+            held.blobs
+        );
     }
+    if let Some(example) = &held.example {
+        text += &format!(
+            "; {} blobs are not shown, because their names are no paths or those of folders (the first: \
+             {example:?})",
+            held.unshown
+        );
+    }
+    text
 }
 
 fn usage(usage: Usage) -> Vec<VolumeUsage> {
@@ -226,14 +236,25 @@ mod tests {
             bytes: 1000,
             blobs: 7,
             all: true,
+            ..Holdings::default()
         };
-        let known = with_holdings(space, Some(held));
+        let known = with_holdings(space, Some(&held));
         assert_eq!(known.bytes, [1 << 50, 1000, (1 << 50) - 1000]);
         assert_eq!(known.inodes, [1 << 40, 7, (1 << 40) - 7]);
-        assert_eq!(answers(Some(held)), "the file system answers");
+        assert_eq!(answers(Some(&held)), "the file system answers");
         assert_eq!(with_holdings(space, None), space);
         assert!(answers(None).contains("not counted yet"));
-        let part = Holdings { all: false, ..held };
-        assert!(answers(Some(part)).contains("more than 7 blobs"));
+        let part = Holdings {
+            all: false,
+            unshown: 2,
+            example: Some("a//b".to_owned()),
+            ..held
+        };
+        let told = answers(Some(&part));
+        assert!(told.contains("more than 7 blobs"), "{told}");
+        assert!(
+            told.contains("2 blobs are not shown") && told.contains("\"a//b\""),
+            "{told}"
+        );
     }
 }

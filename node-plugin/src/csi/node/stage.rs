@@ -10,7 +10,7 @@ use super::{NodeService, resolved, stable_context};
 use crate::cluster::VolumeAt;
 use crate::csi::account::Account;
 use crate::csi::capability::Access;
-use crate::csi::connect;
+use crate::csi::connect::{self, CredentialKind};
 use crate::csi::named_secret::{self, Owner};
 use crate::csi::required;
 use crate::csi::status::{Error, Reason, Result};
@@ -155,12 +155,25 @@ impl NodeService {
         let credentials = self
             .connector
             .credentials(&account, attributes, secrets, pod_token)?;
+        let kind = CredentialKind::of(&credentials);
         let client =
             self.connector
                 .client(&account, credentials, attributes.transport, &attributes.keeping)?;
         let container = connect::container(&client, name)?;
         let prefix = attributes.prefix.clone().unwrap_or_default();
-        connect::check(&account, &container, &prefix).await?;
+        let read_only = read_only || options.read_only || access.read_only() || kind == CredentialKind::None;
+        let rights = connect::check_mount(&account, &container, &prefix, read_only, kind).await?;
+        if !read_only && !rights.write {
+            return Err(Error::new(
+                Reason::AccessDenied,
+                format!(
+                    "container {name:?} at {}: the credential lacks the right to write (w), and the volume \
+                     is not read-only; for one that is, say accessModes: [ReadOnlyMany], readOnly: true or \
+                     the mount option ro",
+                    account.endpoint
+                ),
+            ));
+        }
 
         let source = match prefix.as_str() {
             "" => format!("{}/{name}", account.name),
@@ -168,11 +181,12 @@ impl NodeService {
         };
         let mut config = VolumeConfig::new(source, std::sync::Arc::new(container));
         config.prefix = prefix;
-        config.read_only = read_only || options.read_only || access.read_only();
+        config.read_only = read_only;
         config.uid = options.uid.unwrap_or(config.uid);
         // The pod's fsGroup must own the volume (CSI: volume_mount_group); a gid= is the fallback.
         config.gid = access.group.or(options.gid).unwrap_or(config.gid);
         (config.file_mode, config.dir_mode) = options.modes(access.group.is_some());
+        config.ownership = options.ownership(access.group);
         config.attr_timeout = options.attr_timeout.unwrap_or(config.attr_timeout);
         config.entry_timeout = options.entry_timeout.unwrap_or(config.entry_timeout);
         config.negative_timeout = options

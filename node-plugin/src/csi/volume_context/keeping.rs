@@ -2,7 +2,7 @@
 
 use blob_client::{ContentTypes, StoredHeaders, UnreadableTags};
 
-use super::keys::Keys;
+use super::keys::{Keys, nearest};
 use crate::csi::status::{Error, Reason, Result};
 
 /// `contentType` and `indexTags`.
@@ -40,9 +40,12 @@ pub fn content_types(text: &str) -> Result<ContentTypes> {
                 .filter(|(kind, sub)| !kind.is_empty() && !sub.is_empty());
             let stored = parts.and_then(|_| StoredHeaders::of_type(fixed).ok());
             stored.map(ContentTypes::Fixed).ok_or_else(|| {
+                let near = nearest(fixed, ["auto", "none"].into_iter())
+                    .map(|near| format!("; did you mean {near:?}?"))
+                    .unwrap_or_default();
                 Error::new(
                     Reason::InvalidValue,
-                    format!("contentType: {text:?}; use auto, none or a type as text/plain"),
+                    format!("contentType: {text:?}; use auto, none or a type as text/plain{near}"),
                 )
             })
         }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use blob_fs::config::Ownership;
+
 use super::keys::nearest;
 use crate::csi::status::{Error, Reason, Result};
 
@@ -18,6 +20,36 @@ pub(super) const KNOWN: &[&str] = &[
     "entry_timeout",
     "negative_timeout",
     "kernel_cache",
+];
+
+/// Options that ask for what every mount is anyway.
+pub(super) const ALWAYS: &[&str] = &[
+    "rw",
+    "noatime",
+    "nodiratime",
+    "nosuid",
+    "nodev",
+    "_netdev",
+    "default_permissions",
+];
+
+/// Options that people try, and what they want instead.
+const INSTEAD: &[(&str, &str)] = &[
+    ("direct_io", "set profile: streaming in the volume's attributes"),
+    (
+        "context",
+        "a FUSE mount takes no SELinux label; see docs/volumes.md, SELinux",
+    ),
+    (
+        "fscontext",
+        "a FUSE mount takes no SELinux label; see docs/volumes.md, SELinux",
+    ),
+    ("noexec", "a pod's securityContext says what it may execute"),
+    (
+        "allow_root",
+        "every user of a pod may use the mount; permissions decide",
+    ),
+    ("nonempty", "an empty directory is made for each mount"),
 ];
 
 /// What `mountOptions` of a PersistentVolume or StorageClass ask for; `None` where nothing was said.
@@ -48,8 +80,7 @@ pub struct MountOptions {
 /// Modes when nobody said anything: every user of a pod may read and write, as with blob.csi.azure.com.
 const FILE_MODE: u32 = 0o666;
 const DIR_MODE: u32 = 0o777;
-/// Modes with a group from the pod's fsGroup: the group writes, others read; what is made in a folder belongs
-/// to the folder's group.
+/// Modes with a group from the pod's fsGroup: the group writes, others read; folders hand the group on.
 const GROUP_FILE_MODE: u32 = 0o664;
 const GROUP_DIR_MODE: u32 = 0o2775;
 
@@ -97,23 +128,18 @@ impl MountOptions {
             "attr_timeout" => self.attr_timeout = seconds()?,
             "entry_timeout" => self.entry_timeout = seconds()?,
             "negative_timeout" => self.negative_timeout = seconds()?,
-            _ => {
-                let near = nearest(&name, KNOWN.iter().copied());
-                let near = near
-                    .map(|near| format!("; did you mean {near:?}?"))
-                    .unwrap_or_default();
-                let known = KNOWN.join(", ");
-                return Err(Error::new(
-                    Reason::UnknownMountOption,
-                    format!("mountOptions: unknown option {word:?}{near} (known: {known})"),
-                ));
+            name if ALWAYS.contains(&name) => {
+                if !switch(name, value)? {
+                    return Err(bad(name, value, "true: every mount is so"));
+                }
             }
+            name => return Err(unknown(name, word)),
         }
         Ok(())
     }
 
-    /// Permission bits of files and directories, umask applied; `grouped` when the pod's fsGroup owns the
-    /// volume.
+    /// Permission bits of files and directories that carry none, umask applied; `grouped` when the pod's
+    /// fsGroup owns the volume.
     pub fn modes(&self, grouped: bool) -> (u32, u32) {
         let (file, dir) = if grouped {
             (GROUP_FILE_MODE, GROUP_DIR_MODE)
@@ -121,11 +147,47 @@ impl MountOptions {
             (FILE_MODE, DIR_MODE)
         };
         let mask = !self.umask.unwrap_or(0);
+        let inherited = dir & 0o7000;
         (
             self.file_mode.unwrap_or(file) & mask,
-            self.dir_mode.unwrap_or(dir) & mask,
+            (self.dir_mode.unwrap_or(dir) & mask) | inherited,
         )
     }
+
+    /// Whose files and folders are that pods make, as far as the options say; `group`: the pod's fsGroup.
+    pub fn ownership(&self, group: Option<u32>) -> Ownership {
+        let (file, _) = self.modes(group.is_some());
+        let gid = group.or(self.gid);
+        let umask = self.umask.unwrap_or(0);
+        // What a mode says that somebody has written down holds for others and for the group; whether a file
+        // can be executed is its maker's to say.
+        let kept = |mode: Option<u32>, bits: u32| umask | (!mode.unwrap_or(0o777) & bits);
+        Ownership {
+            uid: self.uid,
+            gid,
+            file_umask: kept(self.file_mode, 0o066),
+            dir_umask: kept(self.dir_mode, 0o077),
+            group_writes: gid.is_some() && file & 0o020 != 0,
+        }
+    }
+}
+
+fn unknown(name: &str, word: &str) -> Error {
+    if let Some((_, instead)) = INSTEAD.iter().find(|(known, _)| *known == name) {
+        return Error::new(
+            Reason::UnknownMountOption,
+            format!("mountOptions: option {word:?} is not offered: {instead}"),
+        );
+    }
+    let near = nearest(name, KNOWN.iter().chain(ALWAYS).copied());
+    let near = near
+        .map(|near| format!("; did you mean {near:?}?"))
+        .unwrap_or_default();
+    let known = KNOWN.join(", ");
+    Error::new(
+        Reason::UnknownMountOption,
+        format!("mountOptions: unknown option {word:?}{near} (known: {known})"),
+    )
 }
 
 fn bad(name: &str, value: Option<&str>, wanted: &str) -> Error {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use blob_client::transport::failover::TransportMode;
 use blob_fs::Profile;
+use blob_fs::config::Ownership;
 
 use super::*;
 
@@ -104,6 +105,9 @@ fn values_are_checked_and_named() {
             "fast",
             "general, streaming, smallfiles, readonly-shared",
         ),
+        ("contentType", "autp", "did you mean \"auto\""),
+        ("contentType", "text", "text/plain"),
+        ("indexTags", "kepp", "keep, drop"),
         ("AzureStorageAuthType", "Kerberos", "WorkloadIdentity"),
         ("mountWithWorkloadIdentityToken", "yes", "true or false"),
         ("protocol", "smb", "fuse"),
@@ -259,6 +263,30 @@ fn mount_options_and_blobfuse_spellings_mean_the_same() {
 }
 
 #[test]
+fn what_every_mount_is_may_be_asked_for() {
+    let plain = MountOptions::default();
+    for flags in [mount_options::ALWAYS, &["-o rw,noatime", "--nosuid=true"]] {
+        assert_eq!(MountOptions::parse(flags).unwrap(), plain);
+    }
+    let (reason, text) = refusal(MountOptions::parse(&["nosuid=false"]));
+    assert_eq!(reason, Reason::InvalidValue);
+    assert!(text.contains("every mount is so"), "{text}");
+}
+
+#[test]
+fn what_is_asked_for_elsewhere_is_said() {
+    for (option, instead) in [
+        ("direct_io", "profile: streaming"),
+        ("context=system_u:object_r:container_file_t:s0", "SELinux"),
+        ("noexec", "securityContext"),
+    ] {
+        let (reason, text) = refusal(MountOptions::parse(&[option]));
+        assert_eq!(reason, Reason::UnknownMountOption);
+        assert!(text.contains(option) && text.contains(instead), "{text}");
+    }
+}
+
+#[test]
 fn other_mount_options_are_refused_by_name() {
     let (reason, text) = refusal(MountOptions::parse(&["--file-cache-timeout-in-seconds=120"]));
     assert_eq!(reason, Reason::UnknownMountOption);
@@ -288,7 +316,33 @@ fn modes_follow_umask_and_group() {
     assert_eq!(modes(&["umask=027"], false), (0o640, 0o750));
     assert_eq!(
         modes(&["file_mode=0755", "dir_mode=0o700", "umask=022"], true),
-        (0o755, 0o700)
+        (0o755, 0o2700)
+    );
+}
+
+#[test]
+fn what_pods_make_belongs_to_whom_the_options_say() {
+    let ownership = |flags: &[&str], group| MountOptions::parse(flags).unwrap().ownership(group);
+    assert_eq!(ownership(&[], None), Ownership::default());
+    assert_eq!(
+        ownership(&["uid=1000", "gid=1000", "umask=007"], None),
+        Ownership {
+            uid: Some(1000),
+            gid: Some(1000),
+            file_umask: 0o007,
+            dir_umask: 0o007,
+            group_writes: true,
+        }
+    );
+    let shared = ownership(&["gid=1"], Some(2000));
+    assert_eq!(
+        (shared.uid, shared.gid, shared.group_writes),
+        (None, Some(2000), true)
+    );
+    let narrow = ownership(&["gid=1000", "file_mode=0640", "dir_mode=0750"], None);
+    assert_eq!(
+        (narrow.file_umask, narrow.dir_umask, narrow.group_writes),
+        (0o026, 0o027, false)
     );
 }
 
