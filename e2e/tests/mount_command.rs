@@ -3,6 +3,8 @@
 
 #[path = "mount_command/doctor.rs"]
 mod doctor;
+#[path = "mount_command/immutable.rs"]
+mod immutable;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};

@@ -151,3 +151,163 @@ fn names_that_cannot_be_shown_are_told() {
     world.unpublish(volume.unpublish()).unwrap();
     world.unstage(volume.unstage()).unwrap();
 }
+
+#[test]
+fn a_sas_is_taken_as_people_paste_it() {
+    let world = World::new();
+    world.put("photos", "a.jpg");
+    let signer = AccountKey::new(DEV_ACCOUNT, DEV_KEY).unwrap();
+    let sas = signer.container_sas("photos", &SasOptions::new("racwdl", Duration::from_secs(3600)));
+    let url = format!("{}/photos?{sas}", world.backend.endpoint());
+    let half = sas.len() / 2;
+    for pasted in [
+        sas.clone(),
+        format!("?{sas}"),
+        url.clone(),
+        format!("\"{sas}\"\n"),
+        format!("'{url}'\r\n"),
+        sas.replace('&', "&amp;"),
+        format!("{}\n{}", &sas[..half], &sas[half..]),
+        format!(
+            "BlobEndpoint={};SharedAccessSignature={sas}",
+            world.backend.endpoint()
+        ),
+    ] {
+        let mut volume = world.volume(&[]);
+        volume.secrets = HashMap::from([("azurestorageaccountsastoken".into(), pasted.clone())]);
+        world
+            .stage(volume.stage())
+            .unwrap_or_else(|status| panic!("{pasted:?}: {}", status.message()));
+        assert_eq!(std::fs::read(volume.staging.join("a.jpg")).unwrap(), b"hello");
+        world.unstage(volume.unstage()).unwrap();
+    }
+}
+
+#[test]
+fn a_sas_that_cannot_do_says_why() {
+    let world = World::new();
+    let signer = AccountKey::new(DEV_ACCOUNT, DEV_KEY).unwrap();
+    let hour = Duration::from_secs(3600);
+    let now = std::time::SystemTime::now();
+    let mut tomorrow = SasOptions::new("racwdl", 48 * hour);
+    tomorrow.starts = Some(now + 24 * hour);
+    let plain = SasOptions::new("racwdl", hour);
+    for (sas, reasons, words) in [
+        (
+            signer.container_sas("photos", &tomorrow),
+            "AuthenticationFailed",
+            "begins at",
+        ),
+        (signer.blob_sas("photos", "a.jpg", &plain), "InvalidValue", "sr=c"),
+        (signer.account_sas("o", &plain), "InvalidValue", "srt="),
+        ("sv=2021-12-02&sr=c&sp=rl".to_owned(), "InvalidValue", "sig="),
+    ] {
+        let mut volume = world.volume(&[]);
+        volume.secrets = HashMap::from([("azurestorageaccountsastoken".into(), sas.clone())]);
+        let status = world.stage(volume.stage()).unwrap_err();
+        let text = status.message();
+        assert!(
+            text.ends_with(&format!("[{reasons}]")) && text.contains(words),
+            "{text}"
+        );
+        let signature = sas.split("sig=").nth(1).filter(|signature| !signature.is_empty());
+        assert!(
+            signature.is_none_or(|signature| !text.contains(signature)),
+            "{text}"
+        );
+        assert_eq!(mounts(&volume.staging), 0);
+    }
+}
+
+/// What the service says of a blob.
+fn content_type(world: &World, blob: &str) -> String {
+    let view = world.backend.container("photos").unwrap();
+    let any = blob_client::Condition::none();
+    let head = runtime().block_on(view.client().head(blob, &any));
+    head.unwrap().stored.content_type().to_owned()
+}
+
+#[test]
+fn new_files_have_the_content_type_that_the_volume_says() {
+    let world = World::new();
+    let octets = "application/octet-stream";
+    for (said, html, other) in [
+        ("", "text/html", octets),
+        ("none", octets, octets),
+        ("text/x-log", "text/x-log", "text/x-log"),
+    ] {
+        let volume = world.volume(&[("contentType", said)]);
+        world.staged(&volume, || {
+            for (name, wanted) in [("a.html", html), ("b", other)] {
+                std::fs::write(volume.staging.join(name), "x").unwrap();
+                assert_eq!(content_type(&world, name), wanted, "{said:?}: {name}");
+                std::fs::remove_file(volume.staging.join(name)).unwrap();
+            }
+        });
+    }
+    let misspelled = world.volume(&[("contentType", "autp")]);
+    refused(
+        world.stage(misspelled.stage()),
+        Code::InvalidArgument,
+        "InvalidValue",
+        &["contentType", "auto"],
+    );
+}
+
+/// Gives a blob an index tag.
+fn tag(world: &World, blob: &str) {
+    let signer = AccountKey::new(DEV_ACCOUNT, DEV_KEY).unwrap();
+    let sas = signer.container_sas("photos", &SasOptions::new("rwt", Duration::from_secs(3600)));
+    let tags = "<Tags><TagSet><Tag><Key>project</Key><Value>one</Value></Tag></TagSet></Tags>";
+    let request = http::Request::put(format!("/{DEV_ACCOUNT}/photos/{blob}?comp=tags&{sas}"))
+        .header("host", "store")
+        .header("x-ms-version", "2021-12-02")
+        .header("content-length", tags.len())
+        .body(bytes::Bytes::from_static(tags.as_bytes()))
+        .unwrap();
+    let answer = world.backend.store().unwrap().execute(request);
+    assert!(answer.status().is_success(), "{answer:?}");
+}
+
+#[test]
+fn tags_that_may_not_be_read_are_lost_only_where_the_volume_says_so() {
+    let world = World::new();
+    for (said, written) in [("", false), ("keep", false), ("drop", true)] {
+        world.put("photos", "f");
+        tag(&world, "f");
+        let mut volume = with_rights(&world, "racwdl");
+        volume.context.insert("indexTags".to_owned(), said.to_owned());
+        world.staged(&volume, || {
+            // Not `fs::write`, which does not hear what close says.
+            let outcome = std::fs::File::create(volume.staging.join("f")).and_then(|mut file| {
+                std::io::Write::write_all(&mut file, b"changed")?;
+                file.sync_all()
+            });
+            let stored = world.backend.container("photos").unwrap().read("f").unwrap();
+            if written {
+                outcome.unwrap();
+                assert_eq!(stored, b"changed");
+            } else {
+                let error = outcome.unwrap_err();
+                assert_eq!(error.raw_os_error(), Some(libc::EACCES), "{said:?}");
+                assert_eq!(stored, b"hello", "{said:?}");
+            }
+        });
+    }
+}
+
+#[test]
+fn an_account_with_a_hierarchical_namespace_is_refused() {
+    let world = World::new();
+    let volume = world.volume(&[]);
+    world.staged(&volume, || ());
+    let store = world.backend.store().unwrap();
+    store.configure(|account| account.hierarchical = true);
+    refused(
+        world.stage(volume.stage()),
+        Code::InvalidArgument,
+        "NotSupportedYet",
+        &["hierarchical namespace", DEV_ACCOUNT],
+    );
+    assert_eq!(mounts(&volume.staging), 0);
+}
