@@ -139,6 +139,14 @@ impl InUse {
         }
     }
 
+    fn wait_for_files(&self, world: &World) {
+        wait_for("the files in the service", PATIENCE, || {
+            let there = world.has("photos", "open") && world.has("photos", "album/open");
+            Ok(there.then_some(()))
+        })
+        .unwrap();
+    }
+
     /// What pods had open goes on, and everything goes the ordinary way.
     fn end(self, world: &World) {
         use std::io::Write;
@@ -196,6 +204,8 @@ fn a_service_that_hangs_takes_no_mount_away_and_holds_no_call() {
     // A program that another test starts has copies of what is open here, and closes them at its beginning:
     // it would hang as well.
     used.files.clear();
+    // An empty new file is in the service a moment after close.
+    used.wait_for_files(&world);
     store.inject(everything(Fault::Hang));
     for _ in 0..10 {
         // Only the first of them waits for an answer.
