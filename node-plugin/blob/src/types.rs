@@ -88,6 +88,11 @@ pub struct Properties {
     pub content_md5: Option<String>,
     /// `x-ms-creation-time`, whole seconds.
     pub created: Option<SystemTime>,
+    /// Blob of the same container that the content was copied from with Copy Blob, as long as nobody has
+    /// written it since. Of [`Container::head`] only, and of block blobs.
+    ///
+    /// [`Container::head`]: crate::Container::head
+    pub copied_from: Option<String>,
     /// True for a directory of a hierarchical account (`x-ms-resource-type` / listing `ResourceType`).
     pub is_directory: bool,
 }

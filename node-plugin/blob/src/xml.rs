@@ -233,6 +233,7 @@ fn blob_entry(entry: &Element) -> Result<Option<ListItem>, String> {
             created: properties
                 .text_of("Creation-Time")
                 .and_then(|t| httpdate::parse_http_date(t).ok()),
+            copied_from: None,
             is_directory,
         },
     }))

@@ -239,6 +239,17 @@ impl Container {
         }
     }
 
+    /// Blob of this container that a block blob is a copy of: the service forgets that when somebody writes
+    /// the copy's content or headers.
+    pub(super) fn copied_from(&self, headers: &HeaderMap) -> Option<String> {
+        let complete = headers::text(headers, "x-ms-copy-status")?.eq_ignore_ascii_case("success");
+        let block_blob = headers::text(headers, "x-ms-blob-type")?.eq_ignore_ascii_case("BlockBlob");
+        let url = headers::text(headers, "x-ms-copy-source").filter(|_| complete && block_blob)?;
+        let name = url.split('?').next()?.strip_prefix(&self.source_url("", None))?;
+        let name = percent_encoding::percent_decode_str(name).decode_utf8().ok()?;
+        Some(name.into_owned())
+    }
+
     /// Copy Blob was refused: ours all the same, when the target says that it was copied from this source
     /// since the call began.
     async fn lost_copy(&self, source: &str, target: &str, failed: Failed) -> Result<HeaderMap> {

@@ -78,6 +78,7 @@ pub(super) fn properties(headers: &HeaderMap, content_length: u64) -> Result<Pro
             .or_else(|| text(headers, "content-md5"))
             .filter(|t| !t.is_empty()),
         created: text(headers, "x-ms-creation-time").and_then(|t| httpdate::parse_http_date(&t).ok()),
+        copied_from: None,
         metadata,
     })
 }

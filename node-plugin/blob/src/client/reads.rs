@@ -84,7 +84,9 @@ impl Container {
     /// Get Blob Properties.
     pub async fn head(&self, blob: &str, condition: &Condition) -> Result<Properties> {
         let headers = self.head_headers(blob, condition).await?;
-        Self::head_properties(&headers)
+        let mut properties = Self::head_properties(&headers)?;
+        properties.copied_from = self.copied_from(&headers);
+        Ok(properties)
     }
 
     /// Properties out of the headers of Get Blob Properties.

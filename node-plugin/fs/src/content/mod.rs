@@ -84,7 +84,7 @@ pub use self::tuning::Tuning;
 
 use self::core::{Core, Held};
 pub(crate) use self::refuge::{Keep, Refuge, Shelter};
-pub(crate) use self::relation::merge;
+pub(crate) use self::relation::{common_prefix, merge};
 pub(crate) use self::state::CORE_BYTES;
 use self::state::{NextMetadata, Place};
 

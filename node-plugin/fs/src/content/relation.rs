@@ -154,6 +154,7 @@ mod tests {
             stored: Default::default(),
             content_md5: digest.map(str::to_owned),
             created: created.map(at),
+            copied_from: None,
             is_directory: false,
         };
         use BlobType::{Append, Block, Page};

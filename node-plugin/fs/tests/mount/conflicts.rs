@@ -310,8 +310,8 @@ fn what_changes_during_a_directory_rename_goes_along() {
     }
 }
 
-/// A rename that was cut off is taken up again: what was written at the new name meanwhile stays, whatever
-/// times anybody's clock gave it.
+/// A rename that was cut off is taken up again only over what it has put there itself. What somebody else
+/// wrote at the new name stays, and so does what is at the old one, whatever times anybody's clock gave them.
 #[test]
 fn a_resumed_rename_goes_by_versions() {
     for keep_metadata in [false, true] {
@@ -338,6 +338,15 @@ fn a_resumed_rename_goes_by_versions() {
         );
         drop(m);
         let m = Mount::new(&store);
+        assert_eq!(errno(fs::rename(m.path("d"), m.path("e"))), libc::ENOTEMPTY);
+        for (name, content) in [
+            ("d/f", "first"),
+            ("e/f", "theirs, at the new name"),
+            ("d/g", "theirs, at the old name"),
+        ] {
+            assert_eq!(store.content(name).unwrap(), content.as_bytes(), "{name}");
+        }
+        fs::remove_file(m.path("d/f")).unwrap();
         fs::rename(m.path("d"), m.path("e")).unwrap();
         assert_eq!(
             store.content("e/f").unwrap(),
@@ -597,4 +606,75 @@ fn long_names_of_emoji_are_refused_at_once() {
     fs::write(m.path("f"), "x").unwrap();
     assert_eq!(errno(fs::rename(m.path("f"), &too_long)), libc::ENAMETOOLONG);
     fs::write(path.join("ok"), "x").unwrap();
+}
+
+/// A folder that is copied to its new name, and is at its old one as well.
+fn half_moved(store: &Arc<FakeStore>, m: &Mount) {
+    fs::create_dir(m.path("d")).unwrap();
+    fs::write(m.path("d/f"), "first").unwrap();
+    assert_eq!(fs::read(m.path("d/f")).unwrap(), b"first");
+    store.fail(Op::Delete, Fault::Status(500, "InternalError"), 1000);
+    assert_eq!(errno(fs::rename(m.path("d"), m.path("e"))), libc::EIO);
+    store.heal();
+}
+
+/// The old name was changed last, in its attributes only: that says nothing about content.
+#[test]
+fn a_resumed_rename_does_not_go_by_the_clock() {
+    for theirs in ["theirs, at the new name", "THEIR"] {
+        let store = store();
+        let m = Mount::new(&store);
+        half_moved(&store, &m);
+        store.foreign_put("e/f", theirs, Metadata::new());
+        // chmod d/f on another node.
+        let mut chmod = store.properties("d/f").unwrap().metadata;
+        chmod.insert("vsc_mode".into(), "600".into());
+        store.foreign_metadata("d/f", &chmod).unwrap();
+        drop(m);
+        let m = Mount::new(&store);
+        assert_eq!(errno(fs::rename(m.path("d"), m.path("e"))), libc::ENOTEMPTY);
+        assert_eq!(store.content("e/f").unwrap(), theirs.as_bytes());
+        assert_eq!(store.content("d/f").unwrap(), "first".as_bytes());
+    }
+}
+
+/// Where nobody has written at the new name, attributes that were changed last stay, at either name.
+#[test]
+fn a_resumed_rename_keeps_the_last_attributes() {
+    for changed in ["d/f", "e/f"] {
+        let store = store();
+        let m = Mount::new(&store);
+        half_moved(&store, &m);
+        let mut chmod = store.properties(changed).unwrap().metadata;
+        chmod.insert("vsc_mode".into(), "600".into());
+        store.foreign_metadata(changed, &chmod).unwrap();
+        drop(m);
+        let m = Mount::new(&store);
+        fs::rename(m.path("d"), m.path("e")).unwrap();
+        assert_eq!(store.names(), ["e", "e/f"], "{changed}");
+        assert_eq!(
+            fs::metadata(m.path("e/f")).unwrap().mode() & 0o777,
+            0o600,
+            "{changed}"
+        );
+        assert_eq!(fs::read(m.path("e/f")).unwrap(), b"first");
+    }
+}
+
+/// Another content of the same length and with the same metadata is another content.
+#[test]
+fn a_resumed_rename_does_not_go_by_length() {
+    let store = store();
+    let m = Mount::new(&store);
+    half_moved(&store, &m);
+    let metadata = store.properties("e/f").unwrap().metadata;
+    assert_eq!(fs::read(m.path("d/f")).unwrap(), b"first");
+    store.foreign_put("e/f", "THEIR", metadata);
+    assert_eq!(errno(fs::rename(m.path("d"), m.path("e"))), libc::ENOTEMPTY);
+    assert_eq!(store.content("d/f").unwrap(), "first".as_bytes());
+    assert_eq!(fs::read(m.path("e/f")).unwrap(), b"THEIR");
+    let mut f = OpenOptions::new().append(true).open(m.path("e/f")).unwrap();
+    f.write_all(b"+").unwrap();
+    f.sync_all().unwrap();
+    assert_eq!(store.content("e/f").unwrap(), "THEIR+".as_bytes());
 }

@@ -157,6 +157,7 @@ impl Service {
                 stored,
                 content_md5,
                 created: Some(created),
+                copied_from: None,
                 is_directory: false,
             },
             data,
@@ -267,7 +268,11 @@ impl Service {
             .unwrap_or_default()
             .with_content_of(&found.properties.stored);
         let metadata = metadata.unwrap_or(&found.properties.metadata).clone();
-        Ok(self.store(target, found.data, found.blocks, metadata, kept))
+        let written = self.store(target, found.data, found.blocks, metadata, kept);
+        if let Some(copy) = self.blobs.get_mut(target) {
+            copy.properties.copied_from = Some(source.to_owned());
+        }
+        Ok(written)
     }
 
     pub(super) fn acquire_lease(&mut self, name: &str) -> Result<String> {
@@ -383,6 +388,7 @@ impl Service {
                 }
                 None => {
                     let mut properties = blob.properties.clone();
+                    properties.copied_from = None;
                     if !options.metadata {
                         properties.metadata.clear();
                     }

@@ -15,7 +15,8 @@
 //! A failure up to step 3 is undone: the copies are deleted, the new marker last. If that fails as well, or
 //! if nobody is left to do it, every blob is at its old name at least. From step 4 on every blob is at its
 //! new name at least. In both cases the same rename, by any mount, finds the note, knows by the ETag that it
-//! is the same directory, and goes on: it copies what is not there yet, and deletes.
+//! is the same directory, and goes on: it copies what is not there yet, and deletes. What somebody else wrote
+//! at a new name meanwhile (`proof.rs`) stays, as does what is at the old one, and the rename says ENOTEMPTY.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use futures::{StreamExt, stream};
 
 use super::load::{Load, Moving, Try};
 use super::place::Moved;
+use super::proof::Proof;
 use crate::errno::{Errno, Result, fail};
 use crate::log_limit::limited;
 use crate::tree::attrs::{self, Kind};
@@ -44,8 +46,6 @@ struct Arrived {
     written: Written,
     /// The version at the old name that it stands for, and that may be deleted.
     version: ETag,
-    /// It is the same content, not what somebody wrote there since.
-    same: bool,
 }
 
 /// How copying one blob ended.
@@ -289,29 +289,33 @@ impl Tree {
             None => Condition::absent(),
             Some(There::Empty(etag)) => Condition::matches(etag),
             Some(There::Earlier(at)) => {
-                let same = at.content_length == moving.size && at.metadata == moving.metadata;
-                // Both by the service's clock. Newer than what is at the old name: somebody wrote it here
-                // since.
-                if same || at.last_modified > moving.modified {
+                let arrived = match self.proof(moving, at).await {
+                    Ok(Proof::SameContent) if at.metadata == moving.metadata => true,
+                    // Only attributes differ, and those that were changed last stay. Both times are by the
+                    // service's clock.
+                    Ok(Proof::SameContent) => at.last_modified > moving.modified,
+                    Ok(Proof::OurCopy) => false,
+                    // Somebody wrote it, and may not know of what is at the old name.
+                    Ok(Proof::Nothing) => {
+                        limited!(
+                            warn,
+                            self.volume(),
+                            "an interrupted rename cannot go on: somebody else's file is at the new name",
+                            from = moving.from,
+                            to = moving.to
+                        );
+                        return Copied::Taken;
+                    }
+                    Err(errno) => return Copied::Failed(errno),
+                };
+                if arrived {
                     return Copied::Arrived(Arrived {
                         written: Written {
                             etag: at.etag.clone(),
                             last_modified: at.last_modified,
                         },
                         version: moving.etag.clone(),
-                        same,
                     });
-                }
-                // Written at both names within one second: nobody knows which is to stay.
-                if at.last_modified == moving.modified {
-                    limited!(
-                        warn,
-                        self.volume(),
-                        "an interrupted rename cannot go on: both files were changed since",
-                        from = moving.from,
-                        to = moving.to
-                    );
-                    return Copied::Taken;
                 }
                 Condition::matches(&at.etag)
             }
@@ -333,11 +337,7 @@ impl Tree {
                 .await;
             match copied {
                 Ok(written) => {
-                    return Copied::Arrived(Arrived {
-                        written,
-                        version,
-                        same: true,
-                    });
+                    return Copied::Arrived(Arrived { written, version });
                 }
                 Err(Error::BlobNotFound { .. }) => return Copied::Gone,
                 // The version at the old name, or what is at the new one, is not what it was.
@@ -456,8 +456,7 @@ impl Tree {
                 continue;
             };
             if let Some((moving, arrived)) = name.strip_prefix(&base).and_then(|rest| moved.get(rest)) {
-                let from = arrived.same.then_some(&arrived.version);
-                self.rebind(node, from, &moving.to, &arrived.written);
+                self.rebind(node, Some(&arrived.version), &moving.to, &arrived.written);
             }
         }
     }
@@ -538,7 +537,12 @@ impl Tree {
             Copied::Gone | Copied::Skipped | Copied::Taken => return Ok(()),
             Copied::Arrived(arrived) => arrived.written.etag.clone(),
             Copied::Failed(_) => match self.env.store.head(&moving.to, &Condition::none()).await {
-                Ok(now) if now.content_length == moving.size && now.metadata == moving.metadata => now.etag,
+                Ok(now)
+                    if now.metadata == moving.metadata
+                        && !matches!(self.proof(moving, &now).await?, Proof::Nothing) =>
+                {
+                    now.etag
+                }
                 Ok(_) | Err(Error::BlobNotFound { .. }) => return Ok(()),
                 Err(error) => return Err(error.into()),
             },

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::time::SystemTime;
 
 use blob_client::{
-    Body, Condition, ETag, Error, ListItem, ListOptions, Metadata, Properties, PutOptions, StoredHeaders,
+    BlobType, Body, Condition, ETag, Error, ListItem, ListOptions, Metadata, Properties, PutOptions,
+    StoredHeaders,
 };
 
 use crate::budget::Permit;
@@ -35,6 +36,8 @@ pub(super) struct Moving {
     pub(super) to: String,
     pub(super) etag: ETag,
     pub(super) size: u64,
+    pub(super) kind: BlobType,
+    pub(super) content_md5: Option<String>,
     pub(super) modified: SystemTime,
     pub(super) metadata: Metadata,
     pub(super) stored: StoredHeaders,
@@ -105,6 +108,8 @@ impl Tree {
                     to,
                     etag: properties.etag,
                     size: properties.content_length,
+                    kind: properties.blob_type,
+                    content_md5: properties.content_md5,
                     modified: properties.last_modified,
                     metadata,
                     stored: properties.stored,
@@ -147,6 +152,8 @@ impl Tree {
                 to: new_blob.to_owned(),
                 etag,
                 size: 0,
+                kind: BlobType::Block,
+                content_md5: None,
                 modified,
                 metadata,
                 stored,

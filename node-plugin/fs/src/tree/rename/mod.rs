@@ -9,6 +9,7 @@ mod exchange;
 mod file;
 mod load;
 mod place;
+mod proof;
 
 use std::ffi::OsStr;
 use std::sync::Arc;

@@ -41,6 +41,7 @@ fn blob(etag: &str, metadata: &[(&str, &str)]) -> Properties {
         stored: blob_client::StoredHeaders::default(),
         content_md5: None,
         created: None,
+        copied_from: None,
         is_directory: false,
     }
 }
