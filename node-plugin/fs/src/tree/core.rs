@@ -270,12 +270,13 @@ impl Tree {
 
     /// The session is over: what the kernel did not release any more is released, and everything is
     /// committed.
-    pub(crate) async fn finish(&self) -> Result<()> {
+    pub(crate) async fn finish(self: &Arc<Self>) -> Result<()> {
         let committed = self.commit_all().await;
         for fh in self.handles.all_files() {
             // Errors of the commit were collected above; this one is about reserved names of deleted files.
             let _ = self.release(fh).await;
         }
+        self.discard_promised();
         self.hidden.drained().await;
         committed
     }

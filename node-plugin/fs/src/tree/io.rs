@@ -126,11 +126,12 @@ impl Tree {
     }
 
     /// What could not be stored of a file that nobody has open, and whose caller is told so, is not stored
-    /// later.
+    /// later; what an earlier close has promised is.
     fn or_discarded(&self, node: &Node, committed: Result<()>) -> Result<()> {
         let discarded = committed.is_err() && {
             let mut state = node.state();
-            state.handles == 0 && self.finish_close(node, &mut state, committed)
+            let promised = state.promised && state.retrying;
+            state.handles == 0 && !promised && self.finish_close(node, &mut state, committed)
         };
         if discarded {
             self.table.lock().record(Record::Discard { node: node.id });

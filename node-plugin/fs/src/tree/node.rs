@@ -114,6 +114,11 @@ pub(crate) struct State {
     pub(crate) writers: u32,
     /// Those of them that were flushed and did not write since, see `Handle::flushed`.
     pub(crate) flushed: u32,
+    /// A close said that all is well before what is here was in the service: it is not discarded because the
+    /// service is away for a while.
+    pub(crate) promised: bool,
+    /// Commits that nobody waits for go on until one succeeds.
+    pub(crate) retrying: bool,
     /// Counts attribute changes, so that a commit knows whether it carried the last one.
     pub(crate) changes: u64,
     /// Requests of ours under way that change the blob's version.
@@ -166,6 +171,8 @@ impl State {
             handles: 0,
             writers: 0,
             flushed: 0,
+            promised: false,
+            retrying: false,
             changes: 0,
             busy: 0,
             cached: false,
@@ -251,6 +258,12 @@ impl State {
     /// True while the first commit has not happened.
     pub(crate) fn uncommitted(&self) -> bool {
         self.debt() == Debt::Blob
+    }
+
+    /// True while there is something that a close has left to a later commit.
+    pub(crate) fn owes(&self) -> bool {
+        let dirty = self.content.as_ref().is_some_and(|c| c.is_dirty());
+        !self.nameless() && (dirty || self.debt() != Debt::Nothing)
     }
 
     /// Attributes were changed, and travel with the next commit.

@@ -276,7 +276,7 @@ impl Tree {
     /// Makes a file and opens it. Nothing is sent: the first commit creates the blob, and only if there is
     /// none.
     pub(crate) async fn create(
-        &self,
+        self: &Arc<Self>,
         parent: NodeId,
         name: &OsStr,
         mode: u32,

@@ -8,7 +8,7 @@ use super::attrs::{self, Attrs};
 use super::busy::Busy;
 use super::core::Tree;
 use super::handles::Handle;
-use super::node::{Debt, Node, State};
+use super::node::{Debt, Life, Node, State};
 use crate::content::merge;
 use crate::errno::{Errno, Result, fail};
 use crate::journal::record::Record;
@@ -20,6 +20,9 @@ const FLUSHES_THAT_COMMIT: u32 = 3;
 /// When that one begins.
 const SOON: Duration = Duration::from_millis(900);
 
+/// The longest pause between two commits that nobody waits for, while they fail.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
 /// Outcome of a commit of a node without a name: `ESTALE` when it is not by this mount's doing, and there is
 /// data. (What this mount deletes while it is open is detached, and clean, or hidden.)
 fn nothing_to_commit(state: &State) -> Result<()> {
@@ -29,6 +32,18 @@ fn nothing_to_commit(state: &State) -> Result<()> {
     } else {
         Ok(())
     }
+}
+
+/// A close of a handle answers before what was written is in the service.
+fn promise(handle: &Handle) {
+    let mut state = handle.node.state();
+    state.promised |= state.owes();
+}
+
+/// Whether another commit may do what this one did not: not once somebody else has another version, or
+/// nothing leads to the name.
+fn may_yet_succeed(state: &State, committed: Result<()>) -> bool {
+    !state.nameless() && !state.stale() && committed != fail(libc::ESTALE)
 }
 
 impl Tree {
@@ -109,6 +124,7 @@ impl Tree {
                 };
                 state.set_debt(debt);
             }
+            state.promised &= state.owes();
             state.debt() == Debt::Attributes && !file.is_dirty()
         };
         drop(busy);
@@ -126,7 +142,8 @@ impl Tree {
     /// - from the third close of a handle on: it is inherited by one process after the other (the output of a
     ///   `make`, say), and each of them would make a version of the file. A commit follows soon.
     ///
-    /// The last close ([`Tree::release`]) and fsync(2) commit in either case.
+    /// The last close ([`Tree::release`]) and fsync(2) commit in either case. What a close did not wait for
+    /// is promised all the same: it is sent again until the service takes it.
     pub(crate) async fn flush(self: &Arc<Self>, fh: u64) -> Result<()> {
         let handle = self.handle(fh)?;
         if handle.commits {
@@ -134,9 +151,12 @@ impl Tree {
             let still_empty =
                 !handle.exclusive && handle.file.size() == 0 && handle.node.state().uncommitted();
             match closes {
-                _ if still_empty => {}
+                _ if still_empty => promise(&handle),
                 0..FLUSHES_THAT_COMMIT => self.commit_handle(&handle).await?,
-                _ => self.commit_soon(fh, &handle),
+                _ => {
+                    promise(&handle);
+                    self.commit_soon(fh, &handle);
+                }
             }
         }
         if handle.writes {
@@ -155,14 +175,71 @@ impl Tree {
         self.env.runtime.spawn(async move {
             tokio::time::sleep(SOON).await;
             let Some(tree) = tree.upgrade() else { return };
-            // Released meanwhile: then it is committed.
+            // Released meanwhile: then it is committed, or will be.
             let Ok(handle) = tree.handle(fh) else { return };
             handle.commit_soon.store(false, Ordering::Relaxed);
             if let Err(error) = tree.commit_handle(&handle).await {
-                // It is still dirty: fsync or the last close try again.
                 tracing::debug!(node = handle.node.id, %error, "a commit that nobody waits for failed");
+                tree.commit_later(&handle.node);
             }
         });
+    }
+
+    /// Commits what a close has promised, with growing pauses, until the service has it or somebody else was
+    /// faster. The end of the volume commits it last.
+    fn commit_later(self: &Arc<Self>, node: &Arc<Node>) {
+        {
+            let mut state = node.state();
+            if !state.promised || !state.owes() || std::mem::replace(&mut state.retrying, true) {
+                return;
+            }
+        }
+        let (tree, node) = (Arc::downgrade(self), Arc::clone(node));
+        self.env.runtime.spawn(async move {
+            let mut pause = SOON;
+            loop {
+                tokio::time::sleep(pause).await;
+                pause = (2 * pause).min(LONGEST_PAUSE);
+                let Some(tree) = tree.upgrade() else { return };
+                let committed = tree.commit(&node).await;
+                if tree.no_more_to_commit(&node, committed) {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// True when a commit that nobody waits for needs no other one after it.
+    fn no_more_to_commit(&self, node: &Arc<Node>, committed: Result<()>) -> bool {
+        let discarded = {
+            let mut state = node.state();
+            if state.owes() && may_yet_succeed(&state, committed) {
+                return false;
+            }
+            state.retrying = false;
+            // Whoever has it open is told by its own close or fsync.
+            state.handles == 0 && self.finish_close(node, &mut state, committed)
+        };
+        let mut table = self.table.lock();
+        if discarded {
+            table.record(Record::Discard { node: node.id });
+        }
+        table.reap(node.id);
+        true
+    }
+
+    /// The volume ends: what its last commit could not send is lost, and the log says so.
+    pub(super) fn discard_promised(&self) {
+        let nodes = self.table.lock().nodes();
+        for node in nodes {
+            let discarded = {
+                let mut state = node.state();
+                state.promised && state.owes() && self.finish_close(&node, &mut state, fail(libc::EIO))
+            };
+            if discarded {
+                self.table.lock().record(Record::Discard { node: node.id });
+            }
+        }
     }
 
     /// fsync(2): also of a handle that only reads, as the data may be another handle's.
@@ -188,23 +265,36 @@ impl Tree {
 
     /// The last descriptor of a handle is gone. Commits what came after the last flush (writes through
     /// mappings).
-    pub(crate) async fn release(&self, fh: u64) -> Result<()> {
+    pub(crate) async fn release(self: &Arc<Self>, fh: u64) -> Result<()> {
         let handle = self.handle(fh)?;
         let node = Arc::clone(&handle.node);
-        let committed = if handle.commits {
+        // Whoever closes last: a commit that another handle's close began may have failed.
+        let commits = handle.commits || {
+            let state = node.state();
+            state.handles == 1 && state.owes()
+        };
+        let committed = if commits {
             self.commit_handle(&handle).await
         } else {
             Ok(())
         };
         self.handles.close_file(fh);
         handle.file.closed(handle.writes);
-        let (last, discarded, hidden) = {
+        let (last, kept, discarded, hidden) = {
             let mut state = node.state();
             state.flushed -= u32::from(handle.flushed.load(Ordering::Relaxed));
             let last = state.closed(handle.writes);
-            let discarded = last && self.finish_close(&node, &mut state, committed);
-            (last, discarded, state.hidden.take_if(|_| last))
+            let kept = state.promised && state.owes() && may_yet_succeed(&state, committed);
+            let discarded = last && !kept && self.finish_close(&node, &mut state, committed);
+            (last, kept, discarded, state.hidden.take_if(|_| last))
         };
+        if kept {
+            limited!(
+                warn, self.volume(), "what was written to a closed file is not stored yet, and is sent again",
+                node = node.id, error = ?committed.err()
+            );
+            self.commit_later(&node);
+        }
         {
             let mut table = self.table.lock();
             table.record(Record::Release { fh });
@@ -224,6 +314,16 @@ impl Tree {
     /// Nobody has the file open any more. True when data was discarded.
     pub(super) fn finish_close(&self, node: &Node, state: &mut State, committed: Result<()>) -> bool {
         if state.nameless() {
+            if state.promised && state.life == Life::Superseded {
+                limited!(
+                    error,
+                    self.volume(),
+                    "what was written to a file that was closed is not stored: somebody \
+                     else has replaced or removed it",
+                    node = node.id
+                );
+            }
+            state.promised = false;
             state.content = None;
             return false;
         }
@@ -241,6 +341,7 @@ impl Tree {
                     state.size = 0;
                 }
                 state.set_debt(Debt::Nothing);
+                state.promised = false;
                 if let Some(old) = state
                     .validated
                     .checked_sub(self.timeouts.attr.max(self.timeouts.entry))

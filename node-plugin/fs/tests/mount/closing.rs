@@ -2,10 +2,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::os::fd::IntoRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
 
-use blob_fs::store::fake::{FakeStore, Op};
+use blob_client::Metadata;
+use blob_fs::store::fake::{FakeStore, Fault, Op};
 
 use super::store;
 use crate::common::{Mount, eventually};
@@ -126,4 +128,91 @@ fn an_empty_new_file_is_sent_by_its_last_close() {
         .open(m.path("other"));
     drop(exclusive.unwrap());
     assert_eq!(store.content("other").unwrap().len(), 0);
+}
+
+/// Commits that an outage of the service cuts off, of a file whose closes did not wait for one, begin again:
+/// by the last close, whoever closes, and by themselves after it.
+#[test]
+fn what_a_close_did_not_wait_for_outlives_an_outage() {
+    for (readers, back_before_the_last_close) in [(0, false), (1, false), (1, true)] {
+        let store = store();
+        let m = Mount::new(&store);
+        let mut f = File::create(m.path("log")).unwrap();
+        for _ in 0..2 {
+            f.write_all(b"line\n").unwrap();
+            drop(f.try_clone().unwrap());
+        }
+        let readers: Vec<File> = (0..readers).map(|_| File::open(m.path("log")).unwrap()).collect();
+        store.fail(Op::Put, Fault::Status(503, "ServerBusy"), 1_000_000);
+        f.write_all(b"last\n").unwrap();
+        drop(f.try_clone().unwrap());
+        let before = store.counters().of(Op::Put);
+        // A close that does not wait for a commit says that all is well.
+        nix::unistd::close(f.into_raw_fd()).unwrap();
+        eventually("a commit that fails", || store.counters().of(Op::Put) > before);
+        if back_before_the_last_close {
+            store.heal();
+            drop(readers);
+        } else {
+            drop(readers);
+            let before = store.counters().of(Op::Put);
+            eventually("another commit", || store.counters().of(Op::Put) > before);
+            assert_eq!(fs::read(m.path("log")).unwrap(), b"line\nline\nlast\n");
+            store.heal();
+        }
+        eventually("all lines in the service", || {
+            store
+                .content("log")
+                .is_some_and(|content| content == &b"line\nline\nlast\n"[..])
+        });
+        m.end().unwrap();
+    }
+}
+
+/// The same of a new file that is closed empty.
+#[test]
+fn an_empty_new_file_outlives_an_outage() {
+    let store = store();
+    let m = Mount::new(&store);
+    store.fail(Op::Put, Fault::Status(503, "ServerBusy"), 1_000_000);
+    shell(&m, ": >f");
+    eventually("commits that fail", || store.counters().of(Op::Put) > 1);
+    assert_eq!(fs::read(m.path("f")).unwrap(), b"");
+    store.heal();
+    eventually("the empty file in the service", || store.content("f").is_some());
+    m.end().unwrap();
+}
+
+/// What somebody else stored under the name meanwhile stays.
+#[test]
+fn what_a_close_did_not_wait_for_replaces_nothing() {
+    let store = store();
+    let m = Mount::new(&store);
+    store.fail(Op::Put, Fault::Status(503, "ServerBusy"), 1_000_000);
+    shell(&m, ": >f");
+    eventually("commits that fail", || store.counters().of(Op::Put) > 1);
+    store.foreign_put("f", "theirs", Metadata::new());
+    store.heal();
+    eventually("theirs is seen", || {
+        fs::read(m.path("f")).is_ok_and(|content| content == b"theirs")
+    });
+    m.end().unwrap();
+    assert_eq!(store.content("f").unwrap(), "theirs".as_bytes());
+}
+
+/// The end of the volume sends it, or says that it could not.
+#[test]
+fn what_a_close_did_not_wait_for_is_sent_by_the_unmount() {
+    for works in [true, false] {
+        let store = store();
+        let m = Mount::new(&store);
+        store.fail(Op::Put, Fault::Status(503, "ServerBusy"), 1_000_000);
+        shell(&m, ": >f");
+        eventually("commits that fail", || store.counters().of(Op::Put) > 0);
+        if works {
+            store.heal();
+        }
+        assert_eq!(m.end().is_ok(), works);
+        assert_eq!(store.content("f").is_some(), works);
+    }
 }
