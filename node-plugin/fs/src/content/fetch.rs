@@ -30,7 +30,7 @@ impl Landing {
         let mut state = self.core.lock();
         state.flights.retain(|f| !Arc::ptr_eq(f, &self.flight));
         if let (Landed::Here(slice), Some(charge)) = (&landed, charge)
-            && state.version == self.flight.version
+            && state.still(self.flight.version, self.flight.range.end)
         {
             let start = self.flight.range.start;
             // The file may have been cut meanwhile.
@@ -85,10 +85,7 @@ impl Core {
                 if offset >= end {
                     return Ok(ReadData::Owned(Vec::new()));
                 }
-                if pinned_version != state.version {
-                    pinned.clear();
-                    pinned_version = state.version;
-                }
+                state.keep_pinned(&mut pinned, &mut pinned_version);
                 match state.assemble(offset, end, &pinned) {
                     Assembled::Ready(data) => {
                         state.assured = state.assured.max(end);
@@ -114,26 +111,36 @@ impl Core {
                 self.commit(None).await?;
                 continue;
             };
-            self.land_all(flights, &mut pinned, pinned_version).await?;
+            self.land_all(flights, &mut pinned, &mut pinned_version).await?;
         }
     }
 
-    /// Waits for `flights`; what they bring is added to `pinned`.
+    /// Waits for `flights`; what they bring is added to `pinned`, which is of `version`.
     async fn land_all(
         self: &Arc<Self>,
         flights: Vec<Arc<Flight>>,
         pinned: &mut Vec<(u64, Slice)>,
-        version: u64,
+        version: &mut u64,
     ) -> Result<(), FileError> {
         for flight in flights {
             match flight.wait().await {
-                Landed::Here(slice) if flight.version == version => pinned.push((flight.range.start, slice)),
-                Landed::Here(_) => {}
+                Landed::Here(slice) => {
+                    let state = self.lock();
+                    if state.still(flight.version, flight.range.end) {
+                        state.keep_pinned(pinned, version);
+                        pinned.push((flight.range.start, slice));
+                    }
+                }
                 Landed::Failed(error) => return Err(error),
                 Landed::Changed => self.follow_reader(&flight, None).await?,
                 Landed::Unproven(slice, etag) => {
                     self.follow_reader(&flight, Some(&etag)).await?;
-                    if self.lock().version == version && flight.version == version {
+                    let state = self.lock();
+                    let now = state.base.as_ref().map(|base| &base.etag);
+                    // Of the very version that is followed it is good, whatever was proven of that. (Who
+                    // waits beside somebody who appends all the time would never get anything else.)
+                    if now == Some(&etag) || state.still(flight.version, flight.range.end) {
+                        state.keep_pinned(pinned, version);
                         pinned.push((flight.range.start, slice));
                     }
                 }
@@ -400,6 +407,15 @@ impl Core {
             Err(Error::BlobNotFound { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+impl State {
+    /// Drops what a reader holds of `version` and the base does not have any more. The rest is of the base's
+    /// version from now on.
+    fn keep_pinned(&self, pinned: &mut Vec<(u64, Slice)>, version: &mut u64) {
+        let held = std::mem::replace(version, self.version);
+        pinned.retain(|(start, slice)| self.still(held, start + slice.len() as u64));
     }
 }
 

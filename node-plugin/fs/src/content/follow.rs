@@ -10,11 +10,21 @@ use vsc_driver::buffer::Slice;
 use super::base::{BaseVersion, Blocks};
 use super::core::{Core, size_class};
 use super::error::FileError;
-use super::relation::{Relation, by_properties, common_prefix};
+use super::relation::{Relation, by_properties, common_prefix, same_digest};
 use super::state::State;
+use crate::budget::Budget;
 
 /// Versions that are looked at before somebody who changes the blob all the time is taken for a stranger.
 const TRIES: usize = 8;
+
+/// What was found out about a version that may follow the base.
+struct Found {
+    relation: Relation,
+    /// So many bytes from the beginning are known to be the same.
+    proven: u64,
+    /// Its blocks, if they were asked for.
+    blocks: Option<Vec<Block>>,
+}
 
 impl Core {
     /// Makes the service's version the base, if that only has other metadata than the base, or more behind
@@ -51,36 +61,50 @@ impl Core {
                 return Ok(true);
             }
             // Changed again meanwhile: nothing is known about it.
-            let Some((relation, blocks)) = self.relation(&blob, &base, &current).await? else {
+            let Some(found) = self.relation(&blob, &base, &current).await? else {
                 continue;
             };
             let mut state = self.lock();
-            if relation == Relation::Replaced
-                || relation == Relation::Extended && (state.is_dirty() || state.writers > 0)
+            if found.relation == Relation::Replaced
+                || found.relation == Relation::Extended && (state.is_dirty() || state.writers > 0)
             {
                 break;
             }
-            state.take_over(&current, relation, blocks);
+            // Read or written meanwhile: more has to be proven than was.
+            if state.promised(base.size) > found.proven {
+                now = Some(current);
+                continue;
+            }
+            state.take_over(&current, found, &self.env.budget);
             return Ok(true);
         }
         Ok(false)
     }
 
-    /// The relation of `now` to `base`, and the blocks of `now` if they were asked for. `None` when `now` is
-    /// not the service's version any more.
+    /// The relation of `now` to `base`. `None` when `now` is not the service's version any more.
     async fn relation(
         self: &Arc<Self>,
         blob: &str,
         base: &BaseVersion,
         now: &Properties,
-    ) -> Result<Option<(Relation, Option<Vec<Block>>)>, FileError> {
+    ) -> Result<Option<Found>, FileError> {
+        let found = |relation, proven, blocks| {
+            Ok(Some(Found {
+                relation,
+                proven,
+                blocks,
+            }))
+        };
         if let Some(relation) = by_properties(base, now) {
-            return Ok(Some((relation, None)));
+            return found(relation, base.size, None);
         }
         let (mut proven, mut blocks) = (0, None);
-        if let Blocks::Known(old) = &base.blocks
-            && !old.is_empty()
-        {
+        let old = match &base.blocks {
+            Blocks::Known(old) => &old[..],
+            Blocks::Unknown | Blocks::Asked => &[],
+        };
+        let digest = old.is_empty() && same_digest(base, now);
+        if !old.is_empty() || digest {
             let list = match self.env.store.block_list(blob).await {
                 Ok(list) => list,
                 Err(Error::BlobNotFound { .. }) => return Ok(None),
@@ -90,20 +114,19 @@ impl Core {
                 return Ok(None);
             }
             self.lock().ids.adopt(&list);
-            proven = common_prefix(old, &list.committed);
+            proven = match digest && list.committed.is_empty() {
+                // Put in one piece, of which the service makes the digest itself. That of a list of blocks is
+                // what its writer says, or says again of another content.
+                true => base.size,
+                false => common_prefix(old, &list.committed),
+            };
             blocks = Some(list.committed);
         }
-        let needed = {
-            let state = self.lock();
-            match state.is_dirty() {
-                true => base.size,
-                false => base.size.min(state.assured),
-            }
-        };
+        let needed = self.lock().promised(base.size);
         if proven < needed {
             match self.compare(blob, proven..needed, now).await? {
-                Some(true) => {}
-                Some(false) => return Ok(Some((Relation::Replaced, None))),
+                Some(true) => proven = needed,
+                Some(false) => return found(Relation::Replaced, 0, None),
                 None => return Ok(None),
             }
         }
@@ -111,7 +134,7 @@ impl Core {
             true => Relation::Same,
             false => Relation::Extended,
         };
-        Ok(Some((relation, blocks)))
+        found(relation, proven, blocks)
     }
 
     /// Whether the bytes of a range are what they were, if they are still in memory and no more than one
@@ -206,28 +229,40 @@ impl State {
         blocks
     }
 
+    /// So much of a base of `size` bytes has to stay as it is.
+    fn promised(&self, size: u64) -> u64 {
+        match self.is_dirty() {
+            true => size,
+            false => size.min(self.assured),
+        }
+    }
+
     /// The base is this version of the same content from now on.
-    fn take_over(&mut self, now: &Properties, relation: Relation, blocks: Option<Vec<Block>>) {
+    fn take_over(&mut self, now: &Properties, found: Found, budget: &Budget) {
         let Some(base) = &mut self.base else { return };
+        let unproven = found.proven < base.size;
         base.etag = now.etag.clone();
         base.content_md5 = now.content_md5.clone();
         base.metadata = Arc::new(now.metadata.clone());
         base.stored = Some(now.stored.clone());
-        // What it was asked for was another version.
-        if let Blocks::Asked = base.blocks {
-            base.blocks = Blocks::Unknown;
-        }
-        if relation == Relation::Extended {
+        // What is known, or was asked for, is of another version.
+        base.blocks = Blocks::Unknown;
+        if found.relation == Relation::Extended {
             base.size = now.content_length;
-            base.blocks = Blocks::Unknown;
             self.base_valid = now.content_length;
             self.size = now.content_length;
         }
-        if let Some(blocks) = blocks {
+        if let Some(blocks) = found.blocks {
             self.know_blocks(blocks);
         }
         // The version that the tree knows as this process's is not the last one any more.
         self.written = None;
-        // The same bytes under a new version: what is cached, or on its way, stays as good as it was.
+        // The same bytes under a new version: what is cached, or on its way, stays as good as it was. But
+        // what nobody was promised may be another content, although it was read ahead.
+        if unproven {
+            self.forget_past(found.proven, budget);
+            self.version += 1;
+            self.carried = Some((self.version, found.proven));
+        }
     }
 }

@@ -27,7 +27,6 @@ pub(crate) fn by_properties(base: &BaseVersion, now: &Properties) -> Option<Rela
     if now.blob_type != base.kind {
         return Some(Relation::Replaced);
     }
-    let same_digest = base.content_md5.is_some() && base.content_md5 == now.content_md5;
     match base.kind {
         // What was appended stays as it is, as long as it is the same blob.
         BlobType::Append => match (base.created, now.created) {
@@ -35,10 +34,15 @@ pub(crate) fn by_properties(base: &BaseVersion, now: &Properties) -> Option<Rela
             _ => Some(Relation::Replaced),
         },
         _ if base.size == 0 => Some(grown),
-        _ if same_digest && grown == Relation::Same => Some(Relation::Same),
+        // Writing pages leaves the digest that is stored as it is: it says nothing.
         BlobType::Page => Some(Relation::Replaced),
         BlobType::Block => None,
     }
+}
+
+/// Both are said to have the same digest and length. That means something only of a blob put in one piece.
+pub(crate) fn same_digest(base: &BaseVersion, now: &Properties) -> bool {
+    base.content_md5.is_some() && base.content_md5 == now.content_md5 && base.size == now.content_length
 }
 
 /// So many bytes at the beginning are the same in both lists of blocks: those of common blocks whose ids no
@@ -170,7 +174,7 @@ mod tests {
             (
                 base(Block, 5, Some("x"), None),
                 now(Block, 5, Some("x"), None),
-                Some(Same),
+                None,
             ),
             (
                 base(Block, 5, Some("x"), None),
@@ -201,7 +205,7 @@ mod tests {
             (
                 base(Page, 5, Some("x"), None),
                 now(Page, 5, Some("x"), None),
-                Some(Same),
+                Some(Replaced),
             ),
             (
                 base(Append, 5, None, Some(1)),

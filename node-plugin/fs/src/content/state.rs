@@ -166,6 +166,8 @@ pub(crate) struct State {
     pub(crate) cut: u64,
     /// Changes whenever the base does.
     pub(crate) version: u64,
+    /// A version that follows the one before it, and how much of that it still is.
+    pub(crate) carried: Option<(u64, u64)>,
     pub(crate) cache: Extents,
     pub(crate) flights: Vec<Arc<Flight>>,
     pub(crate) place: Place,
@@ -203,6 +205,7 @@ impl State {
             epoch: 1,
             cut: u64::MAX,
             version: 0,
+            carried: None,
             cache: Extents::default(),
             flights: Vec::new(),
             place: Place::Named,
@@ -336,6 +339,13 @@ impl State {
             Some(base) if !base.writable() => Err(FileError::Unwritable("page and append")),
             _ => Ok(()),
         }
+    }
+
+    /// The base begins with the same `end` bytes as it did in `version`.
+    pub(crate) fn still(&self, version: u64, end: u64) -> bool {
+        let follows =
+            |(to, proven)| to == self.version && version.checked_add(1) == Some(to) && end <= proven;
+        version == self.version || self.carried.is_some_and(follows)
     }
 
     /// Drops what is cached past the valid part of the base.

@@ -309,3 +309,89 @@ async fn a_small_file_that_grew_is_told_by_its_bytes() {
     assert!(!other.follow(now).await.unwrap());
     assert_eq!(other.size(), 5005);
 }
+
+/// What was read ahead past what was promised, and is another content now.
+#[tokio::test]
+async fn what_was_read_ahead_past_what_was_promised_goes_with_its_version() {
+    for read_after in [false, true] {
+        let world = World::usual();
+        let mut content = pattern(0, 1000);
+        world.store.foreign_put("file", content.clone(), Metadata::new());
+        let file = world.open();
+        file.opened(false);
+        assert_eq!(read(&file, 0, 1000).await, content);
+        content.extend(pattern(1000, 2000));
+        world.store.foreign_put("file", content.clone(), Metadata::new());
+        let grown = world.store.properties("file").unwrap();
+        assert!(file.follow(grown).await.unwrap());
+        assert_eq!(read(&file, 1000, 10).await, content[1000..1010]);
+        // Behind what anybody read, but not behind what is in memory.
+        content[2500] ^= 0xff;
+        world.store.foreign_put("file", content.clone(), Metadata::new());
+        let now = world.store.properties("file").unwrap();
+        assert!(file.follow(now.clone()).await.unwrap());
+        assert_eq!(file.etag(), Some(now.etag));
+        file.opened(true);
+        if read_after {
+            assert_eq!(read(&file, 2500, 1).await, content[2500..2501]);
+        }
+        file.write(0, b"Z").await.unwrap();
+        content[0] = b'Z';
+        file.commit(Metadata::new()).await.unwrap().unwrap();
+        assert_eq!(world.content(), content, "what somebody else stored");
+    }
+}
+
+/// The same for what is on its way while the file follows.
+#[tokio::test]
+async fn what_is_on_its_way_when_the_version_changes_is_not_kept() {
+    let world = World::usual();
+    let mut content = pattern(0, 1000);
+    world.store.foreign_put("file", content.clone(), Metadata::new());
+    let file = world.open();
+    assert_eq!(read(&file, 0, 1000).await, content);
+    content.extend(pattern(1000, 2000));
+    world.store.foreign_put("file", content.clone(), Metadata::new());
+    let grown = world.store.properties("file").unwrap();
+    assert!(file.follow(grown).await.unwrap());
+    let version = file.core.lock().version;
+    content[2500] ^= 0xff;
+    world.store.foreign_put("file", content.clone(), Metadata::new());
+    let now = world.store.properties("file").unwrap();
+    assert!(file.follow(now).await.unwrap());
+    let state = file.core.lock();
+    assert!(state.still(version, 1000), "what is proven stays");
+    assert!(!state.still(version, 1001));
+    assert!(state.still(state.version, 3000));
+}
+
+/// What writers of blocks or pages say is the digest, and may have said of another content.
+#[tokio::test]
+async fn a_digest_that_the_service_did_not_make_proves_nothing() {
+    let blocks = |byte: u8| {
+        let block = |n: u8| (BlockId(vec![b'0', n]), Bytes::from(vec![byte; 1000]));
+        vec![block(b'0'), block(b'1')]
+    };
+    for (case, kind, put_before, put_after) in [
+        ("pages", BlobType::Page, true, true),
+        ("blocks", BlobType::Block, false, false),
+        ("one piece, then blocks", BlobType::Block, true, false),
+    ] {
+        let world = World::usual();
+        let store = |byte: u8, put: bool| {
+            match put {
+                true => world.store.foreign_put("file", vec![byte; 2000], Metadata::new()),
+                false => world.store.foreign_blocks("file", blocks(byte)),
+            };
+            world.store.set_blob_type("file", kind);
+            let mut now = world.store.properties("file").unwrap();
+            now.content_md5 = Some("the same".into());
+            now
+        };
+        let before = store(1, put_before);
+        let file = File::open(world.env.clone(), "file".into(), Base::from(&before));
+        assert_eq!(read(&file, 0, 10).await, [1; 10]);
+        let now = store(2, put_after);
+        assert!(!file.follow(now).await.unwrap(), "{case}");
+    }
+}
