@@ -8,7 +8,6 @@ use super::base::BaseVersion;
 use super::core::Core;
 use super::error::{FileError, shutting_down};
 use super::overlay::Content;
-use super::relation::merge;
 use super::sent::{Form, Sent};
 use super::snapshot::Snapshot;
 use super::state::{Standing, Turn};
@@ -66,20 +65,20 @@ impl Core {
         }
         let _committing = Committing(self);
         self.no_block_on_its_way().await;
-        let mut metadata = metadata.or_else(|| self.lock().metadata.get().cloned());
+        let tree = metadata.is_some();
+        let given = metadata.or_else(|| self.lock().metadata.get().cloned());
         for _ in 0..TRIES {
-            let before = self.stored_metadata();
-            match self.commit_onto_base(metadata.as_ref()).await {
+            match self.commit_onto_base(given.as_ref()).await {
                 Err(FileError::Stale) => {}
-                other => return other,
+                other => {
+                    if tree && matches!(other, Ok(Some(_))) {
+                        self.lock().told_stored();
+                    }
+                    return other;
+                }
             }
             // Somebody else has changed the blob; if only its metadata, this goes on top of that.
             self.follow().await?;
-            if let (Some(mine), Some(before), Some(now)) = (&metadata, before, self.stored_metadata()) {
-                let merged = merge(&before, mine, &now);
-                self.lock().metadata.replace(merged.clone());
-                metadata = Some(merged);
-            }
         }
         Err(self.turn_superseded())
     }
@@ -92,18 +91,18 @@ impl Core {
     /// [`FileError::Stale`]: the base is not the service's version.
     async fn commit_onto_base(
         self: &Arc<Self>,
-        metadata: Option<&Metadata>,
+        given: Option<&Metadata>,
     ) -> Result<Option<Written>, FileError> {
-        let metadata = match metadata {
-            Some(metadata) => metadata.clone(),
+        let given = match given {
+            Some(given) => given.clone(),
             None => self.own_metadata().await?,
         };
-        if let Some(written) = self.resolve_in_doubt(Some(&metadata)).await? {
+        if let Some(written) = self.resolve_in_doubt(Some(&given)).await? {
             return Ok(Some(written));
         }
         for last_try in [false, true] {
             let snapshot = self.snapshot();
-            match self.send(&snapshot, &metadata).await {
+            match self.send(&snapshot, &given).await {
                 // Staged blocks are kept for a week at most, and a commit of somebody else discards them.
                 Err(FileError::Client(error)) if !last_try && is_service(&error, "InvalidBlockList") => {
                     if !self.forget_staged() {
@@ -174,7 +173,7 @@ impl Core {
     /// Finds out what became of an earlier commit. The version, when nothing more is to be sent.
     pub(crate) async fn resolve_in_doubt(
         self: &Arc<Self>,
-        metadata: Option<&Metadata>,
+        given: Option<&Metadata>,
     ) -> Result<Option<Written>, FileError> {
         let doubt = match &self.lock().standing {
             Standing::InDoubt(sent) => Arc::clone(sent),
@@ -183,7 +182,9 @@ impl Core {
         match self.verify(&doubt).await? {
             Verdict::Ours(written, stored) => {
                 self.finish(&doubt, &written, &stored);
-                let clean = !self.lock().is_dirty() && metadata == Some(&doubt.metadata);
+                let state = self.lock();
+                let stored_all = given.is_some_and(|given| state.merged(given) == stored);
+                let clean = !state.is_dirty() && stored_all;
                 Ok(clean.then_some(written))
             }
             Verdict::Unchanged => {
@@ -223,7 +224,8 @@ impl Core {
     }
 
     /// Sends the snapshot and makes it the base.
-    async fn send(self: &Arc<Self>, snapshot: &Snapshot, metadata: &Metadata) -> Result<Written, FileError> {
+    async fn send(self: &Arc<Self>, snapshot: &Snapshot, given: &Metadata) -> Result<Written, FileError> {
+        let metadata = self.lock().merged(given);
         let tuning = &self.env.tuning;
         let whole = !snapshot.has_remote()
             && (snapshot.size <= tuning.small_file
@@ -238,6 +240,7 @@ impl Core {
         let mut sent = Sent {
             form,
             metadata: metadata.clone(),
+            given: given.clone(),
             size: snapshot.size,
             epoch: snapshot.epoch,
             changed: snapshot.segments.iter().map(|(s, seg)| *s..s + seg.len).collect(),
@@ -248,7 +251,7 @@ impl Core {
             None => Condition::absent(),
         };
         let options = PutOptions {
-            metadata: metadata.clone(),
+            metadata,
             stored: snapshot.base.as_ref().and_then(|base| base.stored.clone()),
             condition: Condition {
                 lease: snapshot.target.lease.clone(),
@@ -310,6 +313,8 @@ impl Core {
             headers,
             blocks,
         ));
+        // That much of what the tree wants is stored.
+        state.told = Some(Arc::new(sent.given.clone()));
         state.charge_blocks(count);
         state.base_valid = sent.size.min(state.cut);
         state.assured = sent.size;

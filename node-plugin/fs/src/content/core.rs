@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use blob_client::{Error, Written};
+use blob_client::{Error, Metadata, Written};
 use tokio::sync::{Notify, OwnedMutexGuard};
 use vsc_driver::buffer::{Buffer, Slice};
 
@@ -10,6 +10,7 @@ use super::base::{Base, Blocks};
 use super::env::Env;
 use super::error::FileError;
 use super::layout::Layout;
+use super::relation::merge;
 use super::state::{CORE_BYTES, NextMetadata, Place, State, Turn};
 use super::streams::Pace;
 use crate::budget::{Kind, Permit};
@@ -104,26 +105,31 @@ impl Core {
         }
     }
 
-    pub(crate) fn rebase(&self, written: &Written) {
+    pub(crate) fn rebase(&self, written: &Written, metadata: &Metadata) {
         let mut state = self.lock();
         if let Some(base) = &mut state.base {
             base.etag = written.etag.clone();
+            base.metadata = Arc::new(metadata.clone());
         }
+        state.told_stored();
         state.written = Some(written.clone());
         state.version += 1;
         // The cache holds the same bytes under the new version.
     }
 
-    pub(crate) fn moved(&self, blob: String, written: Option<&Written>) {
+    pub(crate) fn moved(&self, blob: String, to: Option<(&Written, &Metadata)>) {
         let mut state = self.lock();
         state.blob = blob;
-        if let (Some(base), Some(written)) = (&mut state.base, written) {
+        if let (Some(base), Some((written, metadata))) = (&mut state.base, to) {
             base.etag = written.etag.clone();
             // A copy made by the service keeps the blocks, one made otherwise does not: ask when it matters.
             base.blocks = Blocks::Unknown;
-        }
-        if written.is_some() {
-            state.written = written.cloned();
+            let before = std::mem::replace(&mut base.metadata, Arc::new(metadata.clone()));
+            // What the tree did not know of the version that it moved it does not know of this one.
+            if let Some(told) = state.told.clone() {
+                state.tell(Arc::new(merge(&before, metadata, &told)));
+            }
+            state.written = Some(written.clone());
         }
         if state.has_remote(0..u64::MAX) {
             // Only without the hold that the contract asks for.

@@ -89,6 +89,7 @@ impl Core {
                     lease: shelter.lease.clone(),
                 };
                 state.metadata.replace(shelter.metadata.clone());
+                state.told = Some(Arc::new(shelter.metadata.clone()));
                 state.shelter = Some(shelter);
                 state.ids.reset();
                 state.version += 1;

@@ -149,7 +149,13 @@ impl File {
     pub async fn follow(&self, now: Properties) -> Result<bool, FileError> {
         let _still = self.core.commits.lock().await;
         self.core.resolve_in_doubt(None).await?;
-        self.core.try_follow(Some(now)).await
+        let followed = self.core.try_follow(Some(now)).await?;
+        let mut state = self.core.lock();
+        // While there is something to commit the tree keeps to its own attributes.
+        if followed && !state.is_dirty() {
+            state.told_stored();
+        }
+        Ok(followed)
     }
 
     /// Version of the committed base; `None` before the first commit.
@@ -290,15 +296,15 @@ impl File {
         self.core.hold().await.map(|held| Hold { _held: held })
     }
 
-    /// After the tree changed only the blob's metadata: the base has a new version with the same bytes. Call
-    /// it while holding ([`File::hold`]).
-    pub fn rebase(&self, written: &Written) {
-        self.core.rebase(written);
+    /// After the tree changed only the blob's metadata, to this: the base has a new version with the same
+    /// bytes. Call it while holding ([`File::hold`]).
+    pub fn rebase(&self, written: &Written, metadata: &Metadata) {
+        self.core.rebase(written, metadata);
     }
 
-    /// The tree moved the blob (or an uncommitted file's name): later requests use this name and version.
-    /// Call it while holding ([`File::hold`]).
-    pub fn moved(&self, blob: String, written: Option<&Written>) {
+    /// The tree moved the blob (or an uncommitted file's name): later requests use this name and version,
+    /// with which this metadata is stored. Call it while holding ([`File::hold`]).
+    pub fn moved(&self, blob: String, written: Option<(&Written, &Metadata)>) {
         self.core.moved(blob, written);
     }
 

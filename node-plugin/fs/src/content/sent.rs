@@ -18,6 +18,8 @@ pub(super) enum Form {
 pub(crate) struct Sent {
     pub(super) form: Form,
     pub(super) metadata: Metadata,
+    /// What of it is the tree's ([`super::state::State::merged`]).
+    pub(super) given: Metadata,
     pub(super) size: u64,
     pub(super) epoch: u64,
     /// Ranges that differ from the version before.

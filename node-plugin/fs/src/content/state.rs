@@ -13,6 +13,7 @@ use super::flight::Flight;
 use super::ids::Ids;
 use super::overlay::{Content, Overlay};
 use super::refuge::{Refuge, Shelter};
+use super::relation::merge;
 use super::sent::Sent;
 use crate::budget::{Budget, Permit};
 
@@ -183,6 +184,9 @@ pub(crate) struct State {
     /// For the structures of the file themselves.
     pub(crate) charge: Option<Permit>,
     pub(crate) metadata: NextMetadata,
+    /// What was stored when the tree heard of that last, and what it had stored since: what differs from it
+    /// in the tree's metadata was changed here.
+    pub(crate) told: Option<Arc<Metadata>>,
     pub(crate) written: Option<Written>,
     pub(crate) ids: Ids,
 }
@@ -190,9 +194,11 @@ pub(crate) struct State {
 impl State {
     pub(crate) fn new(blob: String, base: Option<Base>) -> Self {
         let size = base.as_ref().map_or(0, |b| b.size);
+        let base = base.map(BaseVersion::from);
+        let told = base.as_ref().map(|base| Arc::clone(&base.metadata));
         Self {
             blob,
-            base: base.map(BaseVersion::from),
+            base,
             base_valid: size,
             size,
             assured: size,
@@ -217,6 +223,7 @@ impl State {
             shelter: None,
             charge: None,
             metadata: NextMetadata::Unknown,
+            told,
             written: None,
             ids: Ids::default(),
         }
@@ -338,6 +345,31 @@ impl State {
         match &self.base {
             Some(base) if !base.writable() => Err(FileError::Unwritable("page and append")),
             _ => Ok(()),
+        }
+    }
+
+    /// The tree goes by this from now on; what it changed before stays changed.
+    pub(crate) fn tell(&mut self, stored: Arc<Metadata>) {
+        if let (Some(before), Some(given)) = (&self.told, self.metadata.get()) {
+            let given = merge(before, given, &stored);
+            self.metadata.replace(given);
+        }
+        self.told = Some(stored);
+    }
+
+    /// The same with what is stored with the base.
+    pub(crate) fn told_stored(&mut self) {
+        if let Some(base) = &self.base {
+            self.tell(Arc::clone(&base.metadata));
+        }
+    }
+
+    /// What a commit stores: what the tree changed as in `given`, the rest as somebody else may have stored
+    /// it meanwhile.
+    pub(crate) fn merged(&self, given: &Metadata) -> Metadata {
+        match (&self.told, &self.base) {
+            (Some(told), Some(base)) => merge(told, given, &base.metadata),
+            _ => given.clone(),
         }
     }
 

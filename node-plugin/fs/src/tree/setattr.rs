@@ -243,7 +243,7 @@ impl Tree {
             {
                 Ok(written) => {
                     if let Some(file) = &file {
-                        file.rebase(&written);
+                        file.rebase(&written, &metadata);
                     }
                     drop(hold);
                     let stamp = self.table.lock().tick();

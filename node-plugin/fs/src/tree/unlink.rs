@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use blob_client::{Condition, ETag, Error, ListItem, ListOptions, Properties, Written};
+use blob_client::{Condition, ETag, Error, ListItem, ListOptions, Metadata, Properties, Written};
 
 use super::attrs::{Kind, kind_of};
 use super::busy::Busy;
@@ -54,6 +54,8 @@ enum How {
         content: Arc<File>,
         /// Its version under its name.
         original: Written,
+        /// What is stored with it.
+        metadata: Metadata,
         /// Its first version there.
         kept: ETag,
     },
@@ -219,13 +221,15 @@ impl Tree {
             Err(error) => return Err(error.into()),
         };
         let original = Written { etag, last_modified };
-        content.moved(hidden.clone(), Some(&written));
+        let metadata = content.stored_metadata().unwrap_or_default();
+        content.moved(hidden.clone(), Some((&written, &mark())));
         content.leased(lease, mark());
         node.state().hidden = Some(hidden);
         drop(hold);
         Ok(detached(How::Hidden {
             content,
             original,
+            metadata,
             kept: written.etag,
         }))
     }
@@ -245,11 +249,12 @@ impl Tree {
             How::Hidden {
                 content,
                 original,
+                metadata,
                 kept,
             } => {
                 match content.hold().await {
                     Ok(_hold) if content.etag().as_ref() == Some(&kept) => {
-                        content.moved(blob.to_owned(), Some(&original));
+                        content.moved(blob.to_owned(), Some((&original, &metadata)));
                     }
                     // Memory was short, and part of it is in the hidden blob only.
                     _ => content.give_up(),

@@ -291,7 +291,7 @@ async fn a_read_while_the_tree_changes_metadata_waits_instead_of_failing() {
         assert!(futures::poll!(reading.as_mut()).is_pending());
         tokio::task::yield_now().await;
     }
-    file.rebase(&written);
+    file.rebase(&written, &metadata);
     drop(hold);
     assert_eq!(reading.await, pattern(3 << 20, 10));
     file.write(0, b"x").await.unwrap();

@@ -1,7 +1,7 @@
 //! Beside other writers: what they change of a blob while it is open here, and what that means for who reads
 //! and writes it.
 
-use blob_client::{BlobType, BlockId};
+use blob_client::{BlobType, BlockId, Condition};
 use bytes::Bytes;
 
 use super::*;
@@ -393,5 +393,72 @@ async fn a_digest_that_the_service_did_not_make_proves_nothing() {
         assert_eq!(read(&file, 0, 10).await, [1; 10]);
         let now = store(2, put_after);
         assert!(!file.follow(now).await.unwrap(), "{case}");
+    }
+}
+
+/// What the tree stored with the blob, or moved with it, is what others change.
+#[tokio::test]
+async fn a_change_of_metadata_on_top_of_the_trees_own_is_not_undone() {
+    for moved in [false, true] {
+        let world = World::usual();
+        world
+            .store
+            .foreign_put("file", pattern(0, 1000), metadata(&[("mode", "600")]));
+        let file = world.open();
+        let mine = metadata(&[("mode", "640")]);
+        let hold = file.hold().await.unwrap();
+        let (name, at) = match moved {
+            true => ("new", Condition::absent()),
+            false => ("file", Condition::matches(&file.etag().unwrap())),
+        };
+        match moved {
+            true => {
+                let from = file.etag();
+                let copied = world
+                    .store
+                    .copy("file", from.as_ref(), None, name, Some(&mine), &at)
+                    .await
+                    .unwrap();
+                file.moved(name.to_owned(), Some((&copied, &mine)));
+            }
+            false => {
+                let written = world.store.set_metadata(name, &mine, &at).await.unwrap();
+                file.rebase(&written, &mine);
+            }
+        }
+        drop(hold);
+        world
+            .store
+            .foreign_metadata(name, &metadata(&[("mode", "600")]))
+            .unwrap();
+        file.write(0, b"X").await.unwrap();
+        file.commit(mine).await.unwrap().unwrap();
+        let stored = world.store.properties(name).unwrap().metadata;
+        assert_eq!(stored["mode"], "600", "moved: {moved}");
+    }
+}
+
+/// The same for a commit whose answer was lost.
+#[tokio::test]
+async fn a_change_of_metadata_on_top_of_a_commit_in_doubt_is_not_undone() {
+    for executed in [true, false] {
+        let world = World::usual();
+        let before = metadata(&[("mode", "600"), ("uid", "1")]);
+        world.store.foreign_put("file", pattern(0, 1000), before);
+        let file = world.open();
+        read(&file, 0, 1000).await;
+        file.write(0, b"X").await.unwrap();
+        let mine = metadata(&[("mode", "640"), ("uid", "1")]);
+        let fault = if executed { Fault::AnswerLost } else { Fault::Lost };
+        world.store.fail(Op::Put, fault, 1);
+        world.store.fail(Op::Head, Fault::Lost, 1);
+        assert!(file.commit(mine.clone()).await.is_err());
+        let theirs = metadata(&[("mode", if executed { "600" } else { "640" }), ("uid", "2")]);
+        world.store.foreign_metadata("file", &theirs).unwrap();
+        file.write(1, b"Y").await.unwrap();
+        file.commit(mine).await.unwrap().unwrap();
+        let stored = world.store.properties("file").unwrap().metadata;
+        assert_eq!(stored, theirs, "executed: {executed}");
+        assert_eq!(world.content()[..2], *b"XY");
     }
 }

@@ -262,7 +262,9 @@ impl Run {
                         Some(copied.unwrap())
                     }
                 };
-                self.file.moved(name.clone(), copied.as_ref());
+                let stored = self.file.stored_metadata().unwrap_or_default();
+                self.file
+                    .moved(name.clone(), copied.as_ref().map(|copied| (copied, &stored)));
                 self.name = name;
                 drop(hold);
             }
@@ -276,7 +278,7 @@ impl Run {
                         .set_metadata(&self.name, &metadata, &condition)
                         .await
                         .unwrap();
-                    self.file.rebase(&written);
+                    self.file.rebase(&written, &metadata);
                 }
                 drop(hold);
             }

@@ -134,7 +134,7 @@ async fn what_is_written_during_a_move_stays_in_memory() {
     }
     world.env.budget.relieve(1, None);
     assert!(!file.core.lock().has_remote(0..u64::MAX));
-    file.moved("new".into(), Some(&copied));
+    file.moved("new".into(), Some((&copied, &Metadata::new())));
     drop(hold);
     assert_eq!(read(&file, 0, 2000).await, pattern(0, 2000));
     // Relief that waited for the move may have been quicker.

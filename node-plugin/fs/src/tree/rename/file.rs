@@ -94,7 +94,13 @@ impl Tree {
                 }
                 Err(error) => return Err(error.into()),
             };
-            self.rebind(node, Some(&properties.etag), new_blob, &written);
+            let stored = self.moved_metadata(&properties);
+            self.rebind_to(node, Some(&properties.etag), new_blob, &written, Some(&stored));
+            if let Some(content) = &content
+                && content.etag().as_ref() == Some(&written.etag)
+            {
+                content.set_stored(&properties.stored);
+            }
             let old = Written {
                 etag: properties.etag,
                 last_modified: properties.last_modified,
@@ -245,6 +251,18 @@ impl Tree {
     /// A node's blob was moved: its handles and what is known of it follow. `from`: the version that was
     /// copied; `None` when what is at the new name is no copy of it.
     pub(super) fn rebind(&self, node: &Node, from: Option<&ETag>, new_blob: &str, written: &Written) {
+        self.rebind_to(node, from, new_blob, written, None);
+    }
+
+    /// The same, and what is stored there, if that is not what was stored with the version that was copied.
+    fn rebind_to(
+        &self,
+        node: &Node,
+        from: Option<&ETag>,
+        new_blob: &str,
+        written: &Written,
+        stored: Option<&Metadata>,
+    ) {
         let stamp = self.table.lock().tick();
         let content = {
             let mut state = node.state();
@@ -266,7 +284,9 @@ impl Tree {
         if let Some(content) = content {
             // Handles on an older version stay with it, and find it gone.
             let known = from.is_some() && content.etag().as_ref() == from;
-            content.moved(new_blob.to_owned(), known.then_some(written));
+            let before = content.stored_metadata().unwrap_or_default();
+            let to = (written, stored.unwrap_or(&before));
+            content.moved(new_blob.to_owned(), known.then_some(to));
         }
     }
 }
