@@ -284,6 +284,8 @@ impl Tree {
             let mut state = node.state();
             state.flushed -= u32::from(handle.flushed.load(Ordering::Relaxed));
             let last = state.closed(handle.writes);
+            // What this commit left came after it began, by a truncate(2) of the name, say, which went by it.
+            state.promised |= last && committed.is_ok() && state.owes();
             let kept = state.promised && state.owes() && may_yet_succeed(&state, committed);
             let discarded = last && !kept && self.finish_close(&node, &mut state, committed);
             (last, kept, discarded, state.hidden.take_if(|_| last))
