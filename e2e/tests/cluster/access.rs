@@ -131,7 +131,7 @@ pub(crate) async fn fs_group(space: &Space) -> Result<()> {
              /data/old && stat -c '%u' /data/dir/new",
         )
         .await?;
-    ensure!(seen == "3000 775\n3000 664\n1000\n", "the pod sees {seen:?}");
+    ensure!(seen == "3000 2775\n3000 664\n1000\n", "the pod sees {seen:?}");
     Ok(())
 }
 

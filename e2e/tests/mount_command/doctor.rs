@@ -44,7 +44,6 @@ fn doctor(url: &str, arguments: &[&str]) -> (bool, Vec<(String, String, Option<S
 }
 
 #[test]
-#[ignore = "an open point: `doctor --mend` does not end since a cut-off rename asks for proof"]
 fn what_is_hidden_is_listed_and_what_was_left_is_mended() {
     let backend = Backend::start(Kind::Embedded).unwrap();
     let view = backend.create_container("photos").unwrap();
