@@ -69,15 +69,22 @@ fn fsync_reaches_the_service() -> Result<()> {
 fn close_survives_the_death_of_the_process() -> Result<()> {
     let setup = setup()?;
     let mount = setup.mount("semantics", "mnt")?;
-    fs::create_dir(mount.path().join("folder"))?;
+    // By a program of its own: other tests of this process start children, which inherit its open files and
+    // close them, and from the third close of a file on a close does not wait.
+    let source = setup.folder("source")?;
+    fs::create_dir(source.join("folder"))?;
     for number in 0..20 {
-        fs::write(
-            mount.path().join(format!("folder/file {number}")),
-            format!("content {number}\n"),
-        )?;
+        let file = source.join(format!("folder/file {number}"));
+        fs::write(file, format!("content {number}\n"))?;
     }
     let large = vec![0x5a; 9 << 20];
-    fs::write(mount.path().join("large"), &large)?;
+    fs::write(source.join("large"), &large)?;
+    let copied = Command::new("cp")
+        .arg("-r")
+        .args([source.join("folder"), source.join("large")])
+        .arg(mount.path())
+        .status()?;
+    ensure!(copied.success(), "cp: {copied}");
     mount.kill()?;
 
     let mount = setup.mount("semantics", "mnt")?;

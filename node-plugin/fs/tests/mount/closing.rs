@@ -163,7 +163,7 @@ fn what_a_close_did_not_wait_for_outlives_an_outage() {
         eventually("all lines in the service", || {
             store
                 .content("log")
-                .is_some_and(|content| content == &b"line\nline\nlast\n"[..])
+                .is_some_and(|content| content[..] == *b"line\nline\nlast\n")
         });
         m.end().unwrap();
     }
