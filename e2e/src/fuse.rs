@@ -27,3 +27,9 @@ pub fn connection_of(device: &str) -> Option<u64> {
 pub fn abort(connection: u64) -> io::Result<()> {
     fs::write(format!("/sys/fs/fuse/connections/{connection}/abort"), "1")
 }
+
+/// How many requests of a connection are not answered yet, those that were not read included.
+pub fn waiting(connection: u64) -> Result<usize> {
+    let text = fs::read_to_string(format!("/sys/fs/fuse/connections/{connection}/waiting"))?;
+    Ok(text.trim().parse()?)
+}

@@ -7,6 +7,9 @@
     reason = "a failed unwrap is a failed test"
 )]
 
+#[path = "memory/waiting.rs"]
+mod waiting;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;

@@ -80,6 +80,9 @@ pub struct VolumeConfig {
     pub negative_timeout: Duration,
     /// Keep the kernel's page cache across opens while the ETag is unchanged.
     pub kernel_cache: bool,
+    /// Folders of more blobs than this are not renamed (EXDEV): each of them is copied inside the service and
+    /// deleted, and nobody sees how far that is. `mv` then copies file by file, and can be ended.
+    pub rename_limit: usize,
     /// Tuning.
     pub profile: Profile,
     /// Is told of each operation that has ended.
@@ -87,6 +90,9 @@ pub struct VolumeConfig {
     /// Sizes of blocks and requests; anything but the default is for tests, which make them tiny.
     pub tuning: Tuning,
 }
+
+/// Most blobs of a folder that is renamed when nobody said otherwise: some minutes.
+pub const RENAME_LIMIT: usize = 20_000;
 
 impl Profile {
     /// How long absence is believed when nobody said so: not at all, so that what another mount has just made
@@ -117,6 +123,7 @@ impl VolumeConfig {
             entry_timeout: Duration::from_secs(1),
             negative_timeout: Profile::General.negative_timeout(),
             kernel_cache: true,
+            rename_limit: RENAME_LIMIT,
             profile: Profile::General,
             observer: None,
             tuning: Tuning::default(),

@@ -41,7 +41,7 @@ pub async fn mend(
         Arc::clone(&resources.arena),
         resources.runtime.clone(),
     );
-    let tree = Tree::new(config, env, Arc::new(Log::create()?));
+    let tree = Tree::new(config, env, Arc::new(Log::create()?.charged(&resources.budget)));
     let mut outcomes = Vec::with_capacity(findings.len());
     for finding in findings {
         let outcome = match finding {

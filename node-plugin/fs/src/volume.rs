@@ -16,7 +16,7 @@ use crate::config::{Profile, VolumeConfig};
 use crate::content::Env;
 use crate::fuse;
 use crate::journal::log::Log;
-use crate::tree::{Tree, names};
+use crate::tree::{Owing, Tree, names};
 
 /// What all mounts of a process share.
 #[derive(Debug, Clone)]
@@ -69,7 +69,7 @@ impl Volume {
             )
         };
         let profile = config.profile;
-        let tree = Tree::new(config, env, Arc::new(Log::create()?));
+        let tree = Tree::new(config, env, Arc::new(Log::create()?.charged(&resources.budget)));
         wait_for(&resources.runtime, {
             let tree = Arc::clone(&tree);
             async move { tree.check_root().await }
@@ -138,6 +138,11 @@ impl Volume {
             tree.finish().await
         })?;
         finished.map_err(io::Error::from).and(ended)
+    }
+
+    /// What files that were closed owe the service: it was not there when they were, and is asked again.
+    pub fn owing(&self) -> Owing {
+        self.tree.owing()
     }
 
     /// The journal of this mount: the state a replacement process goes on from.

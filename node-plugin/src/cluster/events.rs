@@ -40,6 +40,16 @@ impl Reporter {
         self.failed(About::Publishing { volume, pod }, reason, message);
     }
 
+    /// Something became of a volume that is staged.
+    pub(super) fn changed(&self, volume: VolumeAt, change: Change, message: &str) {
+        self.put(
+            About::Staging(volume),
+            &change.to_string(),
+            message,
+            change.is_warning(),
+        );
+    }
+
     /// How many Events were given up: the API server was away for too long, or too much happened meanwhile.
     pub fn dropped(&self) -> u64 {
         self.0.dropped()

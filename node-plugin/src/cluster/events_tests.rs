@@ -16,6 +16,7 @@ struct World {
     reporter: Reporter,
     channel: watch::Sender<ChannelState>,
     targets: Arc<Mutex<Vec<PathBuf>>>,
+    unstored: Arc<Mutex<Vec<(VolumeAt, String)>>>,
     folder: tempfile::TempDir,
     _stop: tokio_util::sync::DropGuard,
 }
@@ -25,6 +26,7 @@ fn world() -> World {
     let reporter = Reporter::default();
     let (channel, receiver) = watch::channel(ChannelState::default());
     let targets = Arc::new(Mutex::new(Vec::new()));
+    let unstored: Arc<Mutex<Vec<(VolumeAt, String)>>> = Arc::default();
     let membership = Membership {
         cluster: cluster.clone(),
         node: NODE.into(),
@@ -35,6 +37,10 @@ fn world() -> World {
             let targets = targets.clone();
             move || targets.lock().unwrap().clone()
         }),
+        unstored: Arc::new({
+            let unstored = unstored.clone();
+            move || unstored.lock().unwrap().clone()
+        }),
     };
     let stop = CancellationToken::new();
     tokio::spawn(membership.keep(reporter.clone(), stop.clone()));
@@ -43,6 +49,7 @@ fn world() -> World {
         reporter,
         channel,
         targets,
+        unstored,
         folder: tempfile::tempdir().unwrap(),
         _stop: stop.drop_guard(),
     }
@@ -237,6 +244,37 @@ async fn changes_of_the_channel_are_told_to_the_node_and_the_pods_that_are_conce
         ("Pod", "reader", "ChannelRestored", 2),
     ];
     world.cluster.until(|state| state.told() == all).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_service_does_not_take_is_told_once_and_so_is_its_end() {
+    let world = world();
+    let volume = world.staged();
+    let text = "the service does not take what was written".to_owned();
+    world.unstored.lock().unwrap().push((volume, text.clone()));
+    let begun = [
+        ("PersistentVolumeClaim", "data", "DataNotStored", 1),
+        ("Pod", "reader", "DataNotStored", 1),
+    ];
+    world.cluster.until(|state| state.told() == begun).await;
+    world.cluster.set(|state| {
+        assert!(
+            state
+                .events
+                .values()
+                .all(|event| event.warning && event.message == text)
+        );
+    });
+    // Told once, as long as it lasts.
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    world.unstored.lock().unwrap().clear();
+    let over = [
+        ("PersistentVolumeClaim", "data", "DataNotStored", 1),
+        ("PersistentVolumeClaim", "data", "DataStored", 1),
+        ("Pod", "reader", "DataNotStored", 1),
+        ("Pod", "reader", "DataStored", 1),
+    ];
+    world.cluster.until(|state| state.told() == over).await;
 }
 
 #[test]

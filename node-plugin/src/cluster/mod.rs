@@ -28,6 +28,7 @@ mod kube;
 mod node;
 mod pace;
 mod queue;
+mod unstored;
 mod volumes;
 
 use std::collections::{BTreeMap, HashMap};
@@ -223,6 +224,9 @@ pub struct Link {
     pub reporter: Reporter,
 }
 
+/// The volumes of this node whose closed files the service has not taken, with what is to be told of each.
+pub type Unstored = Arc<dyn Fn() -> Vec<(VolumeAt, String)> + Send + Sync>;
+
 /// What a node does in its cluster while it serves.
 #[derive(Clone)]
 pub struct Membership {
@@ -238,6 +242,8 @@ pub struct Membership {
     pub ready: Ready,
     /// See [`Targets`].
     pub targets: Targets,
+    /// See [`Unstored`].
+    pub unstored: Unstored,
 }
 
 impl fmt::Debug for Membership {
@@ -256,9 +262,10 @@ impl Membership {
     pub async fn keep(self, reporter: Reporter, stop: CancellationToken) {
         let sending = events::send(&self, &reporter);
         let watching = events::watch_transport(&self, &reporter);
+        let owing = unstored::watch(&self, &reporter);
         let marking = node::keep(&self);
-        let all = async { tokio::join!(sending, watching, marking) };
-        // None of the three ends by itself.
+        let all = async { tokio::join!(sending, watching, owing, marking) };
+        // None of them ends by itself.
         let _ = stop.run_until_cancelled(all).await;
         node::leave(&self).await;
     }

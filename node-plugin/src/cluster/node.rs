@@ -184,6 +184,7 @@ mod tests {
                 }
             }),
             targets: Arc::new(Vec::new),
+            unstored: Arc::new(Vec::new),
         };
         let stop = tokio_util::sync::CancellationToken::new();
         let running = tokio::spawn(membership.keep(Reporter::default(), stop.clone()));

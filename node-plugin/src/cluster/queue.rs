@@ -28,7 +28,7 @@ pub(super) struct Notice {
 /// Where to look for the objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum About {
-    /// A volume that could not be staged.
+    /// A volume that could not be staged, or that is.
     Staging(VolumeAt),
     /// A volume that could not be published; the pod where kubelet told it.
     Publishing {

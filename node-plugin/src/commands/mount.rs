@@ -63,6 +63,9 @@ pub struct MountArgs {
     /// Permission bits of directories that carry none, octal.
     #[arg(long, value_name = "OCTAL", value_parser = octal, default_value = "755")]
     pub dir_mode: u32,
+    /// Most blobs of a folder that is renamed; larger ones are refused (EXDEV), and `mv` copies them.
+    #[arg(long, value_name = "BLOBS", default_value_t = blob_fs::config::RENAME_LIMIT)]
+    pub rename_limit: usize,
     /// What the mount is tuned for.
     #[arg(long, value_enum, default_value_t)]
     pub profile: ProfileArg,
@@ -229,6 +232,7 @@ async fn configure(args: &MountArgs, connector: &Connector) -> anyhow::Result<(V
     config.gid = args.gid.unwrap_or_else(|| nix::unistd::getgid().as_raw());
     config.file_mode = args.file_mode;
     config.dir_mode = args.dir_mode;
+    config.rename_limit = args.rename_limit;
     config.profile = args.profile.into();
     config.negative_timeout = config.profile.negative_timeout();
     Ok((config, client))

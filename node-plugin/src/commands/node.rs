@@ -18,10 +18,10 @@ use tonic::service::Routes;
 
 use super::size::ByteSize;
 use super::{BudgetArgs, DeviceArgs, KubernetesArgs};
-use crate::cluster::{Link, Membership, Reporter};
+use crate::cluster::{Link, Membership, Reporter, VolumeAt};
 use crate::csi::connect::Connector;
 use crate::csi::identity::{Check, IdentityService};
-use crate::csi::node::NodeService;
+use crate::csi::node::{NodeService, unstored};
 use crate::csi::registration::RegistrationService;
 use crate::csi::server;
 use crate::mounts::calls::Patience;
@@ -171,6 +171,7 @@ impl NodePlugin {
             watch::channel(state).1
         });
         let (identity, mounts) = (self.identity.clone(), self.mounts.clone());
+        let owing = mounts.clone();
         let membership = Membership {
             cluster: link.cluster,
             node: link.node,
@@ -188,9 +189,21 @@ impl NodePlugin {
                     .flat_map(|record| record.targets.into_keys())
                     .collect()
             }),
+            unstored: Arc::new(move || volumes_unstored(&owing)),
         };
         membership.keep(link.reporter, stop).await;
     }
+}
+
+/// Volumes with closed files that the service has not taken for a while, and what is to be told of each.
+fn volumes_unstored(mounts: &Mounts) -> Vec<(VolumeAt, String)> {
+    let owing = mounts.all_owing().into_iter();
+    let told = owing.filter_map(|(path, owing)| {
+        let record = mounts.records().get(&path)?;
+        let handle = record.volume_id;
+        Some((VolumeAt { handle, path }, unstored(&owing)?))
+    });
+    told.collect()
 }
 
 /// Serves until `stop` is done; then ends as the help says.

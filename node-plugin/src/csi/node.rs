@@ -22,6 +22,8 @@ use super::{answer, required};
 use crate::cluster::{Link, ObjectRef, VolumeAt};
 use crate::mounts::Mounts;
 
+pub(crate) use self::health::unstored;
+
 /// What the node can do. VOLUME_CONDITION is read by kubelets up to 1.36, GET_VOLUME_HEALTH and
 /// GET_STORAGE_HEALTH by later ones; all three carry the same facts.
 const CAPABILITIES: [rpc::Type; 7] = [

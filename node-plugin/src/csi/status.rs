@@ -227,15 +227,24 @@ pub enum Change {
     ChannelLost,
     /// Requests of the node take the channel again.
     ChannelRestored,
+    /// Files of a volume were closed, and the service has not taken them for a while.
+    DataNotStored,
+    /// It has taken them all.
+    DataStored,
 }
 
 impl Change {
     /// Every row.
-    pub const ALL: &'static [Change] = &[Change::ChannelLost, Change::ChannelRestored];
+    pub const ALL: &'static [Change] = &[
+        Change::ChannelLost,
+        Change::ChannelRestored,
+        Change::DataNotStored,
+        Change::DataStored,
+    ];
 
     /// Whether the Event is of type Warning; else it is Normal.
     pub fn is_warning(self) -> bool {
-        self == Self::ChannelLost
+        matches!(self, Self::ChannelLost | Self::DataNotStored)
     }
 
     /// What happened, one sentence.
@@ -243,6 +252,8 @@ impl Change {
         match self {
             Self::ChannelLost => "requests of this node go over HTTPS",
             Self::ChannelRestored => "requests of this node use the accelerated channel",
+            Self::DataNotStored => "the service does not take what was written to files that are closed",
+            Self::DataStored => "everything that was written to closed files is stored",
         }
     }
 }
@@ -252,6 +263,8 @@ impl fmt::Display for Change {
         f.write_str(match self {
             Self::ChannelLost => "ChannelLost",
             Self::ChannelRestored => "ChannelRestored",
+            Self::DataNotStored => "DataNotStored",
+            Self::DataStored => "DataStored",
         })
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 
-use blob_fs::{Resources, VolumeConfig};
+use blob_fs::{Owing, Resources, VolumeConfig};
 use tokio_util::sync::CancellationToken;
 
 use super::mounter::{Mounter, Serving, Usage};
@@ -45,6 +45,8 @@ struct State {
     asked: usize,
     /// Connections whose sessions were let go of.
     dropped: Vec<u32>,
+    /// What closed files of every file system owe the service.
+    owing: Owing,
 }
 
 /// See the module.
@@ -76,6 +78,9 @@ impl Serving for FakeServing {
     fn sync(&self) -> io::Result<()> {
         self.kernel.wait_while(|state| state.hold_commits);
         Ok(())
+    }
+    fn owing(&self) -> Owing {
+        self.kernel.state.lock().unwrap().owing
     }
     fn join(self: Box<Self>) -> io::Result<()> {
         self.kernel.wait_while(|state| state.hold_sessions);
@@ -135,6 +140,11 @@ impl FakeKernel {
     /// Blocks until this many sessions were let go of.
     pub(crate) fn until_dropped(&self, sessions: usize) {
         self.wait_while(|state| state.dropped.len() < sessions);
+    }
+
+    /// What closed files of every file system owe the service from now on.
+    pub(crate) fn owe(&self, owing: Owing) {
+        self.change(|state| state.owing = owing);
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {

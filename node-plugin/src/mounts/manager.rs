@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blob_fs::observer::Observer;
-use blob_fs::{Resources, VolumeConfig};
+use blob_fs::{Owing, Resources, VolumeConfig};
 use futures::future::join_all;
 use tokio::sync::Semaphore;
 
@@ -298,6 +298,23 @@ impl Mounts {
     pub async fn holdings(&self, path: &Path) -> Option<Holdings> {
         let counter = self.lock().get(path).map(|live| Arc::clone(&live.counter))?;
         counter.holdings().await
+    }
+
+    /// What closed files of the volume that is mounted at `path` itself owe the service.
+    pub fn owing(&self, path: &Path) -> Owing {
+        let live = self.lock();
+        live.get(path)
+            .map(|live| live.serving.owing())
+            .unwrap_or_default()
+    }
+
+    /// The same of every volume that owes something, by the path of its own mount.
+    pub fn all_owing(&self) -> Vec<(PathBuf, Owing)> {
+        let live = self.lock();
+        live.iter()
+            .map(|(path, live)| (path.clone(), live.serving.owing()))
+            .filter(|(_, owing)| owing.files > 0)
+            .collect()
     }
 
     /// The end of the process: commits everything, unmounts what no pod uses.

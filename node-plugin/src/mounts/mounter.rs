@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use blob_fs::{Resources, Volume, VolumeConfig};
+use blob_fs::{Owing, Resources, Volume, VolumeConfig};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -27,6 +27,8 @@ pub trait Serving: Send + Sync + Debug {
     fn ended(&self) -> CancellationToken;
     /// Commits everything dirty.
     fn sync(&self) -> io::Result<()>;
+    /// What files that were closed owe the service. Does not wait for anything.
+    fn owing(&self) -> Owing;
     /// Waits for the end of the session after an unmount, and until everything accepted is committed.
     fn join(self: Box<Self>) -> io::Result<()>;
 }
@@ -83,6 +85,9 @@ impl Serving for Served {
     }
     fn sync(&self) -> io::Result<()> {
         self.volume.sync()
+    }
+    fn owing(&self) -> Owing {
+        self.volume.owing()
     }
     fn join(self: Box<Self>) -> io::Result<()> {
         self.volume.join()

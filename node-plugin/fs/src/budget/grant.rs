@@ -10,29 +10,68 @@ use super::holders::Evict;
 use super::ledger::{Budget, DIRTY_SHARE, Inner, Kind, RESEND_SHARE, RESEND_UNIT, unused};
 use super::permit::Permit;
 use super::share::Share;
+use super::spool::Spooled;
 
 impl Share {
     /// Room for `bytes` of accepted writes, if there is any without waiting.
     pub fn try_acquire(self: &Arc<Self>, bytes: usize) -> Option<Permit> {
-        self.budget.try_for(Kind::Dirty, bytes, Some(self))
+        self.budget.try_for(Kind::Dirty, bytes, Some(self), None)
     }
 
-    /// Room for `bytes` of accepted writes; waits, and has the oldest dirty data staged meanwhile. `None`
-    /// after `patience` without room.
+    /// Room for `bytes` of accepted writes; waits in its volume's queue, and has the oldest dirty data staged
+    /// meanwhile. `None` when the volume got no room for as long as `patience`.
     pub async fn acquire(self: &Arc<Self>, bytes: usize, patience: Duration) -> Option<Permit> {
         self.budget.acquire_dirty(bytes, patience, Some(self)).await
     }
 
-    /// Takes room for dirty data whether there is any or not.
-    pub(crate) fn force(self: &Arc<Self>, bytes: usize) -> Permit {
-        self.budget.force_for(Kind::Dirty, bytes, Some(self))
+    /// Room for the copy of a write that waits, while there are not too many of all volumes, and of this one:
+    /// cached data makes way. Copies stop no other write.
+    pub(crate) fn try_charge_waiting(self: &Arc<Self>, bytes: usize) -> Option<Permit> {
+        // Who waits on disk came earlier.
+        let _nobody = self.spooled.try_lock().ok()?;
+        self.take_waiting(bytes)
+    }
+
+    fn take_waiting(self: &Arc<Self>, bytes: usize) -> Option<Permit> {
+        let budget = &self.budget;
+        let mut inner = budget.lock();
+        let all = inner.of(Kind::Waiting) + bytes;
+        let own = self.waiting.load(Ordering::Relaxed) + bytes;
+        if all > budget.waiting_limit || (inner.volumes > 1 && own > budget.waiting_limit / 2) {
+            return None;
+        }
+        inner.add(Kind::Waiting, bytes, Some(self));
+        drop(inner);
+        let permit = budget.permit(Kind::Waiting, bytes, Some(self));
+        budget.shrink();
+        Some(permit)
+    }
+
+    /// The same for a write whose data is on disk: waits until there is room.
+    pub(crate) async fn charge_waiting(self: &Arc<Self>, bytes: usize) -> Permit {
+        let _first = self.spooled.lock().await;
+        loop {
+            let room = self.budget.waiting_room.notified();
+            tokio::pin!(room);
+            // From here on no release is missed.
+            room.as_mut().enable();
+            if let Some(permit) = self.take_waiting(bytes) {
+                return permit;
+            }
+            room.await;
+        }
+    }
+
+    /// Puts the data of a write on disk that finds no memory even to wait in. `None`: there is no place.
+    pub(crate) fn spool(&self, data: &[u8]) -> Option<Spooled> {
+        self.budget.spool.put(data)
     }
 }
 
 impl Budget {
     /// Room for `bytes`, dropping cached data if needed; never blocks.
     pub fn try_acquire(self: &Arc<Self>, kind: Kind, bytes: usize) -> Option<Permit> {
-        self.try_for(kind, bytes, None)
+        self.try_for(kind, bytes, None, None)
     }
 
     pub(super) fn try_for(
@@ -40,12 +79,19 @@ impl Budget {
         kind: Kind,
         bytes: usize,
         share: Option<&Arc<Share>>,
+        ticket: Option<u64>,
     ) -> Option<Permit> {
         loop {
-            if let Some(permit) = self.take(kind, bytes, share) {
+            if let Some(permit) = self.take(kind, bytes, share, ticket) {
                 return Some(permit);
             }
-            if self.dirty_full(&self.lock(), kind, bytes, share) || !self.evict_one() {
+            let inner = self.lock();
+            let others_turn = kind == Kind::Dirty && !self.in_turn(&inner, bytes, share, ticket);
+            if others_turn || self.dirty_full(&inner, kind, bytes, share) {
+                return None;
+            }
+            drop(inner);
+            if !self.evict_one() {
                 return None;
             }
         }
@@ -82,27 +128,10 @@ impl Budget {
         permit
     }
 
-    /// Charges the copy of a write that waits for room. Always granted, cached data makes way; the caller
-    /// bounds how many there are.
-    pub(crate) fn charge_waiting(self: &Arc<Self>, bytes: usize) -> Permit {
-        let permit = self.force(Kind::Waiting, bytes);
-        self.shrink();
-        permit
-    }
-
     /// Takes room whether there is any or not.
     pub(crate) fn force(self: &Arc<Self>, kind: Kind, bytes: usize) -> Permit {
-        self.force_for(kind, bytes, None)
-    }
-
-    pub(super) fn force_for(
-        self: &Arc<Self>,
-        kind: Kind,
-        bytes: usize,
-        share: Option<&Arc<Share>>,
-    ) -> Permit {
-        self.lock().add(kind, bytes, share.map(|share| &share.dirty));
-        self.permit(kind, bytes, share)
+        self.lock().add(kind, bytes, None);
+        self.permit(kind, bytes, None)
     }
 
     /// Makes `entry` known as droppable.
@@ -120,13 +149,20 @@ impl Budget {
         kind: Kind,
         bytes: usize,
         share: Option<&Arc<Share>>,
+        ticket: Option<u64>,
     ) -> Option<Permit> {
         let mut inner = self.lock();
         if self.no_room(&inner, kind, bytes, share) {
             return None;
         }
-        inner.add(kind, bytes, share.map(|share| &share.dirty));
+        if kind == Kind::Dirty && !self.in_turn(&inner, bytes, share, ticket) {
+            return None;
+        }
+        inner.add(kind, bytes, share.map(Arc::as_ref));
         drop(inner);
+        if let Some(share) = share {
+            share.stuck.store(false, Ordering::Relaxed);
+        }
         Some(self.permit(kind, bytes, share))
     }
 
@@ -168,7 +204,13 @@ impl Budget {
             return false;
         }
         let others = inner.reserved.saturating_sub(unused(own));
-        own + bytes > self.dirty_limit / 4 * 3 || inner.of(Kind::Dirty) + bytes + others > self.dirty_limit
+        self.beyond_own(inner, bytes, share) || inner.of(Kind::Dirty) + bytes + others > self.dirty_limit
+    }
+
+    /// True when `bytes` more would be more than one of several volumes may have at most.
+    pub(super) fn beyond_own(&self, inner: &Inner, bytes: usize, share: &Arc<Share>) -> bool {
+        let after = share.dirty.load(Ordering::Relaxed) + bytes;
+        inner.volumes > 1 && after > DIRTY_SHARE && after > self.dirty_limit / 4 * 3
     }
 
     pub(super) fn is_full(&self, kind: Kind, bytes: usize, share: Option<&Arc<Share>>) -> bool {

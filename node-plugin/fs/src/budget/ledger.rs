@@ -8,6 +8,9 @@ use std::time::Instant;
 use tokio::sync::{Notify, Semaphore};
 
 use super::holders::{Evict, Relieve};
+use super::queue::Queues;
+use super::share::Share;
+use super::spool::Spool;
 
 /// The least a budget can be: a few parts for readers and a few blocks for writers.
 pub const MIN_BUDGET: usize = 32 << 20;
@@ -56,14 +59,16 @@ pub struct Budget {
     pub(super) dirty_limit: usize,
     /// What metadata may hold before it is asked to shrink.
     pub(super) metadata_limit: usize,
-    /// What copies of waiting writes are expected to hold.
+    /// What copies of waiting writes may hold.
     pub(super) waiting_limit: usize,
     pub(super) inner: Mutex<Inner>,
-    pub(super) room: Notify,
     /// Metadata grew past its limit.
     pub(super) crowd: Notify,
     /// Writes that wait for room.
     pub(super) short: AtomicUsize,
+    /// Room for copies of waiting writes came back.
+    pub(super) waiting_room: Notify,
+    pub(super) spool: Spool,
     pub(super) progress: Semaphore,
     /// In units of [`RESEND_UNIT`].
     pub(super) resend: Semaphore,
@@ -85,6 +90,8 @@ pub(super) struct Inner {
     /// Likewise for `dirty`.
     pub(super) sweep_dirty_at: usize,
     pub(super) streams: Streams,
+    /// Writers that wait.
+    pub(super) queues: Queues,
 }
 
 /// How many streams were read in the current stretch of time, and in the one before.
@@ -114,25 +121,33 @@ impl Inner {
         self.used.get(kind as usize).copied().unwrap_or_default()
     }
 
-    /// `share` counts the volume's own dirty bytes.
-    pub(super) fn add(&mut self, kind: Kind, bytes: usize, share: Option<&AtomicUsize>) {
+    /// `share` counts what the volume holds itself.
+    pub(super) fn add(&mut self, kind: Kind, bytes: usize, share: Option<&Share>) {
         if let Some(used) = self.used.get_mut(kind as usize) {
             *used += bytes;
         }
-        if let (Kind::Dirty, Some(share)) = (kind, share) {
-            let before = share.fetch_add(bytes, Ordering::Relaxed);
-            self.reserved = (self.reserved + unused(before + bytes)).saturating_sub(unused(before));
+        match (kind, share) {
+            (Kind::Dirty, Some(share)) => {
+                let before = share.dirty.fetch_add(bytes, Ordering::Relaxed);
+                self.reserved = (self.reserved + unused(before + bytes)).saturating_sub(unused(before));
+            }
+            (Kind::Waiting, Some(share)) => drop(share.waiting.fetch_add(bytes, Ordering::Relaxed)),
+            _ => {}
         }
         self.peak = self.peak.max(self.sum());
     }
 
-    pub(super) fn sub(&mut self, kind: Kind, bytes: usize, share: Option<&AtomicUsize>) {
+    pub(super) fn sub(&mut self, kind: Kind, bytes: usize, share: Option<&Share>) {
         if let Some(used) = self.used.get_mut(kind as usize) {
             *used = used.saturating_sub(bytes);
         }
-        if let (Kind::Dirty, Some(share)) = (kind, share) {
-            let before = share.fetch_sub(bytes, Ordering::Relaxed);
-            self.reserved += unused(before.saturating_sub(bytes)) - unused(before);
+        match (kind, share) {
+            (Kind::Dirty, Some(share)) => {
+                let before = share.dirty.fetch_sub(bytes, Ordering::Relaxed);
+                self.reserved += unused(before.saturating_sub(bytes)) - unused(before);
+            }
+            (Kind::Waiting, Some(share)) => drop(share.waiting.fetch_sub(bytes, Ordering::Relaxed)),
+            _ => {}
         }
     }
 }
@@ -172,9 +187,10 @@ impl Budget {
             metadata_limit: limit / 8 * 2,
             waiting_limit: limit / 8,
             inner: Mutex::default(),
-            room: Notify::new(),
             crowd: Notify::new(),
             short: AtomicUsize::new(0),
+            waiting_room: Notify::new(),
+            spool: Spool::default(),
             progress: Semaphore::new(progress),
             resend: Semaphore::new(total / RESEND_SHARE / RESEND_UNIT),
             started: Instant::now(),

@@ -12,8 +12,10 @@ mod grant;
 mod holders;
 mod ledger;
 mod permit;
+mod queue;
 mod relief;
 mod share;
+mod spool;
 #[cfg(test)]
 mod tests;
 

@@ -1,7 +1,7 @@
 //! The right to hold memory.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::ledger::{Budget, Kind};
 use super::share::Share;
@@ -10,7 +10,7 @@ use super::share::Share;
 #[derive(Debug)]
 pub struct Permit {
     budget: Arc<Budget>,
-    /// Of dirty data: the volume it belongs to.
+    /// Of dirty and waiting data: the volume it belongs to.
     share: Option<Arc<Share>>,
     /// A [`Kind`].
     kind: AtomicU8,
@@ -23,8 +23,8 @@ impl Permit {
         self.bytes
     }
 
-    fn counted(&self) -> Option<&AtomicUsize> {
-        self.share.as_deref().map(|share| &share.dirty)
+    fn counted(&self) -> Option<&Share> {
+        self.share.as_deref()
     }
 
     fn kind(&self) -> Kind {
@@ -47,6 +47,9 @@ impl Permit {
         } else {
             inner.sub(kind, self.bytes - bytes, self.counted());
         }
+        if !grown {
+            Budget::wake_first(&inner);
+        }
         drop(inner);
         self.bytes = bytes;
         if grown {
@@ -54,8 +57,36 @@ impl Permit {
             if kind == Kind::Metadata {
                 self.budget.note_crowd();
             }
-        } else {
-            self.budget.room.notify_waiters();
+        }
+    }
+
+    /// Holds another number of bytes from now on, for who holds locks that dropping cached data takes: it is
+    /// dropped when somebody else needs room.
+    pub(crate) fn count(&mut self, bytes: usize) {
+        let kind = self.kind();
+        let mut inner = self.budget.lock();
+        inner.sub(kind, self.bytes, self.counted());
+        inner.add(kind, bytes, self.counted());
+        if bytes < self.bytes {
+            Budget::wake_first(&inner);
+        }
+        drop(inner);
+        let grown = bytes > self.bytes;
+        self.bytes = bytes;
+        if grown && kind == Kind::Metadata {
+            self.budget.note_crowd();
+        }
+    }
+
+    /// Takes `bytes` of these out, as a permit of its own; all there are when it is less.
+    pub(crate) fn split(&mut self, bytes: usize) -> Self {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Self {
+            budget: Arc::clone(&self.budget),
+            share: self.share.as_ref().map(Arc::clone),
+            kind: AtomicU8::new(self.kind.load(Ordering::Relaxed)),
+            bytes,
         }
     }
 
@@ -69,17 +100,20 @@ impl Permit {
         self.kind.store(kind as u8, Ordering::Relaxed);
         inner.sub(old, self.bytes, self.counted());
         inner.add(kind, self.bytes, self.counted());
-        drop(inner);
-        self.budget.room.notify_waiters();
+        Budget::wake_first(&inner);
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut inner = self.budget.lock();
-        inner.sub(self.kind(), self.bytes, self.counted());
+        let kind = self.kind();
+        inner.sub(kind, self.bytes, self.counted());
+        Budget::wake_first(&inner);
         drop(inner);
-        self.budget.room.notify_waiters();
+        if kind == Kind::Waiting {
+            self.budget.waiting_room.notify_waiters();
+        }
     }
 }
 

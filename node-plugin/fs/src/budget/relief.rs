@@ -5,9 +5,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::holders::{Relief, Relieve};
 use super::ledger::{Budget, Kind};
 use super::permit::Permit;
+use super::queue::STUCK_PATIENCE;
 use super::share::Share;
 
 /// How long a writer waits for room before it asks for relief again. Relief may have failed (the service was
@@ -24,25 +27,41 @@ impl Budget {
         patience: Duration,
         share: Option<&Arc<Share>>,
     ) -> Option<Permit> {
-        let deadline = tokio::time::Instant::now() + patience;
-        let _short = Short::new(self);
+        let place = self.queue_up(bytes, share);
+        let ticket = Some(place.ticket());
         loop {
-            let room = self.room.notified();
-            tokio::pin!(room);
-            // From here on no release is missed.
-            room.as_mut().enable();
-            if let Some(permit) = self.try_for(Kind::Dirty, bytes, share) {
+            if let Some(permit) = self.try_for(Kind::Dirty, bytes, share, ticket) {
+                place.served();
                 return Some(permit);
             }
-            self.relieve(bytes, share);
-            if let Some(permit) = self.try_for(Kind::Dirty, bytes, share) {
-                return Some(permit);
+            let first = place.is_first();
+            if first {
+                self.relieve(bytes, share);
+                if let Some(permit) = self.try_for(Kind::Dirty, bytes, share, ticket) {
+                    place.served();
+                    return Some(permit);
+                }
             }
-            let now = tokio::time::Instant::now();
+            let stuck = share.is_some_and(|share| share.stuck.load(Ordering::Relaxed));
+            let patience = if stuck {
+                patience.min(STUCK_PATIENCE)
+            } else {
+                patience
+            };
+            let (now, deadline) = (Instant::now(), place.deadline(patience));
             if now >= deadline {
+                if let Some(share) = share {
+                    share.stuck.store(true, Ordering::Relaxed);
+                }
                 return None;
             }
-            let _ = tokio::time::timeout_at(deadline.min(now + RELIEF_RETRY), room).await;
+            let until = if first {
+                deadline.min(now + RELIEF_RETRY)
+            } else {
+                deadline
+            };
+            // Woken or not: it looks again.
+            let _ = tokio::time::timeout_at(until, place.wake.notified()).await;
         }
     }
 
@@ -111,21 +130,5 @@ impl Budget {
         // Those that registered meanwhile are younger.
         let younger = std::mem::replace(&mut inner.dirty, front);
         inner.dirty.extend(younger);
-    }
-}
-
-/// A write that waits for room.
-struct Short<'a>(&'a Budget);
-
-impl<'a> Short<'a> {
-    fn new(budget: &'a Budget) -> Self {
-        budget.short.fetch_add(1, Ordering::Relaxed);
-        Self(budget)
-    }
-}
-
-impl Drop for Short<'_> {
-    fn drop(&mut self) {
-        self.0.short.fetch_sub(1, Ordering::Relaxed);
     }
 }

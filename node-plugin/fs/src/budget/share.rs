@@ -1,7 +1,9 @@
 //! One volume's part of the budget.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+use tokio::sync::Mutex as AsyncMutex;
 
 use super::ledger::{Budget, DIRTY_SHARE};
 
@@ -12,6 +14,12 @@ pub struct Share {
     pub(super) budget: Arc<Budget>,
     /// Changed under the budget's lock.
     pub(super) dirty: AtomicUsize,
+    /// Bytes of writes that wait for room and were copied. Changed under the budget's lock.
+    pub(super) waiting: AtomicUsize,
+    /// Held by the first of the writes whose data waits on disk.
+    pub(super) spooled: AsyncMutex<()>,
+    /// A writer gave up waiting, and nobody got room since.
+    pub(super) stuck: AtomicBool,
 }
 
 impl Share {
@@ -40,6 +48,9 @@ impl Budget {
         Arc::new(Share {
             budget: Arc::clone(self),
             dirty: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            spooled: AsyncMutex::new(()),
+            stuck: AtomicBool::new(false),
         })
     }
 }

@@ -181,12 +181,14 @@ async fn what_is_granted_without_room_stays_within_the_budget() {
 fn a_waiting_write_pushes_cached_data_out_but_stops_no_other_write() {
     let budget = Budget::new(32 * MIB);
     let data = entry(&budget, budget.limit);
-    let copy = budget.charge_waiting(2 * budget.waiting_limit);
+    let share = budget.join();
+    let copy = share.try_charge_waiting(budget.waiting_limit);
+    assert!(copy.is_some());
     assert!(data.permit.lock().unwrap().is_none());
     let dirty = budget.try_acquire(Kind::Dirty, budget.dirty_limit);
     assert!(dirty.is_some());
     assert!(
-        budget.try_acquire(Kind::Cached, budget.limit / 4).is_none(),
+        budget.try_acquire(Kind::Cached, budget.limit / 4 + MIB).is_none(),
         "cached data keeps clear of it"
     );
     drop((copy, dirty));
@@ -296,4 +298,200 @@ fn every_volume_has_a_share_that_others_cannot_take() {
     drop((greedy, held, others));
     let again = alone.try_acquire(budget.dirty_limit);
     assert!(again.is_some(), "volumes that are gone keep nothing");
+}
+
+/// Everybody's turn, as far as they can get now.
+async fn settle() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Writers that wait, and in which order they got room.
+struct Writers {
+    budget: Arc<Budget>,
+    got: Arc<Mutex<Vec<&'static str>>>,
+    held: Arc<Mutex<Vec<Permit>>>,
+}
+
+impl Writers {
+    fn new(budget: &Arc<Budget>) -> Self {
+        Self {
+            budget: Arc::clone(budget),
+            got: Arc::default(),
+            held: Arc::default(),
+        }
+    }
+
+    async fn come(
+        &self,
+        share: &Arc<Share>,
+        name: &'static str,
+        bytes: usize,
+    ) -> tokio::task::JoinHandle<()> {
+        let (share, got, held) = (Arc::clone(share), Arc::clone(&self.got), Arc::clone(&self.held));
+        let waiter = tokio::spawn(async move {
+            if let Some(permit) = share.acquire(bytes, Duration::from_secs(120)).await {
+                got.lock().unwrap().push(name);
+                held.lock().unwrap().push(permit);
+            }
+        });
+        settle().await;
+        waiter
+    }
+
+    fn got(&self) -> Vec<&'static str> {
+        self.got.lock().unwrap().clone()
+    }
+
+    /// Nobody waits, nothing is held.
+    fn check_end(self) {
+        self.held.lock().unwrap().clear();
+        assert_eq!(self.budget.usage().dirty, 0);
+        assert!(!self.budget.is_short());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn writers_get_room_in_the_order_they_came() {
+    let budget = Budget::new(32 * MIB);
+    let share = budget.join();
+    let mut full: Vec<_> = (0..4).map(|_| share.try_acquire(MIB)).collect();
+    let rest = share.try_acquire(budget.dirty_limit - 4 * MIB);
+    assert!(rest.is_some());
+    let writers = Writers::new(&budget);
+    writers.come(&share, "large", 3 * MIB).await;
+    writers.come(&share, "small", MIB).await;
+    for left in 0..2 {
+        full.pop();
+        settle().await;
+        assert_eq!(writers.got(), [""; 0], "{left}");
+        assert!(
+            share.try_acquire(4096).is_none(),
+            "who has just come does not take the room of those who wait"
+        );
+    }
+    full.pop();
+    settle().await;
+    assert_eq!(writers.got(), ["large"]);
+    full.pop();
+    settle().await;
+    assert_eq!(writers.got(), ["large", "small"]);
+    drop(rest);
+    assert!(share.try_acquire(MIB).is_some());
+    writers.check_end();
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_writer_that_is_gone() {
+    let budget = Budget::new(32 * MIB);
+    let share = budget.join();
+    let one = share.try_acquire(MIB);
+    let rest = share.try_acquire(budget.dirty_limit - MIB);
+    let writers = Writers::new(&budget);
+    let large = writers.come(&share, "large", 8 * MIB).await;
+    writers.come(&share, "small", MIB).await;
+    drop(one);
+    settle().await;
+    assert_eq!(writers.got(), [""; 0]);
+    large.abort();
+    settle().await;
+    assert_eq!(writers.got(), ["small"]);
+    drop(rest);
+    writers.check_end();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_has_its_most_holds_up_no_other_volumes_writers() {
+    let budget = Budget::new(32 * MIB);
+    let (dead, healthy) = (budget.join(), budget.join());
+    let mut stuck = Vec::new();
+    while let Some(permit) = dead.try_acquire(MIB) {
+        stuck.push(permit);
+    }
+    let writers = Writers::new(&budget);
+    writers.come(&dead, "dead", MIB).await;
+    // Beyond what is kept for every volume.
+    let mut held: Vec<_> = (0..3).map(|_| healthy.try_acquire(MIB)).collect();
+    assert!(held.iter().all(Option::is_some), "{:?}", budget.usage());
+    while let Some(permit) = healthy.try_acquire(MIB) {
+        held.push(Some(permit));
+    }
+    writers.come(&healthy, "healthy", MIB).await;
+    held.pop();
+    settle().await;
+    assert_eq!(writers.got(), ["healthy"]);
+    drop((stuck, held));
+    settle().await;
+    assert_eq!(writers.got(), ["healthy", "dead"]);
+    writers.check_end();
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_has_no_clock_while_others_get_room_and_ends_when_nobody_does() {
+    let budget = Budget::new(32 * MIB);
+    let share = budget.join();
+    let mut full = Vec::new();
+    while let Some(permit) = share.try_acquire(MIB) {
+        full.push(permit);
+    }
+    let room = full.len();
+    let writers = Writers::new(&budget);
+    for _ in 0..room {
+        writers.come(&share, "patient", MIB).await;
+    }
+    // An hour in all.
+    while full.pop().is_some() {
+        tokio::time::sleep(Duration::from_secs(119)).await;
+    }
+    assert_eq!(writers.got().len(), room);
+    let begin = tokio::time::Instant::now();
+    assert!(share.acquire(MIB, Duration::from_secs(120)).await.is_none());
+    assert_eq!(begin.elapsed().as_secs(), 120);
+    // The next one knows.
+    assert!(share.acquire(MIB, Duration::from_secs(120)).await.is_none());
+    assert!(begin.elapsed().as_secs() < 125);
+    // And what is over is over.
+    writers.held.lock().unwrap().clear();
+    let again = share.try_acquire(budget.dirty_limit / MIB * MIB);
+    assert!(again.is_some());
+    let begin = tokio::time::Instant::now();
+    assert!(share.acquire(MIB, Duration::from_secs(120)).await.is_none());
+    assert_eq!(begin.elapsed().as_secs(), 120);
+    drop(again);
+    writers.check_end();
+}
+
+#[test]
+fn there_are_only_so_many_copies_of_writes_that_wait() {
+    let budget = Budget::new(32 * MIB);
+    let first = budget.join();
+    let all = first.try_charge_waiting(budget.waiting_limit);
+    assert!(all.is_some(), "who is alone has everything");
+    assert!(first.try_charge_waiting(1).is_none());
+    drop(all);
+    let second = budget.join();
+    assert!(first.try_charge_waiting(budget.waiting_limit / 2 + 1).is_none());
+    let half = first.try_charge_waiting(budget.waiting_limit / 2);
+    let other = second.try_charge_waiting(budget.waiting_limit / 2);
+    assert!(half.is_some() && other.is_some());
+    assert!(second.try_charge_waiting(budget.waiting_limit / 2).is_none());
+    drop((half, other));
+    assert_eq!(budget.usage().dirty, 0);
+}
+
+#[test]
+fn a_part_of_a_permit_is_a_permit() {
+    let budget = Budget::new(32 * MIB);
+    let share = budget.join();
+    let mut all = share.try_acquire(3 * MIB).unwrap();
+    let part = all.split(MIB);
+    assert_eq!((all.bytes(), part.bytes()), (2 * MIB, MIB));
+    drop(all);
+    assert_eq!(budget.usage().dirty, MIB);
+    part.recharge(Kind::Cached);
+    assert_eq!((budget.usage().dirty, budget.usage().cached), (0, MIB));
+    drop(part);
+    assert_eq!(budget.usage().cached, 0);
+    assert_eq!(share.dirty.load(Ordering::Relaxed), 0);
 }

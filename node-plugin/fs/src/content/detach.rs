@@ -27,9 +27,19 @@ impl Core {
             gaps
         };
         let wanted = gaps(&self.lock());
-        if wanted.iter().map(|g| g.end - g.start).sum::<u64>() > limit {
+        let bytes = wanted.iter().map(|g| g.end - g.start).sum::<u64>();
+        if bytes > limit {
             return Ok(false);
         }
+        // Any number of files may be deleted while they are open: they have the volume's room for dirty data.
+        let room = match bytes {
+            0 => None,
+            _ => match self.env.share.try_acquire(bytes as usize) {
+                Some(room) => Some(room),
+                None => return Ok(false),
+            },
+        };
+        let mut room = room;
         let mut loaded: Vec<(u64, Slice)> = Vec::new();
         for gap in wanted {
             let mut at = gap.start;
@@ -50,7 +60,10 @@ impl Core {
                     continue;
                 }
                 let part = slice.slice((range.start - start) as usize..(range.end - start) as usize);
-                let charge = self.env.share.force(part.len());
+                // Gaps only got smaller meanwhile.
+                let Some(charge) = room.as_mut().map(|room| room.split(part.len())) else {
+                    continue;
+                };
                 state
                     .overlay
                     .put(range, Content::Mem(part, Arc::new(charge)), epoch);

@@ -248,6 +248,12 @@ impl File {
         self.core.commit(Some(metadata)).await
     }
 
+    /// Sends in blocks what the next [`File::commit`] would send before its last request; nothing of a file that
+    /// is sent in one request. For a caller whose commit will hold up others: this does not.
+    pub async fn stage_ahead(&self) -> Result<(), FileError> {
+        self.core.stage_ahead().await
+    }
+
     /// Metadata for a commit that the file has to make on its own: when memory is short and data that is only
     /// staged has to be read or changed again. The tree says so when it opens a file for writing and when
     /// attributes change while the file is dirty. A file that was never told asks the service for what is

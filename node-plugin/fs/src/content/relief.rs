@@ -68,16 +68,7 @@ impl Core {
         if !start {
             return Relief::Idle;
         }
-        let mut large: Vec<Range<u64>> = state.overlay.memory(0..u64::MAX);
-        large.retain(|r| r.end - r.start >= self.env.tuning.granule);
-        for range in large {
-            let mut at = range.start;
-            while at < range.end {
-                let end = self.layout.block_of(at).end.min(range.end);
-                state.to_stage.push_back(at..end);
-                at = end;
-            }
-        }
+        self.queue_all(state);
         self.pump(state);
         if state.staging > 0 {
             return Relief::Working;

@@ -48,6 +48,59 @@ impl Core {
         }
     }
 
+    /// Queues all dirty memory in pieces that are worth a block; ranges that are staged already are skipped
+    /// when their turn comes.
+    pub(super) fn queue_all(&self, state: &mut State) {
+        let mut large: Vec<Range<u64>> = state.overlay.memory(0..u64::MAX);
+        large.retain(|r| r.end - r.start >= self.env.tuning.granule);
+        for range in large {
+            let mut at = range.start;
+            while at < range.end {
+                let end = self.layout.block_of(at).end.min(range.end);
+                state.to_stage.push_back(at..end);
+                at = end;
+            }
+        }
+    }
+
+    /// Sends what a commit would send before its last request, for a caller that holds nothing yet that others
+    /// wait for: the commit has little left to do. Of a file that is sent in one request, nothing. What is
+    /// written meanwhile is left to the commit.
+    ///
+    /// # Errors
+    /// The last one of a block that could not be sent: the commit would meet the same.
+    pub(crate) async fn stage_ahead(self: &Arc<Self>) -> Result<(), FileError> {
+        {
+            let mut state = self.lock();
+            let one_request = state.size <= self.env.tuning.block;
+            let in_doubt = matches!(state.standing, Standing::InDoubt(_));
+            if one_request || in_doubt || !state.may_stage() || state.turn != Turn::Free {
+                return Ok(());
+            }
+            state.stage_failed = None;
+            state.to_stage.clear();
+            self.queue_all(&mut state);
+            self.pump(&mut state);
+        }
+        loop {
+            let staged = self.staged.notified();
+            tokio::pin!(staged);
+            staged.as_mut().enable();
+            {
+                let mut state = self.lock();
+                if let Some(error) = state.stage_failed.take() {
+                    state.to_stage.clear();
+                    return Err(error);
+                }
+                // A commit that began meanwhile has taken over what was queued.
+                if state.staging == 0 && (state.to_stage.is_empty() || state.turn == Turn::Committing) {
+                    return Ok(());
+                }
+            }
+            staged.await;
+        }
+    }
+
     /// Starts as many of the queued ranges as may be on their way at once.
     ///
     /// Not while the outcome of a commit is unknown: if it is executed late, it discards what was staged
@@ -116,6 +169,7 @@ impl Core {
                 let blob = &state.blob;
                 tracing::debug!(blob, start, %error, "a block could not be staged in the background");
                 state.staged.remove(&start);
+                state.stage_failed = Some(error);
                 self.env.log.unstaged(id);
             }
         }

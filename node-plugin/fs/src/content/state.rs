@@ -159,6 +159,8 @@ pub(crate) struct State {
     pub(crate) staged: BTreeMap<u64, StagedBlock>,
     /// Put Block requests on their way.
     pub(crate) staging: usize,
+    /// Why one of them failed, for who waits for it.
+    pub(crate) stage_failed: Option<FileError>,
     /// Ranges that wait for a free slot to be staged.
     pub(crate) to_stage: std::collections::VecDeque<Range<u64>>,
     /// Stamped on segments; a commit contains those up to its snapshot's.
@@ -207,6 +209,7 @@ impl State {
             holes: Vec::new(),
             staged: BTreeMap::new(),
             staging: 0,
+            stage_failed: None,
             to_stage: std::collections::VecDeque::new(),
             epoch: 1,
             cut: u64::MAX,

@@ -28,14 +28,8 @@ impl Core {
                 Attempt::Done => return Ok(true),
                 Attempt::CommitFirst => return Ok(false),
                 Attempt::Needs(needs) => {
-                    spares.clear();
-                    for need in needs {
-                        let permit = self.try_dirty(need.best).or_else(|| self.try_dirty(need.least));
-                        let Some((charge, len)) = permit else {
-                            return Ok(false);
-                        };
-                        let buffer = self.buffer(len)?;
-                        spares.push(Spare { buffer, charge });
+                    if !self.spares_now(&needs, &mut spares)? {
+                        return Ok(false);
                     }
                 }
             }
@@ -51,22 +45,38 @@ impl Core {
                     self.commit(None).await?;
                 }
                 Attempt::Needs(needs) => {
-                    spares.clear();
-                    for need in needs {
-                        let (charge, len) = match self.try_dirty(need.best) {
-                            Some(got) => got,
-                            None => {
-                                let class = size_class(need.least as u64);
-                                let waited = self.env.share.acquire(class, PATIENCE).await;
-                                (waited.ok_or(FileError::NoRoom)?, need.least)
-                            }
-                        };
-                        let buffer = self.buffer(len)?;
+                    if self.spares_now(&needs, &mut spares)? {
+                        continue;
+                    }
+                    // All at once: who held one while it waits for another would be waited for by those who
+                    // hold the other.
+                    let class = |need: &Need| size_class(need.least as u64);
+                    let sum = needs.iter().map(class).sum();
+                    let waited = self.env.share.acquire(sum, PATIENCE).await;
+                    let mut room = waited.ok_or(FileError::NoRoom)?;
+                    for need in &needs {
+                        let charge = room.split(class(need));
+                        let buffer = self.buffer(need.least)?;
                         spares.push(Spare { buffer, charge });
                     }
                 }
             }
         }
+    }
+
+    /// Memory for all that is needed, if there is room without waiting; else none is held.
+    fn spares_now(&self, needs: &[Need], spares: &mut Vec<Spare>) -> Result<bool, FileError> {
+        spares.clear();
+        for need in needs {
+            let permit = self.try_dirty(need.best).or_else(|| self.try_dirty(need.least));
+            let Some((charge, len)) = permit else {
+                spares.clear();
+                return Ok(false);
+            };
+            let buffer = self.buffer(len)?;
+            spares.push(Spare { buffer, charge });
+        }
+        Ok(true)
     }
 
     fn try_dirty(&self, len: usize) -> Option<(Permit, usize)> {

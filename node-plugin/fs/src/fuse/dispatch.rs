@@ -97,6 +97,23 @@ impl Adapter {
         );
     }
 
+    /// Runs an operation in the loop thread, to its end; for what ends without this mount's further requests,
+    /// of which this thread reads none meanwhile.
+    pub(super) fn here<T: Outcome>(
+        &self,
+        call: Call<'_>,
+        operation: impl Future<Output = Result<T>>,
+        reply: impl FnOnce(Result<T>),
+    ) {
+        let operation = cause::of(self.tree.volume(), AssertUnwindSafe(operation).catch_unwind());
+        let (outcome, cause) = match self.runtime.block_on(operation) {
+            (Ok(outcome), cause) => (outcome, cause),
+            (Err(_panic), _) => (fail(libc::EIO), Some("it panicked".to_owned())),
+        };
+        call.ended(&self.tree, &outcome, Way::Task, cause);
+        reply(outcome);
+    }
+
     /// What can be answered without waiting, if it can.
     pub(super) fn now<T: Outcome>(
         &self,

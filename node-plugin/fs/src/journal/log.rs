@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -18,11 +18,14 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::codec::{CRC, Fields, MAX_RECORD, decode, encode};
 use super::record::Record;
 use super::state::State;
+use crate::budget::{Budget, Permit};
 
 const MAGIC: &[u8; 8] = b"vscblobj";
 const VERSION: u32 = 1;
 const PAGE: u64 = 4096;
 const SLOT: u64 = 64;
+/// Memory of the log is counted in steps of so many bytes.
+const CHARGED: u64 = 64 * 1024;
 /// The log is not compacted before it has this many bytes.
 const MIN_COMPACT: u64 = 1024 * 1024;
 
@@ -36,6 +39,18 @@ struct Position {
     end: u64,
     /// Compact when the run is longer than this.
     compact_at: u64,
+    /// For the run, when the budget knows of it.
+    charge: Option<Permit>,
+}
+
+impl Position {
+    /// The run takes this much memory, and `more` for a while.
+    fn count(&mut self, more: u64) {
+        let bytes = (self.end - self.start + more).next_multiple_of(CHARGED) as usize;
+        if let Some(charge) = self.charge.as_mut().filter(|charge| charge.bytes() != bytes) {
+            charge.count(bytes);
+        }
+    }
 }
 
 /// The log. Appending is one write to memory.
@@ -56,6 +71,7 @@ impl Log {
                 start: PAGE,
                 end: PAGE,
                 compact_at: MIN_COMPACT,
+                charge: None,
             }),
         };
         log.switch(&mut log.position(), PAGE)?;
@@ -76,6 +92,7 @@ impl Log {
             start,
             end,
             compact_at: (2 * (end - start)).max(MIN_COMPACT),
+            charge: None,
         };
         Ok((
             Self {
@@ -84,6 +101,16 @@ impl Log {
             },
             state,
         ))
+    }
+
+    /// Its memory counts as metadata of `budget` from now on.
+    pub(crate) fn charged(self, budget: &Arc<Budget>) -> Self {
+        let charge = budget.charge_metadata(0);
+        let mut position = self.position();
+        position.charge = Some(charge);
+        position.count(0);
+        drop(position);
+        self
     }
 
     /// The memfd (handed to the keeper).
@@ -101,8 +128,12 @@ impl Log {
         self.file.write_all_at(&bytes, position.end)?;
         position.end += bytes.len() as u64;
         if position.end - position.start > position.compact_at {
+            // What it says is in memory meanwhile, and once more as the new run.
+            let run = position.end - position.start;
+            position.count(2 * run);
             self.compact(&mut position)?;
         }
+        position.count(0);
         Ok(())
     }
 
@@ -293,6 +324,34 @@ mod tests {
         let mut state = State::default();
         records.iter().cloned().for_each(|r| state.apply(r));
         state
+    }
+
+    #[test]
+    fn its_memory_is_counted() {
+        let budget = Budget::new(32 << 20);
+        let log = Log::create().unwrap().charged(&budget);
+        let name = "n".repeat(200);
+        let (mut most, mut compacted) = (0, false);
+        for round in 0..60_000 {
+            let node = Record::Node {
+                // The same nodes again and again: what was said of them before is compacted away.
+                id: 1 + round % 1000,
+                parent: 1,
+                name: name.clone(),
+            };
+            log.append(&[node]).unwrap();
+            let counted = budget.usage().metadata as u64;
+            assert!(
+                (log.len()..=log.len() + CHARGED).contains(&counted),
+                "{counted} for {}",
+                log.len()
+            );
+            compacted |= counted < most;
+            most = most.max(counted);
+        }
+        assert!(compacted);
+        drop(log);
+        assert_eq!(budget.usage().metadata, 0);
     }
 
     proptest! {

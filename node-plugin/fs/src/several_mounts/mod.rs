@@ -234,6 +234,10 @@ impl World {
         }
         let ended = join_all(at_work).await;
         let struck = self.store.heal();
+        // The service is back: what a close could not store is stored now, or never.
+        for client in &self.clients {
+            client.tree().send_owed().await;
+        }
         for (n, step, shown) in ended {
             let doubtful = faulty && struck;
             self.trace.push(format!("mount {n}: {step:?} -> {shown:?}"));

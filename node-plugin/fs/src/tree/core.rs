@@ -9,9 +9,10 @@ use super::attrs::{Attrs, Defaults, Kind};
 use super::handles::Handles;
 use super::hidden::HiddenBlobs;
 use super::node::{Marker, Node, NodeId, Stat, State};
+use super::owed::Owed;
 use super::table::guard::SharedTable;
 use super::table::{Table, Timeouts};
-use crate::budget::Budget;
+use crate::budget::Share;
 use crate::config::VolumeConfig;
 use crate::content::Env;
 use crate::errno::{Errno, Result, fail};
@@ -39,6 +40,7 @@ pub(crate) struct Tree {
     pub(super) table: SharedTable,
     pub(super) handles: Handles,
     pub(super) hidden: Arc<HiddenBlobs>,
+    pub(super) owed: Owed,
     pub(super) journal: Arc<Log>,
     pub(super) invalidate: OnceLock<Invalidate>,
     expire: OnceLock<Expire>,
@@ -94,6 +96,7 @@ impl Tree {
         let hidden = HiddenBlobs::new(Arc::clone(&env.store), env.runtime.clone(), config.prefix.clone());
         let tree = Arc::new(Self {
             hidden,
+            owed: Owed::default(),
             env,
             defaults,
             timeouts,
@@ -185,9 +188,9 @@ impl Tree {
         self.table.lock().blob(id)
     }
 
-    /// The memory of all mounts.
-    pub(crate) fn budget(&self) -> &Arc<Budget> {
-        &self.env.budget
+    /// This mount's part of the memory of all.
+    pub(crate) fn share(&self) -> &Arc<Share> {
+        &self.env.share
     }
 
     /// The journal.
@@ -253,19 +256,6 @@ impl Tree {
             state.entries_changed = Some(now);
             state.ctime = now;
         }
-    }
-
-    /// Everything that the service does not have yet is committed; the first error, if any.
-    pub(crate) async fn commit_all(&self) -> Result<()> {
-        let nodes = self.table.lock().nodes();
-        let mut first = Ok(());
-        for node in nodes {
-            let pinned = node.state().pinned();
-            if pinned && let Err(errno) = self.commit(&node).await {
-                first = first.and(Err(errno));
-            }
-        }
-        first
     }
 
     /// The session is over: what the kernel did not release any more is released, and everything is

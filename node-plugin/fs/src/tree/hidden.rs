@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use blob_client::{
     Body, Condition, ETag, Error, ListItem, ListOptions, Metadata, PutOptions, Result, StoredHeaders, Written,
 };
-
+use futures::{StreamExt, stream};
 use tokio_util::task::TaskTracker;
 
 use super::names;
@@ -29,6 +29,10 @@ pub(crate) const MARK: &str = "vsc_hidden";
 const LEASE: u32 = 60;
 /// How often leases are renewed: two may fail.
 const RENEW: Duration = Duration::from_secs(20);
+/// How long one renewal may take: one that hangs does not let the others lapse.
+const RENEWAL: Duration = Duration::from_secs(10);
+/// Renewals under way at once.
+const RENEWED_AT_ONCE: usize = 64;
 /// Names tried when somebody collects a blob between its creation and its lease.
 const ATTEMPTS: usize = 3;
 
@@ -143,11 +147,22 @@ impl HiddenBlobs {
             held.renewing = !held.leases.is_empty();
             held.leases.iter().map(|(b, l)| (b.clone(), l.clone())).collect()
         };
-        for (blob, lease) in &leases {
+        let ended = stream::iter(leases.clone())
+            .map(|(blob, lease)| async move {
+                let renewed = tokio::time::timeout(RENEWAL, self.store.renew_lease(&blob, &lease)).await;
+                let error = match renewed {
+                    Ok(Ok(())) => return None,
+                    Ok(Err(error)) => error.to_string(),
+                    Err(late) => late.to_string(),
+                };
+                Some((blob, error))
+            })
+            .buffer_unordered(RENEWED_AT_ONCE)
+            .collect::<Vec<_>>()
+            .await;
+        for (blob, error) in ended.into_iter().flatten() {
             // A lease that ended can be renewed as long as nobody else took the blob.
-            if let Err(error) = self.store.renew_lease(blob, lease).await
-                && self.held().leases.contains_key(blob)
-            {
+            if self.held().leases.contains_key(&blob) {
                 limited!(
                     warn,
                     cause::volume(),
@@ -266,5 +281,28 @@ impl Drop for Guard {
         let (hidden, blob) = (Arc::clone(&self.hidden), std::mem::take(&mut self.blob));
         let deleting = async move { hidden.drop_blob(&blob).await };
         self.hidden.deleting.spawn_on(deleting, &self.hidden.runtime);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::fake::{FakeStore, Op};
+
+    /// Where each request takes seconds, all leases are renewed in time all the same.
+    #[tokio::test(start_paused = true)]
+    async fn many_leases_are_renewed_side_by_side() {
+        let store = Arc::new(FakeStore::new());
+        let runtime = tokio::runtime::Handle::current();
+        let hidden = HiddenBlobs::new(store.clone(), runtime, String::new());
+        for _ in 0..40 {
+            hidden.reserve().await.unwrap();
+        }
+        store.set_delay(Duration::from_secs(5));
+        tokio::time::sleep(RENEW + RENEWAL).await;
+        assert_eq!(store.counters().of(Op::RenewLease), 40);
+        // And again, before they would end.
+        tokio::time::sleep(RENEW + RENEWAL).await;
+        assert_eq!(store.counters().of(Op::RenewLease), 80);
     }
 }

@@ -20,9 +20,6 @@ const FLUSHES_THAT_COMMIT: u32 = 3;
 /// When that one begins.
 const SOON: Duration = Duration::from_millis(900);
 
-/// The longest pause between two commits that nobody waits for, while they fail.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-
 /// Outcome of a commit of a node without a name: `ESTALE` when it is not by this mount's doing, and there is
 /// data. (What this mount deletes while it is open is detached, and clean, or hidden.)
 fn nothing_to_commit(state: &State) -> Result<()> {
@@ -42,7 +39,7 @@ fn promise(handle: &Handle) {
 
 /// Whether another commit may do what this one did not: not once somebody else has another version, or
 /// nothing leads to the name.
-fn may_yet_succeed(state: &State, committed: Result<()>) -> bool {
+pub(super) fn may_yet_succeed(state: &State, committed: Result<()>) -> bool {
     !state.nameless() && !state.stale() && committed != fail(libc::ESTALE)
 }
 
@@ -62,6 +59,8 @@ impl Tree {
                 return Ok(());
             }
         }
+        // Directories above may be moved meanwhile: they wait for the last request only.
+        self.stage_ahead(node).await?;
         let _gates = match self.gates(node.id).await {
             Ok(gates) => gates,
             Err(Errno(libc::ENOENT)) => {
@@ -77,6 +76,15 @@ impl Tree {
         };
         let _change = node.change.lock().await;
         self.commit_changing(node).await
+    }
+
+    /// Sends what a commit would send before its last request. No gates are held.
+    pub(super) async fn stage_ahead(&self, node: &Node) -> Result<()> {
+        let content = node.state().content.clone().filter(|content| content.is_dirty());
+        match content {
+            Some(content) => content.stage_ahead().await.map_err(Errno::from),
+            None => Ok(()),
+        }
     }
 
     /// Commits content and attributes. Gates and `change` are held.
@@ -185,63 +193,6 @@ impl Tree {
         });
     }
 
-    /// Commits what a close has promised, with growing pauses, until the service has it or somebody else was
-    /// faster. The end of the volume commits it last.
-    fn commit_later(self: &Arc<Self>, node: &Arc<Node>) {
-        {
-            let mut state = node.state();
-            if !state.promised || !state.owes() || std::mem::replace(&mut state.retrying, true) {
-                return;
-            }
-        }
-        let (tree, node) = (Arc::downgrade(self), Arc::clone(node));
-        self.env.runtime.spawn(async move {
-            let mut pause = SOON;
-            loop {
-                tokio::time::sleep(pause).await;
-                pause = (2 * pause).min(LONGEST_PAUSE);
-                let Some(tree) = tree.upgrade() else { return };
-                let committed = tree.commit(&node).await;
-                if tree.no_more_to_commit(&node, committed) {
-                    return;
-                }
-            }
-        });
-    }
-
-    /// True when a commit that nobody waits for needs no other one after it.
-    fn no_more_to_commit(&self, node: &Arc<Node>, committed: Result<()>) -> bool {
-        let discarded = {
-            let mut state = node.state();
-            if state.owes() && may_yet_succeed(&state, committed) {
-                return false;
-            }
-            state.retrying = false;
-            // Whoever has it open is told by its own close or fsync.
-            state.handles == 0 && self.finish_close(node, &mut state, committed)
-        };
-        let mut table = self.table.lock();
-        if discarded {
-            table.record(Record::Discard { node: node.id });
-        }
-        table.reap(node.id);
-        true
-    }
-
-    /// The volume ends: what its last commit could not send is lost, and the log says so.
-    pub(super) fn discard_promised(&self) {
-        let nodes = self.table.lock().nodes();
-        for node in nodes {
-            let discarded = {
-                let mut state = node.state();
-                state.promised && state.owes() && self.finish_close(&node, &mut state, fail(libc::EIO))
-            };
-            if discarded {
-                self.table.lock().record(Record::Discard { node: node.id });
-            }
-        }
-    }
-
     /// fsync(2): also of a handle that only reads, as the data may be another handle's.
     pub(crate) async fn fsync(&self, fh: u64) -> Result<()> {
         let handle = self.handle(fh)?;
@@ -284,8 +235,9 @@ impl Tree {
             let mut state = node.state();
             state.flushed -= u32::from(handle.flushed.load(Ordering::Relaxed));
             let last = state.closed(handle.writes);
-            // What this commit left came after it began, by a truncate(2) of the name, say, which went by it.
-            state.promised |= last && committed.is_ok() && state.owes();
+            // What this commit could not send, or what came after it began (by a truncate(2) of the name, say,
+            // which went by it), is owed whatever was answered: a program that has ended was told nothing.
+            state.promised |= last && state.owes();
             let kept = state.promised && state.owes() && may_yet_succeed(&state, committed);
             let discarded = last && !kept && self.finish_close(&node, &mut state, committed);
             (last, kept, discarded, state.hidden.take_if(|_| last))

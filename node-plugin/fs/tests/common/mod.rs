@@ -106,6 +106,11 @@ impl Mount {
         self.volume.as_ref().unwrap()
     }
 
+    /// What closed files owe the service.
+    pub fn owing(&self) -> blob_fs::Owing {
+        self.volume().owing()
+    }
+
     /// Unmounts and waits for the end; what `join` says.
     pub fn end(mut self) -> std::io::Result<()> {
         self.finish()

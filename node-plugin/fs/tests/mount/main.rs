@@ -19,6 +19,7 @@ mod files;
 mod folders;
 mod memory;
 mod names;
+mod outages;
 mod renames;
 mod sharing;
 mod volume;

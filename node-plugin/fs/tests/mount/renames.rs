@@ -478,3 +478,70 @@ fn a_rename_of_an_unseen_version_shows_that_version() {
     drop(open);
     assert_eq!(store.content("h").unwrap(), "again".as_bytes());
 }
+
+/// A folder of too many blobs is not renamed: `mv` copies it, in sight, and can be ended.
+#[test]
+fn a_folder_above_the_limit_is_another_device() {
+    let store = store();
+    let m = Mount::with(&store, |config| config.rename_limit = 3);
+    for n in 0..3 {
+        fs::create_dir_all(m.path("small")).unwrap();
+        fs::write(m.path(&format!("small/{n}")), "x").unwrap();
+        store.foreign_put(&format!("large/d/{n}"), "x", Metadata::new());
+    }
+    store.foreign_put("large/more", "x", Metadata::new());
+    let before = store.names();
+    assert_eq!(errno(fs::rename(m.path("large"), m.path("moved"))), libc::EXDEV);
+    assert_eq!(store.names(), before, "nothing was changed");
+    fs::rename(m.path("small"), m.path("moved small")).unwrap();
+    // Within it.
+    fs::rename(m.path("large/d"), m.path("large/e")).unwrap();
+    let mv = std::process::Command::new("mv")
+        .args([m.path("large"), m.path("moved")])
+        .status()
+        .unwrap();
+    assert!(mv.success());
+    assert_eq!(fs::read(m.path("moved/e/2")).unwrap(), b"x");
+    assert!(!m.path("large").exists());
+}
+
+/// Requests of a mount that are not answered yet.
+fn unanswered(m: &Mount) -> usize {
+    let connection = nix::sys::stat::minor(fs::metadata(m.root()).unwrap().dev());
+    let path = format!("/sys/fs/fuse/connections/{connection}/waiting");
+    fs::read_to_string(path).unwrap().trim().parse().unwrap()
+}
+
+/// A file that is being sent holds nobody up who looks for names beside it, also while its folder is to be
+/// moved: that waits for the upload, and they do not wait for that.
+#[test]
+fn nobody_waits_for_an_upload_below_a_folder_that_is_to_move() {
+    let store = store();
+    let m = Mount::new(&store);
+    fs::create_dir(m.path("d")).unwrap();
+    fs::write(m.path("d/other"), "x").unwrap();
+    store.hold_answers(Op::Stage);
+    let data = vec![7; 20 << 20];
+    std::thread::scope(|scope| {
+        let upload = scope.spawn(|| {
+            let mut file = File::create(m.path("d/large")).unwrap();
+            file.write_all(&data).unwrap();
+            file.sync_all().unwrap();
+        });
+        eventually("the upload has begun", || store.counters().of(Op::Stage) > 0);
+        let moved = scope.spawn(|| fs::rename(m.path("d"), m.path("e")).unwrap());
+        eventually("both wait", || unanswered(&m) >= 2);
+        for _ in 0..3 {
+            assert_eq!(fs::read(m.path("d/other")).unwrap(), b"x");
+            fs::write(m.path("d/other"), "x").unwrap();
+        }
+        assert!(!upload.is_finished() && !moved.is_finished());
+        store.give_answers();
+        moved.join().unwrap();
+        upload.join().unwrap();
+    });
+    assert_eq!(fs::read(m.path("e/large")).unwrap(), data);
+    m.end().unwrap();
+    assert_eq!(store.content("e/large").unwrap(), data);
+    assert_eq!(store.content("d/large"), None);
+}

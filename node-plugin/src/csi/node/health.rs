@@ -2,19 +2,25 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use csi_proto::csi::node_get_storage_health_response::StorageBackendHealth;
 use csi_proto::csi::volume_health::VolumeHealthEntry;
 use csi_proto::csi::volume_usage::Unit;
 use csi_proto::csi::*;
 
+use blob_fs::Owing;
+
 use super::{NodeService, resolved};
 use crate::csi::required;
-use crate::csi::status::{Error, Reason, Result};
+use crate::csi::status::{Change, Error, Reason, Result};
 use crate::mounts::Condition;
 use crate::mounts::holdings::Holdings;
 use crate::mounts::mounter::Usage;
 use crate::mounts::record::Record;
+
+/// How long closed files may be on their way to the service before it is told: longer than any hiccup.
+const TOLD_AFTER: Duration = Duration::from_secs(30);
 
 /// Failures of volumes that could not be staged or published, newest last; bounded, because volumes come and
 /// go.
@@ -74,11 +80,12 @@ impl NodeService {
             Condition::Healthy => {
                 let space = self.mounts.usage(&path).await?;
                 let held = self.mounts.holdings(&record.path).await;
+                let owed = unstored(&self.mounts.owing(&record.path));
                 Ok(NodeGetVolumeStatsResponse {
                     usage: usage(with_holdings(space, held.as_ref())),
                     volume_condition: Some(VolumeCondition {
-                        abnormal: false,
-                        message: answers(held.as_ref()),
+                        abnormal: owed.is_some(),
+                        message: owed.unwrap_or_else(|| answers(held.as_ref())),
                     }),
                 })
             }
@@ -105,7 +112,17 @@ impl NodeService {
         let mut health_statuses = Vec::new();
         for record in mounted {
             let (reason, message) = match self.mounts.condition(&record.path).await? {
-                Condition::Healthy => continue,
+                Condition::Healthy => match unstored(&self.mounts.owing(&record.path)) {
+                    None => continue,
+                    Some(message) => {
+                        health_statuses.push(VolumeHealthEntry {
+                            status: VolumeHealthErrorType::Degraded as i32,
+                            reason: Change::DataNotStored.to_string(),
+                            message,
+                        });
+                        break;
+                    }
+                },
                 Condition::Dead(why) => (Reason::MountDead, unanswered(Reason::MountDead, &why)),
                 Condition::Silent(why) => (Reason::MountSilent, unanswered(Reason::MountSilent, &why)),
                 Condition::NotMounted | Condition::Foreign(_) => (
@@ -179,6 +196,17 @@ fn inaccessible(reason: Reason, message: String) -> VolumeHealthEntry {
     }
 }
 
+/// What is to be told of files that were closed and are not stored; nothing while the service had only little
+/// time for them.
+pub(crate) fn unstored(owing: &Owing) -> Option<String> {
+    let age = owing.oldest.filter(|age| *age >= TOLD_AFTER)?;
+    let (files, bytes, seconds) = (owing.files, owing.bytes, age.as_secs());
+    Some(format!(
+        "the service does not take what was written: {files} closed files of {bytes} bytes together are not \
+         stored, the first of them for {seconds} s; they are kept in memory and sent again until it does"
+    ))
+}
+
 /// A file system without a size, with what is known of its content.
 fn with_holdings(space: Usage, held: Option<&Holdings>) -> Usage {
     let held = held.cloned().unwrap_or_default();
@@ -225,6 +253,21 @@ fn usage(usage: Usage) -> Vec<VolumeUsage> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_stored_is_told_after_a_while() {
+        let owing = |seconds| Owing {
+            files: 3,
+            bytes: 4096,
+            oldest: Some(Duration::from_secs(seconds)),
+        };
+        assert_eq!(unstored(&Owing::default()), None);
+        assert_eq!(unstored(&owing(29)), None, "on its way");
+        let told = unstored(&owing(31)).unwrap();
+        for fact in ["3 closed files", "4096 bytes", "31 s", "sent again"] {
+            assert!(told.contains(fact), "{fact}: {told}");
+        }
+    }
 
     #[test]
     fn what_is_used_is_what_was_counted() {

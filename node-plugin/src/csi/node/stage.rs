@@ -193,6 +193,7 @@ impl NodeService {
             .negative_timeout
             .unwrap_or(attributes.profile.negative_timeout());
         config.kernel_cache = options.kernel_cache.unwrap_or(config.kernel_cache);
+        config.rename_limit = options.rename_limit.unwrap_or(config.rename_limit);
         config.profile = attributes.profile;
         Ok(config)
     }

@@ -1,9 +1,11 @@
 //! What a failed call tells the cluster - the pod and the claim that wait for it -, and calls over a kernel
 //! in memory.
 
+use std::time::Duration;
+
 use blob_client::transport::failover::{ChannelState, Paths};
 use blob_fs::store::fake::FakeStore;
-use blob_fs::{Budget, Resources, VolumeConfig};
+use blob_fs::{Budget, Owing, Resources, VolumeConfig};
 use tokio_util::sync::CancellationToken;
 use vsc_driver::buffer::Arena;
 
@@ -63,6 +65,7 @@ fn world() -> World {
         channel: tokio::sync::watch::channel(ChannelState::default()).1,
         ready: Arc::new(|| Box::pin(std::future::ready(Ok(())))),
         targets: Arc::new(Vec::new),
+        unstored: Arc::new(Vec::new),
     };
     let stop = CancellationToken::new();
     tokio::spawn(membership.keep(link.reporter.clone(), stop.clone()));
@@ -208,6 +211,66 @@ async fn a_target_that_its_record_lost_is_remembered_again() {
     service.node_publish_volume(Request::new(request)).await.unwrap();
     assert!(records.get(&staging).unwrap().targets.contains_key(&target));
     assert_eq!(kernel.mounts(), [staging, target], "and bound once");
+}
+
+/// Closed files that the service does not take are told by both of kubelet's ways to ask, as long as that lasts.
+#[tokio::test]
+async fn what_the_service_does_not_take_is_the_volumes_condition() {
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = FakeKernel::new();
+    let service = service(kernel.clone(), folder.path());
+    let staging = folder.path().join("globalmount");
+    let config = VolumeConfig::new("acct/photos", Arc::new(FakeStore::new()));
+    let staged = record("h", &staging, &HashMap::new());
+    service.mounts.start(staged, config).await.unwrap();
+    let condition = async || {
+        let request = NodeGetVolumeStatsRequest {
+            volume_id: "h".into(),
+            volume_path: staging.display().to_string(),
+            ..NodeGetVolumeStatsRequest::default()
+        };
+        let stats = service
+            .node_get_volume_stats(Request::new(request))
+            .await
+            .unwrap();
+        let stats = stats.into_inner();
+        assert_eq!(stats.usage.len(), 2, "kubelet drops an answer without usage");
+        let condition = stats.volume_condition.unwrap();
+        (condition.abnormal, condition.message)
+    };
+    let health = async || {
+        let request = NodeGetVolumeHealthRequest {
+            volume_id: "h".into(),
+            ..NodeGetVolumeHealthRequest::default()
+        };
+        let health = service
+            .node_get_volume_health(Request::new(request))
+            .await
+            .unwrap();
+        let health = health.into_inner().volume_health.unwrap();
+        health.health_statuses
+    };
+    assert!(!condition().await.0);
+    kernel.owe(Owing {
+        files: 2,
+        bytes: 100,
+        oldest: Some(Duration::from_secs(45)),
+    });
+    let (abnormal, message) = condition().await;
+    assert!(
+        abnormal && message.contains("2 closed files of 100 bytes"),
+        "{message}"
+    );
+    let told = health().await;
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].status(), VolumeHealthErrorType::Degraded);
+    assert_eq!(
+        (told[0].reason.as_str(), &told[0].message),
+        ("DataNotStored", &message)
+    );
+    kernel.owe(Owing::default());
+    assert!(!condition().await.0);
+    assert_eq!(health().await, []);
 }
 
 #[tokio::test]

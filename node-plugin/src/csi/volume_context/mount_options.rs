@@ -20,6 +20,7 @@ pub(super) const KNOWN: &[&str] = &[
     "entry_timeout",
     "negative_timeout",
     "kernel_cache",
+    "rename_limit",
 ];
 
 /// Options that ask for what every mount is anyway.
@@ -75,6 +76,8 @@ pub struct MountOptions {
     pub negative_timeout: Option<Duration>,
     /// Keep the page cache across opens.
     pub kernel_cache: Option<bool>,
+    /// Most blobs of a folder that is renamed.
+    pub rename_limit: Option<usize>,
 }
 
 /// Modes when nobody said anything: every user of a pod may read and write, as with blob.csi.azure.com.
@@ -120,6 +123,7 @@ impl MountOptions {
                 }
             }
             "kernel_cache" => self.kernel_cache = Some(switch(&name, value)?),
+            "rename_limit" => self.rename_limit = Some(number(&name, value, 10)? as usize),
             "uid" => self.uid = Some(number(&name, value, 10)?),
             "gid" => self.gid = Some(number(&name, value, 10)?),
             "umask" => self.umask = Some(mode(&name, value)?),

@@ -310,3 +310,60 @@ async fn appends_at_offsets_of_their_own_are_all_there() {
         assert_eq!(content.iter().filter(|b| **b == task + 1).count(), 1000);
     }
 }
+
+/// A write across the border of two blocks needs memory of both: it waits for both at once. One by one, as
+/// many writers as there are pieces of memory would each hold one and wait for one.
+#[tokio::test(start_paused = true)]
+async fn writers_across_borders_do_not_wait_for_each_other() {
+    let world = World::new(SMALL, Tuning::default());
+    let border = world.env.tuning.block as u64;
+    let writers: Vec<_> = (0..80)
+        .map(|n| {
+            let file = File::create(world.env.clone(), format!("file{n}"));
+            tokio::spawn(async move {
+                for n in 1..4 {
+                    let at = n * border - MIB / 2;
+                    file.write(at, &pattern(at, MIB as usize)).await?;
+                    tokio::task::yield_now().await;
+                }
+                commit(&file).await;
+                Ok::<_, FileError>(())
+            })
+        })
+        .collect();
+    let begin = tokio::time::Instant::now();
+    for writer in writers {
+        writer.await.unwrap().unwrap();
+    }
+    assert!(begin.elapsed() < Duration::from_secs(60), "nobody waited in vain");
+    check_usage(world.env.budget.usage());
+}
+
+/// However many files are deleted while they are open, memory is what it was: what finds no room is moved to
+/// a hidden blob (by who asked for it).
+#[tokio::test]
+async fn files_that_are_deleted_while_open_stay_within_the_budget() {
+    let world = World::new(SMALL, Tuning::default());
+    let mut in_memory = 0;
+    let mut open = Vec::new();
+    for n in 0..20 {
+        let name = format!("file{n}");
+        world
+            .store
+            .foreign_put(&name, pattern(n, 4 << 20), Metadata::new());
+        let base = Base::from(&world.store.properties(&name).unwrap());
+        let file = File::open(world.env.clone(), name, base);
+        if file.detach(8 << 20).await.unwrap() {
+            in_memory += 1;
+        }
+        open.push(file);
+    }
+    assert!((1..20).contains(&in_memory), "{in_memory}");
+    check_usage(world.env.budget.usage());
+    let reader = Reader::default();
+    for (n, file) in (0..).zip(&open) {
+        assert_eq!(file.read(&reader, 0, 8).await.unwrap()[..], pattern(n, 8)[..]);
+    }
+    drop(open);
+    assert_eq!(world.env.budget.usage().dirty, 0);
+}

@@ -9,8 +9,9 @@ use fuser::{
     WriteFlags,
 };
 
+use crate::cause;
 use crate::content::At;
-use crate::errno::Result;
+use crate::errno::{Errno, Result};
 use crate::fuse::call::{Call, Copied, Offset};
 use crate::fuse::dispatch::{Adapter, DEADLINE, LONG_DEADLINE, not_taken};
 use crate::fuse::replies::{GENERATION, attributes, empty, errno, open_flags, owner, reply_data};
@@ -147,35 +148,50 @@ impl Adapter {
             let direct = flags.0 & libc::O_DIRECT != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
             // Of a write at the end nobody has read the range yet.
             let range = (offset, data.len() as u64);
-            if let Some(done) = this.now(&call, |tree| tree.write_now(&handle, at, data, kill)) {
-                if direct && done.is_ok() && handle.node.pages.swap(false, Ordering::SeqCst) {
-                    let tree = Arc::clone(&this.tree);
-                    this.runtime.spawn(async move {
+            // Pages that the kernel has of what is written past them go before the answer; never in this thread,
+            // as the kernel waits for reads under way, which this thread answers.
+            let (tree, runtime) = (Arc::clone(&this.tree), this.runtime.clone());
+            let pages = Arc::clone(&handle);
+            let finish = move |done: Result<()>| {
+                if direct && done.is_ok() && pages.node.pages.swap(false, Ordering::SeqCst) {
+                    runtime.spawn(async move {
                         tree.drop_pages(node, range.0, range.1).await;
                         answer(done);
                     });
-                    return;
+                } else {
+                    answer(done);
                 }
-                return answer(done);
+            };
+            if let Some(done) = this.now(&call, |tree| tree.write_now(&handle, at, data, kill)) {
+                return finish(done);
             }
-            // Never in the loop thread: what it would not read meanwhile are the reads and closes that make
-            // room. There are as many copies as programs that write at the same time, and the budget knows of
-            // them.
-            let charge = this.tree.budget().charge_waiting(data.len());
-            let (tree, data) = (Arc::clone(&this.tree), data.to_vec());
-            this.spawn(
-                call,
-                LONG_DEADLINE,
-                async move {
+            let tree = Arc::clone(&this.tree);
+            let share = Arc::clone(tree.share());
+            if let Some(charge) = share.try_charge_waiting(data.len()) {
+                // Not in the loop thread: programs read and close meanwhile.
+                let data = data.to_vec();
+                let operation = async move {
                     let _waiting = charge;
-                    tree.write(&handle, at, &data, kill).await?;
-                    if direct && handle.node.pages.swap(false, Ordering::SeqCst) {
-                        tree.drop_pages(node, range.0, range.1).await;
-                    }
-                    Ok(())
-                },
-                answer,
-            );
+                    tree.write(&handle, at, &data, kill).await
+                };
+                return this.spawn(call, LONG_DEADLINE, operation, finish);
+            }
+            // As many writes wait as there may be copies of.
+            if let Some(spooled) = share.spool(data) {
+                let operation = async move {
+                    let _waiting = share.charge_waiting(size as usize).await;
+                    let data = spooled.read().map_err(|error| {
+                        cause::note(|| format!("data of a write that waited on disk: {error}"));
+                        Errno(libc::EIO)
+                    })?;
+                    drop(spooled);
+                    tree.write(&handle, at, &data, kill).await
+                };
+                return this.spawn(call, LONG_DEADLINE, operation, finish);
+            }
+            // This one waits here, where it is, and this mount's further requests in the kernel until there is
+            // room. That comes by itself, by what is sent; other mounts have threads of their own.
+            this.here(call, tree.write(&handle, at, data, kill), finish);
         });
     }
 

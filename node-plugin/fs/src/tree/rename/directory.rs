@@ -111,7 +111,12 @@ impl Tree {
                 child.state().catch_up();
             }
         }
-        let load = self.load(node, blob, new_blob).await?;
+        let most = match &nth {
+            // What was begun is finished.
+            Try::Again => usize::MAX,
+            Try::First | Try::Over { .. } => self.config.rename_limit,
+        };
+        let load = self.load(node, blob, new_blob, most).await?;
         for moved in load.marker.iter().chain(&load.others) {
             names::check_blob(&moved.to)?;
         }

@@ -10,6 +10,7 @@ use blob_client::{
 
 use crate::budget::Permit;
 use crate::errno::{Result, fail};
+use crate::log_limit::limited;
 use crate::tree::attrs::{self, Kind, kind_of};
 use crate::tree::core::Tree;
 use crate::tree::names;
@@ -78,8 +79,9 @@ impl Tree {
         Ok(kind_of(&old) == Kind::Directory && new.metadata.get(attrs::MOVED_FROM) == Some(&old.etag.0))
     }
 
-    /// All blobs of a directory, with a marker.
-    pub(super) async fn load(&self, node: &Node, blob: &str, new_blob: &str) -> Result<Load> {
+    /// All blobs of a directory, with a marker. `EXDEV` when there are more than `most`; nothing is changed
+    /// then.
+    pub(super) async fn load(&self, node: &Node, blob: &str, new_blob: &str, most: usize) -> Result<Load> {
         let had_marker = node.state().marker == Marker::Blob;
         let (marker, made) = self.marker_of(node, blob, new_blob).await?;
         let mut others = Vec::new();
@@ -114,6 +116,20 @@ impl Tree {
                     metadata,
                     stored: properties.stored,
                 });
+            }
+            if others.len() > most {
+                limited!(
+                    info,
+                    self.volume(),
+                    "a folder is too large to be renamed in one go (option rename_limit)",
+                    folder = blob,
+                    limit = most
+                );
+                if let Some(marker) = marker.filter(|_| made) {
+                    self.drop_marker(blob, &marker.etag).await;
+                    node.state().marker = Marker::Implicit;
+                }
+                return fail(libc::EXDEV);
             }
             charge.resize(bytes);
             options.marker = page.next_marker;

@@ -91,6 +91,16 @@ impl Tree {
             .filter(|n| n.kind == Kind::Directory)
             .map(|n| n.id)
             .collect();
+        // What was written below is sent first, as far as it can be: whoever works there waits for the rest only.
+        let mut below: Vec<Arc<Node>> = [Some(&node), target.as_ref()]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
+        below.extend(moving.iter().flat_map(|id| self.table.lock().below(*id)));
+        for node in below {
+            self.stage_ahead(&node).await?;
+        }
         let _gates = self.gates_for(&[from.parent, to.parent], &moving).await?;
         // Both may have been something else before the gates were ours.
         if !self.leads_to(from.parent, from.name, &node) {

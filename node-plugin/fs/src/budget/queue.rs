@@ -1,0 +1,186 @@
+//! Writers that wait for room: one queue for each volume, and whose turn it is.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::ledger::{Budget, DIRTY_SHARE, Inner};
+use super::share::Share;
+
+/// How long a write waits for a volume that has given no room for longer than any write was ready to wait:
+/// long enough to see that it has come back, short enough that nobody is held up by what is known.
+pub(super) const STUCK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// All queues of a budget.
+#[derive(Debug, Default)]
+pub(super) struct Queues {
+    /// The next writer's ticket: they count up, over all volumes.
+    next: u64,
+    /// By volume (0: who is of none).
+    of: BTreeMap<usize, Queue>,
+}
+
+/// The writers of one volume that wait, the first to come in front.
+#[derive(Debug)]
+struct Queue {
+    waiting: VecDeque<Waiting>,
+    /// When one of them got room last, or the first of them came.
+    progress: Instant,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    ticket: u64,
+    bytes: usize,
+    share: Option<Arc<Share>>,
+    wake: Arc<Notify>,
+}
+
+impl Queues {
+    fn position(&self, volume: usize, ticket: u64) -> Option<usize> {
+        let queue = self.of.get(&volume)?;
+        queue.waiting.iter().position(|waiting| waiting.ticket == ticket)
+    }
+}
+
+/// A writer's place in its volume's queue; left on drop, also when nobody waits for the writer any more.
+#[derive(Debug)]
+pub(super) struct Place<'a> {
+    budget: &'a Budget,
+    share: Option<&'a Arc<Share>>,
+    ticket: u64,
+    pub(super) wake: Arc<Notify>,
+}
+
+fn volume(share: Option<&Arc<Share>>) -> usize {
+    share.map_or(0, Share::id)
+}
+
+impl Budget {
+    /// The last place of the volume's queue.
+    pub(super) fn queue_up<'a>(&'a self, bytes: usize, share: Option<&'a Arc<Share>>) -> Place<'a> {
+        let wake = Arc::new(Notify::new());
+        let mut inner = self.lock();
+        let ticket = inner.queues.next;
+        inner.queues.next += 1;
+        let queue = inner.queues.of.entry(volume(share)).or_insert_with(|| Queue {
+            waiting: VecDeque::new(),
+            progress: Instant::now(),
+        });
+        queue.waiting.push_back(Waiting {
+            ticket,
+            bytes,
+            share: share.map(Arc::clone),
+            wake: Arc::clone(&wake),
+        });
+        drop(inner);
+        self.short.fetch_add(1, Ordering::Relaxed);
+        Place {
+            budget: self,
+            share,
+            ticket,
+            wake,
+        }
+    }
+
+    /// True when dirty room is not for somebody who came earlier. `ticket`: none for who has just come.
+    ///
+    /// The own volume's writers go in order. Others' go first when they wait for what all share: not those
+    /// whose volume holds so much that no room of others' is theirs, and not before who needs no more than
+    /// what every volume has for itself.
+    pub(super) fn in_turn(
+        &self,
+        inner: &Inner,
+        bytes: usize,
+        share: Option<&Arc<Share>>,
+        ticket: Option<u64>,
+    ) -> bool {
+        let earlier = |waiting: &&Waiting| ticket.is_none_or(|own| waiting.ticket < own);
+        let own = volume(share);
+        let queues = &inner.queues.of;
+        let front = |queue: &Queue| queue.waiting.front().is_some_and(|first| earlier(&first));
+        if queues.get(&own).is_some_and(front) {
+            return false;
+        }
+        let reserved = share.is_some_and(|share| share.dirty.load(Ordering::Relaxed) + bytes <= DIRTY_SHARE);
+        reserved
+            || !queues
+                .iter()
+                .filter(|(volume, _)| **volume != own)
+                .filter_map(|(_, queue)| queue.waiting.front())
+                .filter(earlier)
+                .any(|first| !self.at_own_limit(inner, first))
+    }
+
+    fn at_own_limit(&self, inner: &Inner, first: &Waiting) -> bool {
+        first
+            .share
+            .as_ref()
+            .is_some_and(|share| self.beyond_own(inner, first.bytes, share))
+    }
+
+    /// There may be room: the first of each volume looks.
+    pub(super) fn wake_first(inner: &MutexGuard<'_, Inner>) {
+        for queue in inner.queues.of.values() {
+            if let Some(first) = queue.waiting.front() {
+                first.wake.notify_one();
+            }
+        }
+    }
+}
+
+impl Place<'_> {
+    pub(super) fn ticket(&self) -> u64 {
+        self.ticket
+    }
+
+    /// True for the first of its volume.
+    pub(super) fn is_first(&self) -> bool {
+        let inner = self.budget.lock();
+        inner.queues.position(volume(self.share), self.ticket) == Some(0)
+    }
+
+    /// When the writer gives up: `patience` after its volume got room last.
+    pub(super) fn deadline(&self, patience: Duration) -> Instant {
+        let inner = self.budget.lock();
+        let queue = inner.queues.of.get(&volume(self.share));
+        let since = queue.map_or_else(Instant::now, |queue| queue.progress);
+        since + patience
+    }
+
+    /// The writer got room.
+    pub(super) fn served(&self) {
+        if let Some(queue) = self.budget.lock().queues.of.get_mut(&volume(self.share)) {
+            queue.progress = Instant::now();
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.budget.short.fetch_sub(1, Ordering::Relaxed);
+        let mut inner = self.budget.lock();
+        let volume = volume(self.share);
+        let at = inner.queues.position(volume, self.ticket);
+        let left = match (at, inner.queues.of.get_mut(&volume)) {
+            (Some(at), Some(queue)) => queue.waiting.remove(at),
+            _ => None,
+        };
+        if inner
+            .queues
+            .of
+            .get(&volume)
+            .is_some_and(|queue| queue.waiting.is_empty())
+        {
+            inner.queues.of.remove(&volume);
+        }
+        Budget::wake_first(&inner);
+        drop(inner);
+        // Its share is dropped outside of the lock, which a share's own end takes.
+        drop(left);
+    }
+}

@@ -1,0 +1,237 @@
+//! What closed files owe the service: kept, and sent again, the oldest first, until the service has it or
+//! somebody else was faster; and the commit of everything there is.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt, stream};
+
+use super::core::Tree;
+use super::node::Node;
+use super::release::may_yet_succeed;
+use crate::errno::{Result, fail};
+use crate::journal::record::Record;
+use crate::log_limit::limited;
+
+/// Files that are committed at the same time when nobody waits for one of them alone.
+const PARALLEL: usize = 16;
+/// When what failed is tried again: at first, and at most. The service is asked by few requests at a time, and
+/// what is owed is there soon after it has come back.
+const FIRST_PAUSE: Duration = Duration::from_millis(900);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+
+/// What closed files of a volume owe the service.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Owing {
+    /// Files.
+    pub files: usize,
+    /// Their sizes together, in bytes.
+    pub bytes: u64,
+    /// How long the oldest of them has been closed and not stored.
+    pub oldest: Option<Duration>,
+}
+
+/// The closed files whose data the service does not have.
+#[derive(Debug, Default)]
+pub(super) struct Owed(Mutex<Queue>);
+
+#[derive(Debug, Default)]
+struct Queue {
+    /// The oldest first.
+    files: VecDeque<Owes>,
+    sending: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Owes {
+    node: Arc<Node>,
+    since: Instant,
+}
+
+impl Owed {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How committing many files ended.
+struct Committed {
+    /// The first error, if any.
+    first: Result<()>,
+    /// Not tried: nothing got on any more.
+    skipped: usize,
+}
+
+impl Tree {
+    /// What closed files owe the service now.
+    pub(crate) fn owing(&self) -> Owing {
+        let files: Vec<Owes> = self.owed.lock().files.iter().cloned().collect();
+        let size = |owes: &Owes| {
+            let state = owes.node.state();
+            state.content.as_ref().map_or(0, |content| content.size())
+        };
+        Owing {
+            files: files.len(),
+            bytes: files.iter().map(size).sum(),
+            oldest: files.first().map(|owes| owes.since.elapsed()),
+        }
+    }
+
+    /// Commits what a close has promised until the service has it or somebody else was faster. The end of the
+    /// volume commits it last.
+    pub(super) fn commit_later(self: &Arc<Self>, node: &Arc<Node>) {
+        {
+            let mut state = node.state();
+            if !state.promised || !state.owes() || std::mem::replace(&mut state.retrying, true) {
+                return;
+            }
+        }
+        let begins = {
+            let mut queue = self.owed.lock();
+            queue.files.push_back(Owes {
+                node: Arc::clone(node),
+                since: Instant::now(),
+            });
+            !std::mem::replace(&mut queue.sending, true)
+        };
+        if begins {
+            self.env.runtime.spawn(send(Arc::downgrade(self)));
+        }
+    }
+
+    /// Sends what is owed, once. True when all went well.
+    pub(crate) async fn send_owed(&self) -> bool {
+        let files: Vec<Arc<Node>> = {
+            let queue = self.owed.lock();
+            queue.files.iter().map(|owes| Arc::clone(&owes.node)).collect()
+        };
+        let committed = self
+            .commit_each(files, |node, committed| {
+                if self.no_more_to_commit(node, committed) {
+                    self.owed
+                        .lock()
+                        .files
+                        .retain(|owes| !Arc::ptr_eq(&owes.node, node));
+                }
+            })
+            .await;
+        committed.first.is_ok() && committed.skipped == 0
+    }
+
+    /// True when a commit that nobody waits for needs no other one after it.
+    fn no_more_to_commit(&self, node: &Arc<Node>, committed: Result<()>) -> bool {
+        let discarded = {
+            let mut state = node.state();
+            if state.owes() && may_yet_succeed(&state, committed) {
+                return false;
+            }
+            state.retrying = false;
+            // Whoever has it open is told by its own close or fsync.
+            state.handles == 0 && self.finish_close(node, &mut state, committed)
+        };
+        let mut table = self.table.lock();
+        if discarded {
+            table.record(Record::Discard { node: node.id });
+        }
+        table.reap(node.id);
+        true
+    }
+
+    /// Commits files in this order, several at a time; gives up when as many failed one after the other as
+    /// are sent at a time: then the service takes nothing, and each further one would wait for that anew.
+    async fn commit_each(&self, nodes: Vec<Arc<Node>>, done: impl Fn(&Arc<Node>, Result<()>)) -> Committed {
+        let failures = AtomicUsize::new(0);
+        let (failures, done) = (&failures, &done);
+        let mut all = stream::iter(nodes)
+            .map(|node| async move {
+                if failures.load(Ordering::Relaxed) >= PARALLEL {
+                    return None;
+                }
+                let committed = self.commit(&node).await;
+                match committed {
+                    Ok(()) => failures.store(0, Ordering::Relaxed),
+                    // Somebody else was faster: the service is there.
+                    Err(errno) if errno.0 == libc::ESTALE => failures.store(0, Ordering::Relaxed),
+                    Err(_) => drop(failures.fetch_add(1, Ordering::Relaxed)),
+                }
+                done(&node, committed);
+                Some(committed)
+            })
+            .buffered(PARALLEL);
+        let mut outcome = Committed {
+            first: Ok(()),
+            skipped: 0,
+        };
+        while let Some(committed) = all.next().await {
+            match committed {
+                Some(committed) => outcome.first = outcome.first.and(committed),
+                None => outcome.skipped += 1,
+            }
+        }
+        outcome
+    }
+
+    /// Everything that the service does not have yet is committed; the first error, if any.
+    pub(crate) async fn commit_all(&self) -> Result<()> {
+        let mut nodes = self.table.lock().nodes();
+        nodes.retain(|node| node.state().pinned());
+        let committed = self.commit_each(nodes, |_, _| {}).await;
+        if committed.skipped > 0 {
+            limited!(
+                warn,
+                self.volume(),
+                "the service takes nothing: files were not tried any more",
+                files = committed.skipped
+            );
+        }
+        committed.first
+    }
+
+    /// The volume ends: what its last commit could not send is lost, and the log names it.
+    pub(super) fn discard_promised(&self) {
+        self.owed.lock().files.clear();
+        let nodes = self.table.lock().nodes();
+        for node in nodes {
+            let owes = {
+                let state = node.state();
+                (state.promised && state.owes()).then(|| state.content.as_ref().map_or(0, |c| c.size()))
+            };
+            let Some(bytes) = owes else { continue };
+            let blob = self.blob_of(node.id);
+            tracing::error!(
+                volume = self.config().name,
+                blob,
+                bytes,
+                "the volume ends before what was written to this file is stored: it is lost"
+            );
+            let discarded = {
+                let mut state = node.state();
+                self.finish_close(&node, &mut state, fail(libc::EIO))
+            };
+            if discarded {
+                self.table.lock().record(Record::Discard { node: node.id });
+            }
+        }
+    }
+}
+
+/// Sends what closed files owe, with growing pauses while that fails, until nothing is owed.
+async fn send(tree: Weak<Tree>) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        tokio::time::sleep(pause).await;
+        let Some(tree) = tree.upgrade() else { return };
+        let well = tree.send_owed().await;
+        let mut queue = tree.owed.lock();
+        if queue.files.is_empty() {
+            queue.sending = false;
+            return;
+        }
+        pause = match well {
+            true => FIRST_PAUSE,
+            false => (2 * pause).min(LONGEST_PAUSE),
+        };
+    }
+}
