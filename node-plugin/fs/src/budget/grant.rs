@@ -8,6 +8,7 @@ use tokio::sync::SemaphorePermit;
 
 use super::holders::Evict;
 use super::ledger::{Budget, DIRTY_SHARE, Inner, Kind, RESEND_SHARE, RESEND_UNIT, unused};
+use super::own::Own;
 use super::permit::Permit;
 use super::share::Share;
 use super::spool::Spooled;
@@ -36,11 +37,11 @@ impl Share {
         let budget = &self.budget;
         let mut inner = budget.lock();
         let all = inner.of(Kind::Waiting) + bytes;
-        let own = self.waiting.load(Ordering::Relaxed) + bytes;
+        let own = self.own.waiting.load(Ordering::Relaxed) + bytes;
         if all > budget.waiting_limit || (inner.volumes > 1 && own > budget.waiting_limit / 2) {
             return None;
         }
-        inner.add(Kind::Waiting, bytes, Some(self));
+        inner.add(Kind::Waiting, bytes, Some(&self.own));
         drop(inner);
         let permit = budget.permit(Kind::Waiting, bytes, Some(self));
         budget.shrink();
@@ -158,10 +159,10 @@ impl Budget {
         if kind == Kind::Dirty && !self.in_turn(&inner, bytes, share, ticket) {
             return None;
         }
-        inner.add(kind, bytes, share.map(Arc::as_ref));
+        inner.add(kind, bytes, share.map(|share| &*share.own));
         drop(inner);
         if let Some(share) = share {
-            share.stuck.store(false, Ordering::Relaxed);
+            share.own.stuck.store(false, Ordering::Relaxed);
         }
         Some(self.permit(kind, bytes, share))
     }
@@ -199,17 +200,17 @@ impl Budget {
     /// True when `bytes` more would be too much of one volume: beyond its share there must be left what is
     /// kept for others.
     pub(super) fn over_own(&self, inner: &Inner, bytes: usize, share: &Arc<Share>) -> bool {
-        let own = share.dirty.load(Ordering::Relaxed);
+        let own = share.own.dirty.load(Ordering::Relaxed);
         if own + bytes <= DIRTY_SHARE || inner.volumes <= 1 {
             return false;
         }
         let others = inner.reserved.saturating_sub(unused(own));
-        self.beyond_own(inner, bytes, share) || inner.of(Kind::Dirty) + bytes + others > self.dirty_limit
+        self.beyond_own(inner, bytes, &share.own) || inner.of(Kind::Dirty) + bytes + others > self.dirty_limit
     }
 
     /// True when `bytes` more would be more than one of several volumes may have at most.
-    pub(super) fn beyond_own(&self, inner: &Inner, bytes: usize, share: &Arc<Share>) -> bool {
-        let after = share.dirty.load(Ordering::Relaxed) + bytes;
+    pub(super) fn beyond_own(&self, inner: &Inner, bytes: usize, own: &Own) -> bool {
+        let after = own.dirty.load(Ordering::Relaxed) + bytes;
         inner.volumes > 1 && after > DIRTY_SHARE && after > self.dirty_limit / 4 * 3
     }
 

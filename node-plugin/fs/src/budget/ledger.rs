@@ -8,8 +8,8 @@ use std::time::Instant;
 use tokio::sync::{Notify, Semaphore};
 
 use super::holders::{Evict, Relieve};
-use super::queue::Queues;
-use super::share::Share;
+use super::own::Own;
+use super::queues::Queues;
 use super::spool::Spool;
 
 /// The least a budget can be: a few parts for readers and a few blocks for writers.
@@ -121,32 +121,32 @@ impl Inner {
         self.used.get(kind as usize).copied().unwrap_or_default()
     }
 
-    /// `share` counts what the volume holds itself.
-    pub(super) fn add(&mut self, kind: Kind, bytes: usize, share: Option<&Share>) {
+    /// `own` counts what the volume holds itself.
+    pub(super) fn add(&mut self, kind: Kind, bytes: usize, own: Option<&Own>) {
         if let Some(used) = self.used.get_mut(kind as usize) {
             *used += bytes;
         }
-        match (kind, share) {
-            (Kind::Dirty, Some(share)) => {
-                let before = share.dirty.fetch_add(bytes, Ordering::Relaxed);
+        match (kind, own) {
+            (Kind::Dirty, Some(own)) => {
+                let before = own.dirty.fetch_add(bytes, Ordering::Relaxed);
                 self.reserved = (self.reserved + unused(before + bytes)).saturating_sub(unused(before));
             }
-            (Kind::Waiting, Some(share)) => drop(share.waiting.fetch_add(bytes, Ordering::Relaxed)),
+            (Kind::Waiting, Some(own)) => drop(own.waiting.fetch_add(bytes, Ordering::Relaxed)),
             _ => {}
         }
         self.peak = self.peak.max(self.sum());
     }
 
-    pub(super) fn sub(&mut self, kind: Kind, bytes: usize, share: Option<&Share>) {
+    pub(super) fn sub(&mut self, kind: Kind, bytes: usize, own: Option<&Own>) {
         if let Some(used) = self.used.get_mut(kind as usize) {
             *used = used.saturating_sub(bytes);
         }
-        match (kind, share) {
-            (Kind::Dirty, Some(share)) => {
-                let before = share.dirty.fetch_sub(bytes, Ordering::Relaxed);
+        match (kind, own) {
+            (Kind::Dirty, Some(own)) => {
+                let before = own.dirty.fetch_sub(bytes, Ordering::Relaxed);
                 self.reserved += unused(before.saturating_sub(bytes)) - unused(before);
             }
-            (Kind::Waiting, Some(share)) => drop(share.waiting.fetch_sub(bytes, Ordering::Relaxed)),
+            (Kind::Waiting, Some(own)) => drop(own.waiting.fetch_sub(bytes, Ordering::Relaxed)),
             _ => {}
         }
     }

@@ -11,13 +11,15 @@
 mod grant;
 mod holders;
 mod ledger;
+mod own;
 mod permit;
-mod queue;
+mod queues;
 mod relief;
 mod share;
 mod spool;
 #[cfg(test)]
 mod tests;
+mod turn;
 
 pub(crate) use self::holders::{Evict, Relief, Relieve};
 pub(crate) use self::ledger::PROGRESS_BYTES;

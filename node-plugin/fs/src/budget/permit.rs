@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::ledger::{Budget, Kind};
+use super::own::Own;
 use super::share::Share;
 
 /// The right to hold some bytes; given back on drop.
@@ -23,8 +24,8 @@ impl Permit {
         self.bytes
     }
 
-    fn counted(&self) -> Option<&Share> {
-        self.share.as_deref()
+    fn counted(&self) -> Option<&Own> {
+        self.share.as_deref().map(|share| &*share.own)
     }
 
     fn kind(&self) -> Kind {
@@ -48,7 +49,7 @@ impl Permit {
             inner.sub(kind, self.bytes - bytes, self.counted());
         }
         if !grown {
-            Budget::wake_first(&inner);
+            inner.queues.wake_first();
         }
         drop(inner);
         self.bytes = bytes;
@@ -68,7 +69,7 @@ impl Permit {
         inner.sub(kind, self.bytes, self.counted());
         inner.add(kind, bytes, self.counted());
         if bytes < self.bytes {
-            Budget::wake_first(&inner);
+            inner.queues.wake_first();
         }
         drop(inner);
         let grown = bytes > self.bytes;
@@ -100,7 +101,7 @@ impl Permit {
         self.kind.store(kind as u8, Ordering::Relaxed);
         inner.sub(old, self.bytes, self.counted());
         inner.add(kind, self.bytes, self.counted());
-        Budget::wake_first(&inner);
+        inner.queues.wake_first();
     }
 }
 
@@ -109,7 +110,7 @@ impl Drop for Permit {
         let mut inner = self.budget.lock();
         let kind = self.kind();
         inner.sub(kind, self.bytes, self.counted());
-        Budget::wake_first(&inner);
+        inner.queues.wake_first();
         drop(inner);
         if kind == Kind::Waiting {
             self.budget.waiting_room.notify_waiters();

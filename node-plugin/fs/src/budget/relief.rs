@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use super::holders::{Relief, Relieve};
 use super::ledger::{Budget, Kind};
 use super::permit::Permit;
-use super::queue::STUCK_PATIENCE;
 use super::share::Share;
+use super::turn::STUCK_PATIENCE;
 
 /// How long a writer waits for room before it asks for relief again. Relief may have failed (the service was
 /// away) and then nobody else would try again.
@@ -42,7 +42,7 @@ impl Budget {
                     return Some(permit);
                 }
             }
-            let stuck = share.is_some_and(|share| share.stuck.load(Ordering::Relaxed));
+            let stuck = share.is_some_and(|share| share.own.stuck.load(Ordering::Relaxed));
             let patience = if stuck {
                 patience.min(STUCK_PATIENCE)
             } else {
@@ -51,7 +51,7 @@ impl Budget {
             let (now, deadline) = (Instant::now(), place.deadline(patience));
             if now >= deadline {
                 if let Some(share) = share {
-                    share.stuck.store(true, Ordering::Relaxed);
+                    share.own.stuck.store(true, Ordering::Relaxed);
                 }
                 return None;
             }

@@ -1,25 +1,20 @@
 //! One volume's part of the budget.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::ledger::{Budget, DIRTY_SHARE};
+use super::own::Own;
 
 /// One volume's part of what dirty data may take. A volume whose service does not answer fills up to a limit
 /// of its own, and the others go on.
 #[derive(Debug)]
 pub struct Share {
     pub(super) budget: Arc<Budget>,
-    /// Changed under the budget's lock.
-    pub(super) dirty: AtomicUsize,
-    /// Bytes of writes that wait for room and were copied. Changed under the budget's lock.
-    pub(super) waiting: AtomicUsize,
+    pub(super) own: Arc<Own>,
     /// Held by the first of the writes whose data waits on disk.
     pub(super) spooled: AsyncMutex<()>,
-    /// A writer gave up waiting, and nobody got room since.
-    pub(super) stuck: AtomicBool,
 }
 
 impl Share {
@@ -47,10 +42,8 @@ impl Budget {
         drop(inner);
         Arc::new(Share {
             budget: Arc::clone(self),
-            dirty: AtomicUsize::new(0),
-            waiting: AtomicUsize::new(0),
+            own: Arc::default(),
             spooled: AsyncMutex::new(()),
-            stuck: AtomicBool::new(false),
         })
     }
 }

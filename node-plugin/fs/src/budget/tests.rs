@@ -493,5 +493,5 @@ fn a_part_of_a_permit_is_a_permit() {
     assert_eq!((budget.usage().dirty, budget.usage().cached), (0, MIB));
     drop(part);
     assert_eq!(budget.usage().cached, 0);
-    assert_eq!(share.dirty.load(Ordering::Relaxed), 0);
+    assert_eq!(share.own.dirty.load(Ordering::Relaxed), 0);
 }

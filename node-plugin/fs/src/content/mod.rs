@@ -248,8 +248,8 @@ impl File {
         self.core.commit(Some(metadata)).await
     }
 
-    /// Sends in blocks what the next [`File::commit`] would send before its last request; nothing of a file that
-    /// is sent in one request. For a caller whose commit will hold up others: this does not.
+    /// Sends in blocks what the next [`File::commit`] would send before its last request; nothing of a file
+    /// that is sent in one request. For a caller whose commit will hold up others: this does not.
     pub async fn stage_ahead(&self) -> Result<(), FileError> {
         self.core.stage_ahead().await
     }

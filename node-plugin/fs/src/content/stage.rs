@@ -63,9 +63,9 @@ impl Core {
         }
     }
 
-    /// Sends what a commit would send before its last request, for a caller that holds nothing yet that others
-    /// wait for: the commit has little left to do. Of a file that is sent in one request, nothing. What is
-    /// written meanwhile is left to the commit.
+    /// Sends what a commit would send before its last request, for a caller that holds nothing yet that
+    /// others wait for: the commit has little left to do. Of a file that is sent in one request, nothing.
+    /// What is written meanwhile is left to the commit.
     ///
     /// # Errors
     /// The last one of a block that could not be sent: the commit would meet the same.

@@ -70,6 +70,7 @@ mod rename;
 mod setattr;
 mod table;
 mod unlink;
+mod unstored;
 mod xattr;
 
 pub(crate) use self::attrs::{Kind, from_seconds};
@@ -81,6 +82,6 @@ pub(crate) use self::handles::Handle;
 pub(crate) use self::lookup::Entry;
 pub(crate) use self::node::{NodeId, Stat};
 pub(crate) use self::open::Opened;
-pub use self::owed::Owing;
 pub(crate) use self::rename::Replace;
 pub(crate) use self::setattr::{SetAttr, SetTime};
+pub use self::unstored::Owing;

@@ -1,9 +1,8 @@
 //! What closed files owe the service: kept, and sent again, the oldest first, until the service has it or
 //! somebody else was faster; and the commit of everything there is.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt, stream};
@@ -11,50 +10,17 @@ use futures::{StreamExt, stream};
 use super::core::Tree;
 use super::node::Node;
 use super::release::may_yet_succeed;
+use super::unstored::{Owes, Owing};
 use crate::errno::{Result, fail};
 use crate::journal::record::Record;
 use crate::log_limit::limited;
 
 /// Files that are committed at the same time when nobody waits for one of them alone.
 const PARALLEL: usize = 16;
-/// When what failed is tried again: at first, and at most. The service is asked by few requests at a time, and
-/// what is owed is there soon after it has come back.
+/// When what failed is tried again: at first, and at most. The service is asked by few requests at a time,
+/// and what is owed is there soon after it has come back.
 const FIRST_PAUSE: Duration = Duration::from_millis(900);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-
-/// What closed files of a volume owe the service.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Owing {
-    /// Files.
-    pub files: usize,
-    /// Their sizes together, in bytes.
-    pub bytes: u64,
-    /// How long the oldest of them has been closed and not stored.
-    pub oldest: Option<Duration>,
-}
-
-/// The closed files whose data the service does not have.
-#[derive(Debug, Default)]
-pub(super) struct Owed(Mutex<Queue>);
-
-#[derive(Debug, Default)]
-struct Queue {
-    /// The oldest first.
-    files: VecDeque<Owes>,
-    sending: bool,
-}
-
-#[derive(Debug, Clone)]
-struct Owes {
-    node: Arc<Node>,
-    since: Instant,
-}
-
-impl Owed {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// How committing many files ended.
 struct Committed {

@@ -235,8 +235,9 @@ impl Tree {
             let mut state = node.state();
             state.flushed -= u32::from(handle.flushed.load(Ordering::Relaxed));
             let last = state.closed(handle.writes);
-            // What this commit could not send, or what came after it began (by a truncate(2) of the name, say,
-            // which went by it), is owed whatever was answered: a program that has ended was told nothing.
+            // What this commit could not send, or what came after it began (by a truncate(2) of the name,
+            // say, which went by it), is owed whatever was answered: a program that has ended was told
+            // nothing.
             state.promised |= last && state.owes();
             let kept = state.promised && state.owes() && may_yet_succeed(&state, committed);
             let discarded = last && !kept && self.finish_close(&node, &mut state, committed);

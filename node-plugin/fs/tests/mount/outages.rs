@@ -28,7 +28,7 @@ fn closed_files_outlive_an_outage() {
         let m = Mount::new(&store);
         fs::write(m.path("old"), b"as it was").unwrap();
         for op in [Op::Put, Op::Stage, Op::Commit] {
-            store.fail(op, outage.clone(), 1_000_000);
+            store.fail(op, outage, 1_000_000);
         }
         for n in 0..40 {
             let mut file = File::create(m.path(&format!("f{n}"))).unwrap();

@@ -213,7 +213,8 @@ async fn a_target_that_its_record_lost_is_remembered_again() {
     assert_eq!(kernel.mounts(), [staging, target], "and bound once");
 }
 
-/// Closed files that the service does not take are told by both of kubelet's ways to ask, as long as that lasts.
+/// Closed files that the service does not take are told by both of kubelet's ways to ask, as long as that
+/// lasts.
 #[tokio::test]
 async fn what_the_service_does_not_take_is_the_volumes_condition() {
     let folder = tempfile::tempdir().unwrap();

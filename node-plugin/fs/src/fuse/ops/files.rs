@@ -148,8 +148,8 @@ impl Adapter {
             let direct = flags.0 & libc::O_DIRECT != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
             // Of a write at the end nobody has read the range yet.
             let range = (offset, data.len() as u64);
-            // Pages that the kernel has of what is written past them go before the answer; never in this thread,
-            // as the kernel waits for reads under way, which this thread answers.
+            // Pages that the kernel has of what is written past them go before the answer; never in this
+            // thread, as the kernel waits for reads under way, which this thread answers.
             let (tree, runtime) = (Arc::clone(&this.tree), this.runtime.clone());
             let pages = Arc::clone(&handle);
             let finish = move |done: Result<()>| {
@@ -189,8 +189,8 @@ impl Adapter {
                 };
                 return this.spawn(call, LONG_DEADLINE, operation, finish);
             }
-            // This one waits here, where it is, and this mount's further requests in the kernel until there is
-            // room. That comes by itself, by what is sent; other mounts have threads of their own.
+            // This one waits here, where it is, and this mount's further requests in the kernel until there
+            // is room. That comes by itself, by what is sent; other mounts have threads of their own.
             this.here(call, tree.write(&handle, at, data, kill), finish);
         });
     }

@@ -91,7 +91,8 @@ impl Tree {
             .filter(|n| n.kind == Kind::Directory)
             .map(|n| n.id)
             .collect();
-        // What was written below is sent first, as far as it can be: whoever works there waits for the rest only.
+        // What was written below is sent first, as far as it can be: whoever works there waits for the rest
+        // only.
         let mut below: Vec<Arc<Node>> = [Some(&node), target.as_ref()]
             .into_iter()
             .flatten()

@@ -1,51 +1,20 @@
-//! Writers that wait for room: one queue for each volume, and whose turn it is.
+//! Whose turn it is to get room, and the place of a writer that waits.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::ledger::{Budget, DIRTY_SHARE, Inner};
+use super::queues::{Queue, Waiting};
 use super::share::Share;
 
 /// How long a write waits for a volume that has given no room for longer than any write was ready to wait:
 /// long enough to see that it has come back, short enough that nobody is held up by what is known.
 pub(super) const STUCK_PATIENCE: Duration = Duration::from_secs(2);
-
-/// All queues of a budget.
-#[derive(Debug, Default)]
-pub(super) struct Queues {
-    /// The next writer's ticket: they count up, over all volumes.
-    next: u64,
-    /// By volume (0: who is of none).
-    of: BTreeMap<usize, Queue>,
-}
-
-/// The writers of one volume that wait, the first to come in front.
-#[derive(Debug)]
-struct Queue {
-    waiting: VecDeque<Waiting>,
-    /// When one of them got room last, or the first of them came.
-    progress: Instant,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    ticket: u64,
-    bytes: usize,
-    share: Option<Arc<Share>>,
-    wake: Arc<Notify>,
-}
-
-impl Queues {
-    fn position(&self, volume: usize, ticket: u64) -> Option<usize> {
-        let queue = self.of.get(&volume)?;
-        queue.waiting.iter().position(|waiting| waiting.ticket == ticket)
-    }
-}
 
 /// A writer's place in its volume's queue; left on drop, also when nobody waits for the writer any more.
 #[derive(Debug)]
@@ -74,7 +43,7 @@ impl Budget {
         queue.waiting.push_back(Waiting {
             ticket,
             bytes,
-            share: share.map(Arc::clone),
+            own: share.map(|share| Arc::clone(&share.own)),
             wake: Arc::clone(&wake),
         });
         drop(inner);
@@ -106,7 +75,8 @@ impl Budget {
         if queues.get(&own).is_some_and(front) {
             return false;
         }
-        let reserved = share.is_some_and(|share| share.dirty.load(Ordering::Relaxed) + bytes <= DIRTY_SHARE);
+        let reserved =
+            share.is_some_and(|share| share.own.dirty.load(Ordering::Relaxed) + bytes <= DIRTY_SHARE);
         reserved
             || !queues
                 .iter()
@@ -117,19 +87,8 @@ impl Budget {
     }
 
     fn at_own_limit(&self, inner: &Inner, first: &Waiting) -> bool {
-        first
-            .share
-            .as_ref()
-            .is_some_and(|share| self.beyond_own(inner, first.bytes, share))
-    }
-
-    /// There may be room: the first of each volume looks.
-    pub(super) fn wake_first(inner: &MutexGuard<'_, Inner>) {
-        for queue in inner.queues.of.values() {
-            if let Some(first) = queue.waiting.front() {
-                first.wake.notify_one();
-            }
-        }
+        let own = first.own.as_ref();
+        own.is_some_and(|own| self.beyond_own(inner, first.bytes, own))
     }
 }
 
@@ -164,23 +123,7 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.budget.short.fetch_sub(1, Ordering::Relaxed);
         let mut inner = self.budget.lock();
-        let volume = volume(self.share);
-        let at = inner.queues.position(volume, self.ticket);
-        let left = match (at, inner.queues.of.get_mut(&volume)) {
-            (Some(at), Some(queue)) => queue.waiting.remove(at),
-            _ => None,
-        };
-        if inner
-            .queues
-            .of
-            .get(&volume)
-            .is_some_and(|queue| queue.waiting.is_empty())
-        {
-            inner.queues.of.remove(&volume);
-        }
-        Budget::wake_first(&inner);
-        drop(inner);
-        // Its share is dropped outside of the lock, which a share's own end takes.
-        drop(left);
+        inner.queues.leave(volume(self.share), self.ticket);
+        inner.queues.wake_first();
     }
 }

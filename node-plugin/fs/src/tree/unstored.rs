@@ -1,0 +1,43 @@
+//! The closed files of a volume whose data the service does not have.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::node::Node;
+
+/// What closed files of a volume owe the service.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Owing {
+    /// Files.
+    pub files: usize,
+    /// Their sizes together, in bytes.
+    pub bytes: u64,
+    /// How long the oldest of them has been closed and not stored.
+    pub oldest: Option<Duration>,
+}
+
+/// The closed files whose data the service does not have.
+#[derive(Debug, Default)]
+pub(super) struct Owed(Mutex<Queue>);
+
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    /// The oldest first.
+    pub(super) files: VecDeque<Owes>,
+    /// A task is at work for them.
+    pub(super) sending: bool,
+}
+
+/// A closed file, and since when.
+#[derive(Debug, Clone)]
+pub(super) struct Owes {
+    pub(super) node: Arc<Node>,
+    pub(super) since: Instant,
+}
+
+impl Owed {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
