@@ -1,8 +1,10 @@
 //! Making what was written a new version of the blob, guarded by the version it started from.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use blob_client::{Condition, Error, Metadata, PutOptions, Written};
+use tokio::time::Instant;
 
 use super::base::BaseVersion;
 use super::core::Core;
@@ -14,6 +16,9 @@ use super::state::{Standing, Turn};
 use super::verify::{Verdict, is_foreign, is_unclear};
 use crate::log_limit::limited;
 
+/// Who waited this long for an answer that did not come does not wait once more for what became of the
+/// request: the next commit asks first.
+const LONG: Duration = Duration::from_secs(30);
 /// Versions of others that a commit goes on top of before it gives up.
 const TRIES: usize = 8;
 
@@ -259,6 +264,7 @@ impl Core {
             },
         };
         let blob = &snapshot.target.blob;
+        let begun = Instant::now();
         let answer = if let Form::Whole(body) = &sent.form {
             self.env.store.put(blob, body.clone(), &options).await
         } else {
@@ -275,6 +281,10 @@ impl Core {
         };
         let foreign = is_foreign(&error);
         if !foreign && !is_unclear(&error) {
+            return Err(error.into());
+        }
+        if !foreign && begun.elapsed() >= LONG {
+            self.lock().leave_in_doubt(Arc::new(sent));
             return Err(error.into());
         }
         // A retry below may have met the success of the attempt before it.

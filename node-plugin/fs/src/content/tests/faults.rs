@@ -483,3 +483,24 @@ async fn reserving_more_than_a_blob_can_hold_is_a_matter_of_space() {
     assert!(matches!(file.truncate(far).await, Err(FileError::TooLarge)));
     assert_eq!(file.size(), 0);
 }
+
+/// Whoever waited for an answer until the client gave up is not kept waiting for what became of the request:
+/// the next commit asks.
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_took_long_is_cleared_up_by_the_next() {
+    for (fault, puts) in [(Fault::AnswerLost, 1), (Fault::Lost, 2)] {
+        let world = World::usual();
+        let file = world.create();
+        file.write(0, b"content").await.unwrap();
+        world.store.set_delay(std::time::Duration::from_secs(60));
+        world.store.fail(Op::Put, fault, 1);
+        let begin = tokio::time::Instant::now();
+        assert!(file.commit(Metadata::new()).await.is_err());
+        assert_eq!(begin.elapsed().as_secs(), 60, "one request");
+        world.store.set_delay(std::time::Duration::ZERO);
+        assert!(file.is_dirty());
+        commit(&file).await.unwrap();
+        assert_eq!(world.content(), b"content");
+        assert_eq!(world.store.counters().of(Op::Put), puts);
+    }
+}

@@ -316,7 +316,7 @@ async fn appends_at_offsets_of_their_own_are_all_there() {
 #[tokio::test(start_paused = true)]
 async fn writers_across_borders_do_not_wait_for_each_other() {
     let world = World::new(SMALL, Tuning::default());
-    let border = world.env.tuning.block as u64;
+    let border = world.env.tuning.block;
     let writers: Vec<_> = (0..80)
         .map(|n| {
             let file = File::create(world.env.clone(), format!("file{n}"));
