@@ -91,6 +91,7 @@ impl Arena {
             arena: Arc::clone(self),
             block,
             len,
+            secret: false,
         };
         // On failure the buffer's drop gives the block back.
         buffer.populate(len)?;
@@ -197,6 +198,8 @@ pub struct Buffer {
     arena: Arc<Arena>,
     block: Block,
     len: usize,
+    /// See [`Buffer::holds_secrets`].
+    secret: bool,
 }
 
 impl Buffer {
@@ -220,6 +223,9 @@ impl Buffer {
     /// A longer buffer gets its new pages here; when the machine has none, the length stays as it was.
     pub fn set_len(&mut self, len: usize) {
         let len = len.min(self.capacity());
+        if self.secret && len < self.len {
+            self[len..].fill(0);
+        }
         if len > self.len
             && let Err(error) = self.populate(len)
         {
@@ -227,6 +233,12 @@ impl Buffer {
             return;
         }
         self.len = len;
+    }
+
+    /// What is written from now on is no other request's business: it is wiped before the memory goes back to
+    /// the arena, which hands it out again as it is.
+    pub fn holds_secrets(&mut self) {
+        self.secret = true;
     }
 
     /// Freezes into a shared, immutable view of the valid bytes.
@@ -276,6 +288,9 @@ impl DerefMut for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        if self.secret {
+            self.fill(0);
+        }
         self.arena.give(self.block);
     }
 }

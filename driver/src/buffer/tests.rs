@@ -23,6 +23,22 @@ fn is_shared(arena: &Arena, buffer: &Buffer) -> bool {
 }
 
 #[test]
+fn secrets_do_not_stay_in_memory_that_is_handed_out_again() {
+    let arena = Arena::new(64 * MIB).unwrap();
+    for shortened in [2 * PAGE, 100] {
+        let mut buffer = arena.alloc(2 * PAGE).unwrap();
+        buffer.holds_secrets();
+        buffer.fill(7);
+        buffer.set_len(shortened);
+        let at = buffer.arena_offset();
+        drop(buffer);
+        let again = arena.alloc(2 * PAGE).unwrap();
+        assert_eq!(again.arena_offset(), at);
+        assert!(again.iter().all(|byte| *byte == 0));
+    }
+}
+
+#[test]
 fn buffers_are_page_aligned_on_separate_pages_and_of_their_class() {
     let arena = Arena::new(64 * MIB).unwrap();
     for (len, class) in [

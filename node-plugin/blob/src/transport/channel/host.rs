@@ -63,6 +63,8 @@ impl Host {
         let mut needed = REQUEST_SIZES[0];
         loop {
             let mut buffer = self.alloc(needed)?;
+            // A signature, a token or a SAS is in it.
+            buffer.holds_secrets();
             match framing::encode_request(method, body, &mut buffer) {
                 Ok(len) => {
                     buffer.set_len(len);
