@@ -7,6 +7,7 @@ pub mod failover;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod https;
+mod no_proxy;
 pub mod path;
 pub mod paths;
 mod probed;

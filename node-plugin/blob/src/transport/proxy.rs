@@ -1,6 +1,6 @@
 //! The environment's proxy: `https://` endpoints are reached through a tunnel that it makes (HTTP CONNECT).
 //!
-//! `HTTPS_PROXY` names it, `NO_PROXY` the hosts that are reached straight; both are read as curl reads them.
+//! `HTTPS_PROXY` names it, `NO_PROXY` the hosts that are reached straight (see `no_proxy`).
 //! Plain `http://` is spoken to emulators and to the machine's identity endpoint, which no proxy can reach,
 //! and never takes one.
 
@@ -14,11 +14,13 @@ use http::Uri;
 use http::uri::Scheme;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
-use hyper_util::client::proxy::matcher::Matcher;
+use hyper_util::client::proxy::matcher::{Builder, Intercept, Matcher};
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tower::Service;
+
+use super::no_proxy::NoProxy;
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -33,17 +35,42 @@ enum ProxyError {
 
 /// Which endpoints are reached through which proxy.
 #[derive(Debug, Clone)]
-pub(super) struct Proxies(Arc<Matcher>);
+pub(super) struct Proxies {
+    through: Arc<Matcher>,
+    except: NoProxy,
+}
 
 impl Proxies {
     /// As the environment says.
     pub(super) fn from_env() -> Self {
-        Self(Arc::new(Matcher::from_env()))
+        let first = |names: [&str; 2]| names.iter().find_map(|name| std::env::var(name).ok());
+        let proxy = |names| first(names).unwrap_or_default();
+        Self::of(
+            Matcher::builder()
+                .all(proxy(["ALL_PROXY", "all_proxy"]))
+                .https(proxy(["HTTPS_PROXY", "https_proxy"])),
+            &first(["NO_PROXY", "no_proxy"]).unwrap_or_default(),
+        )
     }
 
     /// Everything is reached straight.
     pub(super) fn none() -> Self {
-        Self(Arc::new(Matcher::builder().build()))
+        Self::of(Matcher::builder(), "")
+    }
+
+    fn of(through: Builder, except: &str) -> Self {
+        Self {
+            through: Arc::new(through.build()),
+            except: NoProxy::new(except),
+        }
+    }
+
+    /// The proxy for this endpoint, if there is one for it.
+    fn proxy(&self, to: &Uri) -> Option<Intercept> {
+        if to.scheme() != Some(&Scheme::HTTPS) || self.except.has(to.host()?, to.port_u16().unwrap_or(443)) {
+            return None;
+        }
+        self.through.intercept(to)
     }
 
     /// A connector that keeps to it.
@@ -72,11 +99,7 @@ impl Service<Uri> for Proxied {
     }
 
     fn call(&mut self, to: Uri) -> Self::Future {
-        let proxy = match to.scheme() == Some(&Scheme::HTTPS) {
-            true => self.proxies.0.intercept(&to),
-            false => None,
-        };
-        let Some(proxy) = proxy else {
+        let Some(proxy) = self.proxies.proxy(&to) else {
             let connecting = self.straight.call(to);
             return Box::pin(async move { connecting.await.map_err(Into::into) });
         };
@@ -134,10 +157,10 @@ mod tests {
         (at, served)
     }
 
-    async fn connect(matcher: Matcher, to: &str) -> Result<TcpStream, BoxError> {
+    async fn connect(through: Builder, except: &str, to: &str) -> Result<TcpStream, BoxError> {
         let mut straight = HttpConnector::new();
         straight.enforce_http(false);
-        let mut proxied = Proxies(Arc::new(matcher)).over(straight);
+        let mut proxied = Proxies::of(through, except).over(straight);
         std::future::poll_fn(|cx| proxied.poll_ready(cx)).await?;
         proxied.call(to.parse()?).await.map(TokioIo::into_inner)
     }
@@ -155,8 +178,8 @@ mod tests {
     #[tokio::test]
     async fn https_goes_through_a_tunnel_and_logs_in() {
         let (at, served) = proxy("200 Connection established").await;
-        let matcher = Matcher::builder().https(format!("http://me:canary@{at}")).build();
-        let mut stream = connect(matcher, "https://acct.blob.core.windows.net/photos")
+        let through = Matcher::builder().https(format!("http://me:canary@{at}"));
+        let mut stream = connect(through, "", "https://acct.blob.core.windows.net/photos")
             .await
             .unwrap();
         stream.write_all(b"hello").await.unwrap();
@@ -177,16 +200,15 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = listener.local_addr().unwrap();
         // Nobody listens at the proxy's place.
-        let matcher = || {
-            Matcher::builder()
-                .all("http://127.0.0.1:1")
-                .no("example.org,127.0.0.0/8")
-                .build()
-        };
-        connect(matcher(), &format!("https://{endpoint}/")).await.unwrap();
-        let everything = Matcher::builder().all("http://127.0.0.1:1").build();
-        connect(everything, &format!("http://{endpoint}/")).await.unwrap();
-        let error = connect(matcher(), "https://acct.blob.core.windows.net/")
+        let through = || Matcher::builder().all("http://127.0.0.1:1");
+        let except = "*.example.org,127.0.0.0/8";
+        connect(through(), except, &format!("https://{endpoint}/"))
+            .await
+            .unwrap();
+        connect(through(), "", &format!("http://{endpoint}/"))
+            .await
+            .unwrap();
+        let error = connect(through(), except, "https://acct.blob.core.windows.net/")
             .await
             .unwrap_err();
         assert!(chain(&error).contains("127.0.0.1:1"), "{}", chain(&error));
@@ -196,8 +218,8 @@ mod tests {
     async fn a_refusal_names_the_proxy_and_not_the_login() {
         for answer in ["403 Forbidden", "407 Proxy Authentication Required"] {
             let (at, served) = proxy(answer).await;
-            let matcher = Matcher::builder().https(format!("http://me:canary@{at}")).build();
-            let error = connect(matcher, "https://acct.blob.core.windows.net/")
+            let through = Matcher::builder().https(format!("http://me:canary@{at}"));
+            let error = connect(through, "", "https://acct.blob.core.windows.net/")
                 .await
                 .unwrap_err();
             let text = chain(&error);
@@ -212,8 +234,8 @@ mod tests {
     #[tokio::test]
     async fn other_kinds_of_proxies_are_refused() {
         for other in ["https://127.0.0.1:1", "socks5://127.0.0.1:1"] {
-            let matcher = Matcher::builder().https(other).build();
-            let error = connect(matcher, "https://acct.blob.core.windows.net/")
+            let through = Matcher::builder().https(other);
+            let error = connect(through, "", "https://acct.blob.core.windows.net/")
                 .await
                 .unwrap_err();
             assert!(error.to_string().contains("HTTPS_PROXY"), "{error}");
