@@ -11,10 +11,11 @@ use blob_client::secret::Secret;
 use blob_client::transport::failover::{Paths, TransportMode};
 use blob_client::transport::{PathStats, Transport};
 use blob_client::{
-    BlockId, BlockRef, Body, Client, ClientConfig, Condition, Container, Error, Metadata, PutOptions,
+    BlockId, BlockRef, Body, Client, ClientConfig, Condition, Container, Error, ListOptions, Metadata,
+    PutOptions,
 };
 use bytes::Bytes;
-use e2e::store::{AccountKey, BlobStore, DEV_ACCOUNT, DEV_KEY, SasOptions, Server, StoreConfig};
+use e2e::store::{AccountKey, BlobStore, DEV_ACCOUNT, DEV_KEY, Operation, SasOptions, Server, StoreConfig};
 use e2e::vsp::{FaultControl, Faults, MockVsp, Spoil};
 use futures::future::join_all;
 use vsc_driver::buffer::{Arena, Buffer};
@@ -686,4 +687,42 @@ async fn a_required_channel_that_blinks_is_waited_for() {
     });
     round_trips(&node, &c, 0..4).await;
     assert_eq!(node.stats("https").requests, 0);
+}
+
+/// An answer's length is not known before; a page that is as long as the one before it is asked for once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_is_asked_for_once_over_the_channel() {
+    let node = Node::new(TransportMode::Require).await;
+    let c = node.container().await;
+    let options = PutOptions {
+        metadata: Metadata::from([("k".to_owned(), "v".repeat(7000))]),
+        ..PutOptions::default()
+    };
+    for blob in 0..200 {
+        c.put(&format!("{blob:03}"), Body::default(), &options)
+            .await
+            .unwrap();
+    }
+    node.store.reset_counters();
+    let (mut pages, mut marker) = (0, None);
+    loop {
+        let wanted = ListOptions {
+            marker,
+            max_results: Some(50),
+            metadata: true,
+            ..ListOptions::default()
+        };
+        let page = c.list(&wanted).await.unwrap();
+        assert_eq!(page.items.len(), 50);
+        pages += 1;
+        marker = page.next_marker;
+        if marker.is_none() {
+            break;
+        }
+    }
+    // The first one twice: with the usual room, and with enough.
+    assert_eq!(
+        (pages, node.store.counters(Operation::ListBlobs).requests),
+        (4, 5)
+    );
 }

@@ -11,6 +11,7 @@ mod leases;
 mod listing;
 mod lost;
 mod outcome;
+mod pages;
 mod reads;
 mod refusal;
 mod retry;
@@ -26,6 +27,7 @@ use std::time::{Duration, SystemTime};
 use vsc_driver::buffer::Arena;
 
 use self::late::Late;
+use self::pages::Pages;
 use crate::auth::{Credentials, Signer};
 use crate::error::{Error, Result};
 use crate::names;
@@ -176,6 +178,7 @@ impl Client {
     pub fn transport(&self) -> &Arc<dyn Transport> {
         &self.account.transport
     }
+            pages: Arc::default(),
 }
 
 impl Account {
@@ -258,3 +261,5 @@ impl Container {
 
 #[cfg(test)]
 pub(crate) mod tests;
+    /// How many entries of a listing are asked for at a time.
+    pages: Arc<Pages>,

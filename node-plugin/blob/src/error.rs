@@ -155,5 +155,11 @@ pub enum Error {
         call: &'static str,
         /// Reason.
         source: std::io::Error,
+    /// The answer is longer than what may be held in memory.
+    #[error("{message}")]
+    TooLong {
+        /// How long it may be.
+        message: String,
+    },
     },
 }

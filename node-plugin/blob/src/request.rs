@@ -25,6 +25,8 @@ pub struct Request {
     pub body: Body,
     /// Where a successful body is to be written: over the channel the host writes here itself.
     pub dest: Option<Buffer>,
+    /// Longest body that is collected in memory; a longer one is a `TooLong` failure.
+    pub collect: usize,
     /// Whether sending it twice has the effect and the answer of sending it once (decides whether the other
     /// path may be tried after a lost answer; what this excludes the client itself retries, because it can
     /// read back).
@@ -37,6 +39,10 @@ pub struct Request {
     pub timeout: Duration,
 }
 
+/// Bound of bodies that are collected in memory, where no other is said: error texts and block lists (50,000
+/// entries).
+pub const COLLECT: usize = 64 * 1024 * 1024;
+
 impl Request {
     /// The same request with another destination; the body is shared.
     pub fn with_dest(&self, dest: Option<Buffer>) -> Self {
@@ -46,6 +52,7 @@ impl Request {
             headers: self.headers.clone(),
             body: self.body.clone(),
             dest,
+            collect: self.collect,
             idempotent: self.idempotent,
             avoid: self.avoid,
             timeout: self.timeout,

@@ -44,8 +44,14 @@ fn malformed(what: &str, position: u64, why: impl std::fmt::Display) -> Error {
     }
 }
 
-/// Parses a document into its root element.
-fn document(what: &str, body: &[u8]) -> Result<Element> {
+/// Parses a document into its root element. `each` is given the elements at the third level, with the name of
+/// their parent, as soon as they are complete, and keeps those that it gives back: the entries of a listing
+/// need not be there all at once.
+fn document(
+    what: &str,
+    body: &[u8],
+    mut each: impl FnMut(&str, Element) -> Result<Option<Element>>,
+) -> Result<Element> {
     let text = std::str::from_utf8(body).map_err(|e| malformed(what, e.valid_up_to() as u64, "not UTF-8"))?;
     // Azurite and the service may begin with a byte order mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -65,9 +71,10 @@ fn document(what: &str, body: &[u8]) -> Result<Element> {
             }
             Event::Empty(start) => {
                 let done = element(&start).map_err(|e| malformed(what, position, e))?;
-                match open.last_mut() {
-                    Some(parent) => parent.children.push(done),
-                    None => return Ok(done),
+                match &mut open[..] {
+                    [] => return Ok(done),
+                    [_, parent] => parent.children.extend(each(&parent.name, done)?),
+                    [.., parent] => parent.children.push(done),
                 }
             }
             Event::End(_) => {
@@ -75,9 +82,10 @@ fn document(what: &str, body: &[u8]) -> Result<Element> {
                 let Some(done) = open.pop() else {
                     return Err(malformed(what, position, "an end without a start"));
                 };
-                match open.last_mut() {
-                    Some(parent) => parent.children.push(done),
-                    None => return Ok(done),
+                match &mut open[..] {
+                    [] => return Ok(done),
+                    [_, parent] => parent.children.extend(each(&parent.name, done)?),
+                    [.., parent] => parent.children.push(done),
                 }
             }
             Event::Text(t) => {
@@ -101,6 +109,11 @@ fn document(what: &str, body: &[u8]) -> Result<Element> {
             Event::Comment(_) | Event::Decl(_) | Event::PI(_) | Event::DocType(_) => {}
         }
     }
+}
+
+/// Of documents that are short.
+fn keep(_: &str, element: Element) -> Result<Option<Element>> {
+    Ok(Some(element))
 }
 
 fn element(start: &BytesStart<'_>) -> Result<Element, String> {
@@ -152,35 +165,27 @@ fn name_text(element: &Element) -> Result<String, String> {
 
 /// One page of List Blobs.
 pub(crate) fn list_page(body: &[u8]) -> Result<ListPage> {
-    let root = document("listing", body)?;
+    let mut items = Vec::new();
+    let mut number = 0;
+    let root = document("listing", body, |parent, entry| {
+        if parent != "Blobs" {
+            return Ok(Some(entry));
+        }
+        number += 1;
+        items.extend(list_entry(&entry).map_err(|why| Error::Malformed {
+            message: format!(
+                "listing, entry {number} ({:?}): {why}",
+                entry.text_of("Name").unwrap_or("no name")
+            ),
+        })?);
+        Ok(None)
+    })?;
     if root.name != "EnumerationResults" {
         return Err(malformed(
             "listing",
             0,
             format!("root element is {:?}", root.name),
         ));
-    }
-    let mut items = Vec::new();
-    let entries = root.child("Blobs").map_or(&[][..], |b| &b.children);
-    for (index, entry) in entries.iter().enumerate() {
-        let item = match entry.name.as_str() {
-            "Blob" => blob_entry(entry),
-            "BlobPrefix" => entry
-                .child("Name")
-                .ok_or_else(|| "has no Name".to_owned())
-                .and_then(name_text)
-                .map(|name| Some(ListItem::Prefix { name })),
-            // Something a later version of the service may add.
-            _ => Ok(None),
-        };
-        let item = item.map_err(|why| Error::Malformed {
-            message: format!(
-                "listing, entry {} ({:?}): {why}",
-                index + 1,
-                entry.text_of("Name").unwrap_or("no name")
-            ),
-        })?;
-        items.extend(item);
     }
     Ok(ListPage {
         items,
@@ -189,6 +194,18 @@ pub(crate) fn list_page(body: &[u8]) -> Result<ListPage> {
             .filter(|m| !m.is_empty())
             .map(str::to_owned),
     })
+}
+
+fn list_entry(entry: &Element) -> Result<Option<ListItem>, String> {
+    match entry.name.as_str() {
+        "Blob" => blob_entry(entry),
+        "BlobPrefix" => {
+            let name = name_text(entry.child("Name").ok_or("has no Name")?)?;
+            Ok(Some(ListItem::Prefix { name }))
+        }
+        // Something a later version of the service may add.
+        _ => Ok(None),
+    }
 }
 
 fn blob_entry(entry: &Element) -> Result<Option<ListItem>, String> {
@@ -258,7 +275,19 @@ pub(crate) fn blob_type(text: &str) -> BlobType {
 
 /// Answer of Get Block List; ETag and length come from its headers.
 pub(crate) fn block_list(body: &[u8]) -> Result<BlockList> {
-    let root = document("block list", body)?;
+    let mut list = BlockList::default();
+    let root = document("block list", body, |kind, block| {
+        let blocks = match kind {
+            "CommittedBlocks" => &mut list.committed,
+            "UncommittedBlocks" => &mut list.uncommitted,
+            _ => return Ok(None),
+        };
+        let number = blocks.len() + 1;
+        blocks.push(one_block(&block).map_err(|why| Error::Malformed {
+            message: format!("block list, {kind} {number}: {why}"),
+        })?);
+        Ok(None)
+    })?;
     if root.name != "BlockList" {
         return Err(malformed(
             "block list",
@@ -266,24 +295,7 @@ pub(crate) fn block_list(body: &[u8]) -> Result<BlockList> {
             format!("root element is {:?}", root.name),
         ));
     }
-    let blocks = |kind: &str| -> Result<Vec<Block>> {
-        root.child(kind)
-            .map_or(&[][..], |k| &k.children)
-            .iter()
-            .enumerate()
-            .map(|(index, block)| {
-                one_block(block).map_err(|why| Error::Malformed {
-                    message: format!("block list, {kind} {}: {why}", index + 1),
-                })
-            })
-            .collect()
-    };
-    Ok(BlockList {
-        committed: blocks("CommittedBlocks")?,
-        uncommitted: blocks("UncommittedBlocks")?,
-        etag: None,
-        content_length: 0,
-    })
+    Ok(list)
 }
 
 fn one_block(block: &Element) -> Result<Block, String> {
@@ -301,7 +313,7 @@ fn one_block(block: &Element) -> Result<Block, String> {
 
 /// Answer of Get Blob Tags: keys and values.
 pub(crate) fn tags(body: &[u8]) -> Result<Vec<(String, String)>> {
-    let root = document("tags", body)?;
+    let root = document("tags", body, keep)?;
     let set = root.child("TagSet").filter(|_| root.name == "Tags");
     let set = set.ok_or_else(|| malformed("tags", 0, format!("root element is {:?}", root.name)))?;
     set.children
@@ -332,7 +344,7 @@ pub(crate) fn block_list_body(blocks: &[BlockRef]) -> String {
 
 /// Code and first line of the message of an error body; `None` when it is none.
 pub(crate) fn error_body(body: &[u8]) -> Option<(String, String)> {
-    let root = document("error", body).ok()?;
+    let root = document("error", body, keep).ok()?;
     if root.name != "Error" {
         return None;
     }

@@ -218,3 +218,6 @@ fn transport_error(account: &Account, error: TransportError) -> Error {
 
 #[cfg(test)]
 mod tests;
+        FailureKind::TooLong => Error::TooLong {
+            message: error.message,
+        },

@@ -9,6 +9,7 @@ use crate::auth::{header_value, secret_header};
 use crate::body::Body;
 use crate::error::{Error, Result};
 use crate::names;
+use crate::request::COLLECT;
 use crate::types::{Condition, Metadata};
 
 /// A call before it is signed.
@@ -20,6 +21,8 @@ pub(super) struct Call<'a> {
     pub(super) headers: HeaderMap,
     pub(super) body: Body,
     pub(super) dest: Option<Buffer>,
+    /// See [`Request::collect`](crate::request::Request::collect).
+    pub(super) collect: usize,
     /// See [`Request::idempotent`](crate::request::Request::idempotent).
     pub(super) idempotent: bool,
     /// Bytes asked for, to be checked against what arrived.
@@ -35,6 +38,7 @@ impl<'a> Call<'a> {
             headers: HeaderMap::new(),
             body: Body::default(),
             dest: None,
+            collect: COLLECT,
             idempotent: true,
             range: None,
         }

@@ -3,34 +3,56 @@
 use http::Method;
 
 use super::call::Call;
-use super::{Container, headers};
+use super::{Container, headers, pages};
 use crate::error::{Error, Result};
 use crate::types::{ListOptions, ListPage};
 use crate::xml;
 
+fn list_call(options: &ListOptions, entries: Option<u32>) -> Call<'static> {
+    let mut call = Call::new(Method::GET, None)
+        .query("restype", "container")
+        .query("comp", "list");
+    if !options.prefix.is_empty() {
+        call = call.query("prefix", &options.prefix);
+    }
+    if let Some(delimiter) = &options.delimiter {
+        call = call.query("delimiter", delimiter);
+    }
+    if let Some(marker) = &options.marker {
+        call = call.query("marker", marker);
+    }
+    if let Some(entries) = entries {
+        call = call.query("maxresults", entries.to_string());
+    }
+    if options.metadata {
+        call = call.query("include", "metadata");
+    }
+    call.collect = pages::LONGEST;
+    call
+}
+
 impl Container {
-    /// One page of List Blobs.
+    /// One page of List Blobs. It may have fewer entries than were asked for, and more follow all the same.
     pub async fn list(&self, options: &ListOptions) -> Result<ListPage> {
-        let mut call = Call::new(Method::GET, None)
-            .query("restype", "container")
-            .query("comp", "list");
-        if !options.prefix.is_empty() {
-            call = call.query("prefix", &options.prefix);
+        loop {
+            let entries = self.pages.entries(options.max_results);
+            let answer = match self.execute(list_call(options, entries)).await {
+                Ok(answer) => answer,
+                Err(failed) => match failed.error {
+                    Error::TooLong { .. } if self.pages.too_long(entries) => continue,
+                    error => return Err(error),
+                },
+            };
+            let body = &answer.response.body;
+            let page = xml::list_page(body)?;
+            self.pages.had(page.items.len(), body.len());
+            if page.next_marker.is_some() && page.next_marker == options.marker {
+                return Err(Error::Malformed {
+                    message: "listing: the next page is the same one again".into(),
+                });
+            }
+            return Ok(page);
         }
-        if let Some(delimiter) = &options.delimiter {
-            call = call.query("delimiter", delimiter);
-        }
-        if let Some(marker) = &options.marker {
-            call = call.query("marker", marker);
-        }
-        if let Some(max) = options.max_results {
-            call = call.query("maxresults", max.clamp(1, 5000).to_string());
-        }
-        if options.metadata {
-            call = call.query("include", "metadata");
-        }
-        let answer = self.execute(call).await?;
-        xml::list_page(&answer.response.body)
     }
 
     /// Refuses credentials that can serve no volume, whatever the service says: a SAS for one blob or for
@@ -57,3 +79,6 @@ impl Container {
         Ok(!server.starts_with("Azurite"))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,6 +64,7 @@ impl Container {
             body: call.body.clone(),
             dest,
             idempotent: call.idempotent,
+            collect: call.collect,
             avoid,
             timeout: account.attempt_timeout.min(left),
         })

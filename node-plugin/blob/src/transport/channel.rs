@@ -12,6 +12,7 @@ mod host;
 mod rest_support;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -29,7 +30,8 @@ use vsc_driver::framing::{self, RESPONSE_CAPACITY};
 use vsc_driver::uapi::{MAX_PAGES, STATUS_TIMEOUT};
 
 use self::failure::{
-    CallError, NO_REST, NotAnswered, STATUS_NOT_SUPPORTED, host_status, malformed, no_memory, unsuitable,
+    CallError, NO_REST, NotAnswered, STATUS_NOT_SUPPORTED, host_status, malformed, no_memory, too_long,
+    unsuitable,
 };
 use self::handles::Handles;
 use self::headers::{answer, exchange_id, header_list, payload_len};
@@ -58,6 +60,8 @@ pub struct ChannelTransport {
     rest: RestSupport,
     handles: Handles,
     counters: Counters,
+    /// Room that the answer needed whose length was found out last.
+    collected: AtomicUsize,
     /// In units of [`GATHER_UNIT`].
     gathering: Semaphore,
 }
@@ -72,6 +76,7 @@ impl ChannelTransport {
             handles: Handles::default(),
             gathering: Semaphore::new(GATHER_LIMIT / GATHER_UNIT),
             counters: Counters::default(),
+            collected: AtomicUsize::new(0),
         })
     }
 
@@ -98,7 +103,9 @@ impl ChannelTransport {
         let id = exchange_id(&request.headers);
         let Some(dest) = request.dest else {
             if request.method == Method::GET {
-                return self.rest_collect(&body, id, request.timeout).await;
+                return self
+                    .rest_collect(&body, id, request.timeout, request.collect)
+                    .await;
             }
             let began = Instant::now();
             let room = self.room_to_gather(&request.body);
@@ -128,10 +135,14 @@ impl ChannelTransport {
         body: &Rest,
         id: [u8; 16],
         timeout: Duration,
+        limit: usize,
     ) -> Result<Response, TransportError> {
-        for size in ANSWER_SIZES {
-            let room = self.host.alloc(size)?;
+        // The next page of a listing is as long as the last.
+        let first = self.collected.load(Ordering::Relaxed);
+        for size in ANSWER_SIZES.into_iter().filter(|size| *size >= first.min(limit)) {
+            let room = self.host.alloc(size.min(limit))?;
             let (host, data) = match self.rest(body, id, timeout, Data::In(room)).await {
+                Err(NotAnswered::TooLarge) if size >= limit => return Err(too_long(limit)),
                 // Executed, but nothing changed by it: once more with more room.
                 Err(NotAnswered::TooLarge) => continue,
                 other => other?,
@@ -140,6 +151,9 @@ impl ChannelTransport {
                 return answer(host, Bytes::new(), None);
             };
             let arrived = payload_len(&host, room.len())?;
+            let needed = ANSWER_SIZES.into_iter().find(|size| arrived <= *size);
+            self.collected
+                .store(needed.unwrap_or_default(), Ordering::Relaxed);
             room.set_len(arrived);
             return answer(host, room.freeze().to_bytes(), None);
         }
@@ -242,7 +256,11 @@ impl Transport for ChannelTransport {
         let outcome = self.exchange(request).await;
         match &outcome {
             Ok(response) => self.counters.answered(sent, response.payload_len()),
-            Err(error) if matches!(error.kind, FailureKind::Unsuitable | FailureKind::NoMemory) => {}
+            Err(error)
+                if matches!(
+                    error.kind,
+                    FailureKind::Unsuitable | FailureKind::NoMemory | FailureKind::TooLong
+                ) => {}
             Err(_) => self.counters.failed(),
         }
         outcome

@@ -170,7 +170,7 @@ impl Failover {
             Ok(response) => return Ok(response),
             Err(error) => error,
         };
-        if error.maybe_executed && !spare.idempotent {
+        if error.kind == FailureKind::TooLong || error.maybe_executed && !spare.idempotent {
             return Err(error);
         }
         let unsuitable = error.kind == FailureKind::Unsuitable;
@@ -204,7 +204,10 @@ impl Failover {
 
 /// Whether a failure says nothing about the channel's health, so that it counts as none.
 fn says_nothing(kind: FailureKind) -> bool {
-    matches!(kind, FailureKind::Unsuitable | FailureKind::NoMemory)
+    matches!(
+        kind,
+        FailureKind::Unsuitable | FailureKind::NoMemory | FailureKind::TooLong
+    )
 }
 
 /// How long the channel may take for a request before HTTPS is the better idea.

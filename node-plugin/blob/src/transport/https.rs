@@ -103,7 +103,7 @@ impl Https {
                 receive_into(body, buffer, progress).await?;
                 Bytes::new()
             }
-            _ => collect(body, progress).await?,
+            _ => collect(body, request.collect, progress).await?,
         };
         Ok(Response {
             status: head.status,

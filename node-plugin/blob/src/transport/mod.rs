@@ -48,6 +48,9 @@ pub enum FailureKind {
     TimedOut,
     /// Something arrived that is no answer to the request.
     Malformed,
+    /// The answer is longer than the request allows. It says nothing of the path's health, and comes again on
+    /// any path.
+    TooLong,
     /// The path as a whole is out of service (device gone or stuck): other requests would fare no better.
     PathDown,
     /// The volume demands the channel and it is not usable.

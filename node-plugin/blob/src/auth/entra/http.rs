@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 
 use crate::body::Body;
-use crate::request::Request;
+use crate::request::{COLLECT, Request};
 use crate::secret::Secret;
 use crate::transport::Transport;
 use crate::transport::path::Path;
@@ -113,6 +113,7 @@ impl HttpClient for PooledClient {
                 headers,
                 body: Body::from(body),
                 dest: None,
+                collect: COLLECT,
                 idempotent: true,
                 avoid: Some(Path::Channel),
                 timeout: TIMEOUT,

@@ -65,6 +65,16 @@ pub(super) fn unsuitable(message: String) -> TransportError {
     }
 }
 
+pub(super) fn too_long(limit: usize) -> TransportError {
+    TransportError {
+        path: Path::Channel,
+        kind: FailureKind::TooLong,
+        message: format!("the answer is longer than {limit} bytes"),
+        maybe_executed: true,
+        retryable: false,
+    }
+}
+
 pub(super) fn no_memory(message: String) -> TransportError {
     TransportError {
         path: Path::Channel,

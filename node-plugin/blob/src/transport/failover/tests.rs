@@ -82,6 +82,7 @@ impl Both {
             headers: http::HeaderMap::new(),
             body: Body::default(),
             dest: Some(self.arena.alloc(1000).unwrap()),
+            collect: crate::request::COLLECT,
             idempotent,
             avoid: None,
             timeout: Duration::from_secs(30),

@@ -19,9 +19,6 @@ use crate::transport::{FailureKind, TransportError};
 
 /// One frame of a request's body at most.
 pub(super) const FRAME: usize = 256 * 1024;
-/// Bound of bodies that are collected in memory: error texts, block lists (50,000 entries) and listings
-/// (5,000 entries).
-const COLLECT_LIMIT: usize = 64 * 1024 * 1024;
 
 /// A request body that hands hyper its pieces as they are, for a vectored write.
 #[derive(Debug)]
@@ -110,27 +107,41 @@ pub(super) async fn receive_into(
     Ok(())
 }
 
-pub(super) async fn collect(mut body: Incoming, progress: &Progress) -> Result<Bytes, TransportError> {
+/// Collects a body of at most `limit` bytes.
+pub(super) async fn collect(
+    mut body: Incoming,
+    limit: usize,
+    progress: &Progress,
+) -> Result<Bytes, TransportError> {
+    // Said beforehand, it need not be received.
+    if body.size_hint().exact().is_some_and(|len| len > limit as u64) {
+        return Err(too_long(limit));
+    }
     let mut first = Bytes::new();
     let mut rest: Option<BytesMut> = None;
     while let Some(data) = next_data(&mut body, progress).await? {
+        let collected = rest.as_ref().map_or(first.len(), BytesMut::len);
+        if collected + data.len() > limit {
+            return Err(too_long(limit));
+        }
         if first.is_empty() && rest.is_none() {
             first = data;
             continue;
         }
         let joined = rest.get_or_insert_with(|| BytesMut::from(first.as_ref()));
-        if joined.len() + data.len() > COLLECT_LIMIT {
-            return Err(TransportError {
-                path: Path::Https,
-                kind: FailureKind::Malformed,
-                message: format!("the answer is longer than {COLLECT_LIMIT} bytes"),
-                maybe_executed: true,
-                retryable: false,
-            });
-        }
         joined.extend_from_slice(&data);
     }
     Ok(rest.map_or(first, BytesMut::freeze))
+}
+
+fn too_long(limit: usize) -> TransportError {
+    TransportError {
+        path: Path::Https,
+        kind: FailureKind::TooLong,
+        message: format!("the answer is longer than {limit} bytes"),
+        maybe_executed: true,
+        retryable: false,
+    }
 }
 
 async fn next_data(body: &mut Incoming, progress: &Progress) -> Result<Option<Bytes>, TransportError> {

@@ -73,6 +73,7 @@ fn request(method: Method, url: &str, body: Body, dest: Option<Buffer>) -> Reque
         headers,
         body,
         dest,
+        collect: crate::request::COLLECT,
         idempotent: true,
         avoid: None,
         timeout: Duration::from_secs(10),
@@ -370,4 +371,41 @@ async fn tls_with_a_certificate_that_is_trusted_and_one_that_is_not() {
     assert!(!error.retryable && !error.maybe_executed, "{error}");
     assert_eq!(error.kind, FailureKind::Nobody, "{error}");
     assert!(error.message.contains("certificate"), "{error}");
+}
+
+/// What is longer than may be kept is not received: neither when its length is said, nor when it is not.
+#[tokio::test]
+async fn a_body_that_is_too_long_is_not_kept() {
+    let url = server(|connection, mut stream| async move {
+        read_request(&mut stream).await.unwrap();
+        let head: &[u8] = match connection {
+            0 => b"HTTP/1.1 200 OK\r\ncontent-length: 1000001\r\n\r\n",
+            1 => b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+            _ => b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n",
+        };
+        stream.write_all(head).await.unwrap();
+        for _ in 0..100 {
+            let chunk = [b'x'; 10_000];
+            let framed = [b"2710\r\n", &chunk[..], b"\r\n"].concat();
+            let piece = if connection == 1 { &framed[..] } else { &chunk[..] };
+            if stream.write_all(piece).await.is_err() {
+                return;
+            }
+        }
+        if connection == 1 {
+            let _ = stream.write_all(b"1\r\nx\r\n0\r\n\r\n").await;
+        }
+        // Said beforehand, the client leaves before the end.
+        let _ = stream.read(&mut [0]).await;
+    })
+    .await;
+    let limited = || Request {
+        collect: 1_000_000,
+        ..get(&url, None)
+    };
+    for _ in 0..2 {
+        let error = plain().send(limited()).await.unwrap_err();
+        assert_eq!(error.kind, FailureKind::TooLong, "{error}");
+    }
+    assert_eq!(plain().send(limited()).await.unwrap().body.len(), 1_000_000);
 }
