@@ -365,7 +365,8 @@ fn serve_some(
         if !silent {
             let body = "<?xml version=\"1.0\" encoding=\"utf-8\"?>\
                         <EnumerationResults><Blobs/><NextMarker/></EnumerationResults>";
-            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            let head = "HTTP/1.1 200 OK\r\nx-ms-request-id: 1\r\ncontent-length";
+            let answer = format!("{head}: {}\r\n\r\n{body}", body.len());
             reader.get_mut().write_all(answer.as_bytes()).unwrap();
         }
     }

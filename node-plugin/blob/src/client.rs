@@ -31,6 +31,7 @@ use self::pages::Pages;
 use crate::auth::{Credentials, Signer};
 use crate::error::{Error, Result};
 use crate::names;
+use crate::pace::{Accounts, Share};
 use crate::stored::ContentTypes;
 use crate::transport::Transport;
 
@@ -55,6 +56,8 @@ pub struct ClientConfig {
     pub content_types: ContentTypes,
     /// What becomes of index tags that this identity may not read, when a blob is written again.
     pub unreadable_tags: UnreadableTags,
+    /// Where clients of the same account meet: they share how much it is asked at a time.
+    pub accounts: Accounts,
 }
 
 /// What becomes of index tags that may not be read.
@@ -77,6 +80,7 @@ impl ClientConfig {
             attempt_timeout: Duration::from_secs(30),
             content_types: ContentTypes::default(),
             unreadable_tags: UnreadableTags::default(),
+            accounts: Accounts::default(),
         }
     }
 }
@@ -104,10 +108,13 @@ struct Account {
     /// That tags are lost, or would be, is told once.
     tags_told: AtomicBool,
     late: Late,
+    share: Share,
     /// Default encryption scope of a container, as far as asked for; `None`: it may not be asked for.
     scopes: Mutex<HashMap<Arc<str>, Option<String>>>,
     /// Service's clock minus ours in milliseconds, from the latest answer; `i64::MIN` before the first.
     clock_offset: AtomicI64,
+    /// That this machine's clock is wrong is told once.
+    clock_told: AtomicBool,
 }
 
 impl Client {
@@ -157,8 +164,10 @@ impl Client {
                 unreadable_tags: config.unreadable_tags,
                 tags_told: AtomicBool::new(false),
                 late: Late::default(),
+                share: config.accounts.volume(endpoint.as_str()),
                 scopes: Mutex::default(),
                 clock_offset: AtomicI64::new(i64::MIN),
+                clock_told: AtomicBool::new(false),
             }),
         })
     }
@@ -169,6 +178,7 @@ impl Client {
         Ok(Container {
             account: Arc::clone(&self.account),
             name: Arc::from(name),
+            pages: Arc::default(),
             deadline: self.account.deadline,
             nobody_after: None,
         })
@@ -178,7 +188,15 @@ impl Client {
     pub fn transport(&self) -> &Arc<dyn Transport> {
         &self.account.transport
     }
-            pages: Arc::default(),
+}
+
+/// How far from the service's clock a signature may be before the service's is taken: it accepts 15 minutes.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(5 * 60);
+/// Answers that take longer say little of the service's clock.
+const SHORT_ANSWER: Duration = Duration::from_secs(2);
+
+fn apart(a: SystemTime, b: SystemTime) -> Duration {
+    a.duration_since(b).unwrap_or_else(|before| before.duration())
 }
 
 impl Account {
@@ -195,14 +213,44 @@ impl Account {
         }
     }
 
-    /// Remembers the service's clock from an answer's `Date`.
-    fn note_clock(&self, server: SystemTime, now: SystemTime) {
+    /// Remembers the service's clock from the `Date` of an answer that is complete now, `took` after it was
+    /// asked for.
+    fn note_clock(&self, server: SystemTime, now: SystemTime, took: Duration) {
+        // The date is of its beginning: a long answer would set the clock back.
+        if took > SHORT_ANSWER && self.clock_offset.load(Ordering::Relaxed) != i64::MIN {
+            return;
+        }
         let millis = |d: Duration| i64::try_from(d.as_millis()).unwrap_or(i64::MAX);
         let offset = match server.duration_since(now) {
             Ok(ahead) => millis(ahead),
             Err(behind) => -millis(behind.duration()),
         };
         self.clock_offset.store(offset, Ordering::Relaxed);
+    }
+
+    /// The time for a signature: the service's where this machine's is too far from it to be accepted.
+    fn signing_time(&self) -> SystemTime {
+        let ours = SystemTime::now();
+        let theirs = self.service_now();
+        theirs
+            .filter(|t| apart(*t, ours) > CLOCK_TOLERANCE)
+            .unwrap_or(ours)
+    }
+
+    /// Whether a signature of this time is refused for the clock, and another one by the service's clock is
+    /// worth it.
+    fn corrects_clock(&self, dated: SystemTime, server: Option<SystemTime>) -> bool {
+        let Some(apart) = server.map(|t| apart(t, dated)).filter(|by| *by > CLOCK_TOLERANCE) else {
+            return false;
+        };
+        let corrects = self.signer.signs_the_time();
+        if corrects && !self.clock_told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                endpoint = %self.endpoint(), seconds = apart.as_secs(),
+                "this machine's clock is wrong, and requests are signed by the service's: set the time (NTP)"
+            );
+        }
+        corrects
     }
 
     /// What the service's clock shows now, as far as an answer has told (whole seconds, so up to a second
@@ -231,6 +279,8 @@ impl Account {
 pub struct Container {
     account: Arc<Account>,
     name: Arc<str>,
+    /// How many entries of a listing are asked for at a time.
+    pages: Arc<Pages>,
     /// Whole time a call may take.
     deadline: Duration,
     /// When a call is given up that nobody is there to answer; `None` = at the deadline.
@@ -261,5 +311,3 @@ impl Container {
 
 #[cfg(test)]
 pub(crate) mod tests;
-    /// How many entries of a listing are asked for at a time.
-    pages: Arc<Pages>,

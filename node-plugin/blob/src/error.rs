@@ -94,6 +94,21 @@ pub enum Error {
         /// Its scope.
         scope: String,
     },
+    /// The content is in the archive tier, where nobody can read or change it.
+    #[error(
+        "{name:?} is in the archive tier, where it can be neither read nor changed: {}",
+        if *.rehydrating {
+            "it is being taken out, which takes up to 15 hours; wait"
+        } else {
+            "give it another tier first (az storage blob set-tier --tier Hot), which takes up to 15 hours"
+        }
+    )]
+    Archived {
+        /// Blob name.
+        name: String,
+        /// It is on its way out.
+        rehydrating: bool,
+    },
     /// The blob has snapshots, which would be deleted with it.
     #[error(
         "{name:?} has snapshots and is not deleted with them: delete those first, by the tool that made them"
@@ -140,6 +155,12 @@ pub enum Error {
         /// What was wrong.
         message: String,
     },
+    /// The answer is longer than what may be held in memory.
+    #[error("{message}")]
+    TooLong {
+        /// How long it may be.
+        message: String,
+    },
     /// A caller's argument is wrong (bad container name, bad URL, ...).
     #[error("{field}: {message}")]
     Argument {
@@ -155,11 +176,5 @@ pub enum Error {
         call: &'static str,
         /// Reason.
         source: std::io::Error,
-    /// The answer is longer than what may be held in memory.
-    #[error("{message}")]
-    TooLong {
-        /// How long it may be.
-        message: String,
-    },
     },
 }

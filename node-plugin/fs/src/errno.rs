@@ -61,9 +61,8 @@ pub(crate) fn fail<T>(errno: i32) -> Result<T> {
 }
 
 /// Codes of conflicts (409) that are over after a while.
-const PASSING: [&str; 7] = [
+const PASSING: [&str; 6] = [
     "AccountBeingCreated",
-    "BlobBeingRehydrated",
     "ContainerBeingDeleted",
     "ContainerBeingDisabled",
     "PendingCopyOperation",
@@ -96,9 +95,12 @@ impl From<&blob_client::Error> for Errno {
             } if code == "InvalidUri" || code == "InvalidResourceName" => libc::EINVAL,
             // It passes by itself: a copy, a deletion or something else is under way there.
             E::Service { status: 409, code, .. } if PASSING.contains(&code.as_str()) => libc::EBUSY,
-            E::CustomerKey { .. } | E::EncryptionScope { .. } | E::SnapshotsPresent { .. } => libc::EPERM,
-            // The account lacks a feature, or the blob's state forbids it (immutability policies, archived
-            // tier).
+            E::Archived { rehydrating, .. } if *rehydrating => libc::EBUSY,
+            E::Archived { .. }
+            | E::CustomerKey { .. }
+            | E::EncryptionScope { .. }
+            | E::SnapshotsPresent { .. } => libc::EPERM,
+            // The account lacks a feature, or the blob's state forbids it (immutability policies).
             E::Service { status: 409, .. } => libc::EPERM,
             E::Argument { .. } => libc::EINVAL,
             E::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
@@ -119,13 +121,27 @@ impl From<blob_client::Error> for Errno {
 fn report(error: &blob_client::Error) -> Errno {
     let errno = Errno::from(error);
     if !errno.is_trouble() {
-        tracing::debug!(%error, errno = errno.0, "the blob service refused an operation");
+        let (volume, kind) = (cause::volume(), Kind("owner", errno.0));
+        if is_for_the_owner(error) {
+            limited!(warn, volume, kind => "a blob cannot be used as it is", %error, errno = errno.0);
+        } else {
+            tracing::debug!(%error, errno = errno.0, "the blob service refused an operation");
+        }
     } else if !cause::note(|| cause::chain(error)) {
         let error = cause::chain(error);
         let (volume, kind) = (cause::volume(), Kind("service", errno.0));
         limited!(warn, volume, kind => "the blob service failed an operation", error, errno = errno.0);
     }
     errno
+}
+
+/// What only the blob's owner can change, and programs are told with a number that says little.
+fn is_for_the_owner(error: &blob_client::Error) -> bool {
+    use blob_client::Error as E;
+    matches!(
+        error,
+        E::Archived { .. } | E::CustomerKey { .. } | E::EncryptionScope { .. } | E::SnapshotsPresent { .. }
+    )
 }
 
 impl From<FileError> for Errno {
@@ -185,17 +201,20 @@ mod tests {
             "AccountBeingCreated",
             "SystemInUse",
             "SnapshotOperationRateExceeded",
-            "BlobBeingRehydrated",
         ] {
             assert_eq!(conflict(code), libc::EBUSY, "{code}");
         }
         for code in [
             "BlobImmutableDueToPolicy",
-            "BlobArchived",
             "InvalidBlobType",
             "FeatureVersionMismatch",
         ] {
             assert_eq!(conflict(code), libc::EPERM, "{code}");
+        }
+        for (rehydrating, errno) in [(true, libc::EBUSY), (false, libc::EPERM)] {
+            let name = String::new();
+            let archived = blob_client::Error::Archived { name, rehydrating };
+            assert_eq!(Errno::from(&archived).0, errno);
         }
     }
 

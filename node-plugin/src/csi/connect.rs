@@ -8,7 +8,9 @@ use blob_client::auth::Credentials;
 use blob_client::auth::entra::GivenToken;
 use blob_client::transport::failover::{Paths, TransportMode};
 use blob_client::transport::{PathStats, Transport};
-use blob_client::{Client, ClientConfig, Condition, Container, ListItem, ListOptions, Metadata, Properties};
+use blob_client::{
+    Accounts, Client, ClientConfig, Condition, Container, ListItem, ListOptions, Metadata, Properties,
+};
 use blob_fs::tree::inspect::is_folder;
 use vsc_driver::buffer::Arena;
 
@@ -36,6 +38,8 @@ pub struct Connector {
     arena: Arc<Arena>,
     /// Transports that were handed out, by what they are for; gone with their volume.
     transports: Arc<Mutex<Vec<Known>>>,
+    /// What all mounts of an account share.
+    accounts: Accounts,
 }
 
 impl Connector {
@@ -45,6 +49,7 @@ impl Connector {
             paths,
             arena,
             transports: Arc::default(),
+            accounts: Accounts::default(),
         }
     }
 
@@ -89,6 +94,7 @@ impl Connector {
             attempt_timeout: ATTEMPT,
             content_types: keeping.content_types.clone(),
             unreadable_tags: keeping.unreadable_tags,
+            accounts: self.accounts.clone(),
             ..ClientConfig::new(account.endpoint.clone(), credentials)
         };
         let transport = self.paths.transport(mode);

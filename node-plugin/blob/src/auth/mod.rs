@@ -110,6 +110,11 @@ impl Signer {
         matches!(self.0, Kind::Token(_))
     }
 
+    /// Whether a request is refused when this machine's clock is wrong.
+    pub(crate) fn signs_the_time(&self) -> bool {
+        matches!(self.0, Kind::SharedKey(_))
+    }
+
     /// Refuses credentials that can serve single blobs and no volume.
     pub(crate) fn check_reach(&self) -> Result<()> {
         match &self.0 {

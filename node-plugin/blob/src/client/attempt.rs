@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::StatusCode;
+use http::{StatusCode, header};
 
 use super::call::Call;
 use super::outcome::Failed;
@@ -31,6 +31,19 @@ pub(super) struct Again {
     pub(super) nobody: bool,
     /// Who gave no usable answer.
     pub(super) by: By,
+    /// The next attempt takes from what the account's retries may cost (see `pace`).
+    pub(super) costs: bool,
+}
+
+impl Again {
+    /// Not for want of an answer: the next attempt is a different one.
+    fn at_once(self) -> Self {
+        Self {
+            wait: Wait::No,
+            costs: false,
+            ..self
+        }
+    }
 }
 
 /// How long before the next attempt.
@@ -54,57 +67,79 @@ pub(super) enum By {
     Neither,
 }
 
+/// What an answer says of the account, beside what it says of the call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Said {
+    /// The service is there, and works.
+    Well,
+    /// It turns requests away because there are too many; for so long, when it says how long.
+    Busy(Option<Duration>),
+    /// Nothing: no answer, one of somebody else, or one that does not tell.
+    Nothing,
+}
+
 impl Container {
-    /// Reads an attempt's outcome.
+    /// Reads an attempt's outcome. `dated`: the time that the attempt's signature names; `took`: how long it
+    /// was under way.
     pub(super) fn judge(
         &self,
         call: &Call<'_>,
         outcome: Result<Response, TransportError>,
-        rejected_token: &mut bool,
-    ) -> Attempt {
-        let account = &*self.account;
+        (dated, took): (SystemTime, Duration),
+        once: &mut Once,
+    ) -> (Attempt, Said) {
         let response = match outcome {
             Ok(response) => response,
-            Err(error) => {
-                let (again, maybe_executed) = (error.retryable, error.maybe_executed);
-                let nobody = error.kind == FailureKind::Nobody;
-                let by = By::Path(error.path);
-                let failed = Failed::from(transport_error(account, error));
-                return if again {
-                    Attempt::Again(Again {
-                        failed,
-                        wait: Wait::Pause,
-                        maybe_executed,
-                        nobody,
-                        by,
-                    })
-                } else {
-                    Attempt::Refused(failed)
-                };
-            }
+            Err(error) => return (unanswered(&self.account, error), Said::Nothing),
         };
-        let now = SystemTime::now();
-        let server_time = headers::date(&response.headers);
-        if let Some(server) = server_time {
-            account.note_clock(server, now);
+        let known = Known {
+            now: SystemTime::now(),
+            server_time: headers::date(&response.headers),
+            of_the_service: headers::is_of_the_service(&response.headers),
+        };
+        if let Some(server) = known.server_time.filter(|_| known.of_the_service) {
+            self.account.note_clock(server, known.now, took);
         }
         if response.status.is_success() {
-            return match headers::check_range(&response, call.range.as_ref()) {
-                Ok(()) => Attempt::Done(response),
-                Err(message) => Attempt::Again(Again {
-                    failed: Failed {
-                        dest: response.dest,
-                        ..Failed::from(Error::Malformed { message })
-                    },
-                    wait: Wait::Pause,
-                    maybe_executed: true,
-                    nobody: false,
-                    by: By::Service,
-                }),
-            };
+            return self.succeeded(call, response, &known);
         }
+        self.refused(call, response, dated, &known, once)
+    }
+
+    /// A success, if it is one to this call.
+    fn succeeded(&self, call: &Call<'_>, response: Response, known: &Known) -> (Attempt, Said) {
+        // A read by handle has the headers that told its version.
+        let ours = known.of_the_service || response.headers.contains_key(header::ETAG);
+        let error = match headers::check_range(&response, call.range.as_ref()) {
+            Ok(()) if ours => return (Attempt::Done(response), Said::Well),
+            Ok(()) => foreign(&self.account, response.status),
+            Err(message) => Error::Malformed { message },
+        };
+        let again = Again {
+            failed: Failed {
+                dest: response.dest,
+                ..Failed::from(error)
+            },
+            wait: Wait::Pause,
+            maybe_executed: true,
+            nobody: false,
+            by: By::Service,
+            costs: true,
+        };
+        (Attempt::Again(again), Said::Nothing)
+    }
+
+    /// An answer that is no success.
+    fn refused(
+        &self,
+        call: &Call<'_>,
+        response: Response,
+        dated: SystemTime,
+        known: &Known,
+        once: &mut Once,
+    ) -> (Attempt, Said) {
+        let account = &*self.account;
         let status = response.status;
-        let by_the_service = headers::is_of_the_service(&response.headers);
         let (code, message) = refusal::code_and_message(&response);
         let error = refusal::error(
             account,
@@ -113,65 +148,111 @@ impl Container {
                 code: &code,
                 message,
                 request_id: headers::text(&response.headers, "x-ms-request-id").unwrap_or_default(),
-                server_time,
-                now,
+                server_time: known.server_time,
+                now: known.now,
             },
             &self.name,
             call.blob,
         );
-        let failed = Failed {
-            error,
-            status: Some(status),
-            code,
-            lost: None,
-            dest: response.dest,
+        let asked = retry_after(&response.headers, known.server_time.unwrap_or(known.now));
+        let mut again = Again {
+            failed: Failed {
+                error,
+                status: Some(status),
+                code,
+                lost: None,
+                dest: response.dest,
+            },
+            wait: asked.map_or(Wait::Pause, Wait::AtLeast),
+            maybe_executed: false,
+            nobody: false,
+            by: By::Neither,
+            costs: true,
         };
-        if status == StatusCode::UNAUTHORIZED && account.signer.uses_tokens() && !*rejected_token {
+        if !known.of_the_service && !is_of_the_front_end(status) {
+            if !matches!(status.as_u16(), 408 | 429 | 500..=599) {
+                // Somebody on the way speaks of what he knows nothing of.
+                again.failed.error = foreign(account, status);
+            }
+            again.maybe_executed = true;
+            again.by = By::Service;
+            return (Attempt::Again(again), Said::Nothing);
+        }
+        match (status.as_u16(), again.failed.code.as_str()) {
             // Revoked or of an earlier key: worth one new token.
-            *rejected_token = true;
-            account.signer.reject_token();
-            return Attempt::Again(Again {
-                failed,
-                wait: Wait::No,
-                maybe_executed: false,
-                nobody: false,
-                by: By::Neither,
-            });
-        }
-        let wait =
-            retry_after(&response.headers, server_time.unwrap_or(now)).map_or(Wait::Pause, Wait::AtLeast);
-        match status.as_u16() {
+            (401, _) if account.signer.uses_tokens() && !once.rejected_token => {
+                once.rejected_token = true;
+                account.signer.reject_token();
+                (Attempt::Again(again.at_once()), Said::Well)
+            }
+            // The signature names a time that the service's clock is far from: worth one by that clock.
+            (403, "AuthenticationFailed")
+                if !once.corrected_clock && account.corrects_clock(dated, known.server_time) =>
+            {
+                once.corrected_clock = true;
+                (Attempt::Again(again.at_once()), Said::Well)
+            }
             // Turned away before anything was done. A service that is merely busy says so on every path.
-            408 | 429 | 503 if by_the_service => Attempt::Again(Again {
-                failed,
-                wait,
-                maybe_executed: false,
-                nobody: false,
-                by: By::Neither,
-            }),
-            // Somebody on the way speaks of a blob that he knows nothing of.
-            404 | 409 | 412 if !by_the_service => Attempt::Again(Again {
-                failed: Failed {
-                    error: Error::Malformed {
-                        message: format!("{status} by something between here and the service"),
-                    },
-                    ..failed
-                },
-                wait,
-                maybe_executed: true,
-                nobody: false,
-                by: By::Service,
-            }),
+            (503, "ServerBusy") | (429, _) => (Attempt::Again(again), Said::Busy(asked)),
+            // Something else is under way there, and soon over.
+            (409, code) if refusal::is_transient(code) => (Attempt::Again(again), Said::Well),
             // Failed somewhere on the way: done or not, nobody says.
-            408 | 429 | 500 | 502 | 503 | 504 => Attempt::Again(Again {
-                failed,
-                wait,
-                maybe_executed: true,
-                nobody: false,
-                by: By::Service,
-            }),
-            _ => Attempt::Refused(failed),
+            (408 | 500 | 502 | 503 | 504, _) => {
+                again.maybe_executed = true;
+                again.by = By::Service;
+                (Attempt::Again(again), Said::Nothing)
+            }
+            _ => (Attempt::Refused(again.failed), Said::Well),
         }
+    }
+}
+
+/// What a call does at most once, however many attempts it has.
+#[derive(Debug, Default)]
+pub(super) struct Once {
+    rejected_token: bool,
+    corrected_clock: bool,
+}
+
+/// What is known of an answer.
+struct Known {
+    now: SystemTime,
+    server_time: Option<SystemTime>,
+    of_the_service: bool,
+}
+
+/// No HTTP answer.
+fn unanswered(account: &Account, error: TransportError) -> Attempt {
+    let (again, maybe_executed) = (error.retryable, error.maybe_executed);
+    let nobody = error.kind == FailureKind::Nobody;
+    let by = By::Path(error.path);
+    let failed = Failed::from(transport_error(account, error));
+    if !again {
+        return Attempt::Refused(failed);
+    }
+    Attempt::Again(Again {
+        failed,
+        wait: Wait::Pause,
+        maybe_executed,
+        nobody,
+        by,
+        costs: true,
+    })
+}
+
+/// The service's front end turns some requests away before the service has seen them, and then without an
+/// id: those that are no HTTP, or too long. Asking again gives the same.
+fn is_of_the_front_end(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 400 | 411 | 413 | 414 | 417 | 431 | 505)
+}
+
+fn foreign(account: &Account, status: StatusCode) -> Error {
+    Error::Unreachable {
+        endpoint: account.endpoint(),
+        message: format!(
+            "{status} without a request id: not of the service, but of something between here and there (a \
+             proxy, a gateway, a load balancer)"
+        ),
     }
 }
 
@@ -189,6 +270,7 @@ pub(super) fn unsigned(error: Error) -> Attempt {
         // A fetch has retries of its own behind it.
         nobody: true,
         by: By::Neither,
+        costs: false,
     })
 }
 
@@ -202,6 +284,9 @@ fn transport_error(account: &Account, error: TransportError) -> Error {
         },
         FailureKind::Malformed => Error::Malformed {
             message: error.to_string(),
+        },
+        FailureKind::TooLong => Error::TooLong {
+            message: error.message,
         },
         FailureKind::NoMemory => Error::Io {
             call: "allocating buffers for a request",
@@ -218,6 +303,3 @@ fn transport_error(account: &Account, error: TransportError) -> Error {
 
 #[cfg(test)]
 mod tests;
-        FailureKind::TooLong => Error::TooLong {
-            message: error.message,
-        },

@@ -1,7 +1,7 @@
 //! Copies made by the service: Copy Blob and Put Block From URL.
 
 use std::ops::Range;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, Method};
 use tokio::time::Instant;
@@ -84,7 +84,7 @@ impl Container {
         let deadline = Instant::now() + self.deadline;
         let signer = &self.account.signer;
         for attempt in 0.. {
-            let access = signer.source_access(&self.name, source, SystemTime::now());
+            let access = signer.source_access(&self.name, source, self.account.signing_time());
             match tokio::time::timeout_at(deadline, access).await {
                 Ok(Err(Error::Token { retryable: true, .. })) => tokio::time::sleep(pause(attempt)).await,
                 Ok(done) => return done,

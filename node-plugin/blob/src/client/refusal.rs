@@ -17,6 +17,19 @@ pub(super) fn code_and_message(response: &Response) -> (String, String) {
     (code, message)
 }
 
+/// Conflicts (409) with something that goes on at the same moment and is over soon: asking again helps.
+const TRANSIENT: [&str; 4] = [
+    "BlobModifiedWhileReading",
+    "PendingCopyOperation",
+    "SnapshotOperationRateExceeded",
+    "SystemInUse",
+];
+
+/// Whether a conflict of this code passes by itself.
+pub(super) fn is_transient(code: &str) -> bool {
+    TRANSIENT.contains(&code)
+}
+
 /// An answer that is no success.
 #[derive(Debug)]
 pub(super) struct Refusal<'a> {
@@ -48,6 +61,10 @@ pub(super) fn error(account: &Account, refusal: Refusal<'_>, container: &str, bl
         (409, "ContainerAlreadyExists" | "BlobAlreadyExists" | "ResourceAlreadyExists") => {
             Error::AlreadyExists { name: name() }
         }
+        (409, "BlobArchived" | "BlobBeingRehydrated") => Error::Archived {
+            name: name(),
+            rehydrating: code == "BlobBeingRehydrated",
+        },
         (409, "SnapshotsPresent") => Error::SnapshotsPresent { name: name() },
         (409, "BlobUsesCustomerSpecifiedEncryption") => Error::CustomerKey { name: name() },
         (409 | 412, lease) if lease.starts_with("Lease") => Error::LeaseConflict {

@@ -8,11 +8,12 @@ use tokio::time::Instant;
 use vsc_driver::buffer::{Arena, Buffer};
 
 use super::Container;
-use super::attempt::{Again, Attempt, By, Wait, unsigned};
+use super::attempt::{Again, Attempt, By, Once, Said, Wait, unsigned};
 use super::call::Call;
 use super::outcome::{Answer, Failed, Lost};
 use crate::error::{Error, Result};
 use crate::names;
+use crate::request::Request;
 use crate::transport::path::Path;
 
 /// The first pause is at most this long, whatever the jitter.
@@ -35,25 +36,31 @@ impl Container {
             .wait(&self.name, &call, &*account.transport, until)
             .await?;
         let mut tries = Tries::begin(self.deadline, account.service_now());
+        account.share.began();
+        // Why the attempt before was not the last.
+        let mut earlier = None;
         loop {
             let room = dest.take(&account.arena)?;
-            let attempted = match self.sign(&call, room, tries.avoid, tries.deadline).await {
-                Ok(request) => {
-                    let outcome = account.transport.send(request).await;
-                    self.judge(&call, outcome, &mut tries.rejected_token)
-                }
+            let dated = account.signing_time();
+            let attempted = match self.sign(&call, dated, room, tries.avoid, tries.deadline).await {
+                Ok(request) => match self.attempt(&call, request, dated, &mut tries).await {
+                    Some(attempted) => attempted,
+                    None => return Err(tries.end(earlier.unwrap_or_else(|| tries.too_late()))),
+                },
                 Err(error) => unsigned(error),
             };
-            let again = match attempted {
+            let mut again = match attempted {
                 Attempt::Done(response) => return Ok(Answer { response }),
                 Attempt::Refused(failed) => return Err(tries.end(failed)),
+                Attempt::Again(again) if tries.is_of_our_own(&again) => return Err(tries.end(again.failed)),
                 Attempt::Again(again) => again,
             };
             tries.note(&again);
             if again.maybe_executed {
                 account.late.note(&self.name, &call);
             }
-            let Some(pause) = tries.pause(&again, self.nobody_after) else {
+            let until = tries.last_moment(&again, self.nobody_after);
+            let Some(pause) = tries.pause(&again, until) else {
                 return Err(tries.end(again.failed));
             };
             tracing::debug!(
@@ -64,11 +71,43 @@ impl Container {
                 error = %again.failed.error,
                 "trying again"
             );
-            dest.put_back(again.failed.dest);
+            dest.put_back(again.failed.dest.take());
             tokio::time::sleep(pause).await;
+            if again.costs && !account.share.repeat(until).await {
+                return Err(tries.end(again.failed));
+            }
+            earlier = Some(again.failed);
             tries.attempt += 1;
         }
     }
+
+    /// Sends one attempt when it is its turn; `None` when that is not in time.
+    async fn attempt(
+        &self,
+        call: &Call<'_>,
+        mut request: Request,
+        dated: SystemTime,
+        tries: &mut Tries,
+    ) -> Option<Attempt> {
+        let account = &*self.account;
+        let turn = account.share.turn(before(tries.deadline)).await?;
+        let sent = Instant::now();
+        let left = tries.deadline.saturating_duration_since(sent);
+        request.timeout = request.timeout.min(left);
+        let outcome = account.transport.send(request).await;
+        let (attempted, said) = self.judge(call, outcome, (dated, sent.elapsed()), &mut tries.once);
+        match said {
+            Said::Well => turn.well(),
+            Said::Busy(pause) => turn.busy(pause),
+            Said::Nothing => {}
+        }
+        Some(attempted)
+    }
+}
+
+/// The last moment for an attempt that has to be over then.
+fn before(deadline: Instant) -> Instant {
+    deadline.checked_sub(SHORTEST_ATTEMPT).unwrap_or(deadline)
 }
 
 /// What the attempts of one call have in common.
@@ -79,8 +118,7 @@ struct Tries {
     since: Option<SystemTime>,
     /// The attempt that is made now, from 0.
     attempt: u32,
-    /// A token was refused already.
-    rejected_token: bool,
+    once: Once,
     /// An attempt may have been executed without an answer.
     lost: Option<Lost>,
     /// The path that the next attempt should not take.
@@ -95,7 +133,7 @@ impl Tries {
             deadline: began + patience,
             since,
             attempt: 0,
-            rejected_token: false,
+            once: Once::default(),
             lost: None,
             avoid: None,
         }
@@ -116,19 +154,34 @@ impl Tries {
         };
     }
 
-    /// How long to wait before the next attempt; `None` when none is worth making.
-    fn pause(&self, again: &Again, nobody_after: Option<Duration>) -> Option<Duration> {
-        let give_up = match nobody_after {
+    /// A copy that is pending may be the one that an earlier attempt has begun: looked at, not waited for.
+    fn is_of_our_own(&self, again: &Again) -> bool {
+        self.lost.is_some() && again.failed.code == "PendingCopyOperation"
+    }
+
+    /// When the next attempt has to be on its way.
+    fn last_moment(&self, again: &Again, nobody_after: Option<Duration>) -> Instant {
+        before(match nobody_after {
             Some(patience) if again.nobody => self.deadline.min(self.began + patience),
             _ => self.deadline,
-        };
+        })
+    }
+
+    /// How long to wait before the next attempt; `None` when none is worth making.
+    fn pause(&self, again: &Again, until: Instant) -> Option<Duration> {
         let pause = match again.wait {
             Wait::Pause => pause(self.attempt),
             Wait::AtLeast(least) => pause(self.attempt).max(least),
             Wait::No => Duration::ZERO,
         };
-        let left = give_up.saturating_duration_since(Instant::now());
-        (pause + SHORTEST_ATTEMPT < left).then_some(pause)
+        (pause < until.saturating_duration_since(Instant::now())).then_some(pause)
+    }
+
+    /// The account's turn came too late.
+    fn too_late(&self) -> Failed {
+        Failed::from(Error::DeadlineExceeded {
+            waited: self.began.elapsed(),
+        })
     }
 
     /// The call's failure, with what it says of all attempts.

@@ -16,10 +16,11 @@ use crate::transport::path::Path;
 const USER_AGENT: &str = concat!("vsc-blob-csi/", env!("CARGO_PKG_VERSION"));
 
 impl Container {
-    /// One attempt's request.
+    /// One attempt's request, with a signature of this time.
     pub(super) async fn sign(
         &self,
         call: &Call<'_>,
+        dated: SystemTime,
         dest: Option<Buffer>,
         avoid: Option<Path>,
         deadline: Instant,
@@ -45,7 +46,7 @@ impl Container {
                 .collect(),
             headers,
         };
-        let query = tokio::time::timeout_at(deadline, account.signer.sign(&mut draft, SystemTime::now()))
+        let query = tokio::time::timeout_at(deadline, account.signer.sign(&mut draft, dated))
             .await
             .map_err(|_| no_token_in_time())??;
         let left = deadline.saturating_duration_since(Instant::now());
@@ -63,8 +64,8 @@ impl Container {
             headers: draft.headers,
             body: call.body.clone(),
             dest,
-            idempotent: call.idempotent,
             collect: call.collect,
+            idempotent: call.idempotent,
             avoid,
             timeout: account.attempt_timeout.min(left),
         })

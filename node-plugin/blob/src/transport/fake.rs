@@ -105,8 +105,19 @@ impl Transport for Fake {
     }
 }
 
-/// An answer with headers and a body; a success fills the destination.
+/// An answer with headers and a body; a success fills the destination, and is the service's.
 pub(crate) fn answer(status: u16, headers: &[(&'static str, &str)], body: &[u8]) -> Step {
+    let id = [("x-ms-request-id", "id")];
+    let id = if (200..300).contains(&status) {
+        &id[..]
+    } else {
+        &[]
+    };
+    answer_as_said(status, &[id, headers].concat(), body)
+}
+
+/// The same with these headers and no other.
+pub(crate) fn answer_as_said(status: u16, headers: &[(&'static str, &str)], body: &[u8]) -> Step {
     let headers: HeaderMap = headers
         .iter()
         .map(|(name, value)| {
@@ -154,9 +165,9 @@ pub(crate) fn refusal(status: u16, code: &str) -> Step {
     )
 }
 
-/// A refusal of somebody on the way: no header of the service.
+/// An answer of somebody on the way: no header of the service.
 pub(crate) fn stranger(status: u16) -> Step {
-    answer(status, &[("server", "gateway")], b"<html><body>no</body></html>")
+    answer_as_said(status, &[("server", "gateway")], b"<html><body>no</body></html>")
 }
 
 /// No answer over the channel.
