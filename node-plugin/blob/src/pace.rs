@@ -31,8 +31,8 @@ const LONGEST_SHARED_PAUSE: Duration = Duration::from_secs(30);
 pub struct Accounts(Arc<Mutex<HashMap<String, Weak<Pace>>>>);
 
 impl Accounts {
-    /// A volume's part of what its account may be asked. As long as any volume has a part of an account, it is
-    /// the same account for all.
+    /// A volume's part of what its account may be asked: the same account for all, as long as any volume has
+    /// a part of it.
     pub(crate) fn volume(&self, endpoint: &str) -> Share {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, pace| pace.strong_count() > 0);

@@ -1,8 +1,8 @@
 //! How many entries of a listing are asked for at a time.
 //!
-//! 5,000 entries are some three MiB. With 8 KiB of metadata each, which XML may write five times as long, they
-//! are two hundred: more than may be held in memory. So what is too long is asked for in smaller pages, and so
-//! are the pages after it, until they are short again.
+//! 5,000 entries are some three MiB. With 8 KiB of metadata each, which XML may write five times as long,
+//! they are two hundred: more than may be held in memory. So what is too long is asked for in smaller pages,
+//! and so are the pages after it, until they are short again.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 

@@ -238,3 +238,6 @@ pub(super) fn pause(attempt: u32) -> Duration {
         .min(LONGEST_PAUSE);
     longest.mul_f64(rand::rng().random_range(0.5..=1.0))
 }
+
+#[cfg(test)]
+mod tests;

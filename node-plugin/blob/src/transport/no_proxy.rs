@@ -1,9 +1,9 @@
 //! `NO_PROXY`: the hosts that are reached straight, as curl and Go read them.
 //!
 //! Entries are separated by commas or blanks. `*` is every host; an address or a network (`10.0.0.0/8`,
-//! `fd00::/8`) is an address as the URL has it, and nothing is looked up for it; a domain is the domain itself
-//! and all below it, whether it is written `example.org`, `.example.org` or `*.example.org`. A port after it
-//! limits an entry to that port.
+//! `fd00::/8`) is an address as the URL has it, and nothing is looked up for it; a domain is the domain
+//! itself and all below it, whether it is written `example.org`, `.example.org` or `*.example.org`. A port
+//! after it limits an entry to that port.
 
 use std::net::IpAddr;
 

@@ -1,0 +1,131 @@
+//! Many volumes of an account that bears only so many requests a second, in virtual time.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+
+use super::*;
+use crate::auth::Credentials;
+use crate::client::{Client, ClientConfig};
+use crate::pace::Accounts;
+use crate::response::Response;
+use crate::transport::{PathStats, Transport, TransportError};
+use crate::types::Condition;
+
+/// Requests a second.
+const RATE: f64 = 1000.0;
+const ROUND_TRIP: Duration = Duration::from_millis(10);
+
+/// Answers so many a second, and turns the rest away.
+#[derive(Debug)]
+struct Throttling {
+    /// Requests that are left, and when they were counted.
+    left: Mutex<(f64, Instant)>,
+    turned_away: Mutex<u64>,
+}
+
+impl Throttling {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            left: Mutex::new((0.0, Instant::now())),
+            turned_away: Mutex::default(),
+        })
+    }
+
+    fn admits(&self) -> bool {
+        let mut left = self.left.lock().unwrap();
+        let now = Instant::now();
+        left.0 = (left.0 + (now - left.1).as_secs_f64() * RATE).min(RATE / 20.0);
+        left.1 = now;
+        let admits = left.0 >= 1.0;
+        if admits {
+            left.0 -= 1.0;
+        }
+        admits
+    }
+}
+
+#[async_trait]
+impl Transport for Throttling {
+    async fn send(&self, request: Request) -> Result<Response, TransportError> {
+        tokio::time::sleep(ROUND_TRIP).await;
+        let mut headers = HeaderMap::new();
+        headers.insert("x-ms-request-id", "id".parse().unwrap());
+        let status = if self.admits() {
+            headers.insert("etag", "\"1\"".parse().unwrap());
+            headers.insert("last-modified", "Sat, 21 Nov 2026 10:00:00 GMT".parse().unwrap());
+            headers.insert("content-length", "3".parse().unwrap());
+            StatusCode::OK
+        } else {
+            *self.turned_away.lock().unwrap() += 1;
+            headers.insert("x-ms-error-code", "ServerBusy".parse().unwrap());
+            StatusCode::SERVICE_UNAVAILABLE
+        };
+        Ok(Response {
+            status,
+            headers,
+            body: Bytes::new(),
+            dest: request.dest,
+        })
+    }
+
+    fn stats(&self) -> Vec<PathStats> {
+        Vec::new()
+    }
+}
+
+/// A volume of the account, in a process that has these.
+fn volume(accounts: &Accounts, service: &Arc<Throttling>) -> Container {
+    let endpoint = "https://acct.blob.core.windows.net".parse().unwrap();
+    let config = ClientConfig {
+        accounts: accounts.clone(),
+        ..ClientConfig::new(endpoint, Credentials::Anonymous)
+    };
+    Client::new(config, Arc::clone(service) as _, Arena::new(1 << 20).unwrap())
+        .unwrap()
+        .container("data")
+        .unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_account_that_throttles_gives_what_it_has_to_all_alike() {
+    const VOLUMES: usize = 30;
+    let (accounts, service) = (Accounts::default(), Throttling::new());
+    let served = Arc::new(Mutex::new(HashMap::<usize, u64>::new()));
+    let begins = Instant::now() + Duration::from_secs(5);
+    let ends = begins + Duration::from_secs(20);
+    let mut programs = tokio::task::JoinSet::new();
+    for number in 0..VOLUMES {
+        let c = volume(&accounts, &service);
+        // Some ask for more at a time than others.
+        for _ in 0..4 + number % 3 * 8 {
+            let (c, served) = (c.clone(), Arc::clone(&served));
+            programs.spawn(async move {
+                while Instant::now() < ends {
+                    c.head("b", &Condition::none()).await.unwrap();
+                    if Instant::now() >= begins {
+                        *served.lock().unwrap().entry(number).or_default() += 1;
+                    }
+                }
+            });
+        }
+    }
+    tokio::time::sleep_until(begins).await;
+    *service.turned_away.lock().unwrap() = 0;
+    while let Some(done) = programs.join_next().await {
+        done.unwrap();
+    }
+    let served = served.lock().unwrap();
+    let (all, away) = (served.values().sum::<u64>(), *service.turned_away.lock().unwrap());
+    let (least, most) = (served.values().min().unwrap(), served.values().max().unwrap());
+    let bearable = RATE * (ends - begins).as_secs_f64();
+    assert!(
+        all as f64 >= 0.95 * bearable,
+        "{all} of {bearable}, {away} turned away"
+    );
+    assert!((away as f64) < 0.2 * bearable, "{away} turned away");
+    assert!(served.len() == VOLUMES && *least * 5 >= *most * 4, "{served:?}");
+}
