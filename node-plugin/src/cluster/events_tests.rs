@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::cluster::Unsaved;
 use crate::cluster::fake::{FakeCluster, NODE, claim, pod};
 
 const DRIVER: &str = crate::DRIVER_NAME;
@@ -16,7 +17,7 @@ struct World {
     reporter: Reporter,
     channel: watch::Sender<ChannelState>,
     targets: Arc<Mutex<Vec<PathBuf>>>,
-    unstored: Arc<Mutex<Vec<(VolumeAt, String)>>>,
+    unstored: Arc<Mutex<Vec<(VolumeAt, Unsaved)>>>,
     folder: tempfile::TempDir,
     _stop: tokio_util::sync::DropGuard,
 }
@@ -26,7 +27,7 @@ fn world() -> World {
     let reporter = Reporter::default();
     let (channel, receiver) = watch::channel(ChannelState::default());
     let targets = Arc::new(Mutex::new(Vec::new()));
-    let unstored: Arc<Mutex<Vec<(VolumeAt, String)>>> = Arc::default();
+    let unstored: Arc<Mutex<Vec<(VolumeAt, Unsaved)>>> = Arc::default();
     let membership = Membership {
         cluster: cluster.clone(),
         node: NODE.into(),
@@ -251,7 +252,12 @@ async fn what_the_service_does_not_take_is_told_once_and_so_is_its_end() {
     let world = world();
     let volume = world.staged();
     let text = "the service does not take what was written".to_owned();
-    world.unstored.lock().unwrap().push((volume, text.clone()));
+    let owed = Unsaved {
+        message: Some(text.clone()),
+        lost: 0,
+    };
+    let set = |unsaved: Unsaved| *world.unstored.lock().unwrap() = vec![(volume.clone(), unsaved)];
+    set(owed.clone());
     let begun = [
         ("PersistentVolumeClaim", "data", "DataNotStored", 1),
         ("Pod", "reader", "DataNotStored", 1),
@@ -267,7 +273,7 @@ async fn what_the_service_does_not_take_is_told_once_and_so_is_its_end() {
     });
     // Told once, as long as it lasts.
     tokio::time::sleep(Duration::from_secs(600)).await;
-    world.unstored.lock().unwrap().clear();
+    set(Unsaved::default());
     let over = [
         ("PersistentVolumeClaim", "data", "DataNotStored", 1),
         ("PersistentVolumeClaim", "data", "DataStored", 1),
@@ -275,6 +281,29 @@ async fn what_the_service_does_not_take_is_told_once_and_so_is_its_end() {
         ("Pod", "reader", "DataStored", 1),
     ];
     world.cluster.until(|state| state.told() == over).await;
+    // Somebody else's version has won: that is no good end.
+    set(owed.clone());
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    set(Unsaved {
+        message: None,
+        lost: 2,
+    });
+    world
+        .cluster
+        .until(|state| state.told().contains(&("Pod", "reader", "DataLost", 1)))
+        .await;
+    // A volume that is unmounted meanwhile: nobody says that all is well.
+    set(Unsaved { lost: 2, ..owed });
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    world.unstored.lock().unwrap().clear();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    world.cluster.set(|state| {
+        assert!(
+            state.told().contains(&("Pod", "reader", "DataStored", 1)),
+            "{:?}",
+            state.told()
+        );
+    });
 }
 
 #[test]

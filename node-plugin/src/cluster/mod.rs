@@ -224,8 +224,17 @@ pub struct Link {
     pub reporter: Reporter,
 }
 
-/// The volumes of this node whose closed files the service has not taken, with what is to be told of each.
-pub type Unstored = Arc<dyn Fn() -> Vec<(VolumeAt, String)> + Send + Sync>;
+/// What the service has not taken of a volume's closed files.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unsaved {
+    /// What is to be told of files that it has not taken for a while.
+    pub message: Option<String>,
+    /// Files whose data was given up since the volume was mounted.
+    pub lost: u64,
+}
+
+/// The volumes of this node, with what is not stored of each.
+pub type Unstored = Arc<dyn Fn() -> Vec<(VolumeAt, Unsaved)> + Send + Sync>;
 
 /// What a node does in its cluster while it serves.
 #[derive(Clone)]

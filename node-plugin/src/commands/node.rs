@@ -18,7 +18,7 @@ use tonic::service::Routes;
 
 use super::size::ByteSize;
 use super::{BudgetArgs, DeviceArgs, KubernetesArgs};
-use crate::cluster::{Link, Membership, Reporter, VolumeAt};
+use crate::cluster::{Link, Membership, Reporter, Unsaved, VolumeAt};
 use crate::csi::connect::Connector;
 use crate::csi::identity::{Check, IdentityService};
 use crate::csi::node::{NodeService, unstored};
@@ -195,13 +195,16 @@ impl NodePlugin {
     }
 }
 
-/// Volumes with closed files that the service has not taken for a while, and what is to be told of each.
-fn volumes_unstored(mounts: &Mounts) -> Vec<(VolumeAt, String)> {
+/// The volumes of this node, with what the service has not taken of each.
+fn volumes_unstored(mounts: &Mounts) -> Vec<(VolumeAt, Unsaved)> {
     let owing = mounts.all_owing().into_iter();
     let told = owing.filter_map(|(path, owing)| {
-        let record = mounts.records().get(&path)?;
-        let handle = record.volume_id;
-        Some((VolumeAt { handle, path }, unstored(&owing)?))
+        let handle = mounts.records().get(&path)?.volume_id;
+        let unsaved = Unsaved {
+            message: unstored(&owing),
+            lost: owing.lost,
+        };
+        Some((VolumeAt { handle, path }, unsaved))
     });
     told.collect()
 }

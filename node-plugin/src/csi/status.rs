@@ -231,6 +231,8 @@ pub enum Change {
     DataNotStored,
     /// It has taken them all.
     DataStored,
+    /// Data of closed files was given up: somebody else has stored another version, or removed the name.
+    DataLost,
 }
 
 impl Change {
@@ -240,11 +242,12 @@ impl Change {
         Change::ChannelRestored,
         Change::DataNotStored,
         Change::DataStored,
+        Change::DataLost,
     ];
 
     /// Whether the Event is of type Warning; else it is Normal.
     pub fn is_warning(self) -> bool {
-        matches!(self, Self::ChannelLost | Self::DataNotStored)
+        matches!(self, Self::ChannelLost | Self::DataNotStored | Self::DataLost)
     }
 
     /// What happened, one sentence.
@@ -254,6 +257,10 @@ impl Change {
             Self::ChannelRestored => "requests of this node use the accelerated channel",
             Self::DataNotStored => "the service does not take what was written to files that are closed",
             Self::DataStored => "everything that was written to closed files is stored",
+            Self::DataLost => {
+                "what was written to files that were closed is not stored: somebody else has stored another \
+                 version meanwhile, or removed them"
+            }
         }
     }
 }
@@ -265,6 +272,7 @@ impl fmt::Display for Change {
             Self::ChannelRestored => "ChannelRestored",
             Self::DataNotStored => "DataNotStored",
             Self::DataStored => "DataStored",
+            Self::DataLost => "DataLost",
         })
     }
 }

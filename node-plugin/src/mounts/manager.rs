@@ -308,12 +308,11 @@ impl Mounts {
             .unwrap_or_default()
     }
 
-    /// The same of every volume that owes something, by the path of its own mount.
+    /// The same of every volume, by the path of its own mount.
     pub fn all_owing(&self) -> Vec<(PathBuf, Owing)> {
         let live = self.lock();
         live.iter()
             .map(|(path, live)| (path.clone(), live.serving.owing()))
-            .filter(|(_, owing)| owing.files > 0)
             .collect()
     }
 

@@ -38,7 +38,9 @@ impl Share {
         let mut inner = budget.lock();
         let all = inner.of(Kind::Waiting) + bytes;
         let own = self.own.waiting.load(Ordering::Relaxed) + bytes;
-        if all > budget.waiting_limit || (inner.volumes > 1 && own > budget.waiting_limit / 2) {
+        // One of its own each volume may always have: what others hold does not stop it.
+        let first = own == bytes;
+        if !first && (all > budget.waiting_limit || (inner.volumes > 1 && own > budget.waiting_limit / 2)) {
             return None;
         }
         inner.add(Kind::Waiting, bytes, Some(&self.own));
@@ -194,18 +196,18 @@ impl Budget {
     ) -> bool {
         kind == Kind::Dirty
             && (inner.of(Kind::Dirty) + bytes > self.dirty_limit
-                || share.is_some_and(|share| self.over_own(inner, bytes, share)))
+                || share.is_some_and(|share| self.over_own(inner, bytes, &share.own)))
     }
 
     /// True when `bytes` more would be too much of one volume: beyond its share there must be left what is
     /// kept for others.
-    pub(super) fn over_own(&self, inner: &Inner, bytes: usize, share: &Arc<Share>) -> bool {
-        let own = share.own.dirty.load(Ordering::Relaxed);
+    pub(super) fn over_own(&self, inner: &Inner, bytes: usize, of: &Own) -> bool {
+        let own = of.dirty.load(Ordering::Relaxed);
         if own + bytes <= DIRTY_SHARE || inner.volumes <= 1 {
             return false;
         }
         let others = inner.reserved.saturating_sub(unused(own));
-        self.beyond_own(inner, bytes, &share.own) || inner.of(Kind::Dirty) + bytes + others > self.dirty_limit
+        self.beyond_own(inner, bytes, of) || inner.of(Kind::Dirty) + bytes + others > self.dirty_limit
     }
 
     /// True when `bytes` more would be more than one of several volumes may have at most.

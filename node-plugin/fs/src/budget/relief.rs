@@ -82,7 +82,7 @@ impl Budget {
         let only = share
             .filter(|share| {
                 let inner = self.lock();
-                inner.of(Kind::Dirty) + bytes <= self.dirty_limit && self.over_own(&inner, bytes, share)
+                inner.of(Kind::Dirty) + bytes <= self.dirty_limit && self.over_own(&inner, bytes, &share.own)
             })
             .map(Share::id);
         let mut holders = std::mem::take(&mut self.lock().dirty);

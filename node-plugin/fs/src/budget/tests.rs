@@ -471,12 +471,18 @@ fn there_are_only_so_many_copies_of_writes_that_wait() {
     assert!(first.try_charge_waiting(1).is_none());
     drop(all);
     let second = budget.join();
-    assert!(first.try_charge_waiting(budget.waiting_limit / 2 + 1).is_none());
-    let half = first.try_charge_waiting(budget.waiting_limit / 2);
+    let one = first.try_charge_waiting(4096);
+    assert!(one.is_some());
+    assert!(first.try_charge_waiting(budget.waiting_limit / 2).is_none());
+    let half = first.try_charge_waiting(budget.waiting_limit / 2 - 4096);
     let other = second.try_charge_waiting(budget.waiting_limit / 2);
     assert!(half.is_some() && other.is_some());
-    assert!(second.try_charge_waiting(budget.waiting_limit / 2).is_none());
-    drop((half, other));
+    // What others hold stops nobody altogether.
+    let third = budget.join();
+    let own = third.try_charge_waiting(MIB);
+    assert!(own.is_some());
+    assert!(third.try_charge_waiting(1).is_none());
+    drop((one, half, other, own));
     assert_eq!(budget.usage().dirty, 0);
 }
 

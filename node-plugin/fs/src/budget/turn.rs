@@ -22,6 +22,7 @@ pub(super) struct Place<'a> {
     budget: &'a Budget,
     share: Option<&'a Arc<Share>>,
     ticket: u64,
+    since: Instant,
     pub(super) wake: Arc<Notify>,
 }
 
@@ -52,6 +53,7 @@ impl Budget {
             budget: self,
             share,
             ticket,
+            since: Instant::now(),
             wake,
         }
     }
@@ -88,7 +90,7 @@ impl Budget {
 
     fn at_own_limit(&self, inner: &Inner, first: &Waiting) -> bool {
         let own = first.own.as_ref();
-        own.is_some_and(|own| self.beyond_own(inner, first.bytes, own))
+        own.is_some_and(|own| self.over_own(inner, first.bytes, own))
     }
 }
 
@@ -103,12 +105,11 @@ impl Place<'_> {
         inner.queues.position(volume(self.share), self.ticket) == Some(0)
     }
 
-    /// When the writer gives up: `patience` after its volume got room last.
+    /// When the writer gives up: `patience` after it came, and after its volume got room last.
     pub(super) fn deadline(&self, patience: Duration) -> Instant {
         let inner = self.budget.lock();
         let queue = inner.queues.of.get(&volume(self.share));
-        let since = queue.map_or_else(Instant::now, |queue| queue.progress);
-        since + patience
+        queue.map_or(self.since, |queue| queue.progress.max(self.since)) + patience
     }
 
     /// The writer got room.

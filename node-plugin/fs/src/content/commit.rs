@@ -264,13 +264,14 @@ impl Core {
             },
         };
         let blob = &snapshot.target.blob;
-        let begun = Instant::now();
-        let answer = if let Form::Whole(body) = &sent.form {
-            self.env.store.put(blob, body.clone(), &options).await
+        let (begun, answer) = if let Form::Whole(body) = &sent.form {
+            let begun = Instant::now();
+            (begun, self.env.store.put(blob, body.clone(), &options).await)
         } else {
             let (refs, blocks) = self.stage_all(snapshot).await?;
             sent.form = Form::Blocks(blocks);
-            self.env.store.commit(blob, &refs, &options).await
+            let begun = Instant::now();
+            (begun, self.env.store.commit(blob, &refs, &options).await)
         };
         let error = match answer {
             Ok(written) => {

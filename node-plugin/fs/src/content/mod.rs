@@ -250,8 +250,8 @@ impl File {
 
     /// Sends in blocks what the next [`File::commit`] would send before its last request; nothing of a file
     /// that is sent in one request. For a caller whose commit will hold up others: this does not.
-    pub async fn stage_ahead(&self) -> Result<(), FileError> {
-        self.core.stage_ahead().await
+    pub async fn stage_ahead(&self) {
+        self.core.stage_ahead().await;
     }
 
     /// Metadata for a commit that the file has to make on its own: when memory is short and data that is only

@@ -65,37 +65,30 @@ impl Core {
 
     /// Sends what a commit would send before its last request, for a caller that holds nothing yet that
     /// others wait for: the commit has little left to do. Of a file that is sent in one request, nothing.
-    /// What is written meanwhile is left to the commit.
-    ///
-    /// # Errors
-    /// The last one of a block that could not be sent: the commit would meet the same.
-    pub(crate) async fn stage_ahead(self: &Arc<Self>) -> Result<(), FileError> {
-        {
+    /// What is written meanwhile is left to the commit, and so is what could not be sent.
+    pub(crate) async fn stage_ahead(self: &Arc<Self>) {
+        if self.lock().turn != Turn::Free {
+            // Somebody commits or moves it: the end of that is waited for here.
+            drop(self.commits.lock().await);
+        }
+        let wanted: Vec<Range<u64>> = {
             let mut state = self.lock();
             let one_request = state.size <= self.env.tuning.block;
             let in_doubt = matches!(state.standing, Standing::InDoubt(_));
             if one_request || in_doubt || !state.may_stage() || state.turn != Turn::Free {
-                return Ok(());
+                return;
             }
-            state.stage_failed = None;
-            state.to_stage.clear();
             self.queue_all(&mut state);
+            let wanted = state.to_stage.iter().cloned().collect();
             self.pump(&mut state);
-        }
+            wanted
+        };
         loop {
             let staged = self.staged.notified();
             tokio::pin!(staged);
             staged.as_mut().enable();
-            {
-                let mut state = self.lock();
-                if let Some(error) = state.stage_failed.take() {
-                    state.to_stage.clear();
-                    return Err(error);
-                }
-                // A commit that began meanwhile has taken over what was queued.
-                if state.staging == 0 && (state.to_stage.is_empty() || state.turn == Turn::Committing) {
-                    return Ok(());
-                }
+            if !self.lock().stages(&wanted) {
+                return;
             }
             staged.await;
         }
@@ -169,7 +162,6 @@ impl Core {
                 let blob = &state.blob;
                 tracing::debug!(blob, start, %error, "a block could not be staged in the background");
                 state.staged.remove(&start);
-                state.stage_failed = Some(error);
                 self.env.log.unstaged(id);
             }
         }

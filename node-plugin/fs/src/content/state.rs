@@ -159,8 +159,6 @@ pub(crate) struct State {
     pub(crate) staged: BTreeMap<u64, StagedBlock>,
     /// Put Block requests on their way.
     pub(crate) staging: usize,
-    /// Why one of them failed, for who waits for it.
-    pub(crate) stage_failed: Option<FileError>,
     /// Ranges that wait for a free slot to be staged.
     pub(crate) to_stage: std::collections::VecDeque<Range<u64>>,
     /// Stamped on segments; a commit contains those up to its snapshot's.
@@ -209,7 +207,6 @@ impl State {
             holes: Vec::new(),
             staged: BTreeMap::new(),
             staging: 0,
-            stage_failed: None,
             to_stage: std::collections::VecDeque::new(),
             epoch: 1,
             cut: u64::MAX,
@@ -276,6 +273,15 @@ impl State {
             (Place::Detached { .. }, _) | (_, Standing::Superseded) => false,
             (Place::Named | Place::Hidden { .. }, Standing::Current | Standing::InDoubt(_)) => true,
         }
+    }
+
+    /// True while blocks of these ranges are on their way, or wait for their turn.
+    pub(crate) fn stages(&self, ranges: &[Range<u64>]) -> bool {
+        let meets = |range: &Range<u64>| ranges.iter().any(|r| r.start < range.end && range.start < r.end);
+        let on_their_way =
+            |(start, block): (&u64, &StagedBlock)| !block.done && meets(&(*start..start + block.len));
+        self.turn != Turn::Committing
+            && (self.to_stage.iter().any(meets) || self.staged.iter().any(on_their_way))
     }
 
     /// Staged blocks that touch `range`.

@@ -21,6 +21,9 @@ use crate::tree::{Entry, Handle, Tree, Waits};
 /// this one is for what nobody thought of, as a caller whose request is never answered cannot even be killed.
 /// Waiting for a directory that is being moved does not count: that has its own end.
 pub(super) const DEADLINE: Duration = Duration::from_secs(120);
+/// For writes: while one waits for room others get it, or all of them end. One that was given up would be
+/// carried out later.
+pub(super) const UNTIL_IT_ENDS: Duration = Duration::MAX;
 /// The same for operations that move an amount of data nobody knows beforehand.
 pub(super) const LONG_DEADLINE: Duration = Duration::from_secs(900);
 

@@ -130,8 +130,9 @@ impl HiddenBlobs {
         }
         let weak = Arc::downgrade(self);
         self.runtime.spawn(async move {
+            let mut rounds = tokio::time::interval_at(tokio::time::Instant::now() + RENEW, RENEW);
             loop {
-                tokio::time::sleep(RENEW).await;
+                rounds.tick().await;
                 match weak.upgrade() {
                     Some(hidden) if hidden.renew().await => {}
                     _ => return,

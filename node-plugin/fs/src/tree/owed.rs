@@ -1,6 +1,7 @@
 //! What closed files owe the service: kept, and sent again, the oldest first, until the service has it or
 //! somebody else was faster; and the commit of everything there is.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -8,10 +9,10 @@ use std::time::{Duration, Instant};
 use futures::{StreamExt, stream};
 
 use super::core::Tree;
-use super::node::Node;
+use super::node::{Node, NodeId};
 use super::release::may_yet_succeed;
 use super::unstored::{Owes, Owing};
-use crate::errno::{Result, fail};
+use crate::errno::{Errno, Result, fail};
 use crate::journal::record::Record;
 use crate::log_limit::limited;
 
@@ -33,7 +34,10 @@ struct Committed {
 impl Tree {
     /// What closed files owe the service now.
     pub(crate) fn owing(&self) -> Owing {
-        let files: Vec<Owes> = self.owed.lock().files.iter().cloned().collect();
+        let (files, lost) = {
+            let queue = self.owed.lock();
+            (queue.files.iter().cloned().collect::<Vec<_>>(), queue.lost)
+        };
         let size = |owes: &Owes| {
             let state = owes.node.state();
             state.content.as_ref().map_or(0, |content| content.size())
@@ -42,6 +46,7 @@ impl Tree {
             files: files.len(),
             bytes: files.iter().map(size).sum(),
             oldest: files.first().map(|owes| owes.since.elapsed()),
+            lost,
         }
     }
 
@@ -56,7 +61,10 @@ impl Tree {
         }
         let begins = {
             let mut queue = self.owed.lock();
+            queue.tickets += 1;
+            let ticket = queue.tickets;
             queue.files.push_back(Owes {
+                ticket,
                 node: Arc::clone(node),
                 since: Instant::now(),
             });
@@ -69,17 +77,15 @@ impl Tree {
 
     /// Sends what is owed, once. True when all went well.
     pub(crate) async fn send_owed(&self) -> bool {
-        let files: Vec<Arc<Node>> = {
-            let queue = self.owed.lock();
-            queue.files.iter().map(|owes| Arc::clone(&owes.node)).collect()
-        };
+        let files: Vec<Owes> = self.owed.lock().files.iter().cloned().collect();
+        let tickets: HashMap<NodeId, u64> = files.iter().map(|owes| (owes.node.id, owes.ticket)).collect();
+        let files = files.into_iter().map(|owes| owes.node).collect();
         let committed = self
             .commit_each(files, |node, committed| {
+                // By its ticket: as soon as this is over, the file may owe something anew.
                 if self.no_more_to_commit(node, committed) {
-                    self.owed
-                        .lock()
-                        .files
-                        .retain(|owes| !Arc::ptr_eq(&owes.node, node));
+                    let ticket = tickets.get(&node.id).copied();
+                    self.owed.lock().files.retain(|owes| Some(owes.ticket) != ticket);
                 }
             })
             .await;
@@ -90,7 +96,9 @@ impl Tree {
     fn no_more_to_commit(&self, node: &Arc<Node>, committed: Result<()>) -> bool {
         let discarded = {
             let mut state = node.state();
-            if state.owes() && may_yet_succeed(&state, committed) {
+            // What has no content any more was taken away while nobody had it open.
+            let gone = committed.is_ok() && state.content.is_none();
+            if state.owes() && !gone && may_yet_succeed(&state, committed) {
                 return false;
             }
             state.retrying = false;
@@ -105,8 +113,8 @@ impl Tree {
         true
     }
 
-    /// Commits files in this order, several at a time; gives up when as many failed one after the other as
-    /// are sent at a time: then the service takes nothing, and each further one would wait for that anew.
+    /// Commits files, the first ones first, several at a time; gives up when as many failed one after the
+    /// other as are sent at a time: then the service takes nothing, and each further one would wait for that anew.
     async fn commit_each(&self, nodes: Vec<Arc<Node>>, done: impl Fn(&Arc<Node>, Result<()>)) -> Committed {
         let failures = AtomicUsize::new(0);
         let (failures, done) = (&failures, &done);
@@ -118,14 +126,14 @@ impl Tree {
                 let committed = self.commit(&node).await;
                 match committed {
                     Ok(()) => failures.store(0, Ordering::Relaxed),
-                    // Somebody else was faster: the service is there.
-                    Err(errno) if errno.0 == libc::ESTALE => failures.store(0, Ordering::Relaxed),
-                    Err(_) => drop(failures.fetch_add(1, Ordering::Relaxed)),
+                    Err(Errno(libc::EIO)) => drop(failures.fetch_add(1, Ordering::Relaxed)),
+                    // Refused, or somebody else was faster: the service is there.
+                    Err(_) => failures.store(0, Ordering::Relaxed),
                 }
                 done(&node, committed);
                 Some(committed)
             })
-            .buffered(PARALLEL);
+            .buffer_unordered(PARALLEL);
         let mut outcome = Committed {
             first: Ok(()),
             skipped: 0,

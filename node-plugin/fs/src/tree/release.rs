@@ -38,9 +38,11 @@ fn promise(handle: &Handle) {
 }
 
 /// Whether another commit may do what this one did not: not once somebody else has another version, or
-/// nothing leads to the name.
+/// nothing leads to the name; nor what the service never does, because a policy keeps the blob as it is or the
+/// file is too large.
 pub(super) fn may_yet_succeed(state: &State, committed: Result<()>) -> bool {
-    !state.nameless() && !state.stale() && committed != fail(libc::ESTALE)
+    let never = matches!(committed, Err(Errno(libc::ESTALE | libc::EPERM | libc::EFBIG)));
+    !state.nameless() && !state.stale() && !never
 }
 
 impl Tree {
@@ -60,7 +62,7 @@ impl Tree {
             }
         }
         // Directories above may be moved meanwhile: they wait for the last request only.
-        self.stage_ahead(node).await?;
+        self.stage_ahead(node).await;
         let _gates = match self.gates(node.id).await {
             Ok(gates) => gates,
             Err(Errno(libc::ENOENT)) => {
@@ -79,11 +81,10 @@ impl Tree {
     }
 
     /// Sends what a commit would send before its last request. No gates are held.
-    pub(super) async fn stage_ahead(&self, node: &Node) -> Result<()> {
+    pub(super) async fn stage_ahead(&self, node: &Node) {
         let content = node.state().content.clone().filter(|content| content.is_dirty());
-        match content {
-            Some(content) => content.stage_ahead().await.map_err(Errno::from),
-            None => Ok(()),
+        if let Some(content) = content {
+            content.stage_ahead().await;
         }
     }
 
@@ -238,7 +239,8 @@ impl Tree {
             // What this commit could not send, or what came after it began (by a truncate(2) of the name,
             // say, which went by it), is owed whatever was answered: a program that has ended was told
             // nothing.
-            state.promised |= last && state.owes();
+            // Who only reads does not hold that up.
+            state.promised |= (last || handle.writes && state.writers == 0) && state.owes();
             let kept = state.promised && state.owes() && may_yet_succeed(&state, committed);
             let discarded = last && !kept && self.finish_close(&node, &mut state, committed);
             (last, kept, discarded, state.hidden.take_if(|_| last))
@@ -277,6 +279,7 @@ impl Tree {
                      else has replaced or removed it",
                     node = node.id
                 );
+                self.owed.lock().lost += 1;
             }
             state.promised = false;
             state.content = None;
@@ -289,6 +292,7 @@ impl Tree {
                     error, self.volume(), "uncommitted data of a closed file is discarded",
                     node = node.id, error = ?committed.err()
                 );
+                self.owed.lock().lost += 1;
                 state.content = None;
                 state.cached = false;
                 state.etag = None;

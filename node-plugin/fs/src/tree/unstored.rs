@@ -15,6 +15,9 @@ pub struct Owing {
     pub bytes: u64,
     /// How long the oldest of them has been closed and not stored.
     pub oldest: Option<Duration>,
+    /// Closed files whose data was given up since the volume began: somebody else has stored another version,
+    /// or taken the name away.
+    pub lost: u64,
 }
 
 /// The closed files whose data the service does not have.
@@ -25,6 +28,10 @@ pub(super) struct Owed(Mutex<Queue>);
 pub(super) struct Queue {
     /// The oldest first.
     pub(super) files: VecDeque<Owes>,
+    /// Closed files whose data was given up since the volume began.
+    pub(super) lost: u64,
+    /// Tickets that were given out.
+    pub(super) tickets: u64,
     /// A task is at work for them.
     pub(super) sending: bool,
 }
@@ -32,6 +39,8 @@ pub(super) struct Queue {
 /// A closed file, and since when.
 #[derive(Debug, Clone)]
 pub(super) struct Owes {
+    /// No other entry has it.
+    pub(super) ticket: u64,
     pub(super) node: Arc<Node>,
     pub(super) since: Instant,
 }

@@ -76,6 +76,7 @@ fn a_newer_version_of_somebody_else_stays() {
     eventually("theirs is seen", || {
         fs::read(m.path("file")).is_ok_and(|content| content == b"theirs")
     });
+    assert_eq!(m.owing().lost, 1, "and told as lost");
     m.end().unwrap();
     assert_eq!(store.content("file").unwrap(), &b"theirs"[..]);
 }
@@ -100,28 +101,89 @@ fn what_was_deleted_is_not_owed() {
     assert_eq!(store.content("kept").unwrap(), &b"content"[..]);
 }
 
-/// One file that the service refuses for itself does not hold up the others.
+/// Files that the service refuses for themselves do not hold up another one, nor at the end of the volume.
 #[test]
-fn a_file_that_is_refused_holds_up_no_other() {
+fn files_that_are_refused_hold_up_no_other() {
+    const REFUSED: usize = 40;
+    for unmounts in [false, true] {
+        let store = store();
+        let m = Mount::new(&store);
+        let append = |name: &str| {
+            let mut file = File::options()
+                .create(true)
+                .append(true)
+                .open(m.path(name))
+                .unwrap();
+            file.write_all(b", mine").unwrap();
+        };
+        let names: Vec<String> = (0..REFUSED).map(|n| format!("leased {n}")).collect();
+        for name in &names {
+            fs::write(m.path(name), b"first").unwrap();
+        }
+        store.fail(Op::Put, Fault::Status(503, "ServerBusy"), 1_000_000);
+        for name in &names {
+            let lease = blob_fs::Store::acquire_lease(&*store, name, 60);
+            resources().runtime.block_on(lease).unwrap();
+            append(name);
+        }
+        append("other");
+        eventually("all are known", || m.owing().files == REFUSED + 1);
+        store.heal();
+        if unmounts {
+            assert!(m.end().is_err(), "what is lost is told");
+            assert_eq!(store.content("other").unwrap(), &b", mine"[..]);
+            assert_eq!(store.content("leased 7").unwrap(), &b"first"[..]);
+            continue;
+        }
+        eventually("the other one is stored", || m.owing().files == REFUSED);
+        assert_eq!(store.content("other").unwrap(), &b", mine"[..]);
+        store.end_leases();
+        eventually("so are these", || m.owing().files == 0);
+        assert_eq!(store.content("leased 7").unwrap(), &b"first, mine"[..]);
+        m.end().unwrap();
+    }
+}
+
+/// One whose request hangs does not, either.
+#[test]
+fn a_request_that_hangs_holds_up_no_other_file() {
     let store = store();
     let m = Mount::new(&store);
-    fs::write(m.path("leased"), b"first").unwrap();
-    store.fail(Op::Put, Fault::Status(503, "ServerBusy"), 1_000_000);
-    let lease = blob_fs::Store::acquire_lease(&*store, "leased", 60);
-    resources().runtime.block_on(lease).unwrap();
-    let mut leased = File::options().append(true).open(m.path("leased")).unwrap();
-    leased.write_all(b", mine").unwrap();
-    drop(leased);
-    let mut other = File::create(m.path("other")).unwrap();
-    other.write_all(b"content").unwrap();
-    drop(other);
-    eventually("both are known", || m.owing().files == 2);
+    for op in [Op::Put, Op::Commit] {
+        store.fail(op, Fault::Status(503, "ServerBusy"), 1_000_000);
+    }
+    for n in 0..40 {
+        let mut file = File::create(m.path(&format!("f{n}"))).unwrap();
+        file.write_all(b"content").unwrap();
+    }
+    let mut large = File::create(m.path("large")).unwrap();
+    large.write_all(&vec![1; 9 << 20]).unwrap();
+    drop(large);
+    eventually("all are known", || m.owing().files == 41);
+    store.hold_answers(Op::Stage);
     store.heal();
-    eventually("the other one is stored", || store.content("other").is_some());
-    assert_eq!(m.owing().files, 1);
-    store.end_leases();
-    eventually("so is this one", || m.owing().files == 0);
-    assert_eq!(store.content("leased").unwrap(), &b"first, mine"[..]);
+    eventually("all others are stored", || m.owing().files == 1);
+    store.give_answers();
+    eventually("and that one", || m.owing().files == 0);
+    m.end().unwrap();
+}
+
+/// Somebody who only reads the file does not keep what its last writer left from being sent again.
+#[test]
+fn a_reader_does_not_hold_up_what_a_writer_left() {
+    let store = store();
+    let m = Mount::new(&store);
+    fs::write(m.path("file"), b"first").unwrap();
+    store.fail(Op::Put, Fault::Status(503, "ServerBusy"), 1_000_000);
+    let mut file = File::options().append(true).open(m.path("file")).unwrap();
+    let reader = File::open(m.path("file")).unwrap();
+    file.write_all(b", more").unwrap();
+    drop(file);
+    eventually("it is known", || m.owing().files == 1);
+    store.heal();
+    eventually("it is stored", || m.owing().files == 0);
+    assert_eq!(store.content("file").unwrap(), &b"first, more"[..]);
+    drop(reader);
     m.end().unwrap();
 }
 

@@ -505,6 +505,24 @@ fn a_folder_above_the_limit_is_another_device() {
     assert!(!m.path("large").exists());
 }
 
+/// Neither are two folders exchanged of which one is above it: nothing is copied to find that out.
+#[test]
+fn folders_above_the_limit_are_not_exchanged() {
+    let store = store();
+    let m = Mount::with(&store, |config| config.rename_limit = 3);
+    for n in 0..5 {
+        store.foreign_put(&format!("large/{n}"), "x", Metadata::new());
+    }
+    store.foreign_put("small/x", "x", Metadata::new());
+    let before = store.names();
+    for (a, b) in [("small", "large"), ("large", "small")] {
+        let exchanged = rename2(&m.path(a), &m.path(b), libc::RENAME_EXCHANGE);
+        assert_eq!(errno(exchanged), libc::EXDEV);
+    }
+    assert_eq!(store.names(), before);
+    assert_eq!(store.counters().of(Op::Copy), 0);
+}
+
 /// Requests of a mount that are not answered yet.
 fn unanswered(m: &Mount) -> usize {
     let connection = nix::sys::stat::minor(fs::metadata(m.root()).unwrap().dev());

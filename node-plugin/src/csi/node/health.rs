@@ -260,6 +260,7 @@ mod tests {
             files: 3,
             bytes: 4096,
             oldest: Some(Duration::from_secs(seconds)),
+            ..Owing::default()
         };
         assert_eq!(unstored(&Owing::default()), None);
         assert_eq!(unstored(&owing(29)), None, "on its way");

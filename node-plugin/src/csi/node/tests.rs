@@ -256,6 +256,7 @@ async fn what_the_service_does_not_take_is_the_volumes_condition() {
         files: 2,
         bytes: 100,
         oldest: Some(Duration::from_secs(45)),
+        ..Owing::default()
     });
     let (abnormal, message) = condition().await;
     assert!(

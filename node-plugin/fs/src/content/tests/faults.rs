@@ -504,3 +504,27 @@ async fn a_commit_that_took_long_is_cleared_up_by_the_next() {
         assert_eq!(world.store.counters().of(Op::Put), puts);
     }
 }
+
+/// An upload that takes long is no answer that took long: what became of its last request is asked for.
+#[tokio::test(start_paused = true)]
+async fn a_long_upload_is_cleared_up_at_once() {
+    let world = World::usual();
+    let file = world.create();
+    file.write(0, &pattern(0, 40 << 20)).await.unwrap();
+    world.store.set_delay(std::time::Duration::from_secs(20));
+    world.store.fail(Op::Commit, Fault::AnswerLost, 1);
+    commit(&file).await.unwrap();
+    assert_eq!(world.content(), pattern(0, 40 << 20));
+}
+
+/// A block that could not be sent ahead is sent by the commit; only if that fails, too, is there an error.
+#[tokio::test]
+async fn what_could_not_be_sent_ahead_is_sent_by_the_commit() {
+    let world = World::usual();
+    let file = world.create();
+    file.write(0, &pattern(0, 20 << 20)).await.unwrap();
+    world.store.fail(Op::Stage, Fault::Lost, 2);
+    file.stage_ahead().await;
+    commit(&file).await.unwrap();
+    assert_eq!(world.content(), pattern(0, 20 << 20));
+}

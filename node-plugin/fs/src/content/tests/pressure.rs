@@ -367,3 +367,31 @@ async fn files_that_are_deleted_while_open_stay_within_the_budget() {
     drop(open);
     assert_eq!(world.env.budget.usage().dirty, 0);
 }
+
+/// What is written while a commit's blocks are sent is left to the commit: somebody who writes on and on keeps
+/// nobody waiting.
+#[tokio::test(start_paused = true)]
+async fn sending_ahead_ends_beside_a_writer() {
+    let world = World::new(SMALL, Tuning::default());
+    let file = world.create();
+    for n in 0..10 {
+        file.write(n * MIB, &pattern(n * MIB, MIB as usize))
+            .await
+            .unwrap();
+    }
+    world.store.set_delay(Duration::from_secs(1));
+    let writer = {
+        let file = Arc::clone(&file);
+        tokio::spawn(async move {
+            for n in 10..100_000 {
+                let at = n % 1000 * MIB;
+                file.write(at, &pattern(at, MIB as usize)).await.unwrap();
+            }
+        })
+    };
+    tokio::task::yield_now().await;
+    let ahead = tokio::time::timeout(Duration::from_secs(60), file.stage_ahead());
+    assert!(ahead.await.is_ok(), "it waits for the writer");
+    assert!(!writer.is_finished());
+    writer.abort();
+}

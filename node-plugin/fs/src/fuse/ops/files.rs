@@ -13,7 +13,7 @@ use crate::cause;
 use crate::content::At;
 use crate::errno::{Errno, Result};
 use crate::fuse::call::{Call, Copied, Offset};
-use crate::fuse::dispatch::{Adapter, DEADLINE, LONG_DEADLINE, not_taken};
+use crate::fuse::dispatch::{Adapter, DEADLINE, LONG_DEADLINE, UNTIL_IT_ENDS, not_taken};
 use crate::fuse::replies::{GENERATION, attributes, empty, errno, open_flags, owner, reply_data};
 use crate::observer::Operation;
 use crate::tree::{Entry, NodeId, Opened, Tree};
@@ -174,7 +174,7 @@ impl Adapter {
                     let _waiting = charge;
                     tree.write(&handle, at, &data, kill).await
                 };
-                return this.spawn(call, LONG_DEADLINE, operation, finish);
+                return this.spawn(call, UNTIL_IT_ENDS, operation, finish);
             }
             // As many writes wait as there may be copies of.
             if let Some(spooled) = share.spool(data) {
@@ -187,7 +187,7 @@ impl Adapter {
                     drop(spooled);
                     tree.write(&handle, at, &data, kill).await
                 };
-                return this.spawn(call, LONG_DEADLINE, operation, finish);
+                return this.spawn(call, UNTIL_IT_ENDS, operation, finish);
             }
             // This one waits here, where it is, and this mount's further requests in the kernel until there
             // is room. That comes by itself, by what is sent; other mounts have threads of their own.

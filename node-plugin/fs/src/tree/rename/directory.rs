@@ -99,6 +99,7 @@ impl Tree {
         blob: &str,
         new_blob: &str,
         nth: Try,
+        most: usize,
     ) -> Result<Moved> {
         let _busy = Busy::new(node);
         let below: Vec<Arc<Node>> = self.table.lock().below(node.id);
@@ -111,11 +112,6 @@ impl Tree {
                 child.state().catch_up();
             }
         }
-        let most = match &nth {
-            // What was begun is finished.
-            Try::Again => usize::MAX,
-            Try::First | Try::Over { .. } => self.config.rename_limit,
-        };
         let load = self.load(node, blob, new_blob, most).await?;
         for moved in load.marker.iter().chain(&load.others) {
             names::check_blob(&moved.to)?;

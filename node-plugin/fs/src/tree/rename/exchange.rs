@@ -22,6 +22,11 @@ impl Tree {
         target: &Arc<Node>,
     ) -> Result<()> {
         let (blob, new_blob) = self.blobs(node, b)?;
+        for (node, blob) in [(node, &blob), (target, &new_blob)] {
+            if node.kind == Kind::Directory {
+                self.within_limit(blob).await?;
+            }
+        }
         let third = names::join(&self.config.prefix, &names::exchange());
         self.move_any(node, &blob, &third).await?;
         if let Err(errno) = self.move_any(target, &new_blob, &blob).await {
@@ -58,7 +63,10 @@ impl Tree {
 
     async fn move_any(&self, node: &Arc<Node>, from: &str, to: &str) -> Result<()> {
         if node.kind == Kind::Directory {
-            return done(self.move_directory(node, from, to, Try::First).await?);
+            return done(
+                self.move_directory(node, from, to, Try::First, usize::MAX)
+                    .await?,
+            );
         }
         // Even a file that was never committed: the names of both blobs change, so both must be there.
         if node.state().uncommitted() {

@@ -79,6 +79,37 @@ impl Tree {
         Ok(kind_of(&old) == Kind::Directory && new.metadata.get(attrs::MOVED_FROM) == Some(&old.etag.0))
     }
 
+    /// `EXDEV` when a directory is too large to be moved.
+    pub(super) async fn within_limit(&self, blob: &str) -> Result<()> {
+        let (mut blobs, most) = (0, self.config.rename_limit);
+        let mut options = ListOptions {
+            prefix: names::below(blob),
+            ..ListOptions::default()
+        };
+        loop {
+            let page = self.env.store.list(&options).await?;
+            blobs += page.items.len();
+            if blobs > most {
+                return self.too_large(blob, most);
+            }
+            options.marker = page.next_marker;
+            if options.marker.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn too_large<T>(&self, blob: &str, most: usize) -> Result<T> {
+        limited!(
+            info,
+            self.volume(),
+            "a folder is too large to be renamed in one go (option rename_limit)",
+            folder = blob,
+            limit = most
+        );
+        fail(libc::EXDEV)
+    }
+
     /// All blobs of a directory, with a marker. `EXDEV` when there are more than `most`; nothing is changed
     /// then.
     pub(super) async fn load(&self, node: &Node, blob: &str, new_blob: &str, most: usize) -> Result<Load> {
@@ -118,18 +149,11 @@ impl Tree {
                 });
             }
             if others.len() > most {
-                limited!(
-                    info,
-                    self.volume(),
-                    "a folder is too large to be renamed in one go (option rename_limit)",
-                    folder = blob,
-                    limit = most
-                );
                 if let Some(marker) = marker.filter(|_| made) {
                     self.drop_marker(blob, &marker.etag).await;
                     node.state().marker = Marker::Implicit;
                 }
-                return fail(libc::EXDEV);
+                return self.too_large(blob, most);
             }
             charge.resize(bytes);
             options.marker = page.next_marker;

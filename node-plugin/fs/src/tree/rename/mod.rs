@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use blob_client::{Condition, Error};
+use futures::{StreamExt, stream};
 
 use self::load::Try;
 use self::place::{Moved, Place};
@@ -29,6 +30,8 @@ use crate::log_limit::limited;
 
 /// How often a rename is tried when the target turns out to be something else than was known.
 const ATTEMPTS: usize = 5;
+/// Files below a folder that is to move whose data is sent at the same time.
+const SENT_AT_ONCE: usize = 4;
 
 /// What to do about an existing target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,15 +96,11 @@ impl Tree {
             .collect();
         // What was written below is sent first, as far as it can be: whoever works there waits for the rest
         // only.
-        let mut below: Vec<Arc<Node>> = [Some(&node), target.as_ref()]
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect();
-        below.extend(moving.iter().flat_map(|id| self.table.lock().below(*id)));
-        for node in below {
-            self.stage_ahead(&node).await?;
-        }
+        let mut below = self.table.lock().below(node.id);
+        below.push(Arc::clone(&node));
+        stream::iter(below)
+            .for_each_concurrent(SENT_AT_ONCE, |node| async move { self.stage_ahead(&node).await })
+            .await;
         let _gates = self.gates_for(&[from.parent, to.parent], &moving).await?;
         // Both may have been something else before the gates were ours.
         if !self.leads_to(from.parent, from.name, &node) {
@@ -175,7 +174,14 @@ impl Tree {
                     None => Some(Try::First),
                 };
                 match nth {
-                    Some(nth) => self.move_directory(node, &blob, &new_blob, nth).await,
+                    Some(nth) => {
+                        let most = match &nth {
+                            // What was begun is finished.
+                            Try::Again => usize::MAX,
+                            Try::First | Try::Over { .. } => self.config.rename_limit,
+                        };
+                        self.move_directory(node, &blob, &new_blob, nth, most).await
+                    }
                     None => Ok(Moved::Again),
                 }
             };
