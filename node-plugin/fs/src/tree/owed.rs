@@ -114,7 +114,8 @@ impl Tree {
     }
 
     /// Commits files, the first ones first, several at a time; gives up when as many failed one after the
-    /// other as are sent at a time: then the service takes nothing, and each further one would wait for that anew.
+    /// other as are sent at a time: then the service takes nothing, and each further one would wait for
+    /// that anew.
     async fn commit_each(&self, nodes: Vec<Arc<Node>>, done: impl Fn(&Arc<Node>, Result<()>)) -> Committed {
         let failures = AtomicUsize::new(0);
         let (failures, done) = (&failures, &done);

@@ -38,8 +38,8 @@ fn promise(handle: &Handle) {
 }
 
 /// Whether another commit may do what this one did not: not once somebody else has another version, or
-/// nothing leads to the name; nor what the service never does, because a policy keeps the blob as it is or the
-/// file is too large.
+/// nothing leads to the name; nor what the service never does, because a policy keeps the blob as it is or
+/// the file is too large.
 pub(super) fn may_yet_succeed(state: &State, committed: Result<()>) -> bool {
     let never = matches!(committed, Err(Errno(libc::ESTALE | libc::EPERM | libc::EFBIG)));
     !state.nameless() && !state.stale() && !never

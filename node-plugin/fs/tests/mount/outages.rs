@@ -160,7 +160,7 @@ fn a_request_that_hangs_holds_up_no_other_file() {
     large.write_all(&vec![1; 9 << 20]).unwrap();
     drop(large);
     eventually("all are known", || m.owing().files == 41);
-    store.hold_answers(Op::Stage);
+    store.hold_answers(Op::Commit);
     store.heal();
     eventually("all others are stored", || m.owing().files == 1);
     store.give_answers();

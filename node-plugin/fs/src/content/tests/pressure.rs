@@ -368,8 +368,8 @@ async fn files_that_are_deleted_while_open_stay_within_the_budget() {
     assert_eq!(world.env.budget.usage().dirty, 0);
 }
 
-/// What is written while a commit's blocks are sent is left to the commit: somebody who writes on and on keeps
-/// nobody waiting.
+/// What is written while a commit's blocks are sent is left to the commit: somebody who writes on and on
+/// keeps nobody waiting.
 #[tokio::test(start_paused = true)]
 async fn sending_ahead_ends_beside_a_writer() {
     let world = World::new(SMALL, Tuning::default());
