@@ -93,6 +93,12 @@ impl Channel {
         self.inner.pool.abi()
     }
 
+    /// Whether the host has the exchange of this id still: one that was given up may be executed as long as
+    /// it has.
+    pub fn has(&self, exchange: &[u8; 16]) -> bool {
+        self.inner.pool.has(exchange)
+    }
+
     /// Current counters.
     pub fn stats(&self) -> ChannelStats {
         self.inner.pool.stats()

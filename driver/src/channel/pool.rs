@@ -61,6 +61,8 @@ struct Job {
 struct Slot {
     /// The job in its hands.
     job: Option<u64>,
+    /// Id of its exchange.
+    exchange: [u8; 16],
     /// When its system call counts as lost.
     late_at: Option<Instant>,
     written_off: bool,
@@ -193,6 +195,14 @@ impl Pool {
                 .count(),
             queued: state.queue.len(),
         }
+    }
+
+    /// Whether the host has the exchange of this id still, or it is about to get it.
+    pub(super) fn has(&self, exchange: &[u8; 16]) -> bool {
+        let state = self.lock();
+        let mut busy = state.threads.iter().flatten().filter(|slot| slot.job.is_some());
+        busy.any(|slot| slot.exchange == *exchange)
+            || state.queue.iter().any(|job| job.exchange.id == *exchange)
     }
 
     /// No more jobs will come: idle threads end, busy ones end when the host lets them.

@@ -44,6 +44,12 @@ pub struct Request {
 pub const COLLECT: usize = 64 * 1024 * 1024;
 
 impl Request {
+    /// Its `x-ms-client-request-id`.
+    pub(crate) fn id(&self) -> Option<uuid::Uuid> {
+        let id = self.headers.get("x-ms-client-request-id")?;
+        uuid::Uuid::try_parse_ascii(id.as_bytes()).ok()
+    }
+
     /// The same request with another destination; the body is shared.
     pub fn with_dest(&self, dest: Option<Buffer>) -> Self {
         Self {

@@ -192,6 +192,17 @@ impl StoredHeaders {
         Some((BLOB_CONTENT_MD5, value))
     }
 
+    /// Whether the content's headers, its digest among them, are those that `other` says.
+    pub(crate) fn says_what(&self, other: &Self) -> bool {
+        let content = |stored: &Self| {
+            stored
+                .fields()
+                .map(|fields| fields.content.clone())
+                .unwrap_or_default()
+        };
+        content(self) == content(other) && self.md5 == other.md5
+    }
+
     /// Number of index tags.
     pub fn tags(&self) -> u32 {
         self.fields().map_or(0, |fields| fields.tags)

@@ -87,6 +87,7 @@ impl Pool {
                 state.idle -= 1;
                 if let Some(slot) = state.slot(number) {
                     slot.job = Some(job.id);
+                    slot.exchange = job.exchange.id;
                 }
                 drop(state);
                 let Job {

@@ -163,6 +163,7 @@ impl Container {
         let condition = Condition::matches(&copied.etag);
         let typed = stored.with_type_of(&wanted);
         match Box::pin(self.set_headers(target, &typed, &condition)).await {
+            // The version that is there now, also when the answer to it was lost.
             Ok(written) => written,
             Err(error) => {
                 tracing::debug!(

@@ -5,7 +5,8 @@
 //! version they name has been replaced by their own repetition. Two kinds do: one that makes a name where
 //! there is none (`If-None-Match: *`) brings a file back that was deleted meanwhile; one without a condition
 //! undoes whatever came after it. So their names are remembered, and the next mutation that they could harm
-//! waits until they cannot be executed any more.
+//! waits until they cannot be executed any more. Nobody else does: a host that sits on the request of one
+//! blob holds no other up.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use http::{Method, header};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::call::Call;
 use crate::error::{Error, Result};
@@ -29,11 +31,20 @@ const POLL: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 pub(super) struct Late(Mutex<HashMap<(String, String), Lost>>);
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Lost {
     until: Instant,
     /// It makes the blob only where there is none.
     creates: bool,
+    /// The requests, for as long as a host may have them.
+    requests: Vec<Uuid>,
+}
+
+impl Lost {
+    fn is_over(&mut self, now: Instant, transport: &dyn Transport) -> bool {
+        self.requests.retain(|request| transport.has(*request));
+        now >= self.until && self.requests.is_empty()
+    }
 }
 
 /// What a mutation does when it is executed late.
@@ -62,8 +73,8 @@ fn kind(call: &Call<'_>) -> Option<Kind> {
 }
 
 impl Late {
-    /// An attempt of this call got no answer and may be executed yet.
-    pub(super) fn note(&self, container: &str, call: &Call<'_>) {
+    /// The attempt of this call that was this request got no answer and may be executed yet.
+    pub(super) fn note(&self, container: &str, call: &Call<'_>, request: Uuid, transport: &dyn Transport) {
         let (Some(blob), Some(kind)) = (call.blob, kind(call)) else {
             return;
         };
@@ -72,13 +83,15 @@ impl Late {
         }
         let now = Instant::now();
         let mut lost = self.lock();
-        lost.retain(|_, lost| lost.until > now);
+        lost.retain(|_, lost| !lost.is_over(now, transport));
         let name = (container.to_owned(), blob.to_owned());
         let known = lost.entry(name).or_insert(Lost {
             until: now,
             creates: true,
+            requests: Vec::new(),
         });
         known.until = now + LATEST;
+        known.requests.push(request);
         known.creates &= kind == Kind::Creates;
     }
 
@@ -97,25 +110,29 @@ impl Late {
         let name = (container.to_owned(), blob.to_owned());
         let began = Instant::now();
         loop {
-            let Some(lost) = self.lock().get(&name).copied() else {
-                return Ok(());
-            };
-            if lost.creates && !deletes {
-                // It fails, or this one does, where there is a blob.
-                return Ok(());
-            }
             let now = Instant::now();
-            if now >= lost.until && transport.unreturned() == 0 {
-                self.lock().remove(&name);
-                return Ok(());
-            }
+            let until = {
+                let mut all = self.lock();
+                let Some(lost) = all.get_mut(&name) else {
+                    return Ok(());
+                };
+                if lost.creates && !deletes {
+                    // It fails, or this one does, where there is a blob.
+                    return Ok(());
+                }
+                if lost.is_over(now, transport) {
+                    all.remove(&name);
+                    return Ok(());
+                }
+                lost.until
+            };
             if now >= deadline {
                 return Err(Error::DeadlineExceeded {
                     waited: now.saturating_duration_since(began),
                 });
             }
             tracing::debug!(container, blob, "waits for a request that may be executed late");
-            tokio::time::sleep_until(lost.until.max(now + POLL).min(deadline)).await;
+            tokio::time::sleep_until(until.max(now + POLL).min(deadline)).await;
         }
     }
 

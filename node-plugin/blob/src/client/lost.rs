@@ -23,6 +23,7 @@ use super::keeping::same_metadata;
 use super::outcome::{Failed, Lost};
 use crate::body::{Body, Piece};
 use crate::error::{Error, Result};
+use crate::stored::StoredHeaders;
 use crate::types::{BlockId, BlockRef, Condition, Metadata, Properties, PutOptions, Written};
 
 /// `Date` and `Last-Modified` are whole seconds, each rounded down.
@@ -97,6 +98,23 @@ impl Container {
             return Err(failed.error);
         };
         let ours = since(&stored, lost) && same_metadata(&stored.metadata, metadata);
+        settle(ours, stored, failed)
+    }
+
+    /// Set Blob Properties was refused, or got no answer at all.
+    pub(super) async fn lost_headers(
+        &self,
+        blob: &str,
+        sent: &StoredHeaders,
+        failed: Failed,
+    ) -> Result<Written> {
+        let Some(lost) = failed.lost else {
+            return Err(failed.error);
+        };
+        let Some(stored) = self.read_back(blob).await? else {
+            return Err(failed.error);
+        };
+        let ours = since(&stored, lost) && stored.stored.says_what(sent);
         settle(ours, stored, failed)
     }
 

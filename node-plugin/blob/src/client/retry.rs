@@ -41,12 +41,16 @@ impl Container {
         let mut earlier = None;
         loop {
             let room = dest.take(&account.arena)?;
+            let mut id = None;
             let dated = account.signing_time();
             let attempted = match self.sign(&call, dated, room, tries.avoid, tries.deadline).await {
-                Ok(request) => match self.attempt(&call, request, dated, &mut tries).await {
-                    Some(attempted) => attempted,
-                    None => return Err(tries.end(earlier.unwrap_or_else(|| tries.too_late()))),
-                },
+                Ok(request) => {
+                    id = request.id();
+                    match self.attempt(&call, request, dated, &mut tries).await {
+                        Some(attempted) => attempted,
+                        None => return Err(tries.end(earlier.unwrap_or_else(|| tries.too_late()))),
+                    }
+                }
                 Err(error) => unsigned(error),
             };
             let mut again = match attempted {
@@ -56,8 +60,8 @@ impl Container {
                 Attempt::Again(again) => again,
             };
             tries.note(&again);
-            if again.maybe_executed {
-                account.late.note(&self.name, &call);
+            if let Some(id) = id.filter(|_| again.maybe_executed) {
+                account.late.note(&self.name, &call, id, &*account.transport);
             }
             let until = tries.last_moment(&again, self.nobody_after);
             let Some(pause) = tries.pause(&again, until) else {

@@ -110,8 +110,10 @@ impl Container {
             .headers(stored.content_md5())
             .condition(condition)?
             .not_idempotent();
-        let answer = self.execute(call).await?;
-        headers::written(&answer.response.headers)
+        match self.execute(call).await {
+            Ok(answer) => headers::written(&answer.response.headers),
+            Err(failed) => self.lost_headers(blob, stored, failed).await,
+        }
     }
 
     /// Delete Blob. One that has snapshots stays: `SnapshotsPresent`.

@@ -269,6 +269,10 @@ impl Transport for ChannelTransport {
     fn stats(&self) -> Vec<PathStats> {
         vec![self.counters.stats(Path::Channel, None)]
     }
+
+    fn has(&self, request: uuid::Uuid) -> bool {
+        self.host.channel.has(request.as_bytes())
+    }
 }
 
 #[async_trait]

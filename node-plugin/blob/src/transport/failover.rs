@@ -77,8 +77,9 @@ impl Transport for Failover {
         stats
     }
 
-    fn unreturned(&self) -> usize {
-        self.paths.device_stats().written_off
+    fn has(&self, request: uuid::Uuid) -> bool {
+        let channel = self.paths.channel.as_ref().and_then(ChannelPath::current);
+        channel.is_some_and(|channel| channel.has(request))
     }
 }
 

@@ -1,7 +1,6 @@
 //! A transport whose answers are scripted, for tests of what stands above it.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -44,7 +43,7 @@ pub(crate) struct Fake {
     /// When the script has run out.
     otherwise: Arc<Mutex<Option<MakeStep>>>,
     sent: Arc<Mutex<Vec<Sent>>>,
-    unreturned: Arc<AtomicUsize>,
+    kept: Arc<Mutex<HashSet<uuid::Uuid>>>,
 }
 
 impl std::fmt::Debug for Fake {
@@ -68,9 +67,15 @@ impl Fake {
         self.sent.lock().unwrap().clone()
     }
 
-    /// So many requests were given up and are still with somebody.
-    pub(crate) fn has_unreturned(&self, number: usize) {
-        self.unreturned.store(number, Ordering::Relaxed);
+    /// The request that was sent as the `nth` is still with somebody.
+    pub(crate) fn keep(&self, nth: usize) {
+        let id = self.sent()[nth].header("x-ms-client-request-id").parse().unwrap();
+        self.kept.lock().unwrap().insert(id);
+    }
+
+    /// What was with somebody has come back.
+    pub(crate) fn give_back(&self) {
+        self.kept.lock().unwrap().clear();
     }
 
     pub(crate) fn nothing_left(&self) -> bool {
@@ -100,8 +105,8 @@ impl Transport for Fake {
         Vec::new()
     }
 
-    fn unreturned(&self) -> usize {
-        self.unreturned.load(Ordering::Relaxed)
+    fn has(&self, request: uuid::Uuid) -> bool {
+        self.kept.lock().unwrap().contains(&request)
     }
 }
 

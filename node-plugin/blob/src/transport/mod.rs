@@ -79,9 +79,10 @@ pub trait Transport: Send + Sync + std::fmt::Debug {
     /// Counters of each path behind this transport, for metrics and the demo.
     fn stats(&self) -> Vec<PathStats>;
 
-    /// Requests that were given up and that somebody still has: they may be executed yet.
-    fn unreturned(&self) -> usize {
-        0
+    /// Whether somebody still has the request of this `x-ms-client-request-id`: one that was given up may be
+    /// executed as long as that is so.
+    fn has(&self, _request: uuid::Uuid) -> bool {
+        false
     }
 }
 

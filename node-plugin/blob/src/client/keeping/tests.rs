@@ -5,7 +5,8 @@ use http::Method;
 use super::*;
 use crate::client::tests::container;
 use crate::stored::StoredHeaders;
-use crate::transport::fake::{Fake, VERSION, answer, refusal, written};
+use crate::transport::FailureKind;
+use crate::transport::fake::{Fake, VERSION, answer, failure, refusal, written};
 
 fn head(more: &[(&'static str, &str)]) -> crate::transport::fake::Step {
     answer(
@@ -206,6 +207,52 @@ async fn what_is_renamed_onto_a_name_with_an_extension_gets_its_type() {
         fake.will(written());
         c.copy(from, None, kept, to, None, &any).await.unwrap();
     }
+    assert!(fake.nothing_left());
+}
+
+/// The version that is there after it is the one to go on from, however it came to be known.
+#[tokio::test(start_paused = true)]
+async fn the_version_of_a_copy_that_was_typed_is_known_although_the_answer_was_lost() {
+    let fake = Fake::default();
+    let c = container(&fake);
+    let options = looked_at(&c, &fake, &[("cache-control", "no-store")]).await;
+    let (stored, any) = (options.stored.as_ref(), Condition::none());
+    let now = |kind: &str| {
+        answer(
+            200,
+            &[
+                ("etag", "\"0x2\""),
+                VERSION[1],
+                ("x-ms-request-id", "id"),
+                ("x-ms-blob-type", "BlockBlob"),
+                ("content-length", "0"),
+                ("content-type", kind),
+                ("cache-control", "no-store"),
+            ],
+            b"",
+        )
+    };
+    let lost = || failure(FailureKind::TimedOut, true, true);
+    // Its own repetition is refused; or nobody answers it before the deadline, but the question afterwards.
+    fake.will(written())
+        .will(lost())
+        .will(refusal(412, "ConditionNotMet"))
+        .will(now("text/html"));
+    let copied = c
+        .copy("sedAbC", None, stored, "index.html", None, &any)
+        .await
+        .unwrap();
+    assert_eq!(copied.etag.0, "\"0x2\"");
+    // Somebody else's version is not this copy.
+    fake.will(written())
+        .will(lost())
+        .will(refusal(412, "ConditionNotMet"))
+        .will(now("image/png"));
+    let copied = c
+        .copy("sedAbC", None, stored, "index.html", None, &any)
+        .await
+        .unwrap();
+    assert_eq!(copied.etag.0, "\"0x1\"");
     assert!(fake.nothing_left());
 }
 

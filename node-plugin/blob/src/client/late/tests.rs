@@ -85,10 +85,32 @@ async fn what_the_host_still_has_is_waited_for() {
     let c = container(&fake);
     fake.will(lost()).will(written());
     c.put("b", Default::default(), &create()).await.unwrap();
-    fake.has_unreturned(1);
+    fake.keep(0);
     let error = c.delete("b", &Condition::none()).await.unwrap_err();
     assert!(matches!(error, Error::DeadlineExceeded { .. }), "{error}");
-    fake.has_unreturned(0);
+    fake.give_back();
     fake.will(answer(202, &[], b""));
     c.delete("b", &Condition::none()).await.unwrap();
+}
+
+/// Nor holds it anybody else up, however long it has it.
+#[tokio::test(start_paused = true)]
+async fn what_the_host_still_has_holds_up_its_own_blob_only() {
+    let fake = Fake::default();
+    let c = container(&fake);
+    fake.will(lost()).will(written());
+    c.put("a", Default::default(), &create()).await.unwrap();
+    fake.keep(0);
+    fake.will(lost()).will(written());
+    c.put("b", Default::default(), &create()).await.unwrap();
+    tokio::time::sleep(LATEST).await;
+    let began = Instant::now();
+    fake.will(answer(202, &[], b""));
+    c.delete("b", &Condition::none()).await.unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    // Nor is it forgotten because others have lost requests since.
+    fake.will(lost()).will(written());
+    c.put("c", Default::default(), &create()).await.unwrap();
+    let error = c.delete("a", &Condition::none()).await.unwrap_err();
+    assert!(matches!(error, Error::DeadlineExceeded { .. }), "{error}");
 }
