@@ -59,6 +59,7 @@ mod plan;
 mod refuge;
 mod relation;
 mod relief;
+mod resize;
 mod sent;
 mod snapshot;
 mod stage;
@@ -222,6 +223,18 @@ impl File {
     }
 
     /// SEEK_DATA from `offset`; `None` = ENXIO.
+    /// Stores a version of another size at once, with this metadata. An error changes nothing: not the file,
+    /// and as far as that can be known not the blob. `None`: nothing was done, as there is something to
+    /// commit first or the size is the same.
+    pub async fn resize(&self, size: u64, metadata: Metadata) -> Result<Option<Written>, FileError> {
+        self.core.resize(size, metadata).await
+    }
+
+    /// Sets the size if that needs no request; false: call [`File::truncate`].
+    pub(crate) fn try_truncate(&self, size: u64) -> Result<bool, FileError> {
+        self.core.try_truncate(size)
+    }
+
     pub async fn seek_data(&self, offset: u64) -> Result<Option<u64>, FileError> {
         Ok(self.core.lock().seek_data(offset, self.core.layout.page))
     }

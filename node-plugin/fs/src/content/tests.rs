@@ -5,6 +5,7 @@ mod foreign;
 mod model;
 mod pressure;
 mod requests;
+mod resize;
 
 use std::sync::Arc;
 

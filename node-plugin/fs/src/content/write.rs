@@ -115,7 +115,7 @@ impl Core {
     }
 
     /// The range of a change, if the file can be changed there.
-    fn range(&self, state: &State, offset: u64, len: u64) -> Result<Range<u64>, FileError> {
+    pub(super) fn range(&self, state: &State, offset: u64, len: u64) -> Result<Range<u64>, FileError> {
         state.writable()?;
         let most = self
             .layout
@@ -145,28 +145,32 @@ impl Core {
     }
 
     pub(crate) async fn truncate(self: &Arc<Self>, size: u64) -> Result<(), FileError> {
-        loop {
-            {
-                let mut state = self.lock();
-                self.range(&state, 0, size)?;
-                if !state.loses(size..u64::MAX) {
-                    if size < state.size {
-                        state.unstage(size..u64::MAX);
-                        state.overlay.carve(size..u64::MAX);
-                        state.base_valid = state.base_valid.min(size);
-                        state.cut = state.cut.min(size);
-                        let valid = state.base_valid;
-                        state.forget_past(valid, &self.env.budget);
-                    }
-                    if size != state.size {
-                        state.size = size;
-                        self.env.log.size(size);
-                    }
-                    return Ok(());
-                }
-            }
+        while !self.try_truncate(size)? {
             self.commit(None).await?;
         }
+        Ok(())
+    }
+
+    /// False: what is only staged has to be committed first.
+    pub(crate) fn try_truncate(&self, size: u64) -> Result<bool, FileError> {
+        let mut state = self.lock();
+        self.range(&state, 0, size)?;
+        if state.loses(size..u64::MAX) {
+            return Ok(false);
+        }
+        if size < state.size {
+            state.unstage(size..u64::MAX);
+            state.overlay.carve(size..u64::MAX);
+            state.base_valid = state.base_valid.min(size);
+            state.cut = state.cut.min(size);
+            let valid = state.base_valid;
+            state.forget_past(valid, &self.env.budget);
+        }
+        if size != state.size {
+            state.size = size;
+            self.env.log.size(size);
+        }
+        Ok(true)
     }
 
     pub(crate) async fn punch_hole(self: &Arc<Self>, offset: u64, len: u64) -> Result<(), FileError> {

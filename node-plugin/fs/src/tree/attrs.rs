@@ -91,6 +91,22 @@ pub(crate) struct Attrs {
     pub(crate) foreign: Metadata,
 }
 
+impl Attrs {
+    /// Drops set-user-id, and set-group-id where it means execution; true if there was one.
+    pub(crate) fn kill_privileges(&mut self, kind: Kind, defaults: &Defaults) -> bool {
+        let mode = self.mode.unwrap_or(defaults.mode(kind));
+        let mut kept = mode & !libc::S_ISUID;
+        if mode & libc::S_IXGRP != 0 {
+            kept &= !libc::S_ISGID;
+        }
+        if kind == Kind::Directory || kept == mode {
+            return false;
+        }
+        self.mode = Some(kept);
+        true
+    }
+}
+
 /// True when this metadata makes its blob a directory marker.
 pub(crate) fn is_folder(metadata: &Metadata) -> bool {
     metadata

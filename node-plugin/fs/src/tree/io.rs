@@ -4,13 +4,25 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use super::attrs::Kind;
+use super::attrs::{self, Attrs, Kind};
+use super::busy::Busy;
 use super::core::Tree;
 use super::handles::Handle;
-use super::node::{Access, Life, Node, NodeId};
-use crate::content::{At, ReadData};
+use super::node::{Access, Life, Node, NodeId, State};
+use crate::content::{At, File, ReadData};
 use crate::errno::{Errno, Result, fail};
-use crate::journal::record::Record;
+
+/// How often a size is set anew when somebody begins to write meanwhile.
+const ATTEMPTS: usize = 5;
+
+/// What became of a size that is set by name, as far as this mount's own content goes.
+enum Here {
+    Done,
+    /// There is something to commit first.
+    Owed(Arc<File>),
+    /// There is none.
+    Nothing,
+}
 
 impl Tree {
     /// An open handle.
@@ -84,7 +96,10 @@ impl Tree {
     }
 
     fn resized(&self, node: &Node, kill: bool) {
-        let mut state = node.state();
+        self.note_resized(node, &mut node.state(), kill);
+    }
+
+    fn note_resized(&self, node: &Node, state: &mut State, kill: bool) {
         state.content_changed(SystemTime::now());
         state.owe_attributes();
         if kill {
@@ -92,7 +107,8 @@ impl Tree {
         }
     }
 
-    /// Sets the size of a file by its name; durable when it returns, unless somebody is writing anyway.
+    /// Sets the size of a file by its name: with the next commit of whoever is writing to it; else stored
+    /// when this returns, or not at all.
     pub(crate) async fn truncate(&self, id: NodeId, size: u64, kill: bool) -> Result<()> {
         self.writable()?;
         let node = self.node(id)?;
@@ -101,42 +117,101 @@ impl Tree {
             Kind::Directory => return fail(libc::EISDIR),
             _ => return fail(libc::EINVAL),
         }
-        if node.state().life == Life::Superseded {
-            return fail(libc::ESTALE);
-        }
-        if let Some(file) = self.shared(&node, |file, _| file) {
-            file.truncate(size).await?;
-            self.resized(&node, kill);
-            if node.state().writers > 0 {
+        for _ in 0..ATTEMPTS {
+            if node.state().life == Life::Superseded {
+                return fail(libc::ESTALE);
+            }
+            // What is here and nobody writes to goes first, so that a failure of this is not one of that.
+            match self.truncate_here(&node, size, kill)? {
+                Here::Done => return Ok(()),
+                Here::Owed(file) => {
+                    self.commit(&node).await?;
+                    // Of a file that no name leads to, nothing is ever stored.
+                    if node.state().nameless() {
+                        file.truncate(size).await?;
+                        self.resized(&node, kill);
+                        return Ok(());
+                    }
+                }
+                Here::Nothing => {}
+            }
+            let _gates = self.gates(id).await?;
+            let _change = node.change.lock().await;
+            // Somebody has begun to write.
+            if self.shared(&node, |_, _| ()).is_some() {
+                continue;
+            }
+            let file = self.current(&node, |file, _| file).await?;
+            if node.state().access == Access::ReadOnly {
+                return fail(libc::EPERM);
+            }
+            if self.store_size(&node, &file, size, kill).await? {
                 return Ok(());
             }
-            let committed = self.commit(&node).await;
-            return self.or_discarded(&node, committed);
         }
-        let _gates = self.gates(id).await?;
-        let _change = node.change.lock().await;
-        let file = self.current(&node, |file, _| file).await?;
-        if node.state().access == Access::ReadOnly {
-            return fail(libc::EPERM);
-        }
-        file.truncate(size).await?;
-        self.resized(&node, kill);
-        let committed = self.commit_changing(&node).await;
-        self.or_discarded(&node, committed)
+        fail(libc::EBUSY)
     }
 
-    /// What could not be stored of a file that nobody has open, and whose caller is told so, is not stored
-    /// later; what an earlier close has promised is.
-    fn or_discarded(&self, node: &Node, committed: Result<()>) -> Result<()> {
-        let discarded = committed.is_err() && {
-            let mut state = node.state();
-            let promised = state.promised && state.retrying;
-            state.handles == 0 && !promised && self.finish_close(node, &mut state, committed)
-        };
-        if discarded {
-            self.table.lock().record(Record::Discard { node: node.id });
+    /// Sets the size of content that is this mount's own, if somebody will store it.
+    fn truncate_here(&self, node: &Arc<Node>, size: u64, kill: bool) -> Result<Here> {
+        let here = self.shared(node, |file, state| {
+            let stored_by_others = state.writers > 0 || state.nameless();
+            if stored_by_others && file.try_truncate(size)? {
+                self.note_resized(node, state, kill);
+                return Ok(Here::Done);
+            }
+            Ok(Here::Owed(file))
+        });
+        here.unwrap_or(Ok(Here::Nothing))
+    }
+
+    /// Stores a version of another size; false when somebody has begun to write meanwhile. Gates and `change`
+    /// are held.
+    async fn store_size(&self, node: &Arc<Node>, file: &File, size: u64, kill: bool) -> Result<bool> {
+        let now = SystemTime::now();
+        if file.size() == size && !file.is_dirty() {
+            let defaults = self.defaults;
+            let change = move |attrs: &mut Attrs| {
+                attrs.mtime = Some(now);
+                if kill {
+                    attrs.kill_privileges(Kind::File, &defaults);
+                }
+                Ok(())
+            };
+            return self.store_attrs(node, &change).await.map(|()| true);
         }
-        committed
+        let (metadata, changes) = {
+            let state = node.state();
+            let mut attrs = state.attrs.clone();
+            attrs.mtime = Some(now);
+            if kill {
+                attrs.kill_privileges(node.kind, &self.defaults);
+            }
+            let metadata = attrs::encode_fitting(&attrs, node.kind, &self.defaults)?;
+            (metadata, state.changes)
+        };
+        let busy = Busy::new(node);
+        let Some(written) = file.resize(size, metadata.clone()).await? else {
+            return Ok(false);
+        };
+        let attrs_left = {
+            let mut state = node.state();
+            // As if it had been changed before the commit that carried it.
+            if state.changes == changes {
+                state.attrs.mtime = Some(now);
+            }
+            if kill {
+                state.kill_privileges(node.kind, &self.defaults);
+            }
+            state.ctime = now;
+            drop(state);
+            self.took(node, file, &written, &metadata, changes)?
+        };
+        drop(busy);
+        if attrs_left {
+            self.store_attrs(node, &|_: &mut Attrs| Ok(())).await?;
+        }
+        Ok(true)
     }
 
     /// fallocate(2).

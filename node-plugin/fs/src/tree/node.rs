@@ -368,16 +368,7 @@ impl State {
     /// Drops set-user-id, and set-group-id where it means execution, as a change of content or owner by
     /// others than root does.
     pub(crate) fn kill_privileges(&mut self, kind: Kind, defaults: &Defaults) -> bool {
-        let mode = self.attrs.mode.unwrap_or(defaults.mode(kind));
-        let mut kept = mode & !libc::S_ISUID;
-        if mode & libc::S_IXGRP != 0 {
-            kept &= !libc::S_ISGID;
-        }
-        if kind == Kind::Directory || kept == mode {
-            return false;
-        }
-        self.attrs.mode = Some(kept);
-        true
+        self.attrs.kill_privileges(kind, defaults)
     }
 }
 

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use blob_client::{Metadata, Written};
+
 use super::attrs::{self, Attrs};
 use super::busy::Busy;
 use super::core::Tree;
 use super::handles::Handle;
 use super::node::{Debt, Life, Node, State};
-use crate::content::merge;
+use crate::content::{File, merge};
 use crate::errno::{Errno, Result, fail};
 use crate::journal::record::Record;
 use crate::log_limit::limited;
@@ -115,32 +117,48 @@ impl Tree {
         };
         let busy = Busy::new(node);
         let written = file.commit(metadata.clone()).await?;
-        let stamp = self.table.lock().tick();
-        let attrs_left = {
-            let mut state = node.state();
-            if let Some(written) = &written {
-                state.written(written, stamp);
-                state.size = file.size();
-                if let Some(stored) = file.stored_metadata().filter(|stored| *stored != metadata) {
-                    // Somebody else changed attributes meanwhile: what was not changed here is theirs.
-                    let now = state.metadata(node.kind, &self.defaults)?;
-                    state.attrs = attrs::decode(&merge(&metadata, &now, &stored)).1;
-                }
-                // A write that came while the content was sent may be in it, but its time is not.
-                let debt = match state.changes == changes {
-                    true => Debt::Nothing,
-                    false => Debt::Attributes,
-                };
-                state.set_debt(debt);
+        let attrs_left = match &written {
+            Some(written) => self.took(node, &file, written, &metadata, changes)?,
+            None => {
+                let mut state = node.state();
+                state.promised &= state.owes();
+                state.debt() == Debt::Attributes && !file.is_dirty()
             }
-            state.promised &= state.owes();
-            state.debt() == Debt::Attributes && !file.is_dirty()
         };
         drop(busy);
         if attrs_left {
             return self.store_attrs(node, &|_: &mut Attrs| Ok(())).await;
         }
         Ok(())
+    }
+
+    /// The service has a version of the content, with this metadata, made when so many `changes` of
+    /// attributes were known. True when attributes are left to store.
+    pub(super) fn took(
+        &self,
+        node: &Node,
+        file: &File,
+        written: &Written,
+        metadata: &Metadata,
+        changes: u64,
+    ) -> Result<bool> {
+        let stamp = self.table.lock().tick();
+        let mut state = node.state();
+        state.written(written, stamp);
+        state.size = file.size();
+        if let Some(stored) = file.stored_metadata().filter(|stored| stored != metadata) {
+            // Somebody else changed attributes meanwhile: what was not changed here is theirs.
+            let now = state.metadata(node.kind, &self.defaults)?;
+            state.attrs = attrs::decode(&merge(metadata, &now, &stored)).1;
+        }
+        // A write that came while the content was sent may be in it, but its time is not.
+        let debt = match state.changes == changes {
+            true => Debt::Nothing,
+            false => Debt::Attributes,
+        };
+        state.set_debt(debt);
+        state.promised &= state.owes();
+        Ok(state.debt() == Debt::Attributes && !file.is_dirty())
     }
 
     /// close(2) of one descriptor. Commits, so that whoever waits for it may go by its answer; but not
@@ -269,7 +287,7 @@ impl Tree {
     }
 
     /// Nobody has the file open any more. True when data was discarded.
-    pub(super) fn finish_close(&self, node: &Node, state: &mut State, committed: Result<()>) -> bool {
+    fn finish_close(&self, node: &Node, state: &mut State, committed: Result<()>) -> bool {
         if state.nameless() {
             if state.promised && state.life == Life::Superseded {
                 limited!(

@@ -22,6 +22,7 @@ mod names;
 mod outages;
 mod renames;
 mod sharing;
+mod truncation;
 mod volume;
 
 use std::sync::Arc;
