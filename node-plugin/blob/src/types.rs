@@ -165,6 +165,16 @@ pub enum BlockRef {
     Latest(BlockId),
 }
 
+/// What is said of a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ContainerState {
+    /// Its metadata.
+    pub metadata: Metadata,
+    /// A policy or a legal hold keeps its blobs: they can be made, and neither overwritten nor deleted (as
+    /// long as it lasts for each of them).
+    pub keeps_blobs: bool,
+}
+
 /// One entry of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListItem {

@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use async_trait::async_trait;
 use blob_client::{
-    BlockId, BlockList, BlockRef, Body, Condition, Container, ETag, Got, ListOptions, ListPage, Metadata,
-    Properties, PutOptions, Result, StoredHeaders, Written,
+    BlockId, BlockList, BlockRef, Body, Condition, Container, ContainerState, ETag, Got, ListOptions,
+    ListPage, Metadata, Properties, PutOptions, Result, StoredHeaders, Written,
 };
 use vsc_driver::buffer::Buffer;
 
@@ -58,8 +58,8 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     async fn acquire_lease(&self, blob: &str, seconds: u32) -> Result<String>;
     /// See [`Container::renew_lease`].
     async fn renew_lease(&self, blob: &str, lease: &str) -> Result<()>;
-    /// Metadata of the container itself (root directory's attributes when the volume has no prefix).
-    async fn container_metadata(&self) -> Result<Metadata>;
+    /// The container itself: see [`Container::state`].
+    async fn container_state(&self) -> Result<ContainerState>;
     /// Replaces the metadata of the container.
     async fn set_container_metadata(&self, metadata: &Metadata) -> Result<()>;
 }
@@ -121,8 +121,8 @@ impl Store for Container {
     async fn renew_lease(&self, blob: &str, lease: &str) -> Result<()> {
         Container::renew_lease(self, blob, lease).await
     }
-    async fn container_metadata(&self) -> Result<Metadata> {
-        Ok(Container::properties(self).await?.1)
+    async fn container_state(&self) -> Result<ContainerState> {
+        Container::state(self).await
     }
     async fn set_container_metadata(&self, metadata: &Metadata) -> Result<()> {
         Container::set_container_metadata(self, metadata)

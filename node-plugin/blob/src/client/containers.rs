@@ -5,7 +5,7 @@ use http::Method;
 use super::call::Call;
 use super::{Container, headers};
 use crate::error::{Error, Result};
-use crate::types::{Metadata, Written};
+use crate::types::{ContainerState, Metadata, Written};
 
 impl Container {
     fn container_call(method: Method) -> Call<'static> {
@@ -46,6 +46,19 @@ impl Container {
         let answer = self.execute(Self::container_call(Method::GET)).await?;
         let headers = &answer.response.headers;
         Ok((headers::written(headers)?, headers::metadata(headers)))
+    }
+
+    /// Get Container Properties: what decides over its blobs.
+    pub async fn state(&self) -> Result<ContainerState> {
+        let answer = self.execute(Self::container_call(Method::GET)).await?;
+        let headers = &answer.response.headers;
+        let is = |name| headers::text(headers, name).is_some_and(|v| v.eq_ignore_ascii_case("true"));
+        let kept = is("x-ms-has-immutability-policy") || is("x-ms-has-legal-hold");
+        Ok(ContainerState {
+            metadata: headers::metadata(headers),
+            // With policies of versions a deleted or overwritten blob stays as an older version.
+            keeps_blobs: kept && !is("x-ms-immutable-storage-with-versioning-enabled"),
+        })
     }
 
     /// The scope that new blobs of the container are encrypted with.

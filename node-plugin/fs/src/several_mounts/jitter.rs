@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use blob_client::{
-    BlockId, BlockList, BlockRef, Body, Condition, ETag, Got, ListOptions, ListPage, Metadata, Properties,
-    PutOptions, Result, StoredHeaders, Written,
+    BlockId, BlockList, BlockRef, Body, Condition, ContainerState, ETag, Got, ListOptions, ListPage,
+    Metadata, Properties, PutOptions, Result, StoredHeaders, Written,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -160,8 +160,8 @@ impl Store for Jitter {
     async fn renew_lease(&self, blob: &str, lease: &str) -> Result<()> {
         turn!(self, self.store.renew_lease(blob, lease))
     }
-    async fn container_metadata(&self) -> Result<Metadata> {
-        turn!(self, self.store.container_metadata())
+    async fn container_state(&self) -> Result<ContainerState> {
+        turn!(self, self.store.container_state())
     }
     async fn set_container_metadata(&self, metadata: &Metadata) -> Result<()> {
         turn!(self, self.store.set_container_metadata(metadata))

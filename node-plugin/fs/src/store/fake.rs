@@ -270,6 +270,18 @@ impl FakeStore {
         }
     }
 
+    /// Somebody else says what its digest is; nobody looks whether it is.
+    pub fn set_digest(&self, blob: &str, digest: Option<&str>) {
+        if let Some(b) = self.lock().service.blobs.get_mut(blob) {
+            b.properties.content_md5 = digest.map(str::to_owned);
+        }
+    }
+
+    /// A policy of the container keeps what it holds: blobs can be made, and neither changed nor deleted.
+    pub fn keep_blobs(&self, keep: bool) {
+        self.lock().service.keeps_blobs = keep;
+    }
+
     /// Somebody else deletes a blob.
     pub fn foreign_delete(&self, blob: &str) -> bool {
         let mut state = self.lock();

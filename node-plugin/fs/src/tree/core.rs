@@ -1,5 +1,6 @@
 //! The tree of one volume: what its parts share, and its beginning and end.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -42,6 +43,8 @@ pub(crate) struct Tree {
     pub(super) hidden: Arc<HiddenBlobs>,
     pub(super) owed: Owed,
     pub(super) journal: Arc<Log>,
+    /// No policy is known that keeps what the container holds.
+    pub(super) deletes: AtomicBool,
     pub(super) invalidate: OnceLock<Invalidate>,
     expire: OnceLock<Expire>,
     drop_pages: OnceLock<DropPages>,
@@ -104,6 +107,7 @@ impl Tree {
             table: SharedTable::new(table),
             handles: Handles::default(),
             journal,
+            deletes: AtomicBool::new(false),
             invalidate: OnceLock::new(),
             expire: OnceLock::new(),
             drop_pages: OnceLock::new(),

@@ -6,6 +6,7 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use blob_client::{Condition, Error, ListItem, ListOptions, Properties};
@@ -194,16 +195,17 @@ impl Tree {
         if self.config.prefix.is_empty() {
             // Rights for the container itself are rarer than rights for its blobs: without them the root has
             // the defaults.
-            let metadata = match self.env.store.container_metadata().await {
+            let container = match self.env.store.container_state().await {
                 Err(Error::Denied { .. }) => {
                     node.state().validated = asked.at;
                     return Ok(());
                 }
                 other => other?,
             };
+            self.deletes.store(!container.keeps_blobs, Ordering::Relaxed);
             let mut state = node.state();
             if state.stamp <= asked.stamp {
-                state.attrs = attrs::decode(&metadata).1;
+                state.attrs = attrs::decode(&container.metadata).1;
                 state.validated = asked.at;
             }
             return Ok(());

@@ -380,9 +380,9 @@ impl Tree {
         node: &Arc<Node>,
         change: &(dyn Fn(&mut Attrs) -> Result<()> + Send + Sync),
     ) -> Result<()> {
-        let stored = match self.env.store.container_metadata().await {
+        let stored = match self.env.store.container_state().await {
             Err(Error::Denied { .. }) => return self.keep_root(node, change),
-            other => other?,
+            other => other?.metadata,
         };
         let mut attrs = attrs::decode(&stored).1;
         change(&mut attrs)?;

@@ -314,3 +314,22 @@ async fn a_hierarchical_account_is_found_out() {
             .contains("include=permissions")
     );
 }
+
+#[tokio::test]
+async fn a_container_that_keeps_its_blobs_says_so() {
+    let fake = Fake::default();
+    let c = container(&fake);
+    let (policy, hold) = ("x-ms-has-immutability-policy", "x-ms-has-legal-hold");
+    let versions = "x-ms-immutable-storage-with-versioning-enabled";
+    for (said, keeps) in [
+        (vec![], false),
+        (vec![(policy, "false"), (hold, "false")], false),
+        (vec![(policy, "true"), (hold, "false")], true),
+        (vec![(policy, "false"), (hold, "true")], true),
+        // Blobs are overwritten and deleted, and their versions stay.
+        (vec![(policy, "true"), (versions, "true")], false),
+    ] {
+        fake.will(answer(200, &[&VERSION[..], &said].concat(), b""));
+        assert_eq!(c.state().await.unwrap().keeps_blobs, keeps, "{said:?}");
+    }
+}

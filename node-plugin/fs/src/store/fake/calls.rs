@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use async_trait::async_trait;
 use blob_client::{
-    BlockId, BlockList, BlockRef, Body, Condition, ETag, Error, Got, ListOptions, ListPage, Metadata, Piece,
-    Properties, PutOptions, Result, StoredHeaders, Written,
+    BlockId, BlockList, BlockRef, Body, Condition, ContainerState, ETag, Error, Got, ListOptions, ListPage,
+    Metadata, Piece, Properties, PutOptions, Result, StoredHeaders, Written,
 };
 use bytes::Bytes;
 use vsc_driver::buffer::Buffer;
@@ -233,9 +233,12 @@ impl Store for FakeStore {
         .await
     }
 
-    async fn container_metadata(&self) -> Result<Metadata> {
+    async fn container_state(&self) -> Result<ContainerState> {
         self.call(Op::ContainerMetadata, |service| {
-            Ok(service.container_metadata.clone())
+            Ok(ContainerState {
+                metadata: service.container_metadata.clone(),
+                keeps_blobs: service.keeps_blobs,
+            })
         })
         .await
     }

@@ -29,6 +29,8 @@ pub(super) struct Service {
     /// Lease of a blob, by name.
     pub(super) leases: BTreeMap<String, String>,
     pub(super) no_stage_from: bool,
+    /// See [`super::FakeStore::keep_blobs`].
+    pub(super) keeps_blobs: bool,
     /// Bytes read by Get Blob.
     pub(super) bytes_out: u64,
     /// Bytes received by Put Blob and Put Block.
@@ -108,6 +110,14 @@ impl Service {
             return Err(Error::NotModified { name: name.into() });
         }
         Ok(())
+    }
+
+    /// What a policy keeps is not changed.
+    fn check_policy(&self, name: &str) -> Result<()> {
+        match self.keeps_blobs && self.blobs.contains_key(name) {
+            true => Err(refusal(409, "BlobImmutableDueToPolicy")),
+            false => Ok(()),
+        }
     }
 
     /// A leased blob is changed by its holder only.
@@ -191,6 +201,7 @@ impl Service {
         self.bytes_in += data.len() as u64;
         self.check_lease(name, &options.condition)?;
         self.check(name, &options.condition)?;
+        self.check_policy(name)?;
         self.staged.remove(name);
         Ok(self.store(
             name,
@@ -224,6 +235,7 @@ impl Service {
         self.find(name)?;
         self.check_lease(name, condition)?;
         self.check(name, condition)?;
+        self.check_policy(name)?;
         let written = self.written();
         if let Some(found) = self.blobs.get_mut(name) {
             found.properties.metadata = metadata.clone();
@@ -237,6 +249,7 @@ impl Service {
         self.find(name)?;
         self.check(name, condition)?;
         self.check_lease(name, condition)?;
+        self.check_policy(name)?;
         self.leases.remove(name);
         self.blobs.remove(name);
         self.staged.remove(name);
@@ -256,6 +269,7 @@ impl Service {
         }
         self.check(target, condition)?;
         self.check_lease(target, condition)?;
+        self.check_policy(target)?;
         // REST, Copy Blob: a blob is copied over one of the same type only.
         let other_type = |b: &Blob| b.properties.blob_type != found.properties.blob_type;
         if self.blobs.get(target).is_some_and(other_type) {
@@ -352,6 +366,7 @@ impl Service {
         let staged = self.staged.get(name).unwrap_or(&empty);
         let old = self.blobs.get(name).map_or(&[][..], |b| &b.blocks[..]);
         let committed = |id: &BlockId| old.iter().find(|(i, _)| i == id).map(|(_, d)| d.clone());
+        self.check_policy(name)?;
         let mut blocks = Vec::with_capacity(list.len());
         for block in list {
             let (id, data) = match block {

@@ -103,6 +103,7 @@ impl Tree {
     ) -> Result<Moved> {
         let _busy = Busy::new(node);
         let below: Vec<Arc<Node>> = self.table.lock().below(node.id);
+        self.may_move().await?;
         self.commit_all_of(&below).await?;
         let mut holds = Vec::new();
         for child in &below {

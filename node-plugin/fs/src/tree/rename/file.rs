@@ -1,6 +1,7 @@
 //! Moving the blob of a file: copied inside the service, then deleted under its old name.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use blob_client::{BlobType, Condition, ETag, Error, Metadata, Properties, Written};
 
@@ -62,6 +63,7 @@ impl Tree {
             };
             node.state().catch_up();
             let properties = match self.env.store.head(blob, &Condition::none()).await {
+        self.may_move().await?;
                 Ok(properties) => properties,
                 Err(error) => return Err(error.into()),
             };
@@ -227,6 +229,25 @@ impl Tree {
         limited!(
             warn, self.volume(), "a file that could not be renamed is stored under its new name, too",
             %error, blob, new_blob
+    /// `EPERM` in a container that keeps its blobs: a copy would stay beside what it was made of. Nobody
+    /// knows without the right to ask.
+    pub(super) async fn may_move(&self) -> Result<()> {
+        if self.deletes.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match self.env.store.container_state().await {
+            Ok(container) if container.keeps_blobs => fail(libc::EPERM),
+            Ok(_) | Err(Error::Denied { .. }) => {
+                self.deletes.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(error) => {
+                tracing::debug!(%error, "nobody knows whether the container keeps its blobs");
+                Ok(())
+            }
+        }
+    }
+
         );
         Err(error.into())
     }
@@ -257,6 +278,12 @@ impl Tree {
     /// The same, and what is stored there, if that is not what was stored with the version that was copied.
     fn rebind_to(
         &self,
+        if let Error::Service { code, .. } = &error
+            && code.starts_with("BlobImmutable")
+        {
+            // A policy that is younger than this mount, or that could not be asked for.
+            self.deletes.store(false, Ordering::Relaxed);
+        }
         node: &Node,
         from: Option<&ETag>,
         new_blob: &str,
