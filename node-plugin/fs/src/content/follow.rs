@@ -10,7 +10,7 @@ use vsc_driver::buffer::Slice;
 use super::base::{BaseVersion, Blocks};
 use super::core::{Core, size_class};
 use super::error::FileError;
-use super::relation::{Relation, by_properties, common_prefix, same_digest};
+use super::relation::{Relation, Told, by_properties, told_same};
 use super::state::State;
 use crate::budget::Budget;
 
@@ -103,8 +103,15 @@ impl Core {
             Blocks::Known(old) => &old[..],
             Blocks::Unknown | Blocks::Asked => &[],
         };
-        let digest = old.is_empty() && same_digest(base, now);
-        if !old.is_empty() || digest {
+        let told = |content_md5, size, blocks| Told {
+            size,
+            content_md5,
+            blocks,
+        };
+        let old = told(base.content_md5.as_ref(), base.size, old);
+        let new = told(now.content_md5.as_ref(), now.content_length, &[]);
+        // Not worth a question when no list of blocks could tell it.
+        if !old.blocks.is_empty() || told_same(old, new) > 0 {
             let list = match self.env.store.block_list(blob).await {
                 Ok(list) => list,
                 Err(Error::BlobNotFound { .. }) => return Ok(None),
@@ -114,12 +121,14 @@ impl Core {
                 return Ok(None);
             }
             self.lock().ids.adopt(&list);
-            proven = match digest && list.committed.is_empty() {
-                // Put in one piece, of which the service makes the digest itself. That of a list of blocks is
-                // what its writer says, or says again of another content.
-                true => base.size,
-                false => common_prefix(old, &list.committed),
-            };
+            let blocks_now = &list.committed[..];
+            proven = told_same(
+                old,
+                Told {
+                    blocks: blocks_now,
+                    ..new
+                },
+            );
             blocks = Some(list.committed);
         }
         let needed = self.lock().promised(base.size);

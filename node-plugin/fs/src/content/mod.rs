@@ -85,7 +85,7 @@ pub use self::tuning::Tuning;
 
 use self::core::{Core, Held};
 pub(crate) use self::refuge::{Keep, Refuge, Shelter};
-pub(crate) use self::relation::{common_prefix, merge};
+pub(crate) use self::relation::{Told, merge, told_same};
 pub(crate) use self::state::CORE_BYTES;
 use self::state::{NextMetadata, Place};
 
@@ -130,6 +130,11 @@ impl File {
     /// somebody else's change of metadata this is what both made of it.
     pub fn stored_metadata(&self) -> Option<Metadata> {
         self.core.stored_metadata().map(|stored| (*stored).clone())
+    }
+
+    /// What the tree knows to be stored, and what it had stored since.
+    pub(crate) fn told_metadata(&self) -> Option<Metadata> {
+        self.core.lock().told.as_deref().cloned()
     }
 
     /// Somebody opened the file: all of it, as it is now, is promised to stay.

@@ -40,14 +40,30 @@ pub(crate) fn by_properties(base: &BaseVersion, now: &Properties) -> Option<Rela
     }
 }
 
-/// Both are said to have the same digest and length. That means something only of a blob put in one piece.
-pub(crate) fn same_digest(base: &BaseVersion, now: &Properties) -> bool {
-    base.content_md5.is_some() && base.content_md5 == now.content_md5 && base.size == now.content_length
+/// What is told of a version of a block blob, to compare it with another one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Told<'a> {
+    pub(crate) size: u64,
+    pub(crate) content_md5: Option<&'a String>,
+    /// None when it was put in one piece.
+    pub(crate) blocks: &'a [Block],
+}
+
+/// So many bytes at the beginning of two block blobs are told to be the same. A digest tells it only of what
+/// was put in one piece, of which the service makes it: that of a list of blocks is what its writer says, or
+/// says again of another content; and that of pages nobody makes anew.
+pub(crate) fn told_same(old: Told<'_>, new: Told<'_>) -> u64 {
+    let one_piece = old.blocks.is_empty() && new.blocks.is_empty();
+    let same_digest = old.content_md5.is_some() && old.content_md5 == new.content_md5;
+    match one_piece && same_digest && old.size == new.size {
+        true => old.size,
+        false => common_prefix(old.blocks, new.blocks),
+    }
 }
 
 /// So many bytes at the beginning are the same in both lists of blocks: those of common blocks whose ids no
 /// other content can have. (Other writers number their blocks: their ids say nothing.)
-pub(crate) fn common_prefix(old: &[Block], new: &[Block]) -> u64 {
+fn common_prefix(old: &[Block], new: &[Block]) -> u64 {
     let common = old.iter().zip(new);
     common
         .take_while(|(old, new)| old == new && is_unique(&old.id))

@@ -46,6 +46,8 @@ struct Arrived {
     written: Written,
     /// The version at the old name that it stands for, and that may be deleted.
     version: ETag,
+    /// Its metadata, where others have changed it at the new name.
+    changed: Option<Metadata>,
 }
 
 /// How copying one blob ended.
@@ -101,9 +103,9 @@ impl Tree {
         nth: Try,
         most: usize,
     ) -> Result<Moved> {
+        self.may_move().await?;
         let _busy = Busy::new(node);
         let below: Vec<Arc<Node>> = self.table.lock().below(node.id);
-        self.may_move().await?;
         self.commit_all_of(&below).await?;
         let mut holds = Vec::new();
         for child in &below {
@@ -317,6 +319,7 @@ impl Tree {
                             last_modified: at.last_modified,
                         },
                         version: moving.etag.clone(),
+                        changed: (at.metadata != moving.metadata).then(|| at.metadata.clone()),
                     });
                 }
                 Condition::matches(&at.etag)
@@ -339,7 +342,11 @@ impl Tree {
                 .await;
             match copied {
                 Ok(written) => {
-                    return Copied::Arrived(Arrived { written, version });
+                    return Copied::Arrived(Arrived {
+                        written,
+                        version,
+                        changed: None,
+                    });
                 }
                 Err(Error::BlobNotFound { .. }) => return Copied::Gone,
                 // The version at the old name, or what is at the new one, is not what it was.
@@ -458,7 +465,9 @@ impl Tree {
                 continue;
             };
             if let Some((moving, arrived)) = name.strip_prefix(&base).and_then(|rest| moved.get(rest)) {
-                self.rebind(node, Some(&arrived.version), &moving.to, &arrived.written);
+                let changed = arrived.changed.as_ref().filter(|_| node.id != directory.id);
+                let version = Some(&arrived.version);
+                self.rebind_to(node, version, &moving.to, &arrived.written, changed);
             }
         }
     }

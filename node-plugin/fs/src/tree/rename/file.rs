@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use blob_client::{BlobType, Condition, ETag, Error, Metadata, Properties, Written};
 
 use super::place::Moved;
+use crate::content::merge;
 use crate::errno::{Result, fail};
 use crate::log_limit::limited;
 use crate::tree::attrs::{self, Kind, kind_of};
@@ -276,7 +277,7 @@ impl Tree {
     }
 
     /// The same, and what is stored there, if that is not what was stored with the version that was copied.
-    fn rebind_to(
+    pub(super) fn rebind_to(
         &self,
         if let Error::Service { code, .. } = &error
             && code.starts_with("BlobImmutable")
@@ -317,3 +318,11 @@ impl Tree {
         }
     }
 }
+                if let Some(stored) = stored
+                    && let Ok(now) = state.metadata(node.kind, &self.defaults)
+                {
+                    // What was changed here since the version was seen stays so; the rest is as it is there.
+                    let seen = content.as_ref().and_then(|c| c.told_metadata());
+                    let seen = seen.unwrap_or_else(|| now.clone());
+                    state.attrs = attrs::decode(&merge(&seen, &now, stored)).1;
+                }

@@ -3,7 +3,7 @@
 use blob_client::{BlobType, Condition, Error, Properties};
 
 use super::load::Moving;
-use crate::content::{Base, File, FileError, Reader, common_prefix};
+use crate::content::{Base, File, FileError, Reader, Told, told_same};
 use crate::errno::{Errno, Result};
 use crate::tree::core::Tree;
 
@@ -25,27 +25,24 @@ impl Tree {
     /// What is known of `there`, at the new name of `moving`. Both are what a listing said.
     pub(super) async fn proof(&self, moving: &Moving, there: &Properties) -> Result<Proof> {
         let same_size = there.content_length == moving.size && there.blob_type == moving.kind;
-        if same_size {
-            let same_digest = moving.content_md5.is_some() && moving.content_md5 == there.content_md5;
-            if moving.size == 0 || same_digest || self.same_blocks(moving, there).await? {
-                return Ok(Proof::SameContent);
-            }
+        if same_size && (moving.size == 0 || self.told_same(moving, there).await?) {
+            return Ok(Proof::SameContent);
         }
-        match self.env.store.head(&moving.to, &Condition::none()).await {
+        let now = match self.env.store.head(&moving.to, &Condition::none()).await {
             Ok(now) if now.etag != there.etag => return Ok(Proof::Nothing),
             Ok(now) if now.copied_from.as_ref() == Some(&moving.from) => return Ok(Proof::OurCopy),
-            Ok(_) => {}
+            Ok(now) => now,
             Err(Error::BlobNotFound { .. }) => return Ok(Proof::Nothing),
             Err(error) => return Err(error.into()),
-        }
-        if same_size && self.same_bytes(moving, there).await? {
+        };
+        if same_size && self.same_bytes(moving, &now).await? {
             return Ok(Proof::SameContent);
         }
         Ok(Proof::Nothing)
     }
 
-    /// Whether both are made of the same blocks, whose ids no other content can have.
-    async fn same_blocks(&self, moving: &Moving, there: &Properties) -> Result<bool> {
+    /// Whether all of both is told to be the same.
+    async fn told_same(&self, moving: &Moving, there: &Properties) -> Result<bool> {
         if moving.kind != BlobType::Block {
             return Ok(false);
         }
@@ -59,24 +56,32 @@ impl Tree {
             (Err(error), _) | (_, Err(error)) => return Err(error.into()),
         };
         let versions = old.etag.as_ref() == Some(&moving.etag) && new.etag.as_ref() == Some(&there.etag);
-        Ok(versions && common_prefix(&old.committed, &new.committed) == moving.size)
+        let told_old = Told {
+            size: moving.size,
+            content_md5: moving.content_md5.as_ref(),
+            blocks: &old.committed,
+        };
+        let told_new = Told {
+            size: there.content_length,
+            content_md5: there.content_md5.as_ref(),
+            blocks: &new.committed,
+        };
+        Ok(versions && told_same(told_old, told_new) == moving.size)
     }
 
-    /// Whether both are the same, byte for byte.
+    /// Whether both are the same, byte for byte; each in the version that was seen.
     async fn same_bytes(&self, moving: &Moving, there: &Properties) -> Result<bool> {
-        let (old, new) = (Condition::matches(&moving.etag), Condition::matches(&there.etag));
-        let (old, new) = futures::join!(
-            self.env.store.head(&moving.from, &old),
-            self.env.store.head(&moving.to, &new)
-        );
-        let (old, new) = match (old, new) {
-            (Ok(old), Ok(new)) => (old, new),
-            (Err(Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }), _)
-            | (_, Err(Error::BlobNotFound { .. } | Error::ConditionNotMet { .. })) => return Ok(false),
-            (Err(error), _) | (_, Err(error)) => return Err(error.into()),
+        let base = Base {
+            etag: moving.etag.clone(),
+            size: moving.size,
+            kind: moving.kind,
+            content_md5: None,
+            created: None,
+            metadata: moving.metadata.clone(),
+            stored: None,
         };
-        let old = File::open(self.env.clone(), moving.from.clone(), Base::from(&old));
-        let new = File::open(self.env.clone(), moving.to.clone(), Base::from(&new));
+        let old = File::open(self.env.clone(), moving.from.clone(), base);
+        let new = File::open(self.env.clone(), moving.to.clone(), Base::from(there));
         let readers = (Reader::default(), Reader::default());
         let mut at = 0;
         while at < moving.size {
