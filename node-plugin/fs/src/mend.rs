@@ -49,7 +49,7 @@ pub async fn mend(
                 Ok(()) => Mended::Done,
                 Err(errno) => Mended::Failed(errno.into()),
             },
-            other => match clear(&*store, other).await {
+            other => match clear(&*store, &prefix, other).await {
                 Ok(true) => Mended::Done,
                 Ok(false) => Mended::Left,
                 Err(error) => Mended::Failed(io::Error::other(error)),

@@ -1,5 +1,6 @@
 //! Content that outlives its name: pinned in memory, or moved to a blob that no name leads to.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use vsc_driver::buffer::Slice;
@@ -11,6 +12,9 @@ use super::overlay::Content;
 use super::refuge::Refuge;
 use super::state::{Place, State};
 use crate::log_limit::limited;
+
+/// Versions of others that are followed before the content is given up.
+const TRIES: u32 = 5;
 
 impl Core {
     pub(crate) async fn detach(self: &Arc<Self>, limit: u64) -> Result<bool, FileError> {
@@ -26,29 +30,32 @@ impl Core {
             gaps.retain(|g| !g.is_empty());
             gaps
         };
-        let wanted = gaps(&self.lock());
-        let bytes = wanted.iter().map(|g| g.end - g.start).sum::<u64>();
-        if bytes > limit {
-            return Ok(false);
-        }
-        // Any number of files may be deleted while they are open: they have the volume's room for dirty data.
-        let room = match bytes {
-            0 => None,
-            _ => match self.env.share.try_acquire(bytes as usize) {
-                Some(room) => Some(room),
-                None => return Ok(false),
-            },
-        };
-        let mut room = room;
-        let mut loaded: Vec<(u64, Slice)> = Vec::new();
-        for gap in wanted {
-            let mut at = gap.start;
-            for slice in self.read_base(gap).await? {
-                let len = slice.len() as u64;
-                loaded.push((at, slice));
-                at += len;
+        let mut tries = 0;
+        let (loaded, mut room) = loop {
+            let wanted = gaps(&self.lock());
+            let bytes = wanted.iter().map(|g| g.end - g.start).sum::<u64>();
+            if bytes > limit {
+                return Ok(false);
             }
-        }
+            // Any number of files may be deleted while they are open: they have the volume's room for dirty
+            // data.
+            let room = match bytes {
+                0 => None,
+                _ => match self.env.share.try_acquire(bytes as usize) {
+                    Some(room) => Some(room),
+                    None => return Ok(false),
+                },
+            };
+            match self.load(wanted).await {
+                Ok(loaded) => break (loaded, room),
+                // It may be that only its attributes were changed.
+                Err(FileError::Stale) if tries < TRIES => {
+                    tries += 1;
+                    self.follow().await?;
+                }
+                Err(error) => return Err(error),
+            }
+        };
         let mut state = self.lock();
         let owed = state.is_dirty();
         // Writes may have come meanwhile: they stay on top.
@@ -78,6 +85,19 @@ impl Core {
             self.register(&mut state);
         }
         Ok(true)
+    }
+
+    async fn load(self: &Arc<Self>, ranges: Vec<Range<u64>>) -> Result<Vec<(u64, Slice)>, FileError> {
+        let mut loaded = Vec::new();
+        for range in ranges {
+            let mut at = range.start;
+            for slice in self.read_base(range).await? {
+                let len = slice.len() as u64;
+                loaded.push((at, slice));
+                at += len;
+            }
+        }
+        Ok(loaded)
     }
 
     /// A detached file gets a blob that no name leads to, and is sent there like any other from now on.

@@ -74,7 +74,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use blob_client::{ETag, Metadata, Properties, StoredHeaders, Written};
+use blob_client::{BlobType, ETag, Metadata, Properties, StoredHeaders, Written};
 
 pub use self::access::{At, ReadData};
 pub use self::base::Base;
@@ -169,6 +169,12 @@ impl File {
         self.core.lock().base.as_ref().map(|base| base.etag.clone())
     }
 
+    /// Kind of the blob; of one that is still to be made, what it will be.
+    pub(crate) fn kind(&self) -> BlobType {
+        let state = self.core.lock();
+        state.base.as_ref().map_or(BlobType::Block, |base| base.kind)
+    }
+
     /// The last commit of this process, its own ones (see [`File::set_metadata`]) included; `None` when there
     /// was none.
     pub fn written(&self) -> Option<Written> {
@@ -217,17 +223,6 @@ impl File {
         self.core.truncate(size).await
     }
 
-    /// Zeroes a range without changing the size (FALLOC_FL_PUNCH_HOLE).
-    pub async fn punch_hole(&self, offset: u64, len: u64) -> Result<(), FileError> {
-        self.core.punch_hole(offset, len).await
-    }
-
-    /// Grows the size to at least offset+len (fallocate mode 0; `keep_size` changes nothing).
-    pub async fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> Result<(), FileError> {
-        self.core.allocate(offset, len, keep_size)
-    }
-
-    /// SEEK_DATA from `offset`; `None` = ENXIO.
     /// Stores a version of another size at once, with this metadata. An error changes nothing: not the file,
     /// and as far as that can be known not the blob. `None`: nothing was done, as there is something to
     /// commit first or the size is the same.
@@ -240,6 +235,17 @@ impl File {
         self.core.try_truncate(size)
     }
 
+    /// Zeroes a range without changing the size (FALLOC_FL_PUNCH_HOLE).
+    pub async fn punch_hole(&self, offset: u64, len: u64) -> Result<(), FileError> {
+        self.core.punch_hole(offset, len).await
+    }
+
+    /// Grows the size to at least offset+len (fallocate mode 0; `keep_size` changes nothing).
+    pub async fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> Result<(), FileError> {
+        self.core.allocate(offset, len, keep_size)
+    }
+
+    /// SEEK_DATA from `offset`; `None` = ENXIO.
     pub async fn seek_data(&self, offset: u64) -> Result<Option<u64>, FileError> {
         Ok(self.core.lock().seek_data(offset, self.core.layout.page))
     }

@@ -238,6 +238,11 @@ pub(crate) fn encode_fitting(attrs: &Attrs, kind: Kind, defaults: &Defaults) -> 
     })
 }
 
+/// Metadata of a file of which nothing is known but when it was changed.
+pub(crate) fn times_only(mtime: SystemTime) -> Metadata {
+    Metadata::from([(MTIME.to_owned(), format_time(mtime))])
+}
+
 /// Seconds and nanoseconds since 1970; the seconds are rounded down, so that nanoseconds count forward.
 pub(crate) fn seconds(time: SystemTime) -> (i64, u32) {
     match time.duration_since(UNIX_EPOCH) {

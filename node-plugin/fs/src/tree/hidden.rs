@@ -1,22 +1,28 @@
 //! Blobs of large files that were deleted while open: moved to a reserved name, leased as long as they are
-//! needed, and collected when nobody holds them.
+//! needed, and collected when nobody holds them. Likewise blobs that have to be deleted before one of another
+//! type can have their name: those carry that name, and are put back where nothing has taken their place.
 //!
-//! A blob is made empty, leased, and then copied over under the lease, so that there is no moment in which it
-//! has content and no holder. The mount renews the lease; when its process dies, the lease ends a minute
-//! later, and the next mount that may write deletes the blob. What carries no mark of ours is never deleted,
-//! whatever its name is.
+//! A block blob is made empty, leased, and then copied over under the lease, so that there is no moment in
+//! which it has content and no holder. (Others cannot be made so: they are leased after the copy, and copied
+//! again if somebody was quicker.) The mount renews the lease; when its process dies, the lease ends a minute
+//! later, and the next mount that may write deletes the blob, or puts it back. What carries no mark of ours
+//! is never deleted, whatever its name is.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use blob_client::{
-    Body, Condition, ETag, Error, ListItem, ListOptions, Metadata, PutOptions, Result, StoredHeaders, Written,
+    BlobType, Body, Condition, ETag, Error, ListItem, ListOptions, Metadata, Properties, PutOptions, Result,
+    StoredHeaders, Written,
 };
 use futures::{StreamExt, stream};
 use tokio_util::task::TaskTracker;
 
+use super::attrs::{self, MAX_METADATA};
 use super::names;
 use crate::cause;
 use crate::content::{Keep, Refuge, Shelter};
@@ -25,6 +31,11 @@ use crate::store::Store;
 
 /// The mark, in the metadata of a hidden blob.
 pub(crate) const MARK: &str = "vsc_hidden";
+/// The name that the content of a hidden blob had, in Base64, as metadata holds ASCII only; absent for
+/// deleted files.
+const REPLACED: &str = "vsc_replaced";
+/// Between two tries to put a blob back, at first and at most.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 /// How long a lease lasts without being renewed, in seconds: the longest that ends by itself.
 const LEASE: u32 = 60;
 /// How often leases are renewed: two may fail.
@@ -55,6 +66,22 @@ struct Held {
     renewing: bool,
 }
 
+/// A blob that has to be deleted before one of another type can have its name: the copy it comes back from,
+/// if that one does not come about.
+#[derive(Debug)]
+pub(crate) struct Replaced {
+    hidden: String,
+    name: String,
+    metadata: Metadata,
+    stored: StoredHeaders,
+}
+
+/// The name that the content of a hidden blob had, if that is to have it again.
+pub(crate) fn replaced(metadata: &Metadata) -> Option<String> {
+    let name = BASE64.decode(metadata.get(REPLACED)?).ok()?;
+    String::from_utf8(name).ok()
+}
+
 /// What every hidden blob carries.
 pub(crate) fn mark() -> Metadata {
     Metadata::from([(MARK.to_owned(), "true".to_owned())])
@@ -75,9 +102,26 @@ impl HiddenBlobs {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Copies this version of a blob to a new hidden name: the name, its lease, and the version.
-    /// `ConditionNotMet` or `BlobNotFound`: the version is gone already.
-    pub(crate) async fn keep(self: &Arc<Self>, blob: &str, etag: &ETag) -> Result<(String, String, Written)> {
+    /// Copies this version of a blob, which is of this type, to a new hidden name: the name, its lease, and
+    /// the version. `ConditionNotMet` or `BlobNotFound`: the version is gone already.
+    pub(crate) async fn keep(
+        self: &Arc<Self>,
+        blob: &str,
+        etag: &ETag,
+        kind: BlobType,
+    ) -> Result<(String, String, Written)> {
+        self.keep_as((blob, etag, kind), None, &mark()).await
+    }
+
+    async fn keep_as(
+        self: &Arc<Self>,
+        (blob, etag, kind): (&str, &ETag, BlobType),
+        stored: Option<&StoredHeaders>,
+        metadata: &Metadata,
+    ) -> Result<(String, String, Written)> {
+        if kind != BlobType::Block {
+            return self.keep_other((blob, etag), stored, metadata).await;
+        }
         let (hidden, lease, _) = self.reserve().await?;
         let condition = Condition {
             lease: Some(lease.clone()),
@@ -85,7 +129,7 @@ impl HiddenBlobs {
         };
         match self
             .store
-            .copy(blob, Some(etag), None, &hidden, Some(&mark()), &condition)
+            .copy(blob, Some(etag), stored, &hidden, Some(metadata), &condition)
             .await
         {
             Ok(written) => Ok((hidden, lease, written)),
@@ -94,6 +138,124 @@ impl HiddenBlobs {
                 Err(error)
             }
         }
+    }
+
+    /// The same of a page or append blob.
+    async fn keep_other(
+        self: &Arc<Self>,
+        (blob, etag): (&str, &ETag),
+        stored: Option<&StoredHeaders>,
+        metadata: &Metadata,
+    ) -> Result<(String, String, Written)> {
+        let mut attempt = 1;
+        loop {
+            let hidden = names::join(&self.prefix, &names::hidden());
+            let free = Condition::absent();
+            let copied = self
+                .store
+                .copy(blob, Some(etag), stored, &hidden, Some(metadata), &free)
+                .await;
+            let written = match copied {
+                Ok(written) => written,
+                Err(error) => {
+                    self.drop_blob(&hidden).await;
+                    return Err(error);
+                }
+            };
+            match self.store.acquire_lease(&hidden, LEASE).await {
+                Ok(lease) => {
+                    self.hold(hidden.clone(), lease.clone());
+                    return Ok((hidden, lease, written));
+                }
+                // Another mount has just begun and swept.
+                Err(Error::BlobNotFound { .. } | Error::LeaseConflict { .. }) if attempt < ATTEMPTS => {
+                    attempt += 1;
+                }
+                Err(error) => {
+                    self.drop_blob(&hidden).await;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Keeps what is at a name `now`, and what it is to have again: its metadata. `ConditionNotMet` when it
+    /// has changed meanwhile.
+    pub(crate) async fn keep_replaced(
+        self: &Arc<Self>,
+        name: &str,
+        now: &Properties,
+        metadata: Metadata,
+    ) -> Result<Replaced> {
+        let note = (REPLACED.to_owned(), BASE64.encode(name));
+        let mut marked = metadata.clone();
+        marked.extend(mark().into_iter().chain([note.clone()]));
+        let size: usize = marked.iter().map(|(k, v)| k.len() + v.len()).sum();
+        if size > MAX_METADATA {
+            // Then only this mount knows the rest.
+            marked = mark();
+            marked.extend([note]);
+        }
+        let blob = (name, &now.etag, now.blob_type);
+        match self.keep_as(blob, Some(&now.stored), &marked).await {
+            Ok((hidden, _, _)) => Ok(Replaced {
+                hidden,
+                name: name.to_owned(),
+                metadata,
+                stored: now.stored.clone(),
+            }),
+            Err(Error::BlobNotFound { name }) => Err(Error::ConditionNotMet { name }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Something else has the name now.
+    pub(crate) async fn let_go(&self, replaced: Replaced) {
+        self.drop_blob(&replaced.hidden).await;
+    }
+
+    /// Puts a blob back under its name, as soon as that can be done: the version there; `None` when somebody
+    /// has the name, or it cannot be done now.
+    pub(crate) async fn bring_back(self: &Arc<Self>, replaced: Replaced) -> Option<Written> {
+        match self.try_bring_back(&replaced).await {
+            Ok(back) => {
+                self.let_go(replaced).await;
+                back
+            }
+            Err(error) => {
+                limited!(
+                    error,
+                    cause::volume(),
+                    "a file was to be replaced, and could not be put back yet",
+                    %error, blob = replaced.name, kept = replaced.hidden
+                );
+                let weak = Arc::downgrade(self);
+                self.runtime.spawn(async move {
+                    let mut pause = PAUSES.0;
+                    loop {
+                        tokio::time::sleep(pause).await;
+                        pause = (2 * pause).min(PAUSES.1);
+                        // The end of the mount leaves it to the next one.
+                        let Some(hidden) = weak.upgrade() else { return };
+                        if hidden.try_bring_back(&replaced).await.is_ok() {
+                            hidden.let_go(replaced).await;
+                            return;
+                        }
+                    }
+                });
+                None
+            }
+        }
+    }
+
+    async fn try_bring_back(&self, replaced: &Replaced) -> Result<Option<Written>> {
+        let Replaced {
+            hidden,
+            name,
+            metadata,
+            stored,
+        } = replaced;
+        put_back(&*self.store, hidden, (name, metadata, stored)).await
     }
 
     /// A new blob of ours, empty and leased.
@@ -209,7 +371,7 @@ impl HiddenBlobs {
     }
 
     /// One page of the volume's hidden blobs: those of other mounts, and of processes that died.
-    pub(crate) async fn list(&self) -> Result<Vec<(String, ETag)>> {
+    pub(crate) async fn list(&self) -> Result<Vec<(String, Properties)>> {
         let options = ListOptions {
             prefix: format!("{}{}", names::below(&self.prefix), names::HIDDEN),
             metadata: true,
@@ -218,21 +380,19 @@ impl HiddenBlobs {
         let page = self.store.list(&options).await?;
         let marked = page.items.into_iter().filter_map(|item| match item {
             ListItem::Blob { name, properties } if properties.metadata.contains_key(MARK) => {
-                Some((name, properties.etag))
+                Some((name, properties))
             }
             _ => None,
         });
         Ok(marked.collect())
     }
 
-    /// Deletes the blobs of a list that nobody holds.
-    pub(crate) async fn collect(&self, listed: Vec<(String, ETag)>) {
-        for (blob, etag) in listed {
-            match self.store.delete(&blob, &Condition::matches(&etag)).await {
-                Ok(()) => tracing::info!(blob, "deleted what a mount that died had kept of a deleted file"),
-                Err(
-                    Error::LeaseConflict { .. } | Error::BlobNotFound { .. } | Error::ConditionNotMet { .. },
-                ) => {}
+    /// Deletes the blobs of a list that nobody holds, or puts them back.
+    pub(crate) async fn collect(&self, listed: Vec<(String, Properties)>) {
+        for (blob, now) in listed {
+            match clear(&*self.store, &self.prefix, &blob, &now).await {
+                Ok(true) => tracing::info!(blob, "cleared what a mount that died had kept of a file"),
+                Ok(false) => {}
                 Err(error) => {
                     limited!(
                         warn, cause::volume(), "a deleted file that nobody holds is still stored",
@@ -243,6 +403,71 @@ impl HiddenBlobs {
             }
         }
     }
+}
+
+/// Copies a hidden blob to a name that nothing has: the version there, `None` when somebody has it.
+async fn put_back(
+    store: &dyn Store,
+    hidden: &str,
+    (name, metadata, stored): (&str, &Metadata, &StoredHeaders),
+) -> Result<Option<Written>> {
+    let free = Condition::absent();
+    match store
+        .copy(hidden, None, Some(stored), name, Some(metadata), &free)
+        .await
+    {
+        Ok(written) => Ok(Some(written)),
+        Err(Error::AlreadyExists { .. } | Error::ConditionNotMet { .. }) => Ok(None),
+        // Of another type, it may be that the service says so first.
+        Err(error) => match store.head(name, &Condition::none()).await {
+            Ok(_) => Ok(None),
+            Err(_) => Err(error),
+        },
+    }
+}
+
+/// Deletes a hidden blob of the volume below `prefix`, which was found as it is `now` and carries the mark,
+/// unless somebody holds it; puts it back first where nothing has the name that it had. True when it is gone.
+pub(crate) async fn clear(store: &dyn Store, prefix: &str, blob: &str, now: &Properties) -> Result<bool> {
+    let name = replaced(&now.metadata).filter(|name| name.starts_with(&names::below(prefix)));
+    let cleared = match name {
+        None => store.delete(blob, &Condition::matches(&now.etag)).await,
+        Some(name) => clear_replaced(store, blob, &name, now).await,
+    };
+    match cleared {
+        Ok(()) => Ok(true),
+        // Held, gone, or something else by now.
+        Err(Error::LeaseConflict { .. } | Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn clear_replaced(store: &dyn Store, blob: &str, name: &str, now: &Properties) -> Result<()> {
+    // Whoever holds it puts it back himself.
+    let lease = store.acquire_lease(blob, LEASE).await?;
+    let mut metadata = now.metadata.clone();
+    metadata.remove(MARK);
+    metadata.remove(REPLACED);
+    if metadata.is_empty() {
+        // None at all would be that of the copy.
+        metadata = attrs::times_only(now.last_modified);
+    }
+    if put_back(store, blob, (name, &metadata, &now.stored))
+        .await?
+        .is_some()
+    {
+        tracing::warn!(
+            blob = name,
+            "put back what had to be deleted for a rename that did not come about"
+        );
+    }
+    let condition = Condition {
+        lease: Some(lease),
+        ..Condition::matches(&now.etag)
+    };
+    store.delete(blob, &condition).await
 }
 
 /// Hidden blobs for files that were in memory when they were deleted, and grew.

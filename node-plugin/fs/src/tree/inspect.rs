@@ -42,6 +42,13 @@ pub enum Finding {
         /// The blob.
         blob: String,
     },
+    /// What had to be deleted so that a blob of another type could have its name; somebody may still hold it.
+    Replaced {
+        /// The blob.
+        blob: String,
+        /// The name that it gets back, if nothing has it.
+        name: String,
+    },
     /// The content of a file that was deleted while open; somebody may still hold it.
     Deleted {
         /// The blob.
@@ -58,6 +65,7 @@ impl Finding {
             Self::Unshown { blob }
             | Self::Covered { blob }
             | Self::Exchanged { blob }
+            | Self::Replaced { blob, .. }
             | Self::Deleted { blob, .. } => blob,
             Self::HalfMoved { to, .. } => to,
             Self::StrayNote { marker, .. } => marker,
@@ -79,6 +87,10 @@ impl fmt::Display for Finding {
             Self::Exchanged { blob } => write!(
                 f,
                 "{blob:?}: one of two files whose exchange was cut off; rename it to where it belongs"
+            ),
+            Self::Replaced { blob, name } => write!(
+                f,
+                "{blob:?}: what {name:?} was before a rename onto it; it is put back if nothing has the name"
             ),
             Self::Deleted { blob, .. } => write!(f, "{blob:?}: what a file held that was deleted while open"),
         }
@@ -164,9 +176,15 @@ pub async fn inspect(store: &dyn Store, prefix: &str) -> Result<Vec<Finding>> {
         found.extend(scan.unshown(blob, metadata));
         let own = blob.strip_prefix(&scan.below).unwrap_or(blob);
         if !own.contains('/') && names::is_reserved(own) && metadata.contains_key(hidden::MARK) {
-            found.push(Finding::Deleted {
-                blob: blob.to_owned(),
-                etag: properties.etag.clone(),
+            found.push(match hidden::replaced(metadata) {
+                Some(name) => Finding::Replaced {
+                    blob: blob.to_owned(),
+                    name,
+                },
+                None => Finding::Deleted {
+                    blob: blob.to_owned(),
+                    etag: properties.etag.clone(),
+                },
             });
         } else if !own.contains('/') && names::is_exchange(own) {
             found.push(Finding::Exchanged {
@@ -225,12 +243,17 @@ async fn each(store: &dyn Store, prefix: &str, mut see: impl FnMut(&str, &Proper
 }
 
 /// Takes away what a finding leaves behind, where that is a matter of one blob: the note of a move that is
-/// over, and what a deleted file held, unless somebody holds it. True when it is gone.
+/// over, what a deleted file held, and what had to make room for a rename, unless somebody holds it. True
+/// when it is gone.
 ///
 /// # Errors
 /// What the service answers; a blob that has changed since it was found is left alone.
-pub(crate) async fn clear(store: &dyn Store, finding: &Finding) -> Result<bool> {
+pub(crate) async fn clear(store: &dyn Store, prefix: &str, finding: &Finding) -> Result<bool> {
     let cleared = match finding {
+        Finding::Replaced { blob, .. } => match store.head(blob, &Condition::none()).await {
+            Ok(now) => return hidden::clear(store, prefix, blob, &now).await,
+            Err(error) => Err(error),
+        },
         Finding::Deleted { blob, etag } => store.delete(blob, &Condition::matches(etag)).await,
         Finding::StrayNote { marker, etag } => {
             let condition = Condition::matches(etag);
@@ -345,7 +368,7 @@ mod tests {
         assert_eq!(found.len(), 6, "{text}");
         let mut cleared = 0;
         for finding in &found {
-            cleared += usize::from(clear(&store, finding).await.unwrap());
+            cleared += usize::from(clear(&store, "", finding).await.unwrap());
         }
         assert_eq!(cleared, 2, "the stray note and the blob that nobody holds");
         assert_eq!(store.properties("late").unwrap().metadata, folder);

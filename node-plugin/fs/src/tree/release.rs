@@ -287,7 +287,7 @@ impl Tree {
     }
 
     /// Nobody has the file open any more. True when data was discarded.
-    fn finish_close(&self, node: &Node, state: &mut State, committed: Result<()>) -> bool {
+    pub(super) fn finish_close(&self, node: &Node, state: &mut State, committed: Result<()>) -> bool {
         if state.nameless() {
             if state.promised && state.life == Life::Superseded {
                 limited!(

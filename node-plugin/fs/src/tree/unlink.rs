@@ -126,19 +126,18 @@ impl Tree {
     /// held.
     async fn drop_blob(&self, node: &Arc<Node>, blob: &str) -> Result<(), Undeleted> {
         let _busy = Busy::new(node);
-        let known = {
-            let mut state = node.state();
-            state.catch_up();
-            state.etag.clone()
-        };
         let detached = self.detach_content(node, blob).await?;
+        if detached.uncommitted {
+            // A blob of this name is somebody else's, and nobody here has seen it.
+            return Ok(());
+        }
+        let known = node.state().etag.clone();
         let file = |now: &Properties| kind_of(now) != Kind::Directory;
         match self.delete_known(blob, known, file).await {
             Ok(()) => Ok(()),
-            Err(Undeleted::Gone) if detached.uncommitted => Ok(()),
             Err(Undeleted::Gone) => Err(Undeleted::Gone),
             Err(other) => {
-                self.reattach(node, blob, detached).await;
+                self.reattach(node, blob, detached, None).await;
                 Err(other)
             }
         }
@@ -186,13 +185,24 @@ impl Tree {
 
     /// Makes open content independent of its blob, which is about to be deleted or replaced.
     pub(super) async fn detach_content(&self, node: &Arc<Node>, blob: &str) -> Result<Detached> {
-        let (content, open, uncommitted, last_modified) = {
-            let state = node.state();
-            let open = state.handles > 0;
-            (state.content.clone(), open, state.uncommitted(), state.modified)
+        // What came of a commit whose answer was lost, and what was committed for want of memory, is known at
+        // the latest when the content is held.
+        let detached = |content: How| {
+            let mut state = node.state();
+            if !matches!(content, How::Hidden { .. }) {
+                state.catch_up();
+            }
+            Detached {
+                uncommitted: state.uncommitted(),
+                content,
+            }
         };
-        let detached = |content: How| Detached { uncommitted, content };
-        let Some(content) = content.filter(|_| open || uncommitted) else {
+        let (content, open) = {
+            let state = node.state();
+            let open = state.handles > 0 || state.uncommitted();
+            (state.content.clone(), open)
+        };
+        let Some(content) = content.filter(|_| open) else {
             return Ok(detached(How::Untouched));
         };
         content.give_refuge(Arc::new(Shelters(Arc::clone(&self.hidden))));
@@ -208,17 +218,37 @@ impl Tree {
             size = content.size(),
             "a large open file is moved to a hidden blob"
         );
-        let hold = content.hold().await?;
-        // What was never stored has nothing to load, and was detached.
-        let Some(etag) = content.etag() else {
-            return Ok(detached(How::Untouched));
-        };
-        let (hidden, lease, written) = match self.hidden.keep(blob, &etag).await {
-            Ok(kept) => kept,
-            Err(Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }) => {
+        let mut tries = 0;
+        let (hold, etag, last_modified, (hidden, lease, written)) = loop {
+            let hold = content.hold().await?;
+            let last_modified = {
+                let mut state = node.state();
+                state.catch_up();
+                state.modified
+            };
+            // What was never stored has nothing to load, and was detached.
+            let Some(etag) = content.etag() else {
+                return Ok(detached(How::Untouched));
+            };
+            match self.hidden.keep(blob, &etag, content.kind()).await {
+                Ok(kept) => break (hold, etag, last_modified, kept),
+                Err(Error::ConditionNotMet { .. }) if tries < ATTEMPTS => {}
+                Err(Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }) => {
+                    return Ok(detached(How::Untouched));
+                }
+                Err(error) => return Err(error.into()),
+            }
+            // It may be that only its attributes were changed.
+            tries += 1;
+            drop(hold);
+            let followed = match self.env.store.head(blob, &Condition::none()).await {
+                Ok(now) => content.follow(now).await?,
+                Err(Error::BlobNotFound { .. }) => false,
+                Err(error) => return Err(error.into()),
+            };
+            if !followed {
                 return Ok(detached(How::Untouched));
             }
-            Err(error) => return Err(error.into()),
         };
         let original = Written { etag, last_modified };
         let metadata = content.stored_metadata().unwrap_or_default();
@@ -235,7 +265,14 @@ impl Tree {
     }
 
     /// The blob was not deleted or replaced after all, as far as anybody knows: handles go on with it.
-    pub(super) async fn reattach(&self, node: &Arc<Node>, blob: &str, detached: Detached) {
+    /// `back`: the version it has been put back as, if it was deleted meanwhile.
+    pub(super) async fn reattach(
+        &self,
+        node: &Arc<Node>,
+        blob: &str,
+        detached: Detached,
+        back: Option<&Written>,
+    ) {
         match detached.content {
             How::Untouched => {}
             How::InMemory(content) => {
@@ -254,7 +291,8 @@ impl Tree {
             } => {
                 match content.hold().await {
                     Ok(_hold) if content.etag().as_ref() == Some(&kept) => {
-                        content.moved(blob.to_owned(), Some((&original, &metadata)));
+                        let version = back.unwrap_or(&original);
+                        content.moved(blob.to_owned(), Some((version, &metadata)));
                     }
                     // Memory was short, and part of it is in the hidden blob only.
                     _ => content.give_up(),

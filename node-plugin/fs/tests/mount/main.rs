@@ -21,6 +21,7 @@ mod memory;
 mod names;
 mod outages;
 mod renames;
+mod replacing;
 mod sharing;
 mod truncation;
 mod volume;

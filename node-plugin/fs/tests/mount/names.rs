@@ -351,3 +351,37 @@ fn deleting_a_tree_while_reading_it() {
     fs::remove_dir_all(m.path("t")).unwrap();
     assert!(store.names().is_empty());
 }
+
+/// A folder that gets another name while it is read in pages: what is left is asked for under the new name,
+/// whether that sorts before or behind the old one.
+#[test]
+fn a_listing_goes_on_when_its_folder_is_renamed() {
+    for to in ["c", "e"] {
+        let store = store();
+        for i in 0..5200 {
+            store.foreign_put(&format!("d/{i:04}"), "", Metadata::new());
+        }
+        store.foreign_put("d/zz/f", "", Metadata::new());
+        let m = Mount::with(&store, patient);
+        let inode = fs::metadata(m.path("d/zz")).unwrap().ino();
+        let mut entries = fs::read_dir(m.path("d")).unwrap();
+        let mut seen: Vec<String> = Vec::new();
+        let mut name = |entry: std::io::Result<fs::DirEntry>| {
+            seen.push(entry.unwrap().file_name().into_string().unwrap());
+        };
+        name(entries.next().unwrap());
+        fs::rename(m.path("d"), m.path(to)).unwrap();
+        entries.for_each(name);
+        let mut expected: Vec<String> = (0..5200).map(|i| format!("{i:04}")).collect();
+        expected.push("zz".to_owned());
+        seen.sort();
+        assert!(
+            seen == expected,
+            "{to}: {} entries of {}",
+            seen.len(),
+            expected.len()
+        );
+        assert_eq!(fs::metadata(m.path(to).join("zz")).unwrap().ino(), inode);
+        assert_eq!(names(m.root()), [to]);
+    }
+}

@@ -109,6 +109,7 @@ fn kind(finding: &Finding) -> &'static str {
         Finding::HalfMoved { .. } => "HalfMoved",
         Finding::StrayNote { .. } => "StrayNote",
         Finding::Exchanged { .. } => "Exchanged",
+        Finding::Replaced { .. } => "Replaced",
         Finding::Deleted { .. } => "Deleted",
     }
 }

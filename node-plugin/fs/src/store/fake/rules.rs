@@ -282,9 +282,13 @@ impl Service {
             .unwrap_or_default()
             .with_content_of(&found.properties.stored);
         let metadata = metadata.unwrap_or(&found.properties.metadata).clone();
+        let kind = found.properties.blob_type;
         let written = self.store(target, found.data, found.blocks, metadata, kept);
         if let Some(copy) = self.blobs.get_mut(target) {
-            copy.properties.copied_from = Some(source.to_owned());
+            copy.properties.blob_type = kind;
+            // The client tells of block blobs only where they come from.
+            copy.properties.copied_from = (kind == BlobType::Block).then(|| source.to_owned());
+            copy.properties.content_md5 = found.properties.content_md5;
         }
         Ok(written)
     }
@@ -362,11 +366,11 @@ impl Service {
     pub(super) fn commit(&mut self, name: &str, list: &[BlockRef], options: &PutOptions) -> Result<Written> {
         self.check_lease(name, &options.condition)?;
         self.check(name, &options.condition)?;
+        self.check_policy(name)?;
         let empty = BTreeMap::new();
         let staged = self.staged.get(name).unwrap_or(&empty);
         let old = self.blobs.get(name).map_or(&[][..], |b| &b.blocks[..]);
         let committed = |id: &BlockId| old.iter().find(|(i, _)| i == id).map(|(_, d)| d.clone());
-        self.check_policy(name)?;
         let mut blocks = Vec::with_capacity(list.len());
         for block in list {
             let (id, data) = match block {

@@ -17,6 +17,19 @@ use crate::tree::node::{Access, Node};
 /// How often a copy is repeated when somebody else changes the source meanwhile.
 const ATTEMPTS: usize = 5;
 
+/// A copy that did not come about.
+struct NotCopied {
+    error: Error,
+    /// What it was to replace had to be deleted first, and is there again, in this version.
+    back: Option<Written>,
+}
+
+impl From<Error> for NotCopied {
+    fn from(error: Error) -> Self {
+        Self { error, back: None }
+    }
+}
+
 impl Tree {
     /// Moves the blob of a file, link or special file; open handles follow. Over a target, in the version
     /// that is known or seen; where none is known, only if there is none.
@@ -50,6 +63,7 @@ impl Tree {
                 return Ok(Moved::Done);
             }
         }
+        self.may_move().await?;
         if content.as_ref().is_some_and(|c| c.is_dirty()) || uncommitted {
             self.commit_changing(node).await?;
         }
@@ -64,7 +78,6 @@ impl Tree {
             };
             node.state().catch_up();
             let properties = match self.env.store.head(blob, &Condition::none()).await {
-        self.may_move().await?;
                 Ok(properties) => properties,
                 Err(error) => return Err(error.into()),
             };
@@ -76,12 +89,11 @@ impl Tree {
                 None => None,
             };
             let copied = self.copy_over(blob, &properties, new_blob, there.take()).await;
-            if copied.is_err()
-                && let Some((target, detached)) = detached
-            {
-                self.reattach(target, new_blob, detached).await;
+            if let (Err(not_copied), Some((target, detached))) = (&copied, detached) {
+                let back = not_copied.back.as_ref();
+                self.reattach(target, new_blob, detached, back).await;
             }
-            let written = match copied {
+            let written = match copied.map_err(|not_copied| not_copied.error) {
                 Ok(written) => written,
                 // The source or the target was changed meanwhile.
                 Err(Error::ConditionNotMet { .. } | Error::AlreadyExists { .. }) => {
@@ -147,18 +159,62 @@ impl Tree {
         properties: &Properties,
         new_blob: &str,
         there: Option<(ETag, BlobType)>,
-    ) -> Result<Written, Error> {
+    ) -> Result<Written, NotCopied> {
         let condition = match there {
             // The service copies a blob only over one of the same type.
             Some((etag, kind)) if kind != properties.blob_type => {
-                match self.env.store.delete(new_blob, &Condition::matches(&etag)).await {
-                    Ok(()) | Err(Error::BlobNotFound { .. }) => Condition::absent(),
-                    Err(error) => return Err(error),
-                }
+                return self.copy_over_other(blob, properties, new_blob, &etag).await;
             }
             Some((etag, _)) => Condition::matches(&etag),
             None => Condition::absent(),
         };
+        Ok(self.copy_version(blob, properties, new_blob, &condition).await?)
+    }
+
+    /// The same over a version of another type, which has to be deleted first: not before there is a copy of
+    /// it, from which it comes back if that of the moved file does not come about.
+    async fn copy_over_other(
+        &self,
+        blob: &str,
+        properties: &Properties,
+        new_blob: &str,
+        there: &ETag,
+    ) -> Result<Written, NotCopied> {
+        let (seen, free) = (Condition::matches(there), Condition::absent());
+        let before = match self.env.store.head(new_blob, &seen).await {
+            Ok(before) => before,
+            Err(Error::BlobNotFound { .. }) => {
+                return Ok(self.copy_version(blob, properties, new_blob, &free).await?);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let metadata = self.moved_metadata(&before);
+        let replaced = self.hidden.keep_replaced(new_blob, &before, metadata).await?;
+        let copied = match self.env.store.delete(new_blob, &seen).await {
+            Ok(()) | Err(Error::BlobNotFound { .. }) => {
+                self.copy_version(blob, properties, new_blob, &free).await
+            }
+            Err(error) => Err(error),
+        };
+        match copied {
+            Ok(written) => {
+                self.hidden.let_go(replaced).await;
+                Ok(written)
+            }
+            Err(error) => {
+                let back = self.hidden.bring_back(replaced).await;
+                Err(NotCopied { error, back })
+            }
+        }
+    }
+
+    async fn copy_version(
+        &self,
+        blob: &str,
+        properties: &Properties,
+        new_blob: &str,
+        condition: &Condition,
+    ) -> Result<Written, Error> {
         let metadata = self.moved_metadata(properties);
         self.env
             .store
@@ -168,9 +224,28 @@ impl Tree {
                 Some(&properties.stored),
                 new_blob,
                 Some(&metadata),
-                &condition,
+                condition,
             )
             .await
+    }
+
+    /// `EPERM` in a container that keeps its blobs: a copy would stay beside what it was made of. Nobody
+    /// knows without the right to ask.
+    pub(super) async fn may_move(&self) -> Result<()> {
+        if self.deletes.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match self.env.store.container_state().await {
+            Ok(container) if container.keeps_blobs => fail(libc::EPERM),
+            Ok(_) | Err(Error::Denied { .. }) => {
+                self.deletes.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(error) => {
+                tracing::debug!(%error, "nobody knows whether the container keeps its blobs");
+                Ok(())
+            }
+        }
     }
 
     /// A file was copied to its new name and could not be deleted under the old one: it stays there, as the
@@ -203,6 +278,12 @@ impl Tree {
                 }
             }
         }
+        if let Error::Service { code, .. } = &error
+            && code.starts_with("BlobImmutable")
+        {
+            // A policy that is younger than this mount, or that could not be asked for.
+            self.deletes.store(false, Ordering::Relaxed);
+        }
         self.rebind(node, Some(&copy.etag), blob, old);
         match target {
             // What it replaced is gone, and only the copy left to be shown.
@@ -230,25 +311,6 @@ impl Tree {
         limited!(
             warn, self.volume(), "a file that could not be renamed is stored under its new name, too",
             %error, blob, new_blob
-    /// `EPERM` in a container that keeps its blobs: a copy would stay beside what it was made of. Nobody
-    /// knows without the right to ask.
-    pub(super) async fn may_move(&self) -> Result<()> {
-        if self.deletes.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        match self.env.store.container_state().await {
-            Ok(container) if container.keeps_blobs => fail(libc::EPERM),
-            Ok(_) | Err(Error::Denied { .. }) => {
-                self.deletes.store(true, Ordering::Relaxed);
-                Ok(())
-            }
-            Err(error) => {
-                tracing::debug!(%error, "nobody knows whether the container keeps its blobs");
-                Ok(())
-            }
-        }
-    }
-
         );
         Err(error.into())
     }
@@ -279,12 +341,6 @@ impl Tree {
     /// The same, and what is stored there, if that is not what was stored with the version that was copied.
     pub(super) fn rebind_to(
         &self,
-        if let Error::Service { code, .. } = &error
-            && code.starts_with("BlobImmutable")
-        {
-            // A policy that is younger than this mount, or that could not be asked for.
-            self.deletes.store(false, Ordering::Relaxed);
-        }
         node: &Node,
         from: Option<&ETag>,
         new_blob: &str,
@@ -299,6 +355,14 @@ impl Tree {
             state.written(written, stamp);
             let content = state.content.clone();
             if same {
+                if let Some(stored) = stored
+                    && let Ok(now) = state.metadata(node.kind, &self.defaults)
+                {
+                    // What was changed here since the version was seen stays so; the rest is as it is there.
+                    let seen = content.as_ref().and_then(|c| c.told_metadata());
+                    let seen = seen.unwrap_or_else(|| now.clone());
+                    state.attrs = attrs::decode(&merge(&seen, &now, stored)).1;
+                }
                 state.attrs.mtime.get_or_insert(mtime);
             } else {
                 // The copy is of a version nobody here has seen: what is known is out of date, and says so.
@@ -318,11 +382,3 @@ impl Tree {
         }
     }
 }
-                if let Some(stored) = stored
-                    && let Ok(now) = state.metadata(node.kind, &self.defaults)
-                {
-                    // What was changed here since the version was seen stays so; the rest is as it is there.
-                    let seen = content.as_ref().and_then(|c| c.told_metadata());
-                    let seen = seen.unwrap_or_else(|| now.clone());
-                    state.attrs = attrs::decode(&merge(&seen, &now, stored)).1;
-                }
