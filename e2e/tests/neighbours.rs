@@ -15,14 +15,19 @@ mod changes;
 mod foreign;
 #[path = "neighbours/late.rs"]
 mod late;
+#[path = "neighbours/names.rs"]
+mod names;
 #[path = "neighbours/owners.rs"]
 mod owners;
+#[path = "neighbours/refused.rs"]
+mod refused;
 
 use std::process::Command;
 
 use e2e::harness::backend::Kind;
 use e2e::harness::setup::{Setup, Way};
 use e2e::harness::tools::run;
+use nix::errno::Errno;
 
 fn setup() -> anyhow::Result<Setup> {
     Setup::new(Kind::Embedded, Way::Https)
@@ -31,6 +36,14 @@ fn setup() -> anyhow::Result<Setup> {
 /// Runs a shell command in a folder.
 fn sh(folder: &std::path::Path, command: &str) -> anyhow::Result<String> {
     run(Command::new("sh").arg("-c").arg(command).current_dir(folder))
+}
+
+/// How a call ended: well, or with this errno.
+fn outcome<T>(result: std::io::Result<T>) -> Result<(), Errno> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Errno::from_raw(error.raw_os_error().unwrap_or_default())),
+    }
 }
 
 /// Reproducible bytes that are no run of zeros.

@@ -1,17 +1,40 @@
-//! Others change what is open here: metadata, content that grows.
+//! Others change what is open here: metadata, content that grows, a name that is replaced by another type.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Result, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use e2e::harness::{PATIENCE, wait_for};
 use e2e::store::Operation;
+use md5::{Digest as _, Md5};
 
 use crate::foreign::Foreign;
-use crate::{setup, sh};
+use crate::{bytes, setup, sh};
+
+#[test]
+fn a_reader_goes_on_through_a_change_of_metadata() -> Result<()> {
+    let setup = setup()?;
+    let foreign = Foreign::new(&setup, "changes")?;
+    let content = bytes(96 << 20);
+    // That it is the same content is told by the digest of what came in one piece, which the service checks.
+    let md5 = STANDARD.encode(Md5::digest(&content));
+    foreign.put("f", &[("x-ms-blob-content-md5", &md5)], &content)?;
+    let a = setup.mount("changes", "a")?;
+    let mut file = File::open(a.path().join("f"))?;
+    let mut read = vec![0; 1 << 20];
+    file.read_exact(&mut read)?;
+    foreign.set_metadata("f", &[("x-ms-meta-reviewed", "yes")])?;
+    file.read_to_end(&mut read)?;
+    ensure!(read == content, "{} bytes", read.len());
+    drop(file);
+    a.unmount()?;
+    Ok(())
+}
 
 #[test]
 fn a_writer_goes_on_through_a_change_of_metadata() -> Result<()> {
@@ -33,6 +56,57 @@ fn a_writer_goes_on_through_a_change_of_metadata() -> Result<()> {
     let mode = fs::metadata(c.path().join("out"))?.mode() & 0o7777;
     ensure!(mode == 0o640, "{mode:o}");
     c.unmount()?;
+    Ok(())
+}
+
+#[test]
+fn a_setattr_that_changes_nothing_writes_nothing() -> Result<()> {
+    let setup = setup()?;
+    let foreign = Foreign::new(&setup, "changes")?;
+    foreign.put("x/f", &[], b"1")?;
+    let a = setup.mount("changes", "a")?;
+    let (file, folder) = (a.path().join("x/f"), a.path().join("x"));
+    fs::set_permissions(&file, PermissionsExt::from_mode(0o640))?;
+    let etag = foreign.head("x/f")?.header("etag");
+    let told = fs::metadata(&folder)?;
+    let store = setup.backend().store().unwrap();
+    store.reset_counters();
+    fs::set_permissions(&file, PermissionsExt::from_mode(0o640))?;
+    chown(&file, Some(fs::metadata(&file)?.uid()), None)?;
+    fs::set_permissions(&folder, PermissionsExt::from_mode(told.mode() & 0o7777))?;
+    chown(&folder, Some(told.uid()), Some(told.gid()))?;
+    for operation in [
+        Operation::PutBlob,
+        Operation::SetBlobMetadata,
+        Operation::PutBlockList,
+    ] {
+        let written = store.counters(operation).requests;
+        ensure!(written == 0, "{operation}: {written}");
+    }
+    ensure!(foreign.head("x/f")?.header("etag") == etag);
+    ensure!(!foreign.exists("x")?, "a marker was made");
+    a.unmount()?;
+    Ok(())
+}
+
+#[test]
+fn a_rename_replaces_append_and_page_blobs() -> Result<()> {
+    let setup = setup()?;
+    let foreign = Foreign::new(&setup, "changes")?;
+    foreign.make("AppendBlob", "log", &[])?;
+    foreign.append("log", b"old")?;
+    foreign.make("PageBlob", "disk", &[("x-ms-blob-content-length", "512")])?;
+    let a = setup.mount("changes", "a")?;
+    for name in ["log", "disk"] {
+        sh(a.path(), &format!("echo new > tmp && mv tmp {name}"))?;
+        ensure!(foreign.read(name)? == b"new\n", "{name}");
+        ensure!(
+            foreign.head(name)?.header("x-ms-blob-type") == "BlockBlob",
+            "{name}"
+        );
+        ensure!(!foreign.exists("tmp")?, "{name}");
+    }
+    a.unmount()?;
     Ok(())
 }
 

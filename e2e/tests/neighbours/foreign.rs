@@ -138,6 +138,11 @@ impl Foreign {
         self.done(&Method::PUT, &format!("/{name}?comp=appendblock"), &[], bytes)
     }
 
+    /// Replaces metadata.
+    pub(crate) fn set_metadata(&self, name: &str, metadata: &[(&str, &str)]) -> Result<Answer> {
+        self.done(&Method::PUT, &format!("/{name}?comp=metadata"), metadata, b"")
+    }
+
     /// Headers of a blob.
     pub(crate) fn head(&self, name: &str) -> Result<Answer> {
         self.done(&Method::HEAD, &format!("/{name}"), &[], b"")

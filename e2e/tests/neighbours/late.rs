@@ -29,6 +29,27 @@ fn inject(setup: &Setup, operation: Operation, fault: &Fault) {
 }
 
 #[test]
+fn a_late_delete_spares_what_was_made_since() -> Result<()> {
+    let setup = setup()?;
+    let foreign = Foreign::new(&setup, "late")?;
+    let a = setup.mount("late", "a")?;
+    let path = a.path().join("f");
+    for fault in &FAULTS {
+        fs::write(&path, "old")?;
+        inject(&setup, Operation::DeleteBlob, fault);
+        fs::remove_file(&path)?;
+        fs::write(&path, "new")?;
+        let answered = execute_late(&setup, "unlink")?;
+        ensure!(
+            foreign.exists("f")? && foreign.read("f")? == b"new",
+            "{fault:?}: {answered:?}"
+        );
+    }
+    a.unmount()?;
+    Ok(())
+}
+
+#[test]
 fn a_late_write_does_not_bring_old_content_back() -> Result<()> {
     let setup = setup()?;
     let foreign = Foreign::new(&setup, "late")?;
@@ -75,6 +96,26 @@ fn a_late_copy_of_a_rename_spares_what_was_written_since() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_late_rmdir_spares_the_folder_that_was_made_since() -> Result<()> {
+    let setup = setup()?;
+    let foreign = Foreign::new(&setup, "late")?;
+    let a = setup.mount("late", "a")?;
+    let path = a.path().join("d");
+    for fault in &FAULTS {
+        fs::create_dir(&path)?;
+        inject(&setup, Operation::DeleteBlob, fault);
+        fs::remove_dir(&path)?;
+        fs::create_dir(&path)?;
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o700))?;
+        let answered = execute_late(&setup, "rmdir")?;
+        ensure!(foreign.exists("d")?, "{fault:?}: {answered:?}");
+        fs::remove_dir(&path)?;
+    }
+    a.unmount()?;
+    Ok(())
+}
+
 /// What a chmod asked for late does not undo what was written or set since.
 #[test]
 fn a_late_change_of_metadata_undoes_nothing() -> Result<()> {
@@ -99,5 +140,49 @@ fn a_late_change_of_metadata_undoes_nothing() -> Result<()> {
     let mode = fs::metadata(b.path().join("f"))?.mode() & 0o7777;
     ensure!(mode == 0o640, "{mode:o}");
     b.unmount()?;
+    Ok(())
+}
+
+/// A request that was executed and answered with an error is no error of the program's. (ServerBusy is the
+/// service's word that it was not.)
+#[test]
+#[ignore = "an open point: a 503 that is not ServerBusy is taken for not executed"]
+fn an_error_after_the_execution_is_no_lost_race() -> Result<()> {
+    let setup = setup()?;
+    let foreign = Foreign::new(&setup, "late")?;
+    let a = setup.mount("late", "a")?;
+    let path = a.path().join("f");
+    for (status, code) in [
+        (500, "InternalError"),
+        (503, "Unavailable"),
+        (500, "OperationTimedOut"),
+    ] {
+        for operation in [Operation::PutBlob, Operation::DeleteBlob, Operation::CopyBlob] {
+            let what = format!("{operation} answered {status} {code}");
+            fs::write(&path, "0")?;
+            inject(
+                &setup,
+                operation,
+                &Fault::AnswerAfter {
+                    status,
+                    code: code.into(),
+                },
+            );
+            match operation {
+                Operation::PutBlob => fs::write(&path, &what)?,
+                Operation::DeleteBlob => fs::remove_file(&path)?,
+                _ => {
+                    fs::rename(&path, a.path().join("g"))?;
+                    fs::rename(a.path().join("g"), &path)?;
+                }
+            }
+            match operation {
+                Operation::PutBlob => ensure!(foreign.read("f")? == what.as_bytes(), "{what}"),
+                Operation::DeleteBlob => ensure!(!foreign.exists("f")?, "{what}"),
+                _ => ensure!(foreign.read("f")? == b"0" && !foreign.exists("g")?, "{what}"),
+            }
+        }
+    }
+    a.unmount()?;
     Ok(())
 }

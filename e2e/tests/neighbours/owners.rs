@@ -1,6 +1,7 @@
 //! What the owner of a blob stored stays, whatever is done to it through a mount.
 
 use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Result, ensure};
@@ -127,6 +128,39 @@ fn a_new_file_has_the_type_of_its_extension() -> Result<()> {
         ensure!(given == wanted, "{name}: {given}");
     }
     ensure!(foreign.head("none")?.header("content-type") == "application/octet-stream");
+    a.unmount()?;
+    Ok(())
+}
+
+/// Metadata that is not ASCII, and as much of it as the service takes.
+#[test]
+fn metadata_of_others_neither_blocks_an_edit_nor_is_lost() -> Result<()> {
+    let setup = setup()?;
+    let foreign = Foreign::new(&setup, "owners")?;
+    foreign.put("u", &[("x-ms-meta-t", "Ü")], b"1\n")?;
+    let large = "v".repeat(8191);
+    foreign.put("l", &[("x-ms-meta-m", &large)], b"1\n")?;
+    let a = setup.mount("owners", "a")?;
+    for (name, key, value) in [("u", "x-ms-meta-t", "Ü"), ("l", "x-ms-meta-m", &*large)] {
+        let mut file = OpenOptions::new().append(true).open(a.path().join(name))?;
+        file.write_all(b"2\n")?;
+        file.sync_all()?;
+        drop(file);
+        ensure!(foreign.read(name)? == b"1\n2\n", "{name}");
+        ensure!(
+            foreign.head(name)?.header(key) == value,
+            "{name}: {}",
+            foreign.head(name)?.header(key)
+        );
+        let to = format!("{name}2");
+        fs::rename(a.path().join(name), a.path().join(&to))?;
+        ensure!(foreign.read(&to)? == b"1\n2\n", "{to}");
+        ensure!(
+            foreign.head(&to)?.header(key) == value,
+            "{to}: {}",
+            foreign.head(&to)?.header(key)
+        );
+    }
     a.unmount()?;
     Ok(())
 }

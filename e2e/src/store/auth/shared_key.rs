@@ -1,5 +1,6 @@
 //! SharedKey signatures (REST: "Authorize with Shared Key", version 2015-02-21 and later).
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use http::HeaderMap;
@@ -28,7 +29,7 @@ pub(super) fn verify(account: &Account, request: &Presented<'_>, value: &str) ->
     } else {
         date
     };
-    let sent = httpdate::parse_http_date(date).map_err(|_| {
+    let sent = httpdate::parse_http_date(&date).map_err(|_| {
         ServiceError::authentication_failed(format!(
             "Neither x-ms-date nor Date holds an HTTP date: {date:?}."
         ))
@@ -43,7 +44,10 @@ pub(super) fn verify(account: &Account, request: &Presented<'_>, value: &str) ->
         )));
     }
     let to_sign = string_to_sign(&account.name, request);
-    if account.verifies(&to_sign, signature) {
+    // Bytes that are not ASCII may be signed as the characters of these numbers, too: Azurite reads them so,
+    // and how the service does is not known.
+    let by_bytes = || string_of(&account.name, request, latin);
+    if account.verifies(&to_sign, signature) || account.verifies(&by_bytes(), signature) {
         Ok(())
     } else {
         Err(ServiceError::authentication_failed(format!(
@@ -55,23 +59,32 @@ pub(super) fn verify(account: &Account, request: &Presented<'_>, value: &str) ->
 
 /// The string a SharedKey signature covers.
 pub(in crate::store) fn string_to_sign(account: &str, request: &Presented<'_>) -> String {
+    string_of(account, request, text)
+}
+
+/// The same with another idea of what a header's bytes say.
+fn string_of(
+    account: &str,
+    request: &Presented<'_>,
+    text: for<'h> fn(&'h HeaderMap, &str) -> Cow<'h, str>,
+) -> String {
     let headers = request.headers;
-    let length = match text(headers, "content-length") {
+    let length = match &*text(headers, "content-length") {
         "" if request.body_len > 0 => request.body_len.to_string(),
         "0" => String::new(),
         other => other.to_owned(),
     };
     let date = if headers.contains_key("x-ms-date") {
-        ""
+        Cow::Borrowed("")
     } else {
         text(headers, "date")
     };
     let mut out = String::with_capacity(512);
     for part in [
-        request.method.as_str(),
+        Cow::Borrowed(request.method.as_str()),
         text(headers, "content-encoding"),
         text(headers, "content-language"),
-        &length,
+        Cow::Borrowed(&*length),
         text(headers, "content-md5"),
         text(headers, "content-type"),
         date,
@@ -81,7 +94,7 @@ pub(in crate::store) fn string_to_sign(account: &str, request: &Presented<'_>) -
         text(headers, "if-unmodified-since"),
         text(headers, "range"),
     ] {
-        out.push_str(part);
+        out.push_str(&part);
         out.push('\n');
     }
     let mut names: Vec<&str> = headers
@@ -93,7 +106,7 @@ pub(in crate::store) fn string_to_sign(account: &str, request: &Presented<'_>) -
     for name in names {
         out.push_str(name);
         out.push(':');
-        out.push_str(text(headers, name));
+        out.push_str(&text(headers, name));
         out.push('\n');
     }
     out.push('/');
@@ -129,10 +142,19 @@ fn collation_key(name: &str) -> (Vec<u8>, &str) {
 }
 
 /// A header's text, trimmed; empty when absent or not text.
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
-    headers
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Cow<'a, str> {
+    let text = headers
         .get(name)
-        .and_then(|value| std::str::from_utf8(value.as_bytes()).ok())
-        .map(str::trim)
-        .unwrap_or_default()
+        .and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
+    Cow::Borrowed(text.map(str::trim).unwrap_or_default())
+}
+
+/// A header's bytes as the characters of these numbers (ISO 8859-1).
+fn latin<'a>(headers: &'a HeaderMap, name: &str) -> Cow<'a, str> {
+    let bytes = headers
+        .get(name)
+        .map(|value| value.as_bytes())
+        .unwrap_or_default();
+    let text: String = bytes.iter().map(|byte| char::from(*byte)).collect();
+    Cow::Owned(text.trim().to_owned())
 }
