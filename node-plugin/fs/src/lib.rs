@@ -12,8 +12,11 @@ mod log_limit;
 pub mod mend;
 pub mod observer;
 #[cfg(test)]
+mod schedules;
+#[cfg(test)]
 mod several_mounts;
 pub mod store;
+mod sync;
 pub mod tree;
 pub mod volume;
 

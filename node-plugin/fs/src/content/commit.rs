@@ -15,6 +15,7 @@ use super::snapshot::Snapshot;
 use super::state::{Standing, Turn};
 use super::verify::{Verdict, is_foreign, is_unclear};
 use crate::log_limit::limited;
+use crate::sync::spawn;
 
 /// Who waited this long for an answer that did not come does not wait once more for what became of the
 /// request: the next commit asks first.
@@ -50,7 +51,7 @@ impl Core {
         }
         // A task of its own: a caller that goes away must not leave the outcome unknown.
         let core = Arc::clone(self);
-        let task = self.env.runtime.spawn(async move {
+        let task = spawn(&self.env.runtime, async move {
             let _one = core.commits.lock().await;
             core.commit_held(metadata).await
         });

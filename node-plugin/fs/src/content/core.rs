@@ -1,6 +1,6 @@
 //! One file's state with its lock, and the changes that need no more than that.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use blob_client::{Error, Metadata, Written};
 use tokio::sync::{Notify, OwnedMutexGuard};
@@ -15,6 +15,7 @@ use super::state::{CORE_BYTES, NextMetadata, Place, State, Turn};
 use super::streams::Pace;
 use crate::budget::{Kind, Permit};
 use crate::log_limit::limited;
+use crate::sync::{Mutex, MutexGuard};
 
 /// Below this it is not worth while to move committed data into smaller memory.
 const SHRINK_MIN: usize = 64 << 10;
@@ -60,7 +61,7 @@ impl Core {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Memory for `len` bytes, which the caller has room for in the budget.

@@ -16,6 +16,7 @@ use super::relation::{Relation, by_properties};
 use super::state::State;
 use super::streams::{Advice, Reader};
 use crate::budget::{Kind, PROGRESS_BYTES, Permit};
+use crate::sync::spawn;
 
 /// Ends the flight even when its task is dropped.
 struct Landing {
@@ -335,7 +336,7 @@ impl Core {
             flight: Arc::clone(&flight),
             done: false,
         };
-        self.env.runtime.spawn(async move {
+        spawn(&self.env.runtime, async move {
             let (landed, charge) = core.get(&blob, range, base.as_ref(), permit).await;
             landing.land(landed, charge);
         });

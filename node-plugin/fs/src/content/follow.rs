@@ -13,6 +13,7 @@ use super::error::FileError;
 use super::relation::{Relation, Told, by_properties, told_same};
 use super::state::State;
 use crate::budget::Budget;
+use crate::sync::spawn;
 
 /// Versions that are looked at before somebody who changes the blob all the time is taken for a stranger.
 const TRIES: usize = 8;
@@ -192,7 +193,7 @@ impl Core {
         }
         base.blocks = Blocks::Asked;
         let (blob, etag, core) = (state.blob.clone(), base.etag.clone(), Arc::clone(self));
-        self.env.runtime.spawn(async move {
+        spawn(&self.env.runtime, async move {
             let list = core.env.store.block_list(&blob).await;
             let mut state = core.lock();
             let Some(base) = &mut state.base else { return };

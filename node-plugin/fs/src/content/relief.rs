@@ -10,6 +10,7 @@ use super::overlay::Content;
 use super::state::{Place, Relieving, Standing, State, Turn};
 use crate::budget::{Relief, Relieve};
 use crate::log_limit::limited;
+use crate::sync::spawn;
 
 impl Relieve for Core {
     fn relieve(self: Arc<Self>, start: bool) -> Relief {
@@ -77,7 +78,7 @@ impl Core {
         // granules.
         state.relieving = Relieving::UnderWay;
         let core = Arc::clone(self);
-        self.env.runtime.spawn(async move {
+        spawn(&self.env.runtime, async move {
             let sent = core.commit(None).await;
             let mut state = core.lock();
             state.relief_over();
@@ -140,9 +141,7 @@ impl Core {
         }
         state.relieving = Relieving::UnderWay;
         let core = Arc::clone(self);
-        self.env
-            .runtime
-            .spawn(async move { core.take_shelter(refuge).await });
+        spawn(&self.env.runtime, async move { core.take_shelter(refuge).await });
         Relief::Working
     }
 }

@@ -10,6 +10,7 @@ use vsc_driver::buffer::Slice;
 use super::core::Core;
 use super::error::FileError;
 use super::state::{StagedBlock, Standing, State, Target, Turn};
+use crate::sync::spawn;
 
 impl Core {
     /// After a write of `range`: blocks before the one it ends in are full, if everything in them is there.
@@ -133,7 +134,7 @@ impl Core {
             let core = Arc::clone(self);
             let target = state.target();
             let on_its_way = OnItsWay(Arc::clone(self));
-            self.env.runtime.spawn(async move {
+            spawn(&self.env.runtime, async move {
                 let sent = core
                     .send_block(&target, id.clone(), range.clone(), body(slices))
                     .await;

@@ -87,3 +87,15 @@ fn pattern(offset: u64, len: usize) -> Vec<u8> {
         .map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8)
         .collect()
 }
+
+impl File {
+    /// No request is under way, and nothing waits to be sent.
+    pub(crate) fn assert_idle(&self) {
+        let state = self.core.lock();
+        assert_eq!(
+            (state.staging, state.flights.len(), state.to_stage.len()),
+            (0, 0, 0)
+        );
+        assert!(matches!(state.turn, state::Turn::Free));
+    }
+}

@@ -20,7 +20,7 @@ use crate::store::fake::FakeStore;
 
 /// A protection that is taken away from what a mount asks of the service: the model must notice each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mutant {
+pub(crate) enum Mutant {
     /// What is deleted is whatever has the name.
     UnconditionalDelete,
     /// A directory that is renamed takes its new name, whoever has it.
@@ -36,14 +36,14 @@ fn is_folder(metadata: &Metadata) -> bool {
 }
 
 #[derive(Debug)]
-pub(super) struct Jitter {
+pub(crate) struct Jitter {
     store: Arc<FakeStore>,
     rng: Mutex<StdRng>,
     mutant: Option<Mutant>,
 }
 
 impl Jitter {
-    pub(super) fn new(store: Arc<FakeStore>, seed: u64, mutant: Option<Mutant>) -> Arc<Self> {
+    pub(crate) fn new(store: Arc<FakeStore>, seed: u64, mutant: Option<Mutant>) -> Arc<Self> {
         Arc::new(Self {
             store,
             rng: Mutex::new(StdRng::seed_from_u64(seed)),

@@ -3,7 +3,7 @@
 //! what the operations say (see `oracle`). A seed gives the same run again.
 
 mod client;
-mod jitter;
+pub(crate) mod jitter;
 mod oracle;
 mod snapshot;
 mod steps;

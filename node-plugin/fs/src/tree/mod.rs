@@ -48,6 +48,8 @@
 //! - *Shed*: forget nodes for want of memory; *sweep*: because nobody refers to them; *reap*: because they
 //!   have no name.
 
+#[cfg(test)]
+mod at_rest;
 mod attrs;
 mod busy;
 mod children;

@@ -1,7 +1,7 @@
 //! One node: what it is, its attributes, and its open content.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use blob_client::{BlobType, ETag, Metadata, Properties, Written};
@@ -10,6 +10,7 @@ use tokio::sync::{Mutex as AsyncMutex, RwLock};
 use super::attrs::{self, Attrs, Defaults, Kind};
 use crate::content::File;
 use crate::errno::Result;
+use crate::sync::{Mutex, MutexGuard};
 
 /// Number of a node, shown as its inode number.
 pub(crate) type NodeId = u64;
@@ -148,7 +149,7 @@ impl Node {
     /// The state. Innermost lock but for the journal's: nothing else is locked while it is held, nothing
     /// awaited.
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

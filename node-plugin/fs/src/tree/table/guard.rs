@@ -1,9 +1,9 @@
 //! The table behind its lock: what was recorded meanwhile is in the journal when the lock is given back.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Table;
+use crate::sync::{Mutex, MutexGuard};
 
 /// The table behind its lock. Taken before any node's state, never across an await.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ impl SharedTable {
     }
 
     pub(crate) fn lock(&self) -> TableGuard<'_> {
-        TableGuard(self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        TableGuard(self.0.lock())
     }
 }
 

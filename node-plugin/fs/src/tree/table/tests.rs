@@ -424,3 +424,42 @@ fn what_is_let_go_of_for_want_of_memory_is_in_nobodys_hands() {
     assert!(t.shed(1) > 0);
     assert!(t.child(ROOT, "f0").is_none());
 }
+
+impl Table {
+    /// The maps agree, nothing is kept for nobody, and what is counted is what there is.
+    pub(crate) fn assert_sound(&self) {
+        let mut names = 0;
+        for (id, link) in &self.links {
+            names += 2 * link.name.len();
+            let handles = link.node.state().handles;
+            match link.parent {
+                0 if *id == ROOT => {}
+                0 => assert!(link.lookups > 0 || handles > 0, "{id} is kept for nobody"),
+                parent => {
+                    let child = self.dir(parent).and_then(|dir| dir.children.get(&link.name));
+                    let name = &link.name;
+                    assert_eq!(
+                        child.map(|child| child.id),
+                        Some(*id),
+                        "{id} is not {name} of {parent}"
+                    );
+                }
+            }
+            let Some(dir) = &link.dir else { continue };
+            let mut subdirectories = 0;
+            for (name, child) in &dir.children {
+                let there = self.links.get(&child.id).filter(|there| there.parent == *id);
+                let there = there.filter(|there| there.name == *name);
+                assert!(
+                    there.is_some(),
+                    "{name} of {id} leads to {}, which is elsewhere",
+                    child.id
+                );
+                let is_directory = there.is_some_and(|there| there.node.kind == Kind::Directory);
+                subdirectories += u32::from(is_directory);
+            }
+            assert_eq!(dir.subdirectories, subdirectories, "of {id}");
+        }
+        assert_eq!(self.names, names, "bytes of names");
+    }
+}
