@@ -17,8 +17,15 @@ pub(crate) enum Relation {
     Replaced,
 }
 
+/// Metadata that makes a blob something else than a file: a folder, a link, a FIFO (see `tree::attrs`).
+const KIND_KEYS: [&str; 3] = ["hdi_isfolder", "is_symlink", "vsc_kind"];
+
 /// What the properties alone say; `None` when the content has to be looked at.
 pub(crate) fn by_properties(base: &BaseVersion, now: &Properties) -> Option<Relation> {
+    let same_kind = |key| base.metadata.get(key) == now.metadata.get(key);
+    if now.is_directory || !KIND_KEYS.into_iter().all(same_kind) {
+        return Some(Relation::Replaced);
+    }
     let grown = match now.content_length.cmp(&base.size) {
         std::cmp::Ordering::Less => return Some(Relation::Replaced),
         std::cmp::Ordering::Equal => Relation::Same,

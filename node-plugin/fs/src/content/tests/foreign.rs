@@ -462,3 +462,21 @@ async fn a_change_of_metadata_on_top_of_a_commit_in_doubt_is_not_undone() {
         assert_eq!(world.content()[..2], *b"XY");
     }
 }
+
+/// An empty file and the marker of a folder are both blobs without content.
+#[tokio::test]
+async fn a_folder_that_takes_the_name_of_an_empty_file_is_another_content() {
+    for key in ["hdi_isfolder", "vsc_kind"] {
+        let world = World::usual();
+        world.store.foreign_put("file", "", Metadata::new());
+        let file = world.open();
+        file.opened(true);
+        file.write(0, b"ours").await.unwrap();
+        let other = Metadata::from([(key.to_owned(), "true".to_owned())]);
+        world.store.foreign_put("file", "", other.clone());
+        let committed = file.commit(Metadata::new()).await;
+        assert!(matches!(committed, Err(FileError::Stale)), "{key}: {committed:?}");
+        assert_eq!(world.content(), b"", "{key}");
+        assert_eq!(world.store.properties("file").unwrap().metadata, other);
+    }
+}
