@@ -28,8 +28,10 @@ const OUTDATED: [i32; 7] = [
     libc::EBUSY,
 ];
 
-/// Directories whose move was interrupted: what was in both places then, by name below them.
-pub(super) type HalfDone = BTreeMap<(String, String), BTreeMap<String, String>>;
+/// Contents that were at the old and the new name of a file at once, by its name below the directory.
+type Copies = BTreeMap<String, BTreeSet<String>>;
+/// Directories whose move was cut off.
+type HalfDone = BTreeMap<(String, String), Copies>;
 
 #[derive(Debug, Default)]
 pub(super) struct Oracle {
@@ -43,6 +45,9 @@ pub(super) struct Oracle {
 impl Oracle {
     pub(super) fn remember(&mut self, now: &Snapshot) {
         self.directories.extend(now.directories());
+        for ((from, to), copied) in &mut self.half_done {
+            note_copies(now, (from.as_str(), to.as_str()), copied);
+        }
         for (path, file) in &now.files {
             self.history
                 .entry(path.clone())
@@ -78,8 +83,30 @@ impl Oracle {
         };
         for d in done {
             self.note_half_done(before, d, after);
+            self.note_directories(&d.step);
         }
         result
+    }
+
+    /// Directories may come, move and go between two looks at the container; and where one was that only its
+    /// mount still knows, that mount knows it under its new name.
+    fn note_directories(&mut self, step: &Step) {
+        match step {
+            Step::Mkdir { path } => {
+                self.directories.insert(path.clone());
+            }
+            Step::Rename { from, to, .. } => {
+                let moved: Vec<String> = self
+                    .directories
+                    .iter()
+                    .filter_map(|path| path.strip_prefix(from.as_str()))
+                    .filter(|rest| rest.is_empty() || rest.starts_with('/'))
+                    .map(|rest| format!("{to}{rest}"))
+                    .collect();
+                self.directories.extend(moved);
+            }
+            _ => {}
+        }
     }
 
     /// A directory's move that failed, or goes on from one that did: what is where is not decided by one
@@ -93,7 +120,7 @@ impl Oracle {
         }
         match done.shown {
             Ok(_) => self.goes_on(before, from, to),
-            Err(error) => !OUTDATED.contains(&error) || done.doubtful,
+            Err(error) => !OUTDATED.contains(&error) || done.doubtful || self.goes_on(before, from, to),
         }
     }
 
@@ -115,14 +142,26 @@ impl Oracle {
             return;
         }
         let copied = self.half_done.entry(key).or_default();
-        for (path, file) in &after.files {
-            if let Some(rest) = path.strip_prefix(from.as_str()).filter(|_| is_below(path, from))
-                && let Some(copy) = after.files.get(&format!("{to}{rest}"))
-                && copy.content == file.content
-            {
-                copied.insert(rest.to_owned(), file.content.clone());
-            }
-        }
+        note_copies(after, (from.as_str(), to.as_str()), copied);
+    }
+
+    /// Directories' moves that were cut off, and that the same rename would go on with.
+    pub(super) fn to_be_finished(&self, now: &Snapshot) -> Vec<(String, String)> {
+        let moves = self.half_done.keys();
+        let noted = |to: &String| now.markers.get(to).is_some_and(|marker| marker.half_done);
+        moves
+            .filter(|(from, to)| noted(to) && now.is_dir(from))
+            .cloned()
+            .collect()
+    }
+
+    /// The move of a directory put this content there, and may put a later one in its place.
+    fn is_copy(&self, path: &str, content: &str) -> bool {
+        self.half_done.iter().any(|((_, to), copied)| {
+            let rest = path.strip_prefix(to.as_str()).filter(|_| is_below(path, to));
+            rest.and_then(|rest| copied.get(rest))
+                .is_some_and(|of| of.contains(content))
+        })
     }
 
     /// Every content that was there is there, but what somebody replaced or took away.
@@ -146,15 +185,9 @@ impl Oracle {
                 _ => {}
             }
         }
-        let copied: BTreeSet<&str> = self
-            .half_done
-            .values()
-            .flat_map(|files| files.values())
-            .map(String::as_str)
-            .collect();
         for (path, file) in &before.files {
             let content = file.content.as_str();
-            if !there.contains(content) && !excused.contains(path.as_str()) && !copied.contains(content) {
+            if !there.contains(content) && !excused.contains(path.as_str()) && !self.is_copy(path, content) {
                 return Err(format!("{content:?} of {path} is lost"));
             }
         }
@@ -254,7 +287,9 @@ impl Oracle {
                 // It was gone already.
                 let lingers =
                     matches!(&this.step, Step::Rename { from, .. } if self.directories.contains(from));
-                (lingers || matches!(this.step, Step::Rmdir { .. } | Step::Chmod { .. })) && go_on(before_of)
+                let nothing = lingers || matches!(this.step, Step::Rmdir { .. } | Step::Chmod { .. });
+                (nothing && go_on(before_of.clone()))
+                    || (done.len() > 1 && copied(before_of, &this.step).is_some_and(go_on))
             }
             (Ok(_), Err(_)) => false,
             (Err(error), wanted) => {
@@ -266,7 +301,10 @@ impl Oracle {
                 // A directory to its mount, and a file has its name: there is no place for attributes.
                 let taken = matches!(this.step, Step::Chmod { .. }) && *error == libc::EPERM;
                 let outdated = (OUTDATED.contains(error) || taken) && (elsewhere || done.len() > 1 || open);
-                if (outdated || this.doubtful || wanted == Err(*error)) && go_on(now.clone()) {
+                // What came late may have come before this.
+                let by_then = || on_their_way && after.clone().apply(&this.step) == Err(*error);
+                let explained = outdated || this.doubtful || wanted == Err(*error) || by_then();
+                if explained && go_on(now.clone()) {
                     return true;
                 }
                 if !this.doubtful && done.len() == 1 {
@@ -337,6 +375,20 @@ impl Oracle {
             .markers
             .retain(|path, _| expected.markers.contains_key(path) || !directories.contains(path));
         without.is_as(expected, before)
+    }
+}
+
+fn note_copies(now: &Snapshot, (from, to): (&str, &str), copied: &mut Copies) {
+    for (path, file) in &now.files {
+        if let Some(rest) = path.strip_prefix(from).filter(|_| is_below(path, from))
+            && let Some(copy) = now.files.get(&format!("{to}{rest}"))
+            && copy.content == file.content
+        {
+            copied
+                .entry(rest.to_owned())
+                .or_default()
+                .insert(file.content.clone());
+        }
     }
 }
 

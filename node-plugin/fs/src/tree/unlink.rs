@@ -380,16 +380,12 @@ impl Tree {
                 Err(failed) => return Err(failed),
             }
         }
+        // One that had no marker when it was looked at may have been made by somebody else since.
         let known = {
             let state = node.state();
-            (state.marker == Marker::Blob).then(|| state.etag.clone())
+            state.etag.clone().filter(|_| state.marker == Marker::Blob)
         };
-        match known {
-            Some(etag) => {
-                let directory = |now: &Properties| kind_of(now) == Kind::Directory;
-                self.delete_known(blob, etag, directory).await
-            }
-            None => Ok(()),
-        }
+        let directory = |now: &Properties| kind_of(now) == Kind::Directory;
+        self.delete_known(blob, known, directory).await
     }
 }

@@ -137,6 +137,10 @@ impl Tree {
                 .collect(),
         };
         let progress = self.copy_all(&load, new_blob, &there).await;
+        if let Copied::Gone = progress.marker {
+            // Somebody else moves or removes the directory: what is left of it has to be looked at.
+            return Ok(Moved::Again);
+        }
         if progress.marker.failed() || progress.others.iter().any(Copied::failed) {
             return self.give_up(node, (&load, new_blob), &progress, nth).await;
         }
@@ -230,7 +234,7 @@ impl Tree {
                 Err(copied) => progress.marker = copied,
             },
         }
-        if progress.marker.failed() {
+        if progress.marker.failed() || matches!(progress.marker, Copied::Gone) {
             return progress;
         }
         let failed = AtomicBool::new(false);
