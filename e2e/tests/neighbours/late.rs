@@ -146,7 +146,6 @@ fn a_late_change_of_metadata_undoes_nothing() -> Result<()> {
 /// A request that was executed and answered with an error is no error of the program's. (ServerBusy is the
 /// service's word that it was not.)
 #[test]
-#[ignore = "an open point: a 503 that is not ServerBusy is taken for not executed"]
 fn an_error_after_the_execution_is_no_lost_race() -> Result<()> {
     let setup = setup()?;
     let foreign = Foreign::new(&setup, "late")?;
