@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use blob_client::auth::Credentials;
-use blob_client::request::Request;
+use blob_client::request::{COLLECT, Request};
 use blob_client::secret::Secret;
 use blob_client::transport::Transport;
 use blob_client::{Body, Client, ClientConfig, Container, Error, Metadata, PutOptions};
@@ -335,6 +335,7 @@ impl Context {
                 headers,
                 body: bytes_body(body),
                 dest: None,
+                collect: COLLECT,
                 idempotent: false,
                 avoid: None,
                 timeout: Duration::from_secs(30),
