@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blob_client::Body;
-use blob_client::request::Request;
+use blob_client::request::{COLLECT, Request};
 use blob_client::transport::https::Https;
 use blob_client::transport::{Transport, TransportError};
 use bytes::Bytes;
@@ -93,6 +93,7 @@ impl Fixture {
                     body.into()
                 },
                 dest: None,
+                collect: COLLECT,
                 idempotent: false,
                 avoid: None,
                 timeout,
