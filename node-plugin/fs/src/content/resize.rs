@@ -10,6 +10,7 @@ use super::core::Core;
 use super::dirty_log::NoLog;
 use super::error::{FileError, shutting_down};
 use super::state::Turn;
+use crate::sync::spawn;
 
 impl Core {
     /// See [`crate::content::File::resize`].
@@ -20,7 +21,7 @@ impl Core {
     ) -> Result<Option<Written>, FileError> {
         // A task of its own: a caller that goes away must not leave the outcome unknown.
         let core = Arc::clone(self);
-        let task = self.env.runtime.spawn(async move {
+        let task = spawn(&self.env.runtime, async move {
             let _held = core.hold().await?;
             core.resize_held(size, metadata).await
         });
