@@ -207,13 +207,7 @@ impl Budget {
             return false;
         }
         let others = inner.reserved.saturating_sub(unused(own));
-        self.beyond_own(inner, bytes, of) || inner.of(Kind::Dirty) + bytes + others > self.dirty_limit
-    }
-
-    /// True when `bytes` more would be more than one of several volumes may have at most.
-    pub(super) fn beyond_own(&self, inner: &Inner, bytes: usize, own: &Own) -> bool {
-        let after = own.dirty.load(Ordering::Relaxed) + bytes;
-        inner.volumes > 1 && after > DIRTY_SHARE && after > self.dirty_limit / 4 * 3
+        own + bytes > self.dirty_limit / 4 * 3 || inner.of(Kind::Dirty) + bytes + others > self.dirty_limit
     }
 
     pub(super) fn is_full(&self, kind: Kind, bytes: usize, share: Option<&Arc<Share>>) -> bool {

@@ -40,24 +40,10 @@ impl Permit {
     /// Holds another number of bytes from now on. Growing is always granted (and drops cached data if
     /// needed).
     pub fn resize(&mut self, bytes: usize) {
-        let kind = self.kind();
         let grown = bytes > self.bytes;
-        let mut inner = self.budget.lock();
-        if grown {
-            inner.add(kind, bytes - self.bytes, self.counted());
-        } else {
-            inner.sub(kind, self.bytes - bytes, self.counted());
-        }
-        if !grown {
-            inner.queues.wake_first();
-        }
-        drop(inner);
-        self.bytes = bytes;
+        self.count(bytes);
         if grown {
             self.budget.shrink();
-            if kind == Kind::Metadata {
-                self.budget.note_crowd();
-            }
         }
     }
 

@@ -187,6 +187,15 @@ fn record(volume_id: &str, path: &Path, context: &HashMap<String, String>) -> Re
     Record::new(volume_id, path, access, stable_context(context))
 }
 
+/// Stages the volume `h`; where.
+async fn staged(service: &NodeService, folder: &tempfile::TempDir) -> PathBuf {
+    let staging = folder.path().join("globalmount");
+    let config = VolumeConfig::new("acct/photos", Arc::new(FakeStore::new()));
+    let record = record("h", &staging, &HashMap::new());
+    service.mounts.start(record, config).await.unwrap();
+    staging
+}
+
 #[tokio::test]
 async fn a_target_that_its_record_lost_is_remembered_again() {
     let folder = tempfile::tempdir().unwrap();
@@ -220,10 +229,7 @@ async fn what_the_service_does_not_take_is_the_volumes_condition() {
     let folder = tempfile::tempdir().unwrap();
     let kernel = FakeKernel::new();
     let service = service(kernel.clone(), folder.path());
-    let staging = folder.path().join("globalmount");
-    let config = VolumeConfig::new("acct/photos", Arc::new(FakeStore::new()));
-    let staged = record("h", &staging, &HashMap::new());
-    service.mounts.start(staged, config).await.unwrap();
+    let staging = staged(&service, &folder).await;
     let condition = async || {
         let request = NodeGetVolumeStatsRequest {
             volume_id: "h".into(),
@@ -280,10 +286,7 @@ async fn a_call_goes_on_when_its_caller_has_gone() {
     let folder = tempfile::tempdir().unwrap();
     let kernel = FakeKernel::new();
     let service = service(kernel.clone(), folder.path());
-    let staging = folder.path().join("globalmount");
-    let config = VolumeConfig::new("acct/photos", Arc::new(FakeStore::new()));
-    let staged = record("h", &staging, &HashMap::new());
-    service.mounts.start(staged, config).await.unwrap();
+    let staging = staged(&service, &folder).await;
     let unstage = || {
         service.node_unstage_volume(Request::new(NodeUnstageVolumeRequest {
             volume_id: "h".into(),
