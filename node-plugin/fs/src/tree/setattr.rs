@@ -1,15 +1,16 @@
 //! Attribute changes: with the next commit where there is going to be one, at once otherwise.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use blob_client::{Condition, Error};
+use blob_client::{Condition, Error, Properties};
 
 use super::attrs::{self, Attrs, Kind};
 use super::busy::Busy;
 use super::core::Tree;
 use super::node::{Debt, Life, Marker, Node, NodeId, ROOT, Stat, State};
 use super::table::Found;
+use crate::content::merge;
 use crate::errno::{Errno, Result, fail};
 use crate::log_limit::limited;
 
@@ -276,7 +277,35 @@ impl Tree {
         fail(libc::ESTALE)
     }
 
-    /// Somebody else changed the blob: takes over its attributes, unless a handle holds an older version.
+    /// A file that is open here has a new version: true when its content is the same, and its attributes were
+    /// taken over (but for what this mount changed and has not stored yet).
+    async fn follow_open(&self, node: &Node, now: &Properties, at: Instant) -> Result<bool> {
+        let (content, mine, owed) = {
+            let state = node.state();
+            let mine = state.metadata(node.kind, &self.defaults)?;
+            (state.content.clone(), mine, state.debt())
+        };
+        let Some(content) = content.filter(|_| attrs::kind_of(now) == Kind::File) else {
+            return Ok(false);
+        };
+        let before = content.stored_metadata();
+        if !content.follow(now.clone()).await? {
+            return Ok(false);
+        }
+        let mut state = node.state();
+        let still = state.content.as_ref().is_some_and(|c| Arc::ptr_eq(c, &content));
+        if state.nameless() || !still || content.etag().as_ref() != Some(&now.etag) {
+            return Ok(false);
+        }
+        state.adopt(now, at);
+        if let (Some(before), true) = (before, owed != Debt::Nothing) {
+            state.attrs = attrs::decode(&merge(&before, &mine, &now.metadata)).1;
+        }
+        Ok(true)
+    }
+
+    /// Somebody else changed the blob: takes over its attributes, unless a handle holds an older version whose
+    /// content was another one.
     async fn refresh_version(&self, node: &Arc<Node>, blob: &str) -> Result<()> {
         let (asked, parent, name) = {
             let table = self.table.lock();
@@ -288,9 +317,13 @@ impl Tree {
             Err(Error::BlobNotFound { .. }) => None,
             Err(error) => return Err(error.into()),
         };
-        let mut state = node.state();
-        if state.handles > 0 && node.kind == Kind::File {
-            drop(state);
+        let open = node.state().handles > 0;
+        if open && node.kind == Kind::File {
+            if let Some(properties) = &found
+                && self.follow_open(node, properties, asked.at).await?
+            {
+                return Ok(());
+            }
             let found = Found {
                 blob: found.as_ref(),
                 prefix: false,
@@ -298,6 +331,11 @@ impl Tree {
             // The new version becomes another node, unless somebody writes to this one.
             self.table.lock().learn(parent, &name, found, asked);
             return fail(libc::ESTALE);
+        }
+        let mut state = node.state();
+        if state.handles > 0 && node.kind == Kind::File {
+            // Opened meanwhile: looked at again.
+            return Ok(());
         }
         state.set_debt(Debt::Nothing);
         match &found {

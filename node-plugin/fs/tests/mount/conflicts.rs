@@ -678,3 +678,43 @@ fn a_resumed_rename_does_not_go_by_length() {
     f.sync_all().unwrap();
     assert_eq!(store.content("e/f").unwrap(), "THEIR+".as_bytes());
 }
+
+/// Somebody else changed other attributes of it: that is no reason to refuse.
+#[test]
+fn attributes_of_an_open_file_go_on_top_of_those_of_others() {
+    for writes in [false, true] {
+        let store = store();
+        let m = Mount::with(&store, patient);
+        fs::write(m.path("f"), "x").unwrap();
+        let f = OpenOptions::new()
+            .read(true)
+            .write(writes)
+            .open(m.path("f"))
+            .unwrap();
+        let ino = f.metadata().unwrap().ino();
+        let mut theirs = store.properties("f").unwrap().metadata;
+        theirs.insert("vsc_uid".into(), "7".into());
+        store.foreign_metadata("f", &theirs).unwrap();
+        f.set_permissions(Permissions::from_mode(0o604)).unwrap();
+        let stored = store.properties("f").unwrap().metadata;
+        assert_eq!(stored["vsc_uid"], "7", "writes {writes}");
+        assert!(stored["vsc_mode"].ends_with("604"), "writes {writes}: {stored:?}");
+        let now = fs::metadata(m.path("f")).unwrap();
+        assert_eq!((now.ino(), now.mode() & 0o777), (ino, 0o604), "writes {writes}");
+    }
+}
+
+/// Another content is: who has the file open has another version than the one whose attributes would change.
+#[test]
+fn attributes_of_another_content_are_not_changed_through_an_open_file() {
+    let store = store();
+    let m = Mount::with(&store, patient);
+    fs::write(m.path("f"), "x").unwrap();
+    let f = File::open(m.path("f")).unwrap();
+    store.foreign_put("f", "another", meta(&[("vsc_mode", "640")]));
+    assert_eq!(
+        errno(f.set_permissions(Permissions::from_mode(0o604))),
+        libc::ESTALE
+    );
+    assert_eq!(store.properties("f").unwrap().metadata["vsc_mode"], "640");
+}
