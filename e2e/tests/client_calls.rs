@@ -12,7 +12,7 @@ use blob_client::transport::Transport;
 use blob_client::transport::failover::{Paths, TransportMode};
 use blob_client::{
     BlockId, BlockRef, Body, Client, ClientConfig, Condition, Container, Error, ListItem, ListOptions,
-    Metadata, PutOptions, StoredHeaders,
+    Metadata, PutOptions, StageOptions, StoredHeaders,
 };
 use bytes::Bytes;
 use e2e::store::{AccountKey, BlobStore, DEV_ACCOUNT, DEV_KEY, SasOptions, Server, StoreConfig};
@@ -152,7 +152,7 @@ async fn containers(service: &Service) {
         c.create(&Metadata::new()).await,
         Err(Error::AlreadyExists { .. })
     ));
-    c.set_container_metadata(&meta(&[("owner", "me"), ("a_b", "1"), ("a1", "2")]))
+    c.set_container_metadata(&meta(&[("owner", "me"), ("a_b", "1"), ("a1", "2")]), None)
         .await
         .unwrap();
     let (version, metadata) = c.properties().await.unwrap();
@@ -293,8 +293,12 @@ async fn blocks(service: &Service) {
     let c = service.container().await;
     assert!(matches!(c.block_list("b").await, Err(Error::BlobNotFound { .. })));
     let id = |n: u8| BlockId(vec![n; 24]);
-    c.stage("b", &id(1), body("one"), None).await.unwrap();
-    c.stage("b", &id(2), body("two"), None).await.unwrap();
+    c.stage("b", &id(1), body("one"), &StageOptions::default())
+        .await
+        .unwrap();
+    c.stage("b", &id(2), body("two"), &StageOptions::default())
+        .await
+        .unwrap();
     let list = c.block_list("b").await.unwrap();
     assert_eq!(list.committed.len(), 0);
     assert_eq!(list.uncommitted.len(), 2);
@@ -311,7 +315,9 @@ async fn blocks(service: &Service) {
         .await
         .unwrap();
     assert_eq!(service.read(&c, "b").await, b"twoone");
-    c.stage("b", &id(3), body("three"), None).await.unwrap();
+    c.stage("b", &id(3), body("three"), &StageOptions::default())
+        .await
+        .unwrap();
     let second = c
         .commit(
             "b",
@@ -547,7 +553,14 @@ async fn copies(service: &Service) {
     ));
     let id = BlockId(vec![7; 8]);
     match c
-        .stage_from("s", &id, source, 2..5, Some(&first.etag), None)
+        .stage_from(
+            "s",
+            &id,
+            source,
+            2..5,
+            Some(&first.etag),
+            &StageOptions::default(),
+        )
         .await
     {
         Ok(()) => {
@@ -690,7 +703,9 @@ async fn tokens_are_sent_and_a_revoked_one_is_replaced() {
     store.revoke_token("token-0");
     store.accept_token("token-1");
     let id = BlockId(vec![1; 4]);
-    c.stage_from("t", &id, "s", 1..4, None, None).await.unwrap();
+    c.stage_from("t", &id, "s", 1..4, None, &StageOptions::default())
+        .await
+        .unwrap();
     c.commit("t", &[BlockRef::Latest(id)], &PutOptions::default())
         .await
         .unwrap();

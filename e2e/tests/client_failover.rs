@@ -12,7 +12,7 @@ use blob_client::transport::failover::{Paths, TransportMode};
 use blob_client::transport::{PathStats, Transport};
 use blob_client::{
     BlockId, BlockRef, Body, Client, ClientConfig, Condition, Container, Error, ListOptions, Metadata,
-    PutOptions,
+    PutOptions, StageOptions,
 };
 use bytes::Bytes;
 use e2e::store::{AccountKey, BlobStore, DEV_ACCOUNT, DEV_KEY, Operation, SasOptions, Server, StoreConfig};
@@ -114,12 +114,22 @@ async fn round_trip(node: &Node, c: &Container, seed: usize) {
     let content = bytes(seed, len);
     let (head, tail) = content.split_at(len / 2);
     let ids = [BlockId(vec![1; 16]), BlockId(vec![2; 16])];
-    c.stage(&name, &ids[0], node.buffer(head).freeze().into(), None)
-        .await
-        .unwrap();
-    c.stage(&name, &ids[1], Bytes::copy_from_slice(tail).into(), None)
-        .await
-        .unwrap();
+    c.stage(
+        &name,
+        &ids[0],
+        node.buffer(head).freeze().into(),
+        &StageOptions::default(),
+    )
+    .await
+    .unwrap();
+    c.stage(
+        &name,
+        &ids[1],
+        Bytes::copy_from_slice(tail).into(),
+        &StageOptions::default(),
+    )
+    .await
+    .unwrap();
     let options = PutOptions {
         condition: Condition::absent(),
         ..PutOptions::default()
@@ -345,9 +355,14 @@ async fn a_write_whose_answer_was_lost_is_not_a_lost_race() {
     assert_eq!(head("a").await.etag, second.etag);
 
     let id = BlockId(vec![5; 32]);
-    c.stage("a", &id, Bytes::from_static(b"block").into(), None)
-        .await
-        .unwrap();
+    c.stage(
+        "a",
+        &id,
+        Bytes::from_static(b"block").into(),
+        &StageOptions::default(),
+    )
+    .await
+    .unwrap();
     lose().await;
     let third = c
         .commit(

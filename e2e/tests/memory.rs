@@ -17,7 +17,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use blob_client::{BlockId, BlockRef, Condition, PutOptions};
+use blob_client::{BlockId, BlockRef, Condition, PutOptions, StageOptions};
 use bytes::Bytes;
 use e2e::harness::backend::{ContainerView, Kind};
 use e2e::harness::mount::Mount;
@@ -53,11 +53,12 @@ fn put_one_gibibyte(container: &ContainerView, blob: &str) -> Result<()> {
             bytes.extend(pattern(block * BLOCK + word * 8));
         }
         let id = BlockId(format!("{block:08}").into_bytes());
-        runtime().block_on(
-            container
-                .client()
-                .stage(blob, &id, Bytes::from(bytes).into(), None),
-        )?;
+        runtime().block_on(container.client().stage(
+            blob,
+            &id,
+            Bytes::from(bytes).into(),
+            &StageOptions::default(),
+        ))?;
         ids.push(BlockRef::Uncommitted(id));
     }
     runtime().block_on(container.client().commit(blob, &ids, &PutOptions::default()))?;

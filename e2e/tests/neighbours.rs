@@ -19,6 +19,8 @@ mod late;
 mod names;
 #[path = "neighbours/owners.rs"]
 mod owners;
+#[path = "neighbours/protected.rs"]
+mod protected;
 #[path = "neighbours/refused.rs"]
 mod refused;
 

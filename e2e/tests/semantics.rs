@@ -821,10 +821,10 @@ fn the_container_holds_what_is_written_down_and_nothing_else() -> Result<()> {
     ensure!(blobs["link"].get("is_symlink").map(String::as_str) == Some("true"));
     ensure!(container.read("link")? == b"folder/a file");
     ensure!(container.read("folder/a file")? == b"content");
-    // The time of the last write is kept to the nanosecond, which the service's own is not; defaults are not
-    // written.
+    // The times of the last write are kept to the nanosecond, which the service's own is not, and what they
+    // belong to; defaults are not written.
     let kept: Vec<&String> = blobs["folder/a file"].keys().collect();
-    ensure!(kept == ["vsc_mtime"], "{kept:?}");
+    ensure!(kept == ["vsc_ctime", "vsc_mtime", "vsc_times_of"], "{kept:?}");
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Blocks and block lists.
 
 use anyhow::{Result, ensure};
-use blob_client::{Block, BlockId, BlockRef, Condition, ListOptions, Metadata, PutOptions};
+use blob_client::{Block, BlockId, BlockRef, Condition, ListOptions, Metadata, PutOptions, StageOptions};
 
 use crate::context::{Context, bytes_body, kind};
 use crate::same;
@@ -15,7 +15,7 @@ fn latest(ids: &[&str]) -> Vec<BlockRef> {
 
 async fn stage(c: &Context, blob: &str, block: &str, body: &[u8]) -> Result<()> {
     Ok(c.container()?
-        .stage(blob, &id(block), bytes_body(body), None)
+        .stage(blob, &id(block), bytes_body(body), &StageOptions::default())
         .await?)
 }
 async fn commit(c: &Context, blob: &str, blocks: &[BlockRef]) -> blob_client::Result<blob_client::Written> {
@@ -123,7 +123,7 @@ pub(crate) async fn ids_of_other_lengths(c: &Context) -> Result<()> {
     stage(c, "b", "aa", b"x").await?;
     let other = c
         .container()?
-        .stage("b", &id("aaa"), bytes_body(b"x"), None)
+        .stage("b", &id("aaa"), bytes_body(b"x"), &StageOptions::default())
         .await;
     same!(
         c.ended("another length", &other),
@@ -202,7 +202,14 @@ pub(crate) async fn stage_from(c: &Context) -> Result<()> {
     let container = c.container()?;
     let source = c.put("source blob", b"0123456789").await?;
     let staged = container
-        .stage_from("b", &id("a"), "source blob", 2..6, Some(&source.etag), None)
+        .stage_from(
+            "b",
+            &id("a"),
+            "source blob",
+            2..6,
+            Some(&source.etag),
+            &StageOptions::default(),
+        )
         .await;
     if c.differs(
         "Azurite 3.35 does not implement Put Block From URL: it answers 501, and the client reports that",
@@ -212,17 +219,24 @@ pub(crate) async fn stage_from(c: &Context) -> Result<()> {
     }
     staged?;
     container
-        .stage_from("b", &id("b"), "source blob", 0..2, None, None)
+        .stage_from("b", &id("b"), "source blob", 0..2, None, &StageOptions::default())
         .await?;
     commit(c, "b", &latest(&["a", "b"])).await?;
     same!(c.read("b").await?, b"234501");
     c.put("source blob", b"changed").await?;
     let stale = container
-        .stage_from("b", &id("c"), "source blob", 0..2, Some(&source.etag), None)
+        .stage_from(
+            "b",
+            &id("c"),
+            "source blob",
+            0..2,
+            Some(&source.etag),
+            &StageOptions::default(),
+        )
         .await;
     same!(kind(&stale), "ConditionNotMet");
     let missing = container
-        .stage_from("b", &id("c"), "nothing", 0..2, None, None)
+        .stage_from("b", &id("c"), "nothing", 0..2, None, &StageOptions::default())
         .await;
     same!(kind(&missing), "BlobNotFound");
     Ok(())

@@ -1,7 +1,7 @@
 //! Conditional requests: what guards a writer against another.
 
 use anyhow::Result;
-use blob_client::{BlockId, BlockRef, Condition, ETag, Metadata, PutOptions};
+use blob_client::{BlockId, BlockRef, Condition, ETag, Metadata, PutOptions, StageOptions};
 
 use crate::context::{Context, bytes_body, kind};
 use crate::same;
@@ -49,15 +49,21 @@ pub(crate) async fn commit(c: &Context) -> Result<()> {
     let container = c.container()?;
     let id = BlockId(b"a".to_vec());
     let list = [BlockRef::Latest(id.clone())];
-    container.stage("b", &id, bytes_body(b"1"), None).await?;
+    container
+        .stage("b", &id, bytes_body(b"1"), &StageOptions::default())
+        .await?;
     let first = container.commit("b", &list, &with(Condition::absent())).await?;
-    container.stage("b", &id, bytes_body(b"2"), None).await?;
+    container
+        .stage("b", &id, bytes_body(b"2"), &StageOptions::default())
+        .await?;
     let again = container.commit("b", &list, &with(Condition::absent())).await;
     same!(c.ended("absent, but there", &again), "AlreadyExists");
     let second = container
         .commit("b", &list, &with(Condition::matches(&first.etag)))
         .await?;
-    container.stage("b", &id, bytes_body(b"3"), None).await?;
+    container
+        .stage("b", &id, bytes_body(b"3"), &StageOptions::default())
+        .await?;
     let stale = container
         .commit("b", &list, &with(Condition::matches(&first.etag)))
         .await;
@@ -69,7 +75,9 @@ pub(crate) async fn commit(c: &Context) -> Result<()> {
         .await?;
     same!(c.read("b").await?, b"3");
     container.delete("b", &Condition::none()).await?;
-    container.stage("b", &id, bytes_body(b"4"), None).await?;
+    container
+        .stage("b", &id, bytes_body(b"4"), &StageOptions::default())
+        .await?;
     let gone = container
         .commit("b", &list, &with(Condition::matches(&second.etag)))
         .await;

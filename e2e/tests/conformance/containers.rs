@@ -33,14 +33,14 @@ pub(crate) async fn metadata_is_replaced(c: &Context) -> Result<()> {
     let container = c.container()?;
     let (before, _) = container.properties().await?;
     let metadata = Metadata::from([("a".into(), "1".into()), ("b".into(), "2".into())]);
-    let set = container.set_container_metadata(&metadata).await?;
+    let set = container.set_container_metadata(&metadata, None).await?;
     ensure!(set.etag != before.etag, "a new version");
     let (after, got) = container.properties().await?;
     same!((after.etag.clone(), got), (set.etag, metadata));
     // Blobs do not touch the container's version.
     c.put("b", b"x").await?;
     same!(container.properties().await?.0.etag, after.etag);
-    container.set_container_metadata(&Metadata::new()).await?;
+    container.set_container_metadata(&Metadata::new(), None).await?;
     same!(container.properties().await?.1, Metadata::new());
     Ok(())
 }
@@ -61,7 +61,7 @@ pub(crate) async fn missing(c: &Context) -> Result<()> {
         c.ended("list", &none.list(&ListOptions::default()).await),
         "ContainerNotFound"
     );
-    let set = none.set_container_metadata(&Metadata::new()).await;
+    let set = none.set_container_metadata(&Metadata::new(), None).await;
     same!(c.ended("set metadata", &set), "ContainerNotFound");
     Ok(())
 }

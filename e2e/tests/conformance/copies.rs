@@ -1,7 +1,7 @@
 //! Copy Blob inside a container.
 
 use anyhow::{Result, ensure};
-use blob_client::{BlockId, BlockRef, Condition, Metadata, PutOptions, StoredHeaders};
+use blob_client::{BlockId, BlockRef, Condition, Metadata, PutOptions, StageOptions, StoredHeaders};
 
 use crate::context::{Context, bytes_body};
 use crate::same;
@@ -112,7 +112,9 @@ pub(crate) async fn block_ids_survive(c: &Context) -> Result<()> {
     let container = c.container()?;
     let ids: Vec<BlockId> = (0..3u8).map(|i| BlockId(vec![b'a' + i])).collect();
     for id in &ids {
-        container.stage("source", id, bytes_body(&id.0), None).await?;
+        container
+            .stage("source", id, bytes_body(&id.0), &StageOptions::default())
+            .await?;
     }
     let blocks: Vec<BlockRef> = ids.iter().cloned().map(BlockRef::Latest).collect();
     container
@@ -125,7 +127,9 @@ pub(crate) async fn block_ids_survive(c: &Context) -> Result<()> {
     same!(list.content_length, 3);
     same!(list.committed, container.block_list("source").await?.committed);
     // So a copy can be edited block by block.
-    container.stage("target", &ids[1], bytes_body(b"B"), None).await?;
+    container
+        .stage("target", &ids[1], bytes_body(b"B"), &StageOptions::default())
+        .await?;
     container
         .commit("target", &blocks, &PutOptions::default())
         .await?;

@@ -1,7 +1,7 @@
 //! Leases of blobs.
 
 use anyhow::Result;
-use blob_client::{BlockId, BlockRef, Condition, Metadata, PutOptions};
+use blob_client::{BlockId, BlockRef, Condition, Metadata, PutOptions, StageOptions};
 
 use crate::context::{Context, bytes_body};
 use crate::same;
@@ -17,7 +17,9 @@ pub(crate) async fn guard_writes(c: &Context) -> Result<()> {
     let container = c.container()?;
     c.put("b", b"1").await?;
     let id = BlockId(b"a".to_vec());
-    container.stage("b", &id, bytes_body(b"2"), None).await?;
+    container
+        .stage("b", &id, bytes_body(b"2"), &StageOptions::default())
+        .await?;
     let lease = container.acquire_lease("b", Some(60)).await?;
     let none = Condition::none();
     let put = container.put("b", bytes_body(b"3"), &PutOptions::default()).await;

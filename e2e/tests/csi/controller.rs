@@ -605,6 +605,39 @@ fn a_late_deletion_leaves_the_next_volume_alone() {
     }
 }
 
+/// The request itself may come late: when the volume is gone, and its place another one's.
+#[test]
+fn a_deletion_that_was_lost_on_its_way_deletes_nothing_of_the_next_volume() {
+    let world = World::new();
+    let store = Arc::clone(world.backend.store().unwrap());
+    let directory = [
+        ("containerName", "photos"),
+        ("prefix", "${pvc.metadata.name}"),
+        ("csi.storage.k8s.io/pvc/name", "data"),
+    ];
+    let container = [
+        ("containerName", "${pvc.metadata.name}"),
+        ("csi.storage.k8s.io/pvc/name", "data"),
+    ];
+    for (class, at, blob, late) in [
+        (&directory[..], "photos", "data/x", Operation::DeleteBlob),
+        (&container[..], "data", "x", Operation::DeleteContainer),
+    ] {
+        let first = world.create(world.wanted("pvc-1", class)).unwrap();
+        world.put(at, blob);
+        store.inject(FaultRule::next(late, Fault::Late));
+        world.delete(&first.volume_id).unwrap();
+        // The name of a deleted container is free after half a minute.
+        store.advance_clock(Duration::from_secs(60));
+        let second = world.create(world.wanted("pvc-2", class)).unwrap();
+        world.put(at, blob);
+        assert_eq!(store.late_requests(), 1, "{at}");
+        assert_eq!(store.execute_late(), [412], "{at}");
+        assert!(world.has(at, blob), "{at}/{blob}");
+        world.delete(&second.volume_id).unwrap();
+    }
+}
+
 /// Only what was looked at is confirmed.
 #[test]
 fn validation_compares_what_it_confirms() {

@@ -104,3 +104,47 @@ fn what_pods_make_is_as_the_mount_options_say() {
     world.unpublish(volume.unpublish()).unwrap();
     world.unstage(volume.unstage()).unwrap();
 }
+
+/// A shell function: the command must fail.
+const REFUSED: &str = "refused() { if \"$@\" 2>/dev/null; then echo \"$*\" >&2; exit 1; fi; }";
+
+/// As docs/volumes.md says: who owns a file sets its times and mode; who may write to it sets its times to
+/// now.
+#[test]
+fn a_pod_that_is_not_root_sets_times_and_modes_as_on_any_file_system() {
+    let world = World::new();
+    world.put("photos", "shared");
+    let volume = published(&world, &[], "2000");
+    let target = volume.target.display();
+    let modified = |name: &str| std::fs::metadata(volume.target.join(name)).unwrap().mtime();
+    as_user(
+        1000,
+        2000,
+        &format!(
+            "cd {target}; mkdir d; echo 1 >own; touch own; touch -d @1000000000 own d; chmod 640 own; \
+             chmod 2770 d; touch new; touch -a own; touch -m own; touch -d @1000000000 own"
+        ),
+    );
+    assert_eq!((modified("own"), modified("d")), (1_000_000_000, 1_000_000_000));
+    assert_eq!(owner(&volume.target.join("own")), (1000, 2000, 0o640));
+    // Of the group, which may write to what its others made.
+    as_user(1000, 2000, &format!("cd {target}; chmod 664 own; chmod 2775 d"));
+    as_user(
+        1001,
+        2000,
+        &format!(
+            "cd {target}; {REFUSED}; touch own d shared; refused touch -d @5 own; refused chmod 600 own; \
+             refused chmod 700 d; refused chown 1001 own; echo 2 >>own"
+        ),
+    );
+    assert!(modified("own") > 1_000_000_000 && modified("d") > 1_000_000_000);
+    assert_eq!(owner(&volume.target.join("own")), (1000, 2000, 0o664));
+    // Of neither.
+    as_user(
+        1002,
+        3000,
+        &format!("cd {target}; {REFUSED}; refused touch own; refused touch d; cat own >/dev/null"),
+    );
+    world.unpublish(volume.unpublish()).unwrap();
+    world.unstage(volume.unstage()).unwrap();
+}

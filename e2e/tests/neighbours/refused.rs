@@ -44,7 +44,6 @@ fn a_container_under_a_policy_takes_files_once() -> Result<()> {
 }
 
 #[test]
-#[ignore = "an open point: open does not look at leases"]
 fn a_leased_blob_is_refused_when_it_is_opened_for_writing() -> Result<()> {
     let setup = setup()?;
     let foreign = Foreign::new(&setup, "leased")?;
@@ -74,7 +73,6 @@ fn a_leased_blob_is_refused_when_it_is_opened_for_writing() -> Result<()> {
 /// The archive is out of reach: reading and writing say so at once, and nothing is lost that a program
 /// believed in.
 #[test]
-#[ignore = "an open point: open does not look at the tier"]
 fn an_archived_blob_is_refused_when_it_is_opened() -> Result<()> {
     let setup = setup()?;
     let foreign = Foreign::new(&setup, "archive")?;

@@ -237,6 +237,25 @@ impl StoredHeaders {
         Some((ACCESS_TIER, tier))
     }
 
+    /// The encryption scope, if the content is in one.
+    pub fn scope(&self) -> Option<&str> {
+        self.fields()?.encryption_scope.as_ref()?.to_str().ok()
+    }
+
+    /// The same in a scope.
+    pub fn in_scope(&self, scope: &str) -> Result<Self> {
+        let value = HeaderValue::from_str(scope).map_err(|_| Error::Argument {
+            field: "encryption scope",
+            message: format!("{scope:?} holds characters that no HTTP header carries"),
+        })?;
+        let mut fields = self.fields().cloned().unwrap_or_default();
+        fields.encryption_scope = Some(value);
+        Ok(Self {
+            md5: self.md5,
+            ..Self::new(fields)
+        })
+    }
+
     /// `x-ms-encryption-scope` of a request.
     pub(crate) fn encryption_scope(&self) -> Option<(HeaderName, HeaderValue)> {
         let scope = self.fields()?.encryption_scope.clone()?;

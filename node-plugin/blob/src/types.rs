@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use vsc_driver::buffer::Buffer;
 
+use crate::protection::Protection;
 use crate::stored::StoredHeaders;
 
 /// Version of a blob as the service gives it, quotes included (REST: "ETag" response header).
@@ -95,6 +96,11 @@ pub struct Properties {
     pub copied_from: Option<String>,
     /// True for a directory of a hierarchical account (`x-ms-resource-type` / listing `ResourceType`).
     pub is_directory: bool,
+    /// What stands in the way of reading or changing it. Answers to reads of the content say less of it than
+    /// [`Container::head`].
+    ///
+    /// [`Container::head`]: crate::Container::head
+    pub protection: Protection,
 }
 
 /// Answer of a write: the new version.
@@ -126,6 +132,15 @@ pub struct PutOptions {
     pub stored: Option<StoredHeaders>,
     /// Condition on the blob written.
     pub condition: Condition,
+}
+
+/// What Put Block says besides the block: the same as the commit will.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StageOptions<'a> {
+    /// Where the blob is leased only the holder of the lease can.
+    pub lease: Option<&'a str>,
+    /// What the owner of the blob stored with it: a block is encrypted with the scope of its blob.
+    pub stored: Option<&'a StoredHeaders>,
 }
 
 /// Name of a block inside one blob; all ids of a blob have the same length (REST: Put Block). Stored decoded.

@@ -9,6 +9,7 @@ use quick_xml::Reader;
 use quick_xml::events::{BytesRef, BytesStart, Event};
 
 use crate::error::{Error, Result};
+use crate::protection::Protection;
 use crate::stored::StoredHeaders;
 use crate::types::{
     BlobType, Block, BlockId, BlockList, BlockRef, ETag, ListItem, ListPage, Metadata, Properties,
@@ -252,6 +253,7 @@ fn blob_entry(entry: &Element) -> Result<Option<ListItem>, String> {
                 .and_then(|t| httpdate::parse_http_date(t).ok()),
             copied_from: None,
             is_directory,
+            protection: Protection::of_listing(|name| properties.text_of(name)),
         },
     }))
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use async_trait::async_trait;
 use blob_client::{
     BlockId, BlockList, BlockRef, Body, Condition, Container, ContainerState, ETag, Got, ListOptions,
-    ListPage, Metadata, Properties, PutOptions, Result, StoredHeaders, Written,
+    ListPage, Metadata, Properties, PutOptions, Result, StageOptions, StoredHeaders, Written,
 };
 use vsc_driver::buffer::Buffer;
 
@@ -23,7 +23,7 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// See [`Container::put`].
     async fn put(&self, blob: &str, body: Body, options: &PutOptions) -> Result<Written>;
     /// See [`Container::stage`].
-    async fn stage(&self, blob: &str, id: &BlockId, body: Body, lease: Option<&str>) -> Result<()>;
+    async fn stage(&self, blob: &str, id: &BlockId, body: Body, options: &StageOptions<'_>) -> Result<()>;
     /// See [`Container::stage_from`].
     async fn stage_from(
         &self,
@@ -32,7 +32,7 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
         source: &str,
         range: Range<u64>,
         source_etag: Option<&ETag>,
-        lease: Option<&str>,
+        options: &StageOptions<'_>,
     ) -> Result<()>;
     /// See [`Container::commit`].
     async fn commit(&self, blob: &str, blocks: &[BlockRef], options: &PutOptions) -> Result<Written>;
@@ -60,8 +60,12 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     async fn renew_lease(&self, blob: &str, lease: &str) -> Result<()>;
     /// The container itself: see [`Container::state`].
     async fn container_state(&self) -> Result<ContainerState>;
-    /// Replaces the metadata of the container.
-    async fn set_container_metadata(&self, metadata: &Metadata) -> Result<()>;
+    /// See [`Container::set_container_metadata`].
+    async fn set_container_metadata(&self, metadata: &Metadata, lease: Option<&str>) -> Result<()>;
+    /// See [`Container::acquire_container_lease`].
+    async fn acquire_container_lease(&self, seconds: u32) -> Result<String>;
+    /// See [`Container::release_container_lease`].
+    async fn release_container_lease(&self, lease: &str) -> Result<()>;
 }
 
 #[async_trait]
@@ -75,8 +79,8 @@ impl Store for Container {
     async fn put(&self, blob: &str, body: Body, options: &PutOptions) -> Result<Written> {
         Container::put(self, blob, body, options).await
     }
-    async fn stage(&self, blob: &str, id: &BlockId, body: Body, lease: Option<&str>) -> Result<()> {
-        Container::stage(self, blob, id, body, lease).await
+    async fn stage(&self, blob: &str, id: &BlockId, body: Body, options: &StageOptions<'_>) -> Result<()> {
+        Container::stage(self, blob, id, body, options).await
     }
     async fn stage_from(
         &self,
@@ -85,9 +89,9 @@ impl Store for Container {
         source: &str,
         range: Range<u64>,
         source_etag: Option<&ETag>,
-        lease: Option<&str>,
+        options: &StageOptions<'_>,
     ) -> Result<()> {
-        Container::stage_from(self, blob, id, source, range, source_etag, lease).await
+        Container::stage_from(self, blob, id, source, range, source_etag, options).await
     }
     async fn commit(&self, blob: &str, blocks: &[BlockRef], options: &PutOptions) -> Result<Written> {
         Container::commit(self, blob, blocks, options).await
@@ -124,9 +128,15 @@ impl Store for Container {
     async fn container_state(&self) -> Result<ContainerState> {
         Container::state(self).await
     }
-    async fn set_container_metadata(&self, metadata: &Metadata) -> Result<()> {
-        Container::set_container_metadata(self, metadata)
+    async fn set_container_metadata(&self, metadata: &Metadata, lease: Option<&str>) -> Result<()> {
+        Container::set_container_metadata(self, metadata, lease)
             .await
             .map(|_| ())
+    }
+    async fn acquire_container_lease(&self, seconds: u32) -> Result<String> {
+        Container::acquire_container_lease(self, seconds).await
+    }
+    async fn release_container_lease(&self, lease: &str) -> Result<()> {
+        Container::release_container_lease(self, lease).await
     }
 }

@@ -13,7 +13,7 @@ use vsc_driver::buffer::Arena;
 
 use crate::budget::Budget;
 use crate::config::{Profile, VolumeConfig};
-use crate::content::Env;
+use crate::content::{Env, Tuning};
 use crate::fuse;
 use crate::journal::log::Log;
 use crate::tree::{Owing, Tree, names};
@@ -60,7 +60,10 @@ impl Volume {
     ) -> io::Result<Self> {
         check(&config)?;
         let env = Env {
-            tuning: config.tuning,
+            tuning: Tuning {
+                stored_for: config.tuning.stored_for.max(config.attr_timeout),
+                ..config.tuning
+            },
             ..Env::new(
                 Arc::clone(&config.store),
                 Arc::clone(&resources.budget),

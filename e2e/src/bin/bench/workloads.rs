@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use blob_client::{BlockId, BlockRef, Metadata, PutOptions};
+use blob_client::{BlockId, BlockRef, Metadata, PutOptions, StageOptions};
 use bytes::Bytes;
 use e2e::harness::backend::ContainerView;
 use e2e::harness::runtime;
@@ -212,7 +212,7 @@ fn put_large(container: &ContainerView, scale: Scale) -> Result<()> {
             "large",
             &id,
             Bytes::from(piece(number)).into(),
-            None,
+            &StageOptions::default(),
         ))?;
         blocks.push(BlockRef::Uncommitted(id));
     }

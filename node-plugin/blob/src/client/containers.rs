@@ -70,23 +70,70 @@ impl Container {
         ))
     }
 
-    /// Set Container Metadata.
-    pub async fn set_container_metadata(&self, metadata: &Metadata) -> Result<Written> {
-        let call = Self::container_call(Method::PUT)
+    /// Set Container Metadata. The service takes no condition on what is there: who reads and then writes it
+    /// holds a lease, and `LeaseConflict` says that it has ended.
+    pub async fn set_container_metadata(&self, metadata: &Metadata, lease: Option<&str>) -> Result<Written> {
+        let mut call = Self::container_call(Method::PUT)
             .query("comp", "metadata")
             .metadata(metadata)?;
+        if let Some(lease) = lease {
+            call = call.header("x-ms-lease-id", lease)?;
+        }
         let answer = self.execute(call).await?;
         headers::written(&answer.response.headers)
     }
 
     /// Delete Container; `ContainerNotFound` when it is not there.
     pub async fn delete_container(&self) -> Result<()> {
-        let call = Self::container_call(Method::DELETE).not_idempotent();
+        self.delete_if(Self::container_call(Method::DELETE)).await
+    }
+
+    /// The same, unless it was changed, or made anew, since it was seen so: `ConditionNotMet`. The service
+    /// takes no ETag here, and a time in whole seconds; it takes longer to make a container anew.
+    pub async fn delete_container_seen(&self, seen: &Written) -> Result<()> {
+        let since = httpdate::fmt_http_date(seen.last_modified);
+        let call = Self::container_call(Method::DELETE).header("if-unmodified-since", &since)?;
+        self.delete_if(call).await
+    }
+
+    async fn delete_if(&self, call: Call<'_>) -> Result<()> {
+        let call = call.not_idempotent();
         match self.execute(call).await {
             Ok(_) => Ok(()),
             Err(failed) => match failed.error {
                 // Gone is what was asked for, and an attempt of ours may have done it.
                 Error::ContainerNotFound { .. } if failed.lost.is_some() => Ok(()),
+                error => Err(error),
+            },
+        }
+    }
+
+    /// Lease Container: acquire for `seconds` (15..=60); the lease id. It keeps others from deleting the
+    /// container, and from getting a lease of it; not from writing its metadata without one.
+    pub async fn acquire_container_lease(&self, seconds: u32) -> Result<String> {
+        // Proposed by us: asking again for the same id is granted again, so a lost answer costs nothing.
+        let id = uuid::Uuid::new_v4().to_string();
+        let call = Self::container_call(Method::PUT)
+            .query("comp", "lease")
+            .header("x-ms-lease-action", "acquire")?
+            .header("x-ms-lease-duration", &seconds.to_string())?
+            .header("x-ms-proposed-lease-id", &id)?;
+        self.execute(call).await?;
+        Ok(id)
+    }
+
+    /// Lease Container: release.
+    pub async fn release_container_lease(&self, lease: &str) -> Result<()> {
+        let call = Self::container_call(Method::PUT)
+            .query("comp", "lease")
+            .header("x-ms-lease-action", "release")?
+            .header("x-ms-lease-id", lease)?
+            .not_idempotent();
+        match self.execute(call).await {
+            Ok(_) => Ok(()),
+            Err(failed) => match failed.error {
+                // No lease of that id any more, after an attempt that may have ended it.
+                Error::LeaseConflict { .. } if failed.lost.is_some() => Ok(()),
                 error => Err(error),
             },
         }

@@ -18,15 +18,14 @@ use crate::auth::SourceAccess;
 use crate::error::{Error, Result};
 use crate::secret::Secret;
 use crate::stored::StoredHeaders;
-use crate::types::{BlockId, Condition, ETag, Metadata, Written};
+use crate::types::{BlockId, Condition, ETag, Metadata, StageOptions, Written};
 
 const FIRST_POLL: Duration = Duration::from_millis(50);
 const LONGEST_POLL: Duration = Duration::from_secs(2);
 
 impl Container {
     /// Put Block From URL out of a blob of the same account. `Service` error (501, or 409/403 codes) where
-    /// the endpoint cannot: the caller then reads and stages. Where the blob is leased only the holder of the
-    /// lease can.
+    /// the endpoint cannot: the caller then reads and stages.
     pub async fn stage_from(
         &self,
         blob: &str,
@@ -34,7 +33,7 @@ impl Container {
         source: &str,
         range: Range<u64>,
         source_etag: Option<&ETag>,
-        lease: Option<&str>,
+        options: &StageOptions<'_>,
     ) -> Result<()> {
         if range.is_empty() {
             return Err(Error::Argument {
@@ -45,7 +44,7 @@ impl Container {
         crate::names::check_blob(source)?;
         let mut access = self.source_access(source).await?;
         loop {
-            let mut call = block_call(blob, id, lease)?
+            let mut call = block_call(blob, id, options)?
                 .secret_header(
                     "x-ms-copy-source",
                     &self.source_url(source, access.query.as_ref()),

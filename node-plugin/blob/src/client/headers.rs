@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use http::HeaderMap;
 
 use crate::error::{Error, Result};
+use crate::protection::Protection;
 use crate::response::Response;
 use crate::stored::StoredHeaders;
 use crate::types::{BlobType, ETag, Metadata, Properties, Written};
@@ -79,6 +80,7 @@ pub(super) fn properties(headers: &HeaderMap, content_length: u64) -> Result<Pro
             .filter(|t| !t.is_empty()),
         created: text(headers, "x-ms-creation-time").and_then(|t| httpdate::parse_http_date(&t).ok()),
         copied_from: None,
+        protection: Protection::of_answer(headers),
         metadata,
     })
 }

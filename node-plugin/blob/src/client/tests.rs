@@ -416,9 +416,16 @@ async fn a_token_is_waited_for_as_long_as_the_call_may_take() {
         ..Tokens::default()
     });
     fake.will(answer(201, &[], b""));
-    c.stage_from("b", &BlockId(vec![1]), "source", 0..1, None, None)
-        .await
-        .unwrap();
+    c.stage_from(
+        "b",
+        &BlockId(vec![1]),
+        "source",
+        0..1,
+        None,
+        &StageOptions::default(),
+    )
+    .await
+    .unwrap();
 
     let (c, fake) = with(Tokens {
         silent: true,
@@ -429,7 +436,14 @@ async fn a_token_is_waited_for_as_long_as_the_call_may_take() {
     assert!(matches!(error, Error::Token { retryable: true, .. }), "{error}");
     assert_eq!(began.elapsed().as_secs(), 60);
     let error = c
-        .stage_from("b", &BlockId(vec![1]), "source", 0..1, None, None)
+        .stage_from(
+            "b",
+            &BlockId(vec![1]),
+            "source",
+            0..1,
+            None,
+            &StageOptions::default(),
+        )
         .await;
     assert!(matches!(error, Err(Error::Token { .. })), "{error:?}");
     // Somebody who waits for a verdict hears of an outage soon, and everybody of a refusal at once.
@@ -468,7 +482,7 @@ async fn a_sas_for_the_source_of_a_copy_is_not_shown() {
     c.copy("s", None, None, "t", None, &Condition::none())
         .await
         .unwrap();
-    c.stage_from("t", &BlockId(vec![1]), "s", 0..1, None, None)
+    c.stage_from("t", &BlockId(vec![1]), "s", 0..1, None, &StageOptions::default())
         .await
         .unwrap();
     assert!(fake.nothing_left());

@@ -6,11 +6,12 @@ use bytes::Bytes;
 use http::Method;
 
 use super::call::Call;
+use super::keeping::refuse_customer_key;
 use super::{Container, headers};
 use crate::body::Body;
 use crate::error::{Error, Result};
 use crate::stored::StoredHeaders;
-use crate::types::{BlockId, BlockList, BlockRef, Condition, Metadata, PutOptions, Written};
+use crate::types::{BlockId, BlockList, BlockRef, Condition, Metadata, PutOptions, StageOptions, Written};
 use crate::xml;
 
 impl Container {
@@ -32,9 +33,15 @@ impl Container {
         }
     }
 
-    /// Put Block. Where the blob is leased only the holder of the lease can.
-    pub async fn stage(&self, blob: &str, id: &BlockId, body: Body, lease: Option<&str>) -> Result<()> {
-        let call = block_call(blob, id, lease)?.body(body);
+    /// Put Block.
+    pub async fn stage(
+        &self,
+        blob: &str,
+        id: &BlockId,
+        body: Body,
+        options: &StageOptions<'_>,
+    ) -> Result<()> {
+        let call = block_call(blob, id, options)?.body(body);
         self.execute(call).await?;
         Ok(())
     }
@@ -138,7 +145,10 @@ fn is_conditional(condition: &Condition) -> bool {
 }
 
 /// Put Block and Put Block From URL, without what is staged.
-pub(super) fn block_call<'a>(blob: &'a str, id: &BlockId, lease: Option<&str>) -> Result<Call<'a>> {
+pub(super) fn block_call<'a>(blob: &'a str, id: &BlockId, options: &StageOptions<'_>) -> Result<Call<'a>> {
+    if let Some(stored) = options.stored {
+        refuse_customer_key(blob, stored)?;
+    }
     // REST, Put Block: at most 64 bytes before base64.
     if id.0.is_empty() || id.0.len() > 64 {
         return Err(Error::Argument {
@@ -148,8 +158,9 @@ pub(super) fn block_call<'a>(blob: &'a str, id: &BlockId, lease: Option<&str>) -
     }
     let call = Call::new(Method::PUT, Some(blob))
         .query("comp", "block")
-        .query("blockid", STANDARD.encode(&id.0));
-    match lease {
+        .query("blockid", STANDARD.encode(&id.0))
+        .headers(options.stored.and_then(StoredHeaders::encryption_scope));
+    match options.lease {
         Some(lease) => call.header("x-ms-lease-id", lease),
         None => Ok(call),
     }

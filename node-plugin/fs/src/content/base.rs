@@ -1,8 +1,9 @@
 //! The committed version that a file starts from.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
+use super::binding::Digest;
 use blob_client::{BlobType, Block, ETag, Metadata, Properties, StoredHeaders};
 
 /// The committed version a file starts from.
@@ -57,9 +58,13 @@ pub(crate) struct BaseVersion {
     pub(crate) size: u64,
     pub(crate) kind: BlobType,
     pub(crate) content_md5: Option<String>,
+    /// The same, and that of a content that this process has sent.
+    pub(crate) digest: Digest,
     pub(crate) created: Option<SystemTime>,
     pub(crate) metadata: Arc<Metadata>,
     pub(crate) stored: Option<StoredHeaders>,
+    /// When the service said that, or the blob was made.
+    pub(crate) stored_at: Instant,
     pub(crate) blocks: Blocks,
 }
 
@@ -70,18 +75,26 @@ impl BaseVersion {
         size: u64,
         metadata: Metadata,
         stored: Option<StoredHeaders>,
-        blocks: Vec<Block>,
+        (blocks, digest): (Vec<Block>, Digest),
     ) -> Self {
         Self {
             etag,
             size,
             kind: BlobType::Block,
             content_md5: None,
+            digest,
             created: None,
             metadata: Arc::new(metadata),
             stored,
+            stored_at: Instant::now(),
             blocks: Blocks::Known(Arc::new(blocks)),
         }
+    }
+
+    /// The service has said now what the owner stored with this version.
+    pub(crate) fn told_stored(&mut self, stored: StoredHeaders) {
+        self.stored = Some(stored);
+        self.stored_at = Instant::now();
     }
 
     /// Blocks can be put into it.
@@ -96,10 +109,12 @@ impl From<Base> for BaseVersion {
             etag: base.etag,
             size: base.size,
             kind: base.kind,
+            digest: Digest::of(base.content_md5.as_deref()),
             content_md5: base.content_md5,
             created: base.created,
             metadata: Arc::new(base.metadata),
             stored: base.stored,
+            stored_at: Instant::now(),
             blocks: Blocks::Unknown,
         }
     }

@@ -1,18 +1,19 @@
 //! Making what was written a new version of the blob, guarded by the version it started from.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use blob_client::{Condition, Error, Metadata, PutOptions, Written};
 use tokio::time::Instant;
 
 use super::base::BaseVersion;
+use super::binding::{Digest, bind, same};
 use super::core::Core;
 use super::error::{FileError, shutting_down};
 use super::overlay::Content;
 use super::sent::{Form, Sent};
 use super::snapshot::Snapshot;
-use super::state::{Standing, Turn};
+use super::state::{Place, Standing, Turn};
 use super::verify::{Verdict, is_foreign, is_unclear};
 use crate::log_limit::limited;
 use crate::sync::spawn;
@@ -106,6 +107,7 @@ impl Core {
         if let Some(written) = self.resolve_in_doubt(Some(&given)).await? {
             return Ok(Some(written));
         }
+        self.renew_stored().await?;
         for last_try in [false, true] {
             let snapshot = self.snapshot();
             match self.send(&snapshot, &given).await {
@@ -126,6 +128,30 @@ impl Core {
             }
         }
         Ok(None)
+    }
+
+    /// Asks what the owner stores with the blob now, if it was not asked for a while: tiers and index tags
+    /// change without a new version, and the commit would put the old ones back.
+    async fn renew_stored(&self) -> Result<(), FileError> {
+        let (blob, etag) = {
+            let state = self.lock();
+            let old = |base: &&BaseVersion| base.stored_at.elapsed() >= self.env.tuning.stored_for;
+            match (&state.place, state.base.as_ref().filter(old)) {
+                (Place::Named, Some(base)) => (state.blob.clone(), base.etag.clone()),
+                _ => return Ok(()),
+            }
+        };
+        match self.env.store.head(&blob, &Condition::matches(&etag)).await {
+            Ok(now) => {
+                if let Some(base) = self.lock().base.as_mut().filter(|base| base.etag == etag) {
+                    base.told_stored(now.stored);
+                }
+                Ok(())
+            }
+            Err(error) if is_foreign(&error) => Err(FileError::Stale),
+            // The commit itself says what is amiss.
+            Err(_) => Ok(()),
+        }
     }
 
     pub(crate) async fn no_block_on_its_way(&self) {
@@ -189,7 +215,7 @@ impl Core {
             Verdict::Ours(written, stored) => {
                 self.finish(&doubt, &written, &stored);
                 let state = self.lock();
-                let stored_all = given.is_some_and(|given| state.merged(given) == stored);
+                let stored_all = given.is_some_and(|given| same(&state.merged(given), &stored));
                 let clean = !state.is_dirty() && stored_all;
                 Ok(clean.then_some(written))
             }
@@ -231,7 +257,7 @@ impl Core {
 
     /// Sends the snapshot and makes it the base.
     async fn send(self: &Arc<Self>, snapshot: &Snapshot, given: &Metadata) -> Result<Written, FileError> {
-        let metadata = self.lock().merged(given);
+        let mut metadata = self.lock().merged(given);
         let tuning = &self.env.tuning;
         let whole = !snapshot.has_remote()
             && (snapshot.size <= tuning.small_file
@@ -243,9 +269,15 @@ impl Core {
         } else {
             Form::Blocks(vec![])
         };
+        let digest = match &form {
+            Form::Whole(body) => Digest::of_whole(body, snapshot.size),
+            Form::Blocks(_) => Digest::None,
+        };
+        bind(&mut metadata, snapshot.size, digest, SystemTime::now());
         let mut sent = Sent {
             form,
             metadata: metadata.clone(),
+            digest,
             given: given.clone(),
             size: snapshot.size,
             epoch: snapshot.epoch,
@@ -317,14 +349,20 @@ impl Core {
             Form::Blocks(blocks) => blocks.clone(),
         };
         let count = blocks.len();
-        let headers = state.base.take().and_then(|base| base.stored);
+        let (headers, told) = match state.base.take() {
+            Some(base) => (base.stored, base.stored_at),
+            None => (None, std::time::Instant::now()),
+        };
         state.base = Some(BaseVersion::own(
             written.etag.clone(),
             sent.size,
             stored.clone(),
             headers,
-            blocks,
+            (blocks, sent.digest),
         ));
+        if let Some(base) = &mut state.base {
+            base.stored_at = told;
+        }
         // That much of what the tree wants is stored.
         state.told = Some(Arc::new(sent.given.clone()));
         state.charge_blocks(count);

@@ -175,9 +175,9 @@ impl Core {
             self.env.log.block(&id, at, range.end - range.start);
             id
         };
-        let (store, lease) = (&self.env.store, target.lease.as_deref());
+        let store = &self.env.store;
         let copied = store
-            .stage_from(&target.blob, &id, source, range, Some(etag), lease)
+            .stage_from(&target.blob, &id, source, range, Some(etag), &target.options())
             .await;
         if copied.is_err() {
             let _state = self.lock();

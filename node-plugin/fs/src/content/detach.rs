@@ -116,7 +116,7 @@ impl Core {
                     0,
                     shelter.metadata.clone(),
                     headers,
-                    Vec::new(),
+                    Default::default(),
                 ));
                 state.place = Place::Hidden {
                     lease: shelter.lease.clone(),

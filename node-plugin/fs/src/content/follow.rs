@@ -8,6 +8,7 @@ use blob_client::{Block, Condition, Error, Properties};
 use vsc_driver::buffer::Slice;
 
 use super::base::{BaseVersion, Blocks};
+use super::binding::Digest;
 use super::core::{Core, size_class};
 use super::error::FileError;
 use super::relation::{Relation, Told, by_properties, told_same};
@@ -253,8 +254,9 @@ impl State {
         let unproven = found.proven < base.size;
         base.etag = now.etag.clone();
         base.content_md5 = now.content_md5.clone();
+        base.digest = Digest::of(now.content_md5.as_deref());
         base.metadata = Arc::new(now.metadata.clone());
-        base.stored = Some(now.stored.clone());
+        base.told_stored(now.stored.clone());
         // What is known, or was asked for, is of another version.
         base.blocks = Blocks::Unknown;
         if found.relation == Relation::Extended {

@@ -38,6 +38,7 @@ mod access;
 mod assemble;
 mod atoms;
 mod base;
+pub(crate) mod binding;
 mod block_list;
 mod commit;
 mod copy;
@@ -135,6 +136,12 @@ impl File {
     /// What the tree knows to be stored, and what it had stored since.
     pub(crate) fn told_metadata(&self) -> Option<Metadata> {
         self.core.lock().told.as_deref().cloned()
+    }
+
+    /// Size and digest of the committed base; `None` before the first commit.
+    pub(crate) fn committed(&self) -> Option<(u64, binding::Digest)> {
+        let state = self.core.lock();
+        state.base.as_ref().map(|base| (base.size, base.digest))
     }
 
     /// Somebody opened the file: all of it, as it is now, is promised to stay.
@@ -313,7 +320,7 @@ impl File {
     /// without a new version.
     pub fn set_stored(&self, stored: &StoredHeaders) {
         if let Some(base) = &mut self.core.lock().base {
-            base.stored = Some(stored.clone());
+            base.told_stored(stored.clone());
         }
     }
 

@@ -167,7 +167,13 @@ mod tests {
             kind,
             content_md5: digest.map(str::to_owned),
             created: created.map(at),
-            ..BaseVersion::own(ETag("\"1\"".into()), size, Metadata::new(), None, vec![])
+            ..BaseVersion::own(
+                ETag("\"1\"".into()),
+                size,
+                Metadata::new(),
+                None,
+                Default::default(),
+            )
         };
         fn at(seconds: u64) -> std::time::SystemTime {
             std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds)
@@ -183,6 +189,7 @@ mod tests {
             created: created.map(at),
             copied_from: None,
             is_directory: false,
+            protection: blob_client::Protection::default(),
         };
         use BlobType::{Append, Block, Page};
         use Relation::{Extended, Replaced, Same};

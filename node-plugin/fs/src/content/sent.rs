@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use blob_client::{Block, Body, Metadata};
 
+use super::binding::Digest;
+
 /// What was sent as the new version.
 #[derive(Debug)]
 pub(super) enum Form {
@@ -18,6 +20,8 @@ pub(super) enum Form {
 pub(crate) struct Sent {
     pub(super) form: Form,
     pub(super) metadata: Metadata,
+    /// Of the content.
+    pub(super) digest: Digest,
     /// What of it is the tree's ([`super::state::State::merged`]).
     pub(super) given: Metadata,
     pub(super) size: u64,

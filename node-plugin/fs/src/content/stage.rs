@@ -177,8 +177,8 @@ impl Core {
         range: Range<u64>,
         body: Body,
     ) -> Result<BlockId, FileError> {
-        let (blob, lease) = (&target.blob, target.lease.as_deref());
-        match self.env.store.stage(blob, &id, body.clone(), lease).await {
+        let (blob, options) = (&target.blob, target.options());
+        match self.env.store.stage(blob, &id, body.clone(), &options).await {
             Ok(()) => Ok(id),
             Err(error) if wrong_id_length(&error) => {
                 let list = self.env.store.block_list(blob).await?;
@@ -190,7 +190,7 @@ impl Core {
                     self.env.log.unstaged(&id);
                     other
                 };
-                self.env.store.stage(blob, &other, body, lease).await?;
+                self.env.store.stage(blob, &other, body, &options).await?;
                 Ok(other)
             }
             Err(error) => Err(error.into()),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use blob_client::{Block, BlockId, Metadata, Written};
+use blob_client::{Block, BlockId, Metadata, StageOptions, StoredHeaders, Written};
 
 use super::base::{Base, BaseVersion};
 use super::error::FileError;
@@ -29,6 +29,18 @@ pub(crate) struct Target {
     pub(crate) blob: String,
     /// Lease of the blob, if it is one that was moved aside.
     pub(crate) lease: Option<String>,
+    /// What the blob's owner stored with it.
+    pub(crate) stored: Option<StoredHeaders>,
+}
+
+impl Target {
+    /// What goes with each of the blocks.
+    pub(crate) fn options(&self) -> StageOptions<'_> {
+        StageOptions {
+            lease: self.lease.as_deref(),
+            stored: self.stored.as_ref(),
+        }
+    }
 }
 
 /// A block that is staged, or on its way.
@@ -331,6 +343,7 @@ impl State {
                 Place::Hidden { lease } => Some(lease.clone()),
                 Place::Named | Place::Detached { .. } => None,
             },
+            stored: self.base.as_ref().and_then(|base| base.stored.clone()),
         }
     }
 

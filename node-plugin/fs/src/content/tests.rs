@@ -70,6 +70,7 @@ fn tiny() -> Tuning {
         zero_max: 64,
         page: 4,
         stage_parallel: 3,
+        stored_for: std::time::Duration::from_secs(60),
     }
 }
 

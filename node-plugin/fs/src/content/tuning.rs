@@ -1,5 +1,7 @@
 //! Sizes that decide how content is read and laid out.
 
+use std::time::Duration;
+
 /// Sizes that decide how content is read and laid out, in bytes unless said otherwise. Tests make them tiny.
 #[derive(Debug, Clone, Copy)]
 pub struct Tuning {
@@ -29,6 +31,9 @@ pub struct Tuning {
     pub page: u64,
     /// Blocks of one file staged at once.
     pub stage_parallel: usize,
+    /// How long what the owner stored with a blob is believed to be the same: a commit that comes later asks
+    /// again, because tiers and index tags change without a new version.
+    pub stored_for: Duration,
 }
 
 impl Default for Tuning {
@@ -47,6 +52,7 @@ impl Default for Tuning {
             zero_max: 32 << 20,
             page: 4 << 10,
             stage_parallel: 8,
+            stored_for: Duration::from_secs(1),
         }
     }
 }

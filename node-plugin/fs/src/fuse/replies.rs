@@ -84,7 +84,8 @@ fn nothing() -> FileAttr {
     }
 }
 
-/// Node ids are never given out twice, so one generation is enough.
+/// A node id is given out again only when the kernel has forgotten the node that had it, and such file
+/// systems are not exported by NFS: one generation is enough.
 pub(super) const GENERATION: Generation = Generation(0);
 
 pub(super) fn reply_entry(reply: ReplyEntry, outcome: Result<Entry>) {

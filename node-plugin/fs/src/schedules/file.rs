@@ -23,6 +23,7 @@ fn tiny() -> Tuning {
         zero_max: 32,
         page: 4,
         stage_parallel: 2,
+        stored_for: std::time::Duration::from_secs(60),
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use blob_client::{
     BlockId, BlockList, BlockRef, Body, Condition, ContainerState, ETag, Got, ListOptions, ListPage,
-    Metadata, Properties, PutOptions, Result, StoredHeaders, Written,
+    Metadata, Properties, PutOptions, Result, StageOptions, StoredHeaders, Written,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -101,8 +101,8 @@ impl Store for Jitter {
         };
         turn!(self, self.store.put(blob, body, &options))
     }
-    async fn stage(&self, blob: &str, id: &BlockId, body: Body, lease: Option<&str>) -> Result<()> {
-        turn!(self, self.store.stage(blob, id, body, lease))
+    async fn stage(&self, blob: &str, id: &BlockId, body: Body, options: &StageOptions<'_>) -> Result<()> {
+        turn!(self, self.store.stage(blob, id, body, options))
     }
     async fn stage_from(
         &self,
@@ -111,11 +111,12 @@ impl Store for Jitter {
         source: &str,
         range: Range<u64>,
         source_etag: Option<&ETag>,
-        lease: Option<&str>,
+        options: &StageOptions<'_>,
     ) -> Result<()> {
         turn!(
             self,
-            self.store.stage_from(blob, id, source, range, source_etag, lease)
+            self.store
+                .stage_from(blob, id, source, range, source_etag, options)
         )
     }
     async fn commit(&self, blob: &str, blocks: &[BlockRef], options: &PutOptions) -> Result<Written> {
@@ -163,7 +164,13 @@ impl Store for Jitter {
     async fn container_state(&self) -> Result<ContainerState> {
         turn!(self, self.store.container_state())
     }
-    async fn set_container_metadata(&self, metadata: &Metadata) -> Result<()> {
-        turn!(self, self.store.set_container_metadata(metadata))
+    async fn set_container_metadata(&self, metadata: &Metadata, lease: Option<&str>) -> Result<()> {
+        turn!(self, self.store.set_container_metadata(metadata, lease))
+    }
+    async fn acquire_container_lease(&self, seconds: u32) -> Result<String> {
+        turn!(self, self.store.acquire_container_lease(seconds))
+    }
+    async fn release_container_lease(&self, lease: &str) -> Result<()> {
+        turn!(self, self.store.release_container_lease(lease))
     }
 }

@@ -12,7 +12,7 @@ pub use self::fault::{Counters, Fault, Op};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use blob_client::{BlobType, BlockId, Metadata, Properties, StoredHeaders, Written};
+use blob_client::{BlobType, BlockId, Metadata, Properties, Protection, StoredHeaders, Written};
 use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
 
@@ -124,7 +124,9 @@ impl FakeStore {
 
     /// Leases that nobody renews have ended.
     pub fn end_leases(&self) {
-        self.lock().service.leases.clear();
+        let mut state = self.lock();
+        state.service.leases.clear();
+        state.service.container_lease = None;
     }
 
     /// Time passes on the service's clock, which goes on by a second with each version.
@@ -227,6 +229,13 @@ impl FakeStore {
     pub fn foreign_stored(&self, blob: &str, stored: StoredHeaders) {
         if let Some(found) = self.lock().service.blobs.get_mut(blob) {
             found.properties.stored = stored;
+        }
+    }
+
+    /// Somebody else puts something in the way of who reads or changes a blob; its version stays.
+    pub fn foreign_protection(&self, blob: &str, protection: Protection) {
+        if let Some(found) = self.lock().service.blobs.get_mut(blob) {
+            found.properties.protection = protection;
         }
     }
 

@@ -8,6 +8,8 @@
 //! | `vsc_mode` | permission bits, octal, set-user-id, set-group-id and sticky included |
 //! | `vsc_uid`, `vsc_gid` | decimal |
 //! | `vsc_mtime` | modification time (1); absent = `Last-Modified` |
+//! | `vsc_ctime` | change time (1); absent = `Last-Modified` |
+//! | `vsc_times_of` | which content and metadata the times belong to, see [`crate::content::binding`] |
 //! | `vsc_atime` | access time (1), only when a program has set it; absent = the modification time |
 //! | `vsc_kind` | `fifo` or `socket` |
 //! | `vsc_xattr` | user extended attributes (2) |
@@ -28,10 +30,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use blob_client::{Metadata, Properties};
 
+use crate::content::binding::{self, CTIME, Digest, MAX_METADATA, MTIME, TIMES_OF};
+use crate::content::merge;
 use crate::errno::{Result, fail};
-
-/// What the service takes as metadata, names and values together, in bytes (REST: "Set Blob Metadata").
-pub(crate) const MAX_METADATA: usize = 8 * 1024;
 
 /// Directory marker.
 pub(crate) const IS_FOLDER: &str = "hdi_isfolder";
@@ -42,7 +43,6 @@ pub(crate) const MOVED_FROM: &str = "vsc_moved_from";
 const MODE: &str = "vsc_mode";
 const UID: &str = "vsc_uid";
 const GID: &str = "vsc_gid";
-const MTIME: &str = "vsc_mtime";
 const ATIME: &str = "vsc_atime";
 const KIND: &str = "vsc_kind";
 const XATTR: &str = "vsc_xattr";
@@ -86,6 +86,8 @@ pub(crate) struct Attrs {
     pub(crate) gid: Option<u32>,
     pub(crate) mtime: Option<SystemTime>,
     pub(crate) atime: Option<SystemTime>,
+    /// What is to be stored as change time, or was; `None` in a node, which has one of its own.
+    pub(crate) ctime: Option<SystemTime>,
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Keys of others, and ours that do not parse.
     pub(crate) foreign: Metadata,
@@ -155,6 +157,12 @@ pub(crate) fn decode(metadata: &Metadata) -> (Kind, Attrs) {
                 attrs.mtime = parse_time(value);
                 attrs.mtime.is_some()
             }
+            CTIME => {
+                attrs.ctime = parse_time(value);
+                attrs.ctime.is_some()
+            }
+            // Written again with each version.
+            TIMES_OF => true,
             ATIME => {
                 attrs.atime = parse_time(value);
                 attrs.atime.is_some()
@@ -188,6 +196,50 @@ pub(crate) fn decode(metadata: &Metadata) -> (Kind, Attrs) {
     (kind, attrs)
 }
 
+/// What a blob is, and its attributes, without times that are another version's.
+pub(crate) fn of(properties: &Properties) -> (Kind, Attrs) {
+    let (kind, mut attrs) = decode(&properties.metadata);
+    let believed = binding::believed(properties);
+    attrs.mtime = attrs.mtime.filter(|_| believed.mtime);
+    attrs.ctime = attrs.ctime.filter(|_| believed.ctime);
+    (kind, attrs)
+}
+
+/// Attributes of metadata that two have changed.
+pub(crate) fn merged(old: &Metadata, mine: &Metadata, theirs: &Metadata) -> Attrs {
+    let attrs = decode(&merge(old, mine, theirs)).1;
+    Attrs { ctime: None, ..attrs }
+}
+
+/// What the content of a version is, as far as its times go by it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ContentOf {
+    pub(crate) size: u64,
+    pub(crate) digest: Digest,
+}
+
+impl ContentOf {
+    /// Nothing.
+    pub(crate) const EMPTY: Self = Self {
+        size: 0,
+        digest: Digest::Unknown,
+    };
+
+    /// Of what the service says.
+    pub(crate) fn of(properties: &Properties) -> Self {
+        Self {
+            size: properties.content_length,
+            digest: Digest::of(properties.content_md5.as_deref()),
+        }
+    }
+
+    /// Metadata that is stored with this content now.
+    pub(crate) fn bound(self, mut metadata: Metadata) -> Metadata {
+        binding::bind(&mut metadata, self.size, self.digest, SystemTime::now());
+        metadata
+    }
+}
+
 /// The metadata to store. `ENOSPC` when it is more than the service takes.
 pub(crate) fn encode(attrs: &Attrs, kind: Kind, defaults: &Defaults) -> Result<Metadata> {
     let mut metadata = attrs.foreign.clone();
@@ -219,10 +271,14 @@ pub(crate) fn encode(attrs: &Attrs, kind: Kind, defaults: &Defaults) -> Result<M
     }
     let size: usize = metadata.iter().map(|(k, v)| k.len() + v.len()).sum();
     if size > MAX_METADATA {
-        fail(libc::ENOSPC)
-    } else {
-        Ok(metadata)
+        return fail(libc::ENOSPC);
     }
+    // Nobody asks for this one: where there is no room for it, `Last-Modified` has to do.
+    let ctime = attrs.ctime.map(format_time);
+    if let Some(ctime) = ctime.filter(|ctime| size + CTIME.len() + ctime.len() <= MAX_METADATA) {
+        metadata.insert(CTIME.to_owned(), ctime);
+    }
+    Ok(metadata)
 }
 
 /// The metadata to store with content. Times of ours are left out where others' metadata leaves no room for
@@ -232,6 +288,7 @@ pub(crate) fn encode_fitting(attrs: &Attrs, kind: Kind, defaults: &Defaults) -> 
         let without = Attrs {
             mtime: None,
             atime: None,
+            ctime: None,
             ..attrs.clone()
         };
         encode(&without, kind, defaults)
@@ -419,12 +476,13 @@ mod tests {
             gid in prop::option::of(any::<u32>()),
             mtime in prop::option::of(time()),
             atime in prop::option::of(time()),
+            ctime in prop::option::of(time()),
             xattrs in prop::collection::btree_map(
                 prop::collection::vec(any::<u8>(), 1..20), prop::collection::vec(any::<u8>(), 0..50), 0..5),
             foreign in prop::collection::btree_map("[a-z][a-z0-9_]{0,10}", "[ -~]{0,20}", 0..4),
         ) -> Attrs {
             let foreign = foreign.into_iter().filter(|(k, _)| !k.starts_with("vsc_")).collect();
-            Attrs { mode, uid, gid, mtime, atime, xattrs, foreign }
+            Attrs { mode, uid, gid, mtime, atime, ctime, xattrs, foreign }
         }
     }
 
@@ -443,6 +501,7 @@ mod tests {
                 prop_assert_eq!(read.gid.unwrap_or(20), attrs.gid.unwrap_or(20));
                 prop_assert_eq!(read.mtime, attrs.mtime);
                 prop_assert_eq!(read.atime, attrs.atime);
+                prop_assert_eq!(read.ctime, attrs.ctime);
                 prop_assert_eq!(&read.xattrs, &attrs.xattrs);
                 prop_assert_eq!(&read.foreign, &attrs.foreign);
             }
@@ -450,7 +509,7 @@ mod tests {
 
         #[test]
         fn garbage_is_no_panic(text in "\\PC{0,40}") {
-            let metadata = ["vsc_mode", "vsc_uid", "vsc_mtime", "vsc_atime", "vsc_kind", "vsc_xattr"]
+            let metadata = [MODE, UID, MTIME, CTIME, ATIME, TIMES_OF, KIND, XATTR]
                 .into_iter().map(|k| (k.to_owned(), text.clone())).collect();
             decode(&metadata);
         }

@@ -8,11 +8,12 @@ use std::time::SystemTime;
 use blob_client::{Body, Condition, Error, PutOptions, StoredHeaders};
 use bytes::Bytes;
 
-use super::attrs::{self, Attrs, Kind};
+use super::attrs::{self, Attrs, ContentOf, Kind};
 use super::core::Tree;
 use super::lookup::Entry;
 use super::names;
 use super::node::{Marker, NodeId, State};
+use crate::content::binding::Digest;
 use crate::errno::{Errno, Result, fail};
 
 /// Longest target of a symbolic link (`PATH_MAX`, with the NUL that is not stored).
@@ -120,16 +121,25 @@ impl Tree {
         let mut attrs = self.new_attrs(parent, kind, mode, owner)?;
         let now = SystemTime::now();
         attrs.mtime = Some(now);
-        let metadata = attrs::encode(&attrs, kind, &self.defaults)?;
-        let size = content.len() as u64;
         let target: Option<Arc<[u8]>> = (kind == Kind::Symlink).then(|| content.as_ref().into());
+        let size = content.len() as u64;
+        let content = Body::from(content);
+        let of = ContentOf {
+            size,
+            digest: Digest::of_whole(&content, size),
+        };
+        let to_store = Attrs {
+            ctime: Some(now),
+            ..attrs.clone()
+        };
+        let metadata = of.bound(attrs::encode(&to_store, kind, &self.defaults)?);
         let options = PutOptions {
             metadata,
             condition: Condition::absent(),
             // Only files have a content that is of a type.
             stored: (kind != Kind::File).then(StoredHeaders::default),
         };
-        let written = match self.env.store.put(&blob, Body::from(content), &options).await {
+        let written = match self.env.store.put(&blob, content, &options).await {
             Ok(written) => written,
             Err(Error::AlreadyExists { .. } | Error::ConditionNotMet { .. }) => {
                 self.find(parent, name).await?;
@@ -155,6 +165,7 @@ impl Tree {
             }
             let mut state = State::fresh(attrs, now);
             state.size = size;
+            state.digest = of.digest;
             state.target = target;
             state.marker = if kind == Kind::Directory {
                 Marker::Blob

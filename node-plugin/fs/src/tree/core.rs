@@ -48,6 +48,8 @@ pub(crate) struct Tree {
     pub(super) invalidate: OnceLock<Invalidate>,
     expire: OnceLock<Expire>,
     drop_pages: OnceLock<DropPages>,
+    /// The log has it that content is encoded.
+    pub(super) encoding_told: AtomicBool,
     /// Keeps metadata within its part of the budget.
     shedder: OnceLock<AbortHandle>,
 }
@@ -90,6 +92,7 @@ impl Tree {
         };
         let charge = env.budget.charge_metadata(0);
         let table = Table::new(
+            &config.name,
             root,
             config.prefix.clone(),
             timeouts,
@@ -111,6 +114,7 @@ impl Tree {
             invalidate: OnceLock::new(),
             expire: OnceLock::new(),
             drop_pages: OnceLock::new(),
+            encoding_told: AtomicBool::new(false),
             shedder: OnceLock::new(),
         });
         let (weak, budget) = (Arc::downgrade(&tree), Arc::clone(&tree.env.budget));

@@ -22,9 +22,10 @@ use blob_client::{
 use futures::{StreamExt, stream};
 use tokio_util::task::TaskTracker;
 
-use super::attrs::{self, MAX_METADATA};
+use super::attrs::{self, ContentOf};
 use super::names;
 use crate::cause;
+use crate::content::binding::MAX_METADATA;
 use crate::content::{Keep, Refuge, Shelter};
 use crate::log_limit::limited;
 use crate::store::Store;
@@ -452,7 +453,7 @@ async fn clear_replaced(store: &dyn Store, blob: &str, name: &str, now: &Propert
     metadata.remove(REPLACED);
     if metadata.is_empty() {
         // None at all would be that of the copy.
-        metadata = attrs::times_only(now.last_modified);
+        metadata = ContentOf::of(now).bound(attrs::times_only(now.last_modified));
     }
     if put_back(store, blob, (name, &metadata, &now.stored))
         .await?

@@ -9,6 +9,7 @@ use super::busy::Busy;
 use super::core::Tree;
 use super::handles::Handle;
 use super::node::{Access, Life, Node, NodeId, State};
+use super::refusal::Wants;
 use crate::content::{At, File, ReadData};
 use crate::errno::{Errno, Result, fail};
 
@@ -141,7 +142,7 @@ impl Tree {
             if self.shared(&node, |_, _| ()).is_some() {
                 continue;
             }
-            let file = self.current(&node, |file, _| file).await?;
+            let file = self.current(&node, Wants::Write, |file, _| file).await?;
             if node.state().access == Access::ReadOnly {
                 return fail(libc::EPERM);
             }
@@ -187,6 +188,7 @@ impl Tree {
             if kill {
                 attrs.kill_privileges(node.kind, &self.defaults);
             }
+            attrs.ctime = Some(now);
             let metadata = attrs::encode_fitting(&attrs, node.kind, &self.defaults)?;
             (metadata, state.changes)
         };

@@ -205,7 +205,10 @@ impl Tree {
             self.deletes.store(!container.keeps_blobs, Ordering::Relaxed);
             let mut state = node.state();
             if state.stamp <= asked.stamp {
-                state.attrs = attrs::decode(&container.metadata).1;
+                state.attrs = attrs::Attrs {
+                    ctime: None,
+                    ..attrs::decode(&container.metadata).1
+                };
                 state.validated = asked.at;
             }
             return Ok(());
@@ -254,7 +257,8 @@ impl Tree {
                     };
                     return Ok(self.table.lock().learn(parent, name, found, asked));
                 }
-                Err(Error::BlobNotFound { .. }) => {}
+                // Of one encrypted with its owner's key only a listing tells.
+                Err(Error::BlobNotFound { .. } | Error::CustomerKey { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }

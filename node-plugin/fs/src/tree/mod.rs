@@ -67,6 +67,7 @@ pub(crate) mod names;
 pub(crate) mod node;
 mod open;
 mod owed;
+mod refusal;
 mod release;
 mod rename;
 mod setattr;

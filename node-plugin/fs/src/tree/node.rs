@@ -7,8 +7,9 @@ use std::time::{Instant, SystemTime};
 use blob_client::{BlobType, ETag, Metadata, Properties, Written};
 use tokio::sync::{Mutex as AsyncMutex, RwLock};
 
-use super::attrs::{self, Attrs, Defaults, Kind};
+use super::attrs::{self, Attrs, ContentOf, Defaults, Kind};
 use crate::content::File;
+use crate::content::binding::Digest;
 use crate::errno::Result;
 use crate::sync::{Mutex, MutexGuard};
 
@@ -93,6 +94,8 @@ pub(crate) struct State {
     pub(crate) attrs: Attrs,
     /// Length of the committed version.
     pub(crate) size: u64,
+    /// What is known of its digest.
+    pub(crate) digest: Digest,
     /// Committed version; `None` for implicit directories and files that were never committed.
     pub(crate) etag: Option<ETag>,
     /// `Last-Modified` of the committed version, or when the node was made.
@@ -146,6 +149,15 @@ impl Node {
         })
     }
 
+    /// It has another name now. The change time of what was copied there is stored with the copy; a
+    /// directory's is this mount's, and what is not stored yet stores it with its first commit.
+    pub(crate) fn renamed(&self, now: SystemTime) {
+        let mut state = self.state();
+        if self.kind == Kind::Directory || state.uncommitted() {
+            state.ctime = now;
+        }
+    }
+
     /// The state. Innermost lock but for the journal's: nothing else is locked while it is held, nothing
     /// awaited.
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -159,6 +171,7 @@ impl State {
         Self {
             attrs,
             size: 0,
+            digest: Digest::Unknown,
             etag: None,
             modified: now,
             ctime: now,
@@ -196,12 +209,14 @@ impl State {
         if self.etag.as_ref() == Some(&properties.etag) {
             return;
         }
-        let (kind, attrs) = attrs::decode(&properties.metadata);
+        let (kind, mut attrs) = attrs::of(properties);
+        let ctime = attrs.ctime.take();
         self.attrs = attrs;
         self.size = properties.content_length;
+        self.digest = Digest::of(properties.content_md5.as_deref());
         self.etag = Some(properties.etag.clone());
         self.modified = properties.last_modified;
-        self.ctime = properties.last_modified;
+        self.ctime = ctime.unwrap_or(properties.last_modified);
         // Entries came or went after it was written.
         self.entries_changed = self.entries_changed.filter(|at| *at > properties.last_modified);
         self.access = match properties.blob_type {
@@ -278,6 +293,8 @@ impl State {
     pub(crate) fn catch_up(&mut self) {
         if let Some(written) = self.own_commit() {
             self.written(&written, self.stamp);
+            let committed = self.committed();
+            (self.size, self.digest) = committed;
             self.set_debt(Debt::Attributes);
         }
     }
@@ -361,9 +378,30 @@ impl State {
         self.changed(now);
     }
 
+    /// Attributes to store, with this change time.
+    pub(crate) fn to_store(&self, ctime: SystemTime) -> Attrs {
+        Attrs {
+            ctime: Some(ctime),
+            ..self.attrs.clone()
+        }
+    }
+
+    /// The committed version's content.
+    pub(crate) fn content_of(&self) -> ContentOf {
+        let (size, digest) = self.committed();
+        ContentOf { size, digest }
+    }
+
+    /// Size and digest of the committed version.
+    pub(crate) fn committed(&self) -> (u64, Digest) {
+        let content = self.content.as_ref().filter(|c| c.etag() == self.etag);
+        let committed = content.and_then(|content| content.committed());
+        committed.unwrap_or((self.size, self.digest))
+    }
+
     /// Metadata to store with the blob, as far as it fits beside that of others.
     pub(crate) fn metadata(&self, kind: Kind, defaults: &Defaults) -> Result<Metadata> {
-        attrs::encode_fitting(&self.attrs, kind, defaults)
+        attrs::encode_fitting(&self.to_store(self.ctime), kind, defaults)
     }
 
     /// Drops set-user-id, and set-group-id where it means execution, as a change of content or owner by

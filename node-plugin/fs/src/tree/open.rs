@@ -20,6 +20,7 @@ use super::handles::Handle;
 use super::lookup::Entry;
 use super::names;
 use super::node::{Access, Debt, Life, Node, NodeId, State};
+use super::refusal::Wants;
 use super::table::Found;
 use crate::config::Profile;
 use crate::content::{Base, File, Reader};
@@ -114,6 +115,10 @@ impl Tree {
             return fail(libc::ESTALE);
         }
         let writes = writes(flags);
+        let wants = match writes || truncates {
+            true => Wants::Write,
+            false => Wants::Read,
+        };
         let take = |file, state: &mut State| Opening::new(self, &node, file, writes, state);
         let (opening, shared) = match self.shared(&node, take) {
             Some(opening) => (opening, true),
@@ -123,7 +128,7 @@ impl Tree {
                 let _change = node.change.lock().await;
                 match self.shared(&node, take) {
                     Some(opening) => (opening, true),
-                    None => (self.current(&node, take).await?, false),
+                    None => (self.current(&node, wants, take).await?, false),
                 }
             }
         };
@@ -169,6 +174,7 @@ impl Tree {
     pub(super) async fn current<T>(
         &self,
         node: &Arc<Node>,
+        wants: Wants,
         take: impl FnOnce(Arc<File>, &mut State) -> T,
     ) -> Result<T> {
         let (blob, parent, name, asked) = {
@@ -200,6 +206,10 @@ impl Tree {
         if found.kind() != Some(Kind::File) {
             self.table.lock().learn(parent, &name, found, asked);
             return fail(libc::ESTALE);
+        }
+        self.check_protection(&blob, &properties.protection, wants)?;
+        if wants == Wants::Write {
+            self.tell_encoding(&blob, &properties.stored);
         }
         self.follow(parent, &name, &properties).await;
         let mut table = self.table.lock();

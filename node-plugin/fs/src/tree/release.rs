@@ -11,7 +11,8 @@ use super::busy::Busy;
 use super::core::Tree;
 use super::handles::Handle;
 use super::node::{Debt, Life, Node, State};
-use crate::content::{File, merge};
+use crate::content::File;
+use crate::content::binding::same;
 use crate::errno::{Errno, Result, fail};
 use crate::journal::record::Record;
 use crate::log_limit::limited;
@@ -146,10 +147,11 @@ impl Tree {
         let mut state = node.state();
         state.written(written, stamp);
         state.size = file.size();
-        if let Some(stored) = file.stored_metadata().filter(|stored| stored != metadata) {
+        state.digest = state.committed().1;
+        if let Some(stored) = file.stored_metadata().filter(|stored| !same(stored, metadata)) {
             // Somebody else changed attributes meanwhile: what was not changed here is theirs.
             let now = state.metadata(node.kind, &self.defaults)?;
-            state.attrs = attrs::decode(&merge(metadata, &now, &stored)).1;
+            state.attrs = attrs::merged(metadata, &now, &stored);
         }
         // A write that came while the content was sent may be in it, but its time is not.
         let debt = match state.changes == changes {

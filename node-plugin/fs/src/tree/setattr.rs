@@ -5,17 +5,21 @@ use std::time::{Duration, Instant, SystemTime};
 
 use blob_client::{Condition, Error, Properties};
 
-use super::attrs::{self, Attrs, Kind};
+use super::attrs::{self, Attrs, ContentOf, Kind};
 use super::busy::Busy;
 use super::core::Tree;
 use super::node::{Debt, Life, Marker, Node, NodeId, ROOT, Stat, State};
 use super::table::Found;
-use crate::content::merge;
 use crate::errno::{Errno, Result, fail};
 use crate::log_limit::limited;
 
 /// How often a change is repeated on top of somebody else's before giving up.
 const ATTEMPTS: usize = 5;
+
+/// The shortest lease there is, in seconds: it is given back at once, unless this process dies.
+const ROOT_LEASE: u32 = 15;
+/// Between two tries to get it.
+const ROOT_LEASE_AGAIN: Duration = Duration::from_millis(100);
 
 /// A time to set.
 #[derive(Debug, Clone, Copy)]
@@ -206,7 +210,8 @@ impl Tree {
                 Some(content) => Some(content.hold().await?),
                 None => None,
             };
-            let (attrs, asked, etag, changes, file) = {
+            let now = SystemTime::now();
+            let (attrs, asked, etag, changes, file, of, ctime) = {
                 let mut state = node.state();
                 state.catch_up();
                 let mut attrs = state.attrs.clone();
@@ -216,13 +221,27 @@ impl Tree {
                     // Storing attributes moves `Last-Modified`, and must not move the modification time.
                     attrs.mtime.get_or_insert(state.modified);
                 }
-                (attrs, asked, state.etag.clone(), state.changes, content)
+                let ctime = if asked { now } else { state.ctime };
+                (
+                    attrs,
+                    asked,
+                    state.etag.clone(),
+                    state.changes,
+                    content,
+                    state.content_of(),
+                    ctime,
+                )
+            };
+            let to_store = Attrs {
+                ctime: Some(ctime),
+                ..attrs.clone()
             };
             let metadata = match asked {
-                true => attrs::encode(&attrs, node.kind, &self.defaults)?,
+                true => attrs::encode(&to_store, node.kind, &self.defaults)?,
                 // Nobody asked for these: what does not fit is left out.
-                false => attrs::encode_fitting(&attrs, node.kind, &self.defaults)?,
+                false => attrs::encode_fitting(&to_store, node.kind, &self.defaults)?,
             };
+            let metadata = of.bound(metadata);
             let Some(etag) = etag else {
                 if node.kind != Kind::Directory {
                     // Lost its version (a failed commit): ask before writing anything.
@@ -258,7 +277,8 @@ impl Tree {
                         change(&mut state.attrs)?;
                         state.set_debt(Debt::Attributes);
                     }
-                    state.changed(SystemTime::now());
+                    let ctime = ctime.max(state.ctime);
+                    state.changed(ctime);
                     return Ok(());
                 }
                 Err(Error::ConditionNotMet { .. }) => {
@@ -299,13 +319,13 @@ impl Tree {
         }
         state.adopt(now, at);
         if let (Some(before), true) = (before, owed != Debt::Nothing) {
-            state.attrs = attrs::decode(&merge(&before, &mine, &now.metadata)).1;
+            state.attrs = attrs::merged(&before, &mine, &now.metadata);
         }
         Ok(true)
     }
 
-    /// Somebody else changed the blob: takes over its attributes, unless a handle holds an older version whose
-    /// content was another one.
+    /// Somebody else changed the blob: takes over its attributes, unless a handle holds an older version
+    /// whose content was another one.
     async fn refresh_version(&self, node: &Arc<Node>, blob: &str) -> Result<()> {
         let (asked, parent, name) = {
             let table = self.table.lock();
@@ -372,7 +392,13 @@ impl Tree {
     /// Writes the marker of a directory that has none. False: there is one already, and its attributes were
     /// taken over.
     pub(super) async fn make_marker(&self, node: &Arc<Node>, blob: &str, attrs: Attrs) -> Result<bool> {
-        let metadata = attrs::encode(&attrs, Kind::Directory, &self.defaults)?;
+        let now = SystemTime::now();
+        let to_store = Attrs {
+            ctime: Some(now),
+            ..attrs.clone()
+        };
+        let metadata = attrs::encode(&to_store, Kind::Directory, &self.defaults)?;
+        let metadata = ContentOf::EMPTY.bound(metadata);
         let options = blob_client::PutOptions {
             metadata,
             condition: Condition::absent(),
@@ -391,7 +417,7 @@ impl Tree {
                 state.marker = Marker::Blob;
                 state.attrs = attrs;
                 state.written(&written, stamp);
-                state.changed(SystemTime::now());
+                state.changed(now);
                 Ok(true)
             }
             Err(Error::AlreadyExists { .. } | Error::ConditionNotMet { .. }) => {
@@ -412,14 +438,59 @@ impl Tree {
         }
     }
 
-    /// Attributes of the root of a whole container are the container's metadata.
+    /// Attributes of the root of a whole container are the container's metadata, which takes no condition: a
+    /// lease keeps mounts from changing it at once. Others may, without asking for it: what they changed
+    /// between our reading and writing is lost, and what they overwrote of ours is written again.
     async fn store_root(
         &self,
         node: &Arc<Node>,
         change: &(dyn Fn(&mut Attrs) -> Result<()> + Send + Sync),
     ) -> Result<()> {
+        let lease = self.lease_root().await;
+        let mut stored = Ok(false);
+        for _ in 0..ATTEMPTS {
+            stored = self.store_root_once(node, change, lease.as_deref()).await;
+            if stored != Ok(false) {
+                break;
+            }
+        }
+        if let Some(lease) = lease
+            && let Err(error) = self.env.store.release_container_lease(&lease).await
+        {
+            tracing::debug!(%error, "the lease of the container ends by itself");
+        }
+        match stored? {
+            true => Ok(()),
+            false => fail(libc::ESTALE),
+        }
+    }
+
+    /// `None`: it cannot be had, or is somebody's who keeps it longer than any of us would.
+    async fn lease_root(&self) -> Option<String> {
+        let began = Instant::now();
+        loop {
+            match self.env.store.acquire_container_lease(ROOT_LEASE).await {
+                Ok(lease) => return Some(lease),
+                Err(Error::LeaseConflict { .. })
+                    if began.elapsed() <= Duration::from_secs(u64::from(ROOT_LEASE)) => {}
+                Err(error) => {
+                    tracing::debug!(%error, "the container's metadata is changed without a lease");
+                    return None;
+                }
+            }
+            tokio::time::sleep(ROOT_LEASE_AGAIN).await;
+        }
+    }
+
+    /// False when somebody else has written at the same time.
+    async fn store_root_once(
+        &self,
+        node: &Arc<Node>,
+        change: &(dyn Fn(&mut Attrs) -> Result<()> + Send + Sync),
+        lease: Option<&str>,
+    ) -> Result<bool> {
         let stored = match self.env.store.container_state().await {
-            Err(Error::Denied { .. }) => return self.keep_root(node, change),
+            Err(Error::Denied { .. }) => return self.keep_root(node, change).map(|()| true),
             other => other?.metadata,
         };
         let mut attrs = attrs::decode(&stored).1;
@@ -429,16 +500,23 @@ impl Tree {
         if !stored.contains_key(attrs::IS_FOLDER) {
             metadata.remove(attrs::IS_FOLDER);
         }
-        match self.env.store.set_container_metadata(&metadata).await {
-            Err(Error::Denied { .. }) => return self.keep_root(node, change),
+        match self.env.store.set_container_metadata(&metadata, lease).await {
+            Err(Error::Denied { .. }) => return self.keep_root(node, change).map(|()| true),
+            // The lease has ended: it took too long.
+            Err(Error::LeaseConflict { .. }) => return Ok(false),
             other => other?,
+        }
+        let now = self.env.store.container_state().await?.metadata;
+        let kept = metadata.iter().all(|(key, value)| now.get(key) == Some(value));
+        if !kept {
+            return Ok(false);
         }
         let stamp = self.table.lock().tick();
         let mut state = node.state();
         state.attrs = attrs;
         state.stamp = stamp;
         state.changed(SystemTime::now());
-        Ok(())
+        Ok(true)
     }
 
     /// A credential for the blobs of a container (a SAS of it, say) has no right to its metadata: the root's

@@ -6,9 +6,10 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use super::attrs::{Attrs, MAX_METADATA};
+use super::attrs::Attrs;
 use super::core::Tree;
 use super::node::NodeId;
+use crate::content::binding::MAX_METADATA;
 use crate::errno::{Errno, Result, fail};
 
 const USER: &[u8] = b"user.";

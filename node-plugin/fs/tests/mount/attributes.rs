@@ -148,7 +148,7 @@ fn defaults_come_from_the_mount_and_are_not_stored() {
     let stored = store.properties("g").unwrap().metadata;
     assert_eq!(
         stored.keys().map(String::as_str).collect::<Vec<_>>(),
-        ["vsc_mtime"]
+        ["vsc_ctime", "vsc_mtime", "vsc_times_of"]
     );
 }
 

@@ -718,3 +718,28 @@ fn attributes_of_another_content_are_not_changed_through_an_open_file() {
     );
     assert_eq!(store.properties("f").unwrap().metadata["vsc_mode"], "640");
 }
+
+/// The service takes no condition on a container's metadata.
+#[test]
+fn mounts_that_change_the_root_at_once_lose_nothing() {
+    let store = store();
+    let (a, b) = (Mount::new(&store), Mount::new(&store));
+    // So long that both have read before either has written.
+    store.set_delay(Duration::from_millis(5));
+    for round in 0..8 {
+        let barrier = std::sync::Barrier::new(2);
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                barrier.wait();
+                fs::set_permissions(a.root(), Permissions::from_mode(0o700 + round)).unwrap();
+            });
+            threads.spawn(|| {
+                barrier.wait();
+                std::os::unix::fs::lchown(b.root(), Some(100 + round), None).unwrap();
+            });
+        });
+        let now = fs::metadata(Mount::new(&store).root()).unwrap();
+        assert_eq!((now.mode() & 0o777, now.uid()), (0o700 + round, 100 + round));
+    }
+    store.set_delay(Duration::ZERO);
+}

@@ -20,9 +20,11 @@ mod folders;
 mod memory;
 mod names;
 mod outages;
+mod protected;
 mod renames;
 mod replacing;
 mod sharing;
+mod times;
 mod truncation;
 mod volume;
 

@@ -108,13 +108,12 @@ fn files_that_are_refused_hold_up_no_other() {
     for unmounts in [false, true] {
         let store = store();
         let m = Mount::new(&store);
-        let append = |name: &str| {
-            let mut file = File::options()
+        let open = |name: &str| {
+            File::options()
                 .create(true)
                 .append(true)
                 .open(m.path(name))
-                .unwrap();
-            file.write_all(b", mine").unwrap();
+                .unwrap()
         };
         let names: Vec<String> = (0..REFUSED).map(|n| format!("leased {n}")).collect();
         for name in &names {
@@ -122,11 +121,13 @@ fn files_that_are_refused_hold_up_no_other() {
         }
         store.fail(Op::Put, Fault::Status(503, "ServerBusy"), 1_000_000);
         for name in &names {
+            // Who opens one that is leased already is refused then.
+            let mut file = open(name);
             let lease = blob_fs::Store::acquire_lease(&*store, name, 60);
             resources().runtime.block_on(lease).unwrap();
-            append(name);
+            file.write_all(b", mine").unwrap();
         }
-        append("other");
+        open("other").write_all(b", mine").unwrap();
         eventually("all are known", || m.owing().files == REFUSED + 1);
         store.heal();
         if unmounts {

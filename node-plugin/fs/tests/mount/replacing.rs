@@ -58,7 +58,8 @@ fn old_or_new(store: &FakeStore, kind: BlobType, what: &str) -> &'static str {
         "{what}"
     );
     for key in properties.metadata.keys() {
-        assert!(["owner", "vsc_mtime"].contains(&key.as_str()), "{what}: {key}");
+        let known = ["owner", "vsc_mtime", "vsc_ctime", "vsc_times_of"];
+        assert!(known.contains(&key.as_str()), "{what}: {key}");
     }
     assert_eq!(store.content("tmp").unwrap(), "new", "{what}");
     "old"

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use blob_client::{Condition, Container, Error as BlobError, ListItem, ListOptions, Metadata};
+use blob_client::{Condition, Container, ETag, Error as BlobError, ListItem, ListOptions, Metadata};
 use csi_proto::csi::DeleteVolumeRequest;
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 
@@ -116,14 +116,21 @@ impl ControllerService {
         id: &VolumeId,
         container: &Container,
     ) -> Result<Fate, BlobError> {
-        let (_, metadata) = container.properties().await?;
-        if let Some(fate) = not_to_delete(volume, id, &metadata) {
-            return Ok(fate);
+        for last in [false, false, true] {
+            let (seen, metadata) = container.properties().await?;
+            if let Some(fate) = not_to_delete(volume, id, &metadata) {
+                return Ok(fate);
+            }
+            if let Some(fate) = self.look(volume, container, "").await? {
+                return Ok(fate);
+            }
+            match container.delete_container_seen(&seen).await {
+                // Its attributes were changed; or it is another one by now, which is looked at.
+                Err(BlobError::ConditionNotMet { .. }) if !last => {}
+                deleted => return deleted.map(|()| Fate::Gone),
+            }
         }
-        if let Some(fate) = self.look(volume, container, "").await? {
-            return Ok(fate);
-        }
-        container.delete_container().await.map(|()| Fate::Gone)
+        Ok(Fate::Gone)
     }
 
     /// Content first, the marker last: a call that was cut off is finished by its repetition.
@@ -134,22 +141,33 @@ impl ControllerService {
         container: &Container,
         prefix: &str,
     ) -> Result<Fate, BlobError> {
-        match container.head(prefix, &Condition::none()).await {
-            Ok(properties) => {
-                if let Some(fate) = not_to_delete(volume, id, &properties.metadata) {
-                    return Ok(fate);
+        let inside = format!("{prefix}/");
+        let mut looked = false;
+        loop {
+            // Before each page: who else deletes the volume may have finished, and the place may be another
+            // volume's by now.
+            let marker = match container.head(prefix, &Condition::none()).await {
+                Ok(marker) => marker,
+                Err(BlobError::BlobNotFound { .. }) => return Ok(Fate::Gone),
+                Err(error) => return Err(error),
+            };
+            if let Some(fate) = not_to_delete(volume, id, &marker.metadata) {
+                return Ok(fate);
+            }
+            if !std::mem::replace(&mut looked, true)
+                && let Some(fate) = self.look(volume, container, &inside).await?
+            {
+                return Ok(fate);
+            }
+            if empty_a_page(container, &inside).await? {
+                match container.delete(prefix, &Condition::matches(&marker.etag)).await {
+                    // Its attributes were changed, or it is another one.
+                    Err(BlobError::ConditionNotMet { .. }) => continue,
+                    Ok(()) | Err(BlobError::BlobNotFound { .. }) => return Ok(Fate::Gone),
+                    Err(error) => return Err(error),
                 }
             }
-            Err(BlobError::BlobNotFound { .. }) => return Ok(Fate::Gone),
-            Err(error) => return Err(error),
         }
-        let inside = format!("{prefix}/");
-        if let Some(fate) = self.look(volume, container, &inside).await? {
-            return Ok(fate);
-        }
-        empty(container, &inside).await?;
-        delete_one(container, prefix).await?;
-        Ok(Fate::Gone)
     }
 
     /// Looks for another volume below a prefix. CreateVolume puts none there; one may have been there before,
@@ -205,52 +223,58 @@ fn not_to_delete(volume: &str, id: &VolumeId, metadata: &Metadata) -> Option<Fat
     Some(Fate::Gone)
 }
 
-/// Deletes every blob below a prefix.
-async fn empty(container: &Container, prefix: &str) -> Result<(), BlobError> {
-    loop {
-        let options = ListOptions {
-            prefix: prefix.to_owned(),
-            ..ListOptions::default()
-        };
+/// Deletes what a page of a listing shows below a prefix, in the versions that it shows; true when it shows
+/// nothing.
+async fn empty_a_page(container: &Container, prefix: &str) -> Result<bool, BlobError> {
+    let mut options = ListOptions {
+        prefix: prefix.to_owned(),
+        ..ListOptions::default()
+    };
+    let page = loop {
         let page = container.list(&options).await?;
-        // Deepest first: a directory of a hierarchical account goes only when it is empty.
-        let mut names: Vec<String> = page
-            .items
-            .into_iter()
-            .filter_map(|item| match item {
-                ListItem::Blob { name, .. } => Some(name),
-                ListItem::Prefix { .. } => None,
-            })
-            .collect();
-        if names.is_empty() {
-            return Ok(());
+        // A page may be empty and not the last.
+        if !page.items.is_empty() || page.next_marker.is_none() {
+            break page;
         }
-        names.sort_by_key(|name| std::cmp::Reverse(name.matches('/').count()));
-        let mut level = usize::MAX;
-        let mut batch: Vec<String> = Vec::new();
-        for name in names {
-            let depth = name.matches('/').count();
-            if depth != level {
-                delete_all(container, std::mem::take(&mut batch)).await?;
-                level = depth;
-            }
-            batch.push(name);
-        }
-        delete_all(container, batch).await?;
+        options.marker = page.next_marker;
+    };
+    // Deepest first: a directory of a hierarchical account goes only when it is empty.
+    let mut blobs: Vec<(String, ETag)> = page
+        .items
+        .into_iter()
+        .filter_map(|item| match item {
+            ListItem::Blob { name, properties } => Some((name, properties.etag)),
+            ListItem::Prefix { .. } => None,
+        })
+        .collect();
+    if blobs.is_empty() {
+        return Ok(true);
     }
+    blobs.sort_by_key(|(name, _)| std::cmp::Reverse(name.matches('/').count()));
+    let mut level = usize::MAX;
+    let mut batch = Vec::new();
+    for (name, etag) in blobs {
+        let depth = name.matches('/').count();
+        if depth != level {
+            delete_all(container, std::mem::take(&mut batch)).await?;
+            level = depth;
+        }
+        batch.push((name, etag));
+    }
+    delete_all(container, batch).await?;
+    Ok(false)
 }
 
-async fn delete_all(container: &Container, names: Vec<String>) -> Result<(), BlobError> {
-    futures::stream::iter(names)
-        .map(|name| async move { delete_one(container, &name).await })
+async fn delete_all(container: &Container, blobs: Vec<(String, ETag)>) -> Result<(), BlobError> {
+    futures::stream::iter(blobs)
+        .map(|(name, etag)| async move {
+            match container.delete(&name, &Condition::matches(&etag)).await {
+                // What was written since is seen by the next listing, if the volume is still there.
+                Err(BlobError::BlobNotFound { .. } | BlobError::ConditionNotMet { .. }) => Ok(()),
+                result => result,
+            }
+        })
         .buffer_unordered(AT_ONCE)
         .try_collect()
         .await
-}
-
-async fn delete_one(container: &Container, name: &str) -> Result<(), BlobError> {
-    match container.delete(name, &Condition::none()).await {
-        Err(BlobError::BlobNotFound { .. }) => Ok(()),
-        result => result,
-    }
 }

@@ -129,7 +129,14 @@ async fn a_success_of_a_proxy_stores_nothing() {
     let c = container(&fake);
     fake.will(stranger(200)).will(answer(201, &[], b""));
     let body = || Bytes::from_static(b"abc").into();
-    c.stage("b", &BlockId(vec![1]), body(), None).await.unwrap();
+    c.stage(
+        "b",
+        &BlockId(vec![1]),
+        body(),
+        &crate::types::StageOptions::default(),
+    )
+    .await
+    .unwrap();
     fake.will(stranger(200)).will(answer(202, &[], b""));
     c.delete("b", &Condition::none()).await.unwrap();
     fake.will(stranger(200)).will(written());

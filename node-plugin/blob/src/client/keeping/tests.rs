@@ -7,6 +7,7 @@ use crate::client::tests::container;
 use crate::stored::StoredHeaders;
 use crate::transport::FailureKind;
 use crate::transport::fake::{Fake, VERSION, answer, failure, refusal, written};
+use crate::types::{BlockId, StageOptions};
 
 fn head(more: &[(&'static str, &str)]) -> crate::transport::fake::Step {
     answer(
@@ -289,6 +290,32 @@ async fn a_copy_that_would_leave_the_scope_is_refused_by_name() {
         fake.sent().last().unwrap().header("x-ms-encryption-scope"),
         "mine"
     );
+    assert!(fake.nothing_left());
+}
+
+#[tokio::test]
+async fn a_block_is_encrypted_as_its_blob_is() {
+    let fake = Fake::default();
+    let c = container(&fake);
+    let options = looked_at(&c, &fake, &[("x-ms-encryption-scope", "mine")]).await;
+    let staged = StageOptions {
+        stored: options.stored.as_ref(),
+        ..StageOptions::default()
+    };
+    let id = BlockId(vec![1]);
+    fake.will(answer(201, &[], b"")).will(answer(201, &[], b""));
+    c.stage("b", &id, Default::default(), &staged).await.unwrap();
+    c.stage_from("b", &id, "s", 0..1, None, &staged).await.unwrap();
+    for request in fake.sent().iter().rev().take(2) {
+        assert_eq!(request.header("x-ms-encryption-scope"), "mine");
+    }
+    let options = looked_at(&c, &fake, &[("x-ms-encryption-key-sha256", "theirs")]).await;
+    let staged = StageOptions {
+        stored: options.stored.as_ref(),
+        ..StageOptions::default()
+    };
+    let error = c.stage("b", &id, Default::default(), &staged).await.unwrap_err();
+    assert!(matches!(error, Error::CustomerKey { .. }), "{error}");
     assert!(fake.nothing_left());
 }
 

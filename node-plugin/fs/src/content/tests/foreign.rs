@@ -1,7 +1,7 @@
 //! Beside other writers: what they change of a blob while it is open here, and what that means for who reads
 //! and writes it.
 
-use blob_client::{BlobType, BlockId, Condition};
+use blob_client::{BlobType, BlockId, Condition, StoredHeaders};
 use bytes::Bytes;
 
 use super::*;
@@ -60,6 +60,73 @@ async fn a_reader_goes_on_when_only_metadata_changes() {
         }
         assert!(!file.is_stale());
     }
+}
+
+#[tokio::test]
+async fn a_tier_or_tags_that_somebody_sets_while_the_file_is_open_stay() {
+    let at_once = Tuning {
+        stored_for: std::time::Duration::ZERO,
+        ..Tuning::default()
+    };
+    let world = World::new(64 << 20, at_once);
+    let content_type = |name: &str| StoredHeaders::of_type(name).unwrap();
+    for (len, made_here) in [(MIB, true), (MIB, false), (40 * MIB, false)] {
+        let file = match made_here {
+            true => {
+                let file = world.create();
+                file.write(0, b"1").await.unwrap();
+                commit(&file).await.unwrap();
+                file
+            }
+            false => {
+                make(&world, len).await;
+                world.open()
+            }
+        };
+        for name in ["text/a", "text/b"] {
+            world.store.foreign_stored("file", content_type(name));
+            file.write(len - 1, b"!").await.unwrap();
+            commit(&file).await.unwrap();
+            let stored = world.store.properties("file").unwrap().stored;
+            assert_eq!(stored, content_type(name), "{len} {made_here}");
+        }
+        world.store.foreign_delete("file");
+    }
+}
+
+/// What was asked a moment ago is not asked again.
+#[tokio::test]
+async fn commits_within_a_second_ask_for_nothing() {
+    let world = World::usual();
+    make(&world, MIB).await;
+    let file = world.open();
+    world.store.reset_counters();
+    for n in 0..3 {
+        file.write(n, b"!").await.unwrap();
+        commit(&file).await.unwrap();
+    }
+    assert_eq!(world.store.counters().of(Op::Head), 0);
+}
+
+/// The store refuses blocks of another scope than the commit's.
+#[tokio::test]
+async fn a_large_blob_stays_in_its_encryption_scope() {
+    let world = World::usual();
+    let content = make(&world, 40 * MIB).await;
+    let scoped = StoredHeaders::default().in_scope("mine").unwrap();
+    world.store.foreign_stored("file", scoped);
+    let file = world.open();
+    file.write(5 * MIB, b"!").await.unwrap();
+    file.write(40 * MIB, &pattern(0, 20 << 20)).await.unwrap();
+    commit(&file).await.unwrap();
+    assert_eq!(
+        world.store.properties("file").unwrap().stored.scope(),
+        Some("mine")
+    );
+    let now = world.content();
+    assert_eq!(now.len() as u64, 60 * MIB);
+    assert_eq!(now[..5 << 20], content[..5 << 20]);
+    assert_eq!(now[5 << 20], b'!');
 }
 
 /// A blob that somebody else put in one piece: the service's digest tells that it is the same.

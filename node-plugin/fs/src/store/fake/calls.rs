@@ -5,7 +5,7 @@ use std::ops::Range;
 use async_trait::async_trait;
 use blob_client::{
     BlockId, BlockList, BlockRef, Body, Condition, ContainerState, ETag, Error, Got, ListOptions, ListPage,
-    Metadata, Piece, Properties, PutOptions, Result, StoredHeaders, Written,
+    Metadata, Piece, Properties, PutOptions, Result, StageOptions, StoredHeaders, Written,
 };
 use bytes::Bytes;
 use vsc_driver::buffer::Buffer;
@@ -129,12 +129,12 @@ impl Store for FakeStore {
             .await
     }
 
-    async fn stage(&self, blob: &str, id: &BlockId, body: Body, lease: Option<&str>) -> Result<()> {
+    async fn stage(&self, blob: &str, id: &BlockId, body: Body, options: &StageOptions<'_>) -> Result<()> {
         let (blob, id, data) = (blob.to_owned(), id.clone(), gather(&body));
-        let lease = lease.map(str::to_owned);
+        let (lease, scope) = given(options);
         self.call(Op::Stage, move |service| {
             service.bytes_in += data.len() as u64;
-            service.stage(&blob, &id, data.clone(), lease.as_deref())
+            service.stage(&blob, &id, data.clone(), lease.as_deref(), &scope)
         })
         .await
     }
@@ -146,13 +146,14 @@ impl Store for FakeStore {
         source: &str,
         range: Range<u64>,
         source_etag: Option<&ETag>,
-        lease: Option<&str>,
+        options: &StageOptions<'_>,
     ) -> Result<()> {
         let (blob, id, source) = (blob.to_owned(), id.clone(), source.to_owned());
-        let (source_etag, lease) = (source_etag.cloned(), lease.map(str::to_owned));
+        let source_etag = source_etag.cloned();
+        let (lease, scope) = given(options);
         self.call(Op::StageFrom, move |service| {
             let data = service.source(&source, &range, source_etag.as_ref())?;
-            service.stage(&blob, &id, data, lease.as_deref())
+            service.stage(&blob, &id, data, lease.as_deref(), &scope)
         })
         .await
     }
@@ -243,12 +244,39 @@ impl Store for FakeStore {
         .await
     }
 
-    async fn set_container_metadata(&self, metadata: &Metadata) -> Result<()> {
-        let metadata = metadata.clone();
+    async fn set_container_metadata(&self, metadata: &Metadata, lease: Option<&str>) -> Result<()> {
+        let (metadata, lease) = (metadata.clone(), lease.map(str::to_owned));
         self.call(Op::SetContainerMetadata, move |service| {
+            // A lease guards the container's deletion; an id given elsewhere must match.
+            if lease.is_some() && lease != service.container_lease {
+                return Err(refusal(412, "LeaseIdMismatchWithContainerOperation"));
+            }
             service.container_metadata = metadata.clone();
             Ok(())
         })
         .await
     }
+
+    async fn acquire_container_lease(&self, _seconds: u32) -> Result<String> {
+        self.call(Op::AcquireLease, |service| service.acquire_container_lease())
+            .await
+    }
+
+    async fn release_container_lease(&self, lease: &str) -> Result<()> {
+        let lease = lease.to_owned();
+        self.call(Op::RenewLease, move |service| {
+            if service.container_lease.as_ref() != Some(&lease) {
+                return Err(refusal(409, "LeaseIdMismatchWithLeaseOperation"));
+            }
+            service.container_lease = None;
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Lease and encryption scope of a block.
+fn given(options: &StageOptions<'_>) -> (Option<String>, Option<String>) {
+    let scope = options.stored.and_then(StoredHeaders::scope);
+    (options.lease.map(str::to_owned), scope.map(str::to_owned))
 }

@@ -2,15 +2,18 @@
 //! listings.
 
 use std::collections::BTreeMap;
-use std::hash::{Hash, Hasher};
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use blob_client::{
-    BlobType, Block, BlockId, BlockList, BlockRef, Condition, ContentTypes, ETag, Error, ListItem,
-    ListOptions, ListPage, Metadata, Properties, PutOptions, Result, StoredHeaders, Written,
+    Availability, BlobType, Block, BlockId, BlockList, BlockRef, Condition, ContentTypes, ETag, Error,
+    ListItem, ListOptions, ListPage, Metadata, Properties, Protection, PutOptions, Result, StoredHeaders,
+    Written,
 };
 use bytes::Bytes;
+use md5::{Digest as _, Md5};
 
 #[derive(Debug, Clone)]
 pub(super) struct Blob {
@@ -19,15 +22,26 @@ pub(super) struct Blob {
     pub(super) properties: Properties,
 }
 
+/// What a request does to a blob that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Read,
+    Change,
+    Delete,
+}
+
 /// One container.
 #[derive(Debug, Default)]
 pub(super) struct Service {
     pub(super) blobs: BTreeMap<String, Blob>,
     pub(super) staged: BTreeMap<String, BTreeMap<BlockId, Bytes>>,
     pub(super) container_metadata: Metadata,
+    pub(super) container_lease: Option<String>,
     pub(super) version: u64,
     /// Lease of a blob, by name.
     pub(super) leases: BTreeMap<String, String>,
+    /// Encryption scopes of staged blocks.
+    pub(super) scopes: BTreeMap<(String, BlockId), Option<String>>,
     pub(super) no_stage_from: bool,
     /// See [`super::FakeStore::keep_blobs`].
     pub(super) keeps_blobs: bool,
@@ -48,6 +62,12 @@ pub(super) fn refusal(status: u16, code: &str) -> Error {
             return Error::LeaseConflict {
                 name: "fake".into(),
                 code: code.to_owned(),
+            };
+        }
+        (409, "BlobArchived" | "BlobBeingRehydrated") => {
+            return Error::Archived {
+                name: "fake".into(),
+                rehydrating: code == "BlobBeingRehydrated",
             };
         }
         (403, _) => {
@@ -72,14 +92,12 @@ pub(super) fn join(blocks: &[(BlockId, Bytes)]) -> Bytes {
     data.into()
 }
 
-/// `low..high` of `data`, clamped.
-/// Stands for a Content-MD5.
+/// Content-MD5.
 fn digest(data: &Bytes) -> String {
-    let mut hasher = std::hash::DefaultHasher::new();
-    data.hash(&mut hasher);
-    format!("{:016x}", hasher.finish())
+    STANDARD.encode(Md5::digest(data))
 }
 
+/// `low..high` of `data`, clamped.
 fn cut(data: &Bytes, range: &Range<u64>) -> Bytes {
     let end = range.end.min(data.len() as u64) as usize;
     let start = (range.start.min(end as u64)) as usize;
@@ -120,6 +138,34 @@ impl Service {
         }
     }
 
+    /// What policies and the archive leave to a request.
+    fn check_protection(&self, name: &str, access: Access) -> Result<()> {
+        let Some(protection) = self.blobs.get(name).map(|b| b.properties.protection) else {
+            return Ok(());
+        };
+        match protection.availability {
+            _ if access == Access::Delete => {}
+            Availability::Online => {}
+            Availability::Archived => return Err(refusal(409, "BlobArchived")),
+            Availability::Rehydrating => return Err(refusal(409, "BlobBeingRehydrated")),
+        }
+        let kept = protection
+            .immutable_until
+            .is_some_and(|until| until > SystemTime::now());
+        match access {
+            Access::Read => Ok(()),
+            _ if protection.legal_hold => Err(refusal(409, "BlobImmutableDueToLegalHold")),
+            _ if kept => Err(refusal(409, "BlobImmutableDueToPolicy")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Changes of a blob that is protected, or leased by somebody else, are refused.
+    fn check_change(&self, name: &str, condition: &Condition) -> Result<()> {
+        self.check_protection(name, Access::Change)?;
+        self.check_lease(name, condition)
+    }
+
     /// A leased blob is changed by its holder only.
     pub(super) fn check_lease(&self, name: &str, condition: &Condition) -> Result<()> {
         let conflict = |code: &str| {
@@ -133,8 +179,23 @@ impl Service {
             (Some(_), Some(_)) => conflict("LeaseIdMismatchWithBlobOperation"),
             (Some(_), None) => conflict("LeaseIdMissing"),
             (None, Some(_)) => conflict("LeaseNotPresentWithBlobOperation"),
+            (None, None)
+                if self
+                    .blobs
+                    .get(name)
+                    .is_some_and(|b| b.properties.protection.leased) =>
+            {
+                conflict("LeaseIdMissing")
+            }
             (None, None) => Ok(()),
         }
+    }
+
+    /// Properties as an answer tells them.
+    fn shown(&self, name: &str, blob: &Blob) -> Properties {
+        let mut properties = blob.properties.clone();
+        properties.protection.leased |= self.leases.contains_key(name);
+        properties
     }
 
     fn written(&mut self) -> Written {
@@ -169,6 +230,7 @@ impl Service {
                 created: Some(created),
                 copied_from: None,
                 is_directory: false,
+                protection: Protection::default(),
             },
             data,
             blocks,
@@ -185,6 +247,7 @@ impl Service {
     ) -> Result<(Bytes, Properties)> {
         let found = self.find(name)?;
         self.check(name, condition)?;
+        self.check_protection(name, Access::Read)?;
         let data = cut(&found.data, range);
         let properties = found.properties.clone();
         self.bytes_out += data.len() as u64;
@@ -194,12 +257,12 @@ impl Service {
     pub(super) fn head(&self, name: &str, condition: &Condition) -> Result<Properties> {
         let found = self.find(name)?;
         self.check(name, condition)?;
-        Ok(found.properties.clone())
+        Ok(self.shown(name, found))
     }
 
     pub(super) fn put(&mut self, name: &str, data: Bytes, options: &PutOptions) -> Result<Written> {
         self.bytes_in += data.len() as u64;
-        self.check_lease(name, &options.condition)?;
+        self.check_change(name, &options.condition)?;
         self.check(name, &options.condition)?;
         self.check_policy(name)?;
         self.staged.remove(name);
@@ -233,7 +296,7 @@ impl Service {
         condition: &Condition,
     ) -> Result<Written> {
         self.find(name)?;
-        self.check_lease(name, condition)?;
+        self.check_change(name, condition)?;
         self.check(name, condition)?;
         self.check_policy(name)?;
         let written = self.written();
@@ -248,6 +311,7 @@ impl Service {
     pub(super) fn delete(&mut self, name: &str, condition: &Condition) -> Result<()> {
         self.find(name)?;
         self.check(name, condition)?;
+        self.check_protection(name, Access::Delete)?;
         self.check_lease(name, condition)?;
         self.check_policy(name)?;
         self.leases.remove(name);
@@ -267,8 +331,9 @@ impl Service {
         if source_etag.is_some_and(|e| *e != found.properties.etag) {
             return Err(Error::ConditionNotMet { name: source.into() });
         }
+        self.check_protection(source, Access::Read)?;
         self.check(target, condition)?;
-        self.check_lease(target, condition)?;
+        self.check_change(target, condition)?;
         self.check_policy(target)?;
         // REST, Copy Blob: a blob is copied over one of the same type only.
         let other_type = |b: &Blob| b.properties.blob_type != found.properties.blob_type;
@@ -291,6 +356,15 @@ impl Service {
             copy.properties.content_md5 = found.properties.content_md5;
         }
         Ok(written)
+    }
+
+    pub(super) fn acquire_container_lease(&mut self) -> Result<String> {
+        if self.container_lease.is_some() {
+            return Err(refusal(409, "LeaseAlreadyPresent"));
+        }
+        let lease = format!("lease {}", self.written().etag.0);
+        self.container_lease = Some(lease.clone());
+        Ok(lease)
     }
 
     pub(super) fn acquire_lease(&mut self, name: &str) -> Result<String> {
@@ -344,12 +418,19 @@ impl Service {
     }
 
     /// REST, Put Block: "For a given blob, all block IDs must be the same length."
-    pub(super) fn stage(&mut self, name: &str, id: &BlockId, data: Bytes, lease: Option<&str>) -> Result<()> {
+    pub(super) fn stage(
+        &mut self,
+        name: &str,
+        id: &BlockId,
+        data: Bytes,
+        lease: Option<&str>,
+        scope: &Option<String>,
+    ) -> Result<()> {
         let holder = Condition {
             lease: lease.map(str::to_owned),
             ..Condition::none()
         };
-        self.check_lease(name, &holder)?;
+        self.check_change(name, &holder)?;
         let committed = self.blobs.get(name).and_then(|b| b.blocks.first());
         let staged = self.staged.entry(name.to_owned()).or_default();
         let known = staged.keys().next().or(committed.map(|(id, _)| id));
@@ -360,17 +441,24 @@ impl Service {
             return Err(refusal(400, "InvalidHeaderValue"));
         }
         staged.insert(id.clone(), data);
+        self.scopes.insert((name.to_owned(), id.clone()), scope.clone());
         Ok(())
     }
 
     pub(super) fn commit(&mut self, name: &str, list: &[BlockRef], options: &PutOptions) -> Result<Written> {
-        self.check_lease(name, &options.condition)?;
+        self.check_change(name, &options.condition)?;
         self.check(name, &options.condition)?;
         self.check_policy(name)?;
         let empty = BTreeMap::new();
         let staged = self.staged.get(name).unwrap_or(&empty);
         let old = self.blobs.get(name).map_or(&[][..], |b| &b.blocks[..]);
         let committed = |id: &BlockId| old.iter().find(|(i, _)| i == id).map(|(_, d)| d.clone());
+        // A blob is in one scope, all of it.
+        let scope = given(name, options).scope().map(str::to_owned);
+        let fits = |id: &BlockId| {
+            let staged = self.scopes.get(&(name.to_owned(), id.clone()));
+            staged.is_none_or(|staged| *staged == scope)
+        };
         let mut blocks = Vec::with_capacity(list.len());
         for block in list {
             let (id, data) = match block {
@@ -378,6 +466,9 @@ impl Service {
                 BlockRef::Uncommitted(id) => (id, staged.get(id).cloned()),
                 BlockRef::Latest(id) => (id, staged.get(id).cloned().or_else(|| committed(id))),
             };
+            if !matches!(block, BlockRef::Committed(_)) && !fits(id) {
+                return Err(refusal(409, "BlobUsesCustomerSpecifiedEncryption"));
+            }
             let data = data.ok_or_else(|| refusal(400, "InvalidBlockList"))?;
             blocks.push((id.clone(), data));
         }
@@ -406,7 +497,7 @@ impl Service {
                     (prefix.clone(), ListItem::Prefix { name: prefix })
                 }
                 None => {
-                    let mut properties = blob.properties.clone();
+                    let mut properties = self.shown(name, blob);
                     properties.copied_from = None;
                     if !options.metadata {
                         properties.metadata.clear();

@@ -28,6 +28,7 @@ use futures::{StreamExt, stream};
 use super::load::{Load, Moving, Try};
 use super::place::Moved;
 use super::proof::Proof;
+use crate::content::binding::same;
 use crate::errno::{Errno, Result, fail};
 use crate::log_limit::limited;
 use crate::tree::attrs::{self, Kind};
@@ -46,8 +47,8 @@ struct Arrived {
     written: Written,
     /// The version at the old name that it stands for, and that may be deleted.
     version: ETag,
-    /// Its metadata, where others have changed it at the new name.
-    changed: Option<Metadata>,
+    /// What it is, where others have changed its metadata at the new name.
+    changed: Option<Box<Properties>>,
 }
 
 /// How copying one blob ended.
@@ -298,7 +299,7 @@ impl Tree {
             Some(There::Empty(etag)) => Condition::matches(etag),
             Some(There::Earlier(at)) => {
                 let arrived = match self.proof(moving, at).await {
-                    Ok(Proof::SameContent) if at.metadata == moving.metadata => true,
+                    Ok(Proof::SameContent) if same(&at.metadata, &moving.metadata) => true,
                     // Only attributes differ, and those that were changed last stay. Both times are by the
                     // service's clock.
                     Ok(Proof::SameContent) => at.last_modified > moving.modified,
@@ -323,7 +324,7 @@ impl Tree {
                             last_modified: at.last_modified,
                         },
                         version: moving.etag.clone(),
-                        changed: (at.metadata != moving.metadata).then(|| at.metadata.clone()),
+                        changed: (!same(&at.metadata, &moving.metadata)).then(|| at.clone()),
                     });
                 }
                 Condition::matches(&at.etag)
@@ -470,8 +471,11 @@ impl Tree {
             };
             if let Some((moving, arrived)) = name.strip_prefix(&base).and_then(|rest| moved.get(rest)) {
                 let changed = arrived.changed.as_ref().filter(|_| node.id != directory.id);
-                let version = Some(&arrived.version);
-                self.rebind_to(node, version, &moving.to, &arrived.written, changed);
+                if let Some(now) = changed {
+                    node.state().ctime = attrs::of(now).1.ctime.unwrap_or(now.last_modified);
+                }
+                let (version, stored) = (Some(&arrived.version), changed.map(|now| &now.metadata));
+                self.rebind_to(node, version, &moving.to, &arrived.written, stored);
             }
         }
     }
@@ -553,7 +557,7 @@ impl Tree {
             Copied::Arrived(arrived) => arrived.written.etag.clone(),
             Copied::Failed(_) => match self.env.store.head(&moving.to, &Condition::none()).await {
                 Ok(now)
-                    if now.metadata == moving.metadata
+                    if same(&now.metadata, &moving.metadata)
                         && !matches!(self.proof(moving, &now).await?, Proof::Nothing) =>
                 {
                     now.etag

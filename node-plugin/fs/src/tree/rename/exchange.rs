@@ -40,7 +40,7 @@ impl Tree {
             return Err(errno);
         }
         self.table.lock().exchange(a.parent, a.name, b.parent, b.name);
-        target.state().ctime = SystemTime::now();
+        target.renamed(SystemTime::now());
         Ok(())
     }
 

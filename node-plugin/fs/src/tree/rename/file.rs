@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use blob_client::{BlobType, Condition, ETag, Error, Metadata, Properties, Written};
 
 use super::place::Moved;
-use crate::content::merge;
 use crate::errno::{Result, fail};
 use crate::log_limit::limited;
-use crate::tree::attrs::{self, Kind, kind_of};
+use crate::tree::attrs::{self, ContentOf, Kind, kind_of};
 use crate::tree::busy::Busy;
 use crate::tree::core::Tree;
 use crate::tree::node::{Access, Node};
@@ -88,7 +88,11 @@ impl Tree {
                 Some(target) => Some((target, self.detach_content(target, new_blob).await?)),
                 None => None,
             };
-            let copied = self.copy_over(blob, &properties, new_blob, there.take()).await;
+            let now = SystemTime::now();
+            let stored = self.copied_metadata(&properties, Some(now));
+            let copied = self
+                .copy_over((blob, &properties), new_blob, there.take(), &stored)
+                .await;
             if let (Err(not_copied), Some((target, detached))) = (&copied, detached) {
                 let back = not_copied.back.as_ref();
                 self.reattach(target, new_blob, detached, back).await;
@@ -109,7 +113,7 @@ impl Tree {
                 }
                 Err(error) => return Err(error.into()),
             };
-            let stored = self.moved_metadata(&properties);
+            node.state().ctime = now;
             self.rebind_to(node, Some(&properties.etag), new_blob, &written, Some(&stored));
             if let Some(content) = &content
                 && content.etag().as_ref() == Some(&written.etag)
@@ -155,44 +159,51 @@ impl Tree {
     /// Copies a version onto a name, over the version that is `there`, or onto a free name.
     async fn copy_over(
         &self,
-        blob: &str,
-        properties: &Properties,
+        (blob, properties): (&str, &Properties),
         new_blob: &str,
         there: Option<(ETag, BlobType)>,
+        metadata: &Metadata,
     ) -> Result<Written, NotCopied> {
         let condition = match there {
             // The service copies a blob only over one of the same type.
             Some((etag, kind)) if kind != properties.blob_type => {
-                return self.copy_over_other(blob, properties, new_blob, &etag).await;
+                return self
+                    .copy_over_other((blob, properties), new_blob, &etag, metadata)
+                    .await;
             }
             Some((etag, _)) => Condition::matches(&etag),
             None => Condition::absent(),
         };
-        Ok(self.copy_version(blob, properties, new_blob, &condition).await?)
+        Ok(self
+            .copy_version((blob, properties), new_blob, metadata, &condition)
+            .await?)
     }
 
     /// The same over a version of another type, which has to be deleted first: not before there is a copy of
     /// it, from which it comes back if that of the moved file does not come about.
     async fn copy_over_other(
         &self,
-        blob: &str,
-        properties: &Properties,
+        (blob, properties): (&str, &Properties),
         new_blob: &str,
         there: &ETag,
+        metadata: &Metadata,
     ) -> Result<Written, NotCopied> {
         let (seen, free) = (Condition::matches(there), Condition::absent());
         let before = match self.env.store.head(new_blob, &seen).await {
             Ok(before) => before,
             Err(Error::BlobNotFound { .. }) => {
-                return Ok(self.copy_version(blob, properties, new_blob, &free).await?);
+                return Ok(self
+                    .copy_version((blob, properties), new_blob, metadata, &free)
+                    .await?);
             }
             Err(error) => return Err(error.into()),
         };
-        let metadata = self.moved_metadata(&before);
-        let replaced = self.hidden.keep_replaced(new_blob, &before, metadata).await?;
+        let kept = self.moved_metadata(&before);
+        let replaced = self.hidden.keep_replaced(new_blob, &before, kept).await?;
         let copied = match self.env.store.delete(new_blob, &seen).await {
             Ok(()) | Err(Error::BlobNotFound { .. }) => {
-                self.copy_version(blob, properties, new_blob, &free).await
+                self.copy_version((blob, properties), new_blob, metadata, &free)
+                    .await
             }
             Err(error) => Err(error),
         };
@@ -210,12 +221,11 @@ impl Tree {
 
     async fn copy_version(
         &self,
-        blob: &str,
-        properties: &Properties,
+        (blob, properties): (&str, &Properties),
         new_blob: &str,
+        metadata: &Metadata,
         condition: &Condition,
     ) -> Result<Written, Error> {
-        let metadata = self.moved_metadata(properties);
         self.env
             .store
             .copy(
@@ -223,7 +233,7 @@ impl Tree {
                 Some(&properties.etag),
                 Some(&properties.stored),
                 new_blob,
-                Some(&metadata),
+                Some(metadata),
                 condition,
             )
             .await
@@ -317,19 +327,22 @@ impl Tree {
 
     /// Metadata of a copy: the same, and the modification time that only `Last-Modified` told so far.
     pub(super) fn moved_metadata(&self, properties: &Properties) -> Metadata {
-        let (kind, mut attrs) = attrs::decode(&properties.metadata);
+        self.copied_metadata(properties, None)
+    }
+
+    /// The same with another change time.
+    fn copied_metadata(&self, properties: &Properties, ctime: Option<SystemTime>) -> Metadata {
+        let (kind, mut attrs) = attrs::of(properties);
         attrs.mtime.get_or_insert(properties.last_modified);
+        attrs.ctime = ctime.or(attrs.ctime).or(Some(properties.last_modified));
+        let kind = if properties.is_directory {
+            Kind::Directory
+        } else {
+            kind
+        };
         // Too much metadata to add to it: then the copy is as it was.
-        attrs::encode(
-            &attrs,
-            if properties.is_directory {
-                Kind::Directory
-            } else {
-                kind
-            },
-            &self.defaults,
-        )
-        .unwrap_or_else(|_| properties.metadata.clone())
+        let metadata = attrs::encode(&attrs, kind, &self.defaults);
+        ContentOf::of(properties).bound(metadata.unwrap_or_else(|_| properties.metadata.clone()))
     }
 
     /// A node's blob was moved: its handles and what is known of it follow. `from`: the version that was
@@ -361,7 +374,7 @@ impl Tree {
                     // What was changed here since the version was seen stays so; the rest is as it is there.
                     let seen = content.as_ref().and_then(|c| c.told_metadata());
                     let seen = seen.unwrap_or_else(|| now.clone());
-                    state.attrs = attrs::decode(&merge(&seen, &now, stored)).1;
+                    state.attrs = attrs::merged(&seen, &now, stored);
                 }
                 state.attrs.mtime.get_or_insert(mtime);
             } else {

@@ -11,7 +11,7 @@ use blob_client::{
 use crate::budget::Permit;
 use crate::errno::{Result, fail};
 use crate::log_limit::limited;
-use crate::tree::attrs::{self, Kind, kind_of};
+use crate::tree::attrs::{self, ContentOf, Kind, kind_of};
 use crate::tree::core::Tree;
 use crate::tree::names;
 use crate::tree::node::{Marker, Node};
@@ -215,6 +215,7 @@ impl Tree {
             }
             let attrs = node.state().attrs.clone();
             let metadata = attrs::encode(&attrs, Kind::Directory, &self.defaults)?;
+            let metadata = ContentOf::EMPTY.bound(metadata);
             let options = PutOptions {
                 metadata: metadata.clone(),
                 condition: Condition::absent(),

@@ -144,7 +144,7 @@ impl Tree {
             },
         };
         if moved == Moved::Done {
-            node.state().ctime = SystemTime::now();
+            node.renamed(SystemTime::now());
             self.touch(from.parent);
             self.touch(to.parent);
         }

@@ -71,6 +71,7 @@ impl Table {
         if let Some(link) = self.links.remove(&id) {
             self.names = self.names.saturating_sub(2 * link.name.len());
             self.record(Record::Forget { id });
+            self.numbers.freed(&link.node);
             // Children of a directory that is gone are gone.
             for child in link.dir.map(|d| d.children).unwrap_or_default().into_values() {
                 self.orphan(child.id);

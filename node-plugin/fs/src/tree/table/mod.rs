@@ -4,6 +4,7 @@ pub(crate) mod guard;
 mod learn;
 mod memory;
 mod names;
+mod numbers;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use blob_client::Properties;
 
+use self::numbers::Numbers;
 use super::attrs::{self, Kind};
 use super::names::join;
 use super::node::{Node, NodeId, ROOT, State};
@@ -146,7 +148,7 @@ pub(crate) struct Dir {
 #[derive(Debug)]
 pub(crate) struct Table {
     links: HashMap<NodeId, Link>,
-    next: NodeId,
+    numbers: Numbers,
     clock: u64,
     listings: u64,
     journal: Arc<Log>,
@@ -164,8 +166,9 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// A table with the root in it.
+    /// A table with the root in it. `volume` tells it apart from the tables of others.
     pub(crate) fn new(
+        volume: &str,
         root: State,
         prefix: String,
         timeouts: Timeouts,
@@ -174,7 +177,7 @@ impl Table {
     ) -> Self {
         let mut table = Self {
             links: HashMap::new(),
-            next: ROOT,
+            numbers: Numbers::new(volume),
             clock: 0,
             listings: 0,
             journal,

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use super::{Absent, Child, Link, Table};
 use crate::journal::record::Record;
 use crate::tree::attrs::Kind;
-use crate::tree::node::{Debt, Life, NODE_BYTES, Node, NodeId, State};
+use crate::tree::names::join;
+use crate::tree::node::{Debt, Life, NODE_BYTES, Node, NodeId, ROOT, State};
 
 /// How long a deleted name is remembered, so that the late answer of an older listing does not bring it back.
 /// Longer than any request lives.
@@ -15,9 +16,18 @@ const GONE_FOR: Duration = Duration::from_secs(120);
 const MANY_ABSENT: usize = 1024;
 
 impl Table {
+    /// The number of a new node of this name.
+    fn number(&mut self, parent: NodeId, name: &str) -> NodeId {
+        if parent == 0 {
+            return ROOT;
+        }
+        let blob = join(&self.blob(parent).unwrap_or_default(), name);
+        let links = &self.links;
+        self.numbers.number(&blob, |id| links.contains_key(&id))
+    }
+
     pub(super) fn add(&mut self, parent: NodeId, name: Arc<str>, kind: Kind, state: State) -> Arc<Node> {
-        let id = self.next;
-        self.next += 1;
+        let id = self.number(parent, &name);
         let node = Node::new(id, kind, state);
         self.record(Record::Node {
             id,

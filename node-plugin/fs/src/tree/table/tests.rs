@@ -16,6 +16,7 @@ fn table() -> Table {
 fn table_believing_absence_for(negative: Duration) -> Table {
     let second = Duration::from_secs(1);
     Table::new(
+        "acct/photos",
         State::fresh(Attrs::default(), SystemTime::now()),
         "p".into(),
         Timeouts {
@@ -43,6 +44,7 @@ fn blob(etag: &str, metadata: &[(&str, &str)]) -> Properties {
         created: None,
         copied_from: None,
         is_directory: false,
+        protection: blob_client::Protection::default(),
     }
 }
 

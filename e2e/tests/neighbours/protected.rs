@@ -1,0 +1,145 @@
+//! What a lease, a policy, a hold, the archive or a key of somebody else forbids: told by open(2) and by the
+//! log, and not by a close(2) that nobody looks at.
+
+use std::fs::{self, File, OpenOptions};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, ensure};
+use e2e::harness::wait_for;
+use http::Method;
+
+use crate::foreign::Foreign;
+use crate::{setup, sh};
+
+fn append(path: &Path) -> Option<i32> {
+    let opened = OpenOptions::new().append(true).open(path);
+    opened.err().and_then(|error| error.raw_os_error())
+}
+
+#[test]
+fn what_protects_a_blob_is_told_by_open_and_named_in_the_log() -> Result<()> {
+    let setup = setup()?;
+    let foreign = Foreign::new(&setup, "protected")?;
+    let until = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(600));
+    let lease = [("x-ms-lease-action", "acquire"), ("x-ms-lease-duration", "-1")];
+    let policy = [
+        ("x-ms-immutability-policy-until-date", &*until),
+        ("x-ms-immutability-policy-mode", "unlocked"),
+    ];
+    type Headers<'a> = &'a [(&'a str, &'a str)];
+    let cases: [(&str, &str, Headers<'_>, i32, &str); 4] = [
+        ("leased", "lease", &lease, libc::EBUSY, "LeaseIdMissing"),
+        (
+            "held",
+            "legalhold",
+            &[("x-ms-legal-hold", "true")],
+            libc::EPERM,
+            "BlobImmutableDueToLegalHold",
+        ),
+        (
+            "kept",
+            "immutabilityPolicies",
+            &policy,
+            libc::EPERM,
+            "BlobImmutableDueToPolicy",
+        ),
+        (
+            "archived",
+            "tier",
+            &[("x-ms-access-tier", "Archive")],
+            libc::EPERM,
+            "BlobArchived",
+        ),
+    ];
+    for (name, component, headers, ..) in cases {
+        foreign.put(name, &[], b"1\n")?;
+        let answer = foreign.call(&Method::PUT, &format!("/{name}?comp={component}"), headers, b"")?;
+        ensure!(answer.status < 300, "{name}: {answer:?}");
+    }
+    let a = setup.mount("protected", "a")?;
+    for (name, _, _, errno, code) in cases {
+        let path = a.path().join(name);
+        ensure!(append(&path) == Some(errno), "{name}: {:?}", append(&path));
+        let read = File::open(&path).err().and_then(|error| error.raw_os_error());
+        let readable = name != "archived";
+        ensure!(read == (!readable).then_some(libc::EPERM), "{name}: {read:?}");
+        ensure!(fs::metadata(&path)?.len() == 2);
+        wait_for("the line of the log", Duration::from_secs(10), || {
+            let output = a.process().output();
+            Ok(output
+                .lines()
+                .any(|line| line.contains(code) && line.contains(name))
+                .then_some(()))
+        })
+        .with_context(|| format!("{name}: {}", a.process().output()))?;
+    }
+    // Many tries are not as many lines.
+    for _ in 0..50 {
+        ensure!(append(&a.path().join("leased")) == Some(libc::EBUSY));
+    }
+    let output = a.process().output();
+    let lines = output
+        .lines()
+        .filter(|line| line.contains("LeaseIdMissing"))
+        .count();
+    ensure!(lines <= 5, "{output}");
+    a.unmount()?;
+    Ok(())
+}
+
+#[test]
+fn a_blob_under_its_owners_key_is_shown_and_left_alone() -> Result<()> {
+    let setup = setup()?;
+    let foreign = Foreign::new(&setup, "keys")?;
+    let key = [
+        (
+            "x-ms-encryption-key",
+            "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",
+        ),
+        (
+            "x-ms-encryption-key-sha256",
+            "hhAJ7E1Zn6sfQKvHbm+JiAz/WDPHnFSMmfkEXxkc2Qs=",
+        ),
+        ("x-ms-encryption-algorithm", "AES256"),
+    ];
+    foreign.put("secret", &key, b"1\n")?;
+    let a = setup.mount("keys", "a")?;
+    let path = a.path().join("secret");
+    ensure!(sh(a.path(), "ls")?.trim() == "secret");
+    for _ in 0..2 {
+        ensure!(fs::metadata(&path)?.len() == 2);
+        ensure!(append(&path) == Some(libc::EPERM), "{:?}", append(&path));
+        let read = File::open(&path).err().and_then(|error| error.raw_os_error());
+        ensure!(read == Some(libc::EPERM), "{read:?}");
+        // Past the time for which attributes are believed: asked for again.
+        std::thread::sleep(Duration::from_millis(1100));
+    }
+    let output = a.process().output();
+    ensure!(
+        output.contains("customer-provided key") && output.contains("secret"),
+        "{output}"
+    );
+    a.unmount()?;
+    Ok(())
+}
+
+#[test]
+fn encoded_content_is_told_once() -> Result<()> {
+    let setup = setup()?;
+    let foreign = Foreign::new(&setup, "encoded")?;
+    let gzip = [("x-ms-blob-content-encoding", "gzip")];
+    for name in ["a.log", "b.log"] {
+        foreign.put(name, &gzip, b"1\n")?;
+    }
+    let a = setup.mount("encoded", "a")?;
+    for name in ["a.log", "b.log", "a.log"] {
+        sh(a.path(), &format!("echo 2 >> {name}"))?;
+    }
+    ensure!(foreign.head("a.log")?.header("content-encoding") == "gzip");
+    let output = a.process().output();
+    let lines = output.lines().filter(|line| line.contains("gzip")).count();
+    ensure!(lines == 1, "{output}");
+    a.unmount()?;
+    Ok(())
+}
