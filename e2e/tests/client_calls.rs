@@ -175,6 +175,7 @@ async fn put_read_ranges_and_conditions(service: &Service) {
         metadata: meta(&[("mode", "0644"), ("x_y", "b"), ("x1", "a")]),
         stored: Some(StoredHeaders::of_type("text/plain").unwrap()),
         condition: Condition::absent(),
+        ..PutOptions::default()
     };
     let first = c.put("a/b.txt", body("0123456789"), &options).await.unwrap();
     assert!(matches!(

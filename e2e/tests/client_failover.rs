@@ -339,6 +339,7 @@ async fn a_write_whose_answer_was_lost_is_not_a_lost_race() {
         metadata: meta.clone(),
         stored: None,
         condition,
+        ..PutOptions::default()
     };
     let head = async |name: &str| c.head(name, &Condition::none()).await.unwrap();
 

@@ -130,6 +130,9 @@ pub struct PutOptions {
     /// What the owner of the blob stored with it, to be stored again: of the version that is replaced. `None`
     /// for a new blob, which gets a content type (see [`ContentTypes`](crate::ContentTypes)) and no more.
     pub stored: Option<StoredHeaders>,
+    /// Base64 of the MD5 of a content that is put in one request: the service checks it and stores it with
+    /// the blob. Ignored by [`commit`](crate::Container::commit): nobody checks what is said of blocks.
+    pub content_md5: Option<String>,
     /// Condition on the blob written.
     pub condition: Condition,
 }

@@ -85,7 +85,10 @@ impl Volume {
             let ended = ended.clone().drop_guard();
             move || {
                 let _ended = ended;
-                session.run()
+                match session.run() {
+                    Err(error) if is_an_end(&error) => Ok(()),
+                    other => other,
+                }
             }
         })?;
         let read_ahead = match profile {
@@ -152,6 +155,12 @@ impl Volume {
     pub fn journal(&self) -> Arc<Log> {
         Arc::clone(self.tree.journal())
     }
+}
+
+/// The connection has ended under a request that was being read: Linux says ECONNABORTED then where it says
+/// ENODEV to who reads next (`fuse_dev_do_read` in fs/fuse/dev.c, 4.20 to 6.18).
+fn is_an_end(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ECONNABORTED)
 }
 
 /// Refuses what would only fail later, and then less clearly.

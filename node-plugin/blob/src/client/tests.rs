@@ -507,6 +507,7 @@ async fn requests_carry_what_the_service_needs_and_show_no_secret() {
             lease: Some("lease-1".into()),
             ..Condition::absent()
         },
+        content_md5: Some("kAFQmDzST7DWlj99KOF/cg==".into()),
     };
     c.put("d/a b/..", Bytes::from_static(b"abc").into(), &options)
         .await
@@ -523,6 +524,7 @@ async fn requests_carry_what_the_service_needs_and_show_no_secret() {
         ("x-ms-version", API_VERSION),
         ("x-ms-blob-type", "BlockBlob"),
         ("x-ms-blob-content-type", "text/plain"),
+        ("x-ms-blob-content-md5", "kAFQmDzST7DWlj99KOF/cg=="),
         ("x-ms-meta-mode", "0644"),
         ("x-ms-lease-id", "lease-1"),
         ("if-none-match", "*"),

@@ -22,6 +22,10 @@ impl Container {
             .await?
             .header("x-ms-blob-type", "BlockBlob")?
             .body(body.clone());
+        let call = match &options.content_md5 {
+            Some(md5) => call.header("x-ms-blob-content-md5", md5)?,
+            None => call,
+        };
         let call = if is_conditional(&options.condition) {
             call.not_idempotent()
         } else {

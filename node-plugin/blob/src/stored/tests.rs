@@ -175,6 +175,7 @@ async fn round() -> [Sent; 3] {
         metadata: properties.metadata.clone(),
         stored: Some(properties.stored.clone()),
         condition: Condition::matches(&properties.etag),
+        ..PutOptions::default()
     };
     let tags = || answer(200, &[], TAGS);
     fake.will(tags()).will(written());

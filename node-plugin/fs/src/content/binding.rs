@@ -75,6 +75,12 @@ impl Digest {
         }
         Self::Md5(md5.finalize().into())
     }
+
+    /// As it is said to the service with the content, so that what is stored there is this one: not every
+    /// service makes one of each size, and what it makes otherwise is no proof of what was sent.
+    pub(crate) fn said(&self) -> Option<String> {
+        matches!(self, Self::Md5(_)).then(|| self.to_string())
+    }
 }
 
 impl std::fmt::Display for Digest {

@@ -291,6 +291,7 @@ impl Core {
         let options = PutOptions {
             metadata,
             stored: snapshot.base.as_ref().and_then(|base| base.stored.clone()),
+            content_md5: digest.said(),
             condition: Condition {
                 lease: snapshot.target.lease.clone(),
                 ..condition

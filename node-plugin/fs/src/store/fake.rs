@@ -286,6 +286,12 @@ impl FakeStore {
         }
     }
 
+    /// What is put in one piece has a digest if its writer says one: services of others make none, or not of
+    /// each size.
+    pub fn make_no_digests(&self) {
+        self.lock().service.makes_no_digests = true;
+    }
+
     /// A policy of the container keeps what it holds: blobs can be made, and neither changed nor deleted.
     pub fn keep_blobs(&self, keep: bool) {
         self.lock().service.keeps_blobs = keep;

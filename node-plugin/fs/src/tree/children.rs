@@ -138,6 +138,7 @@ impl Tree {
             condition: Condition::absent(),
             // Only files have a content that is of a type.
             stored: (kind != Kind::File).then(StoredHeaders::default),
+            content_md5: of.digest.said(),
         };
         let written = match self.env.store.put(&blob, content, &options).await {
             Ok(written) => written,

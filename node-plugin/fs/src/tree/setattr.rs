@@ -403,6 +403,7 @@ impl Tree {
             metadata,
             condition: Condition::absent(),
             stored: Some(blob_client::StoredHeaders::default()),
+            ..blob_client::PutOptions::default()
         };
         let busy = Busy::new(node);
         match self

@@ -73,6 +73,30 @@ fn a_time_does_not_outlive_its_content() {
     }
 }
 
+/// What a time belongs to does not hang on a digest that only the service makes.
+#[test]
+fn a_time_stays_where_the_service_makes_no_digests() {
+    let store = store();
+    store.make_no_digests();
+    let sizes = [0, 1, 300 << 10, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 20 << 20];
+    let m = Mount::new(&store);
+    for size in sizes {
+        // As tar -x and cp -p do.
+        let mut file = File::create(m.path(&size.to_string())).unwrap();
+        file.write_all(&vec![1; size]).unwrap();
+        file.set_times(FileTimes::new().set_modified(then())).unwrap();
+    }
+    symlink("1", m.path("link")).unwrap();
+    let linked = fs::symlink_metadata(m.path("link")).unwrap().modified().unwrap();
+    drop(m);
+    let m = Mount::new(&store);
+    for size in sizes {
+        assert_eq!(modified(&m.path(&size.to_string())), then(), "{size}");
+    }
+    let link = fs::symlink_metadata(m.path("link")).unwrap();
+    assert_eq!(link.modified().unwrap(), linked);
+}
+
 /// Where nothing but the service's clock tells one content from another, it does once it is far enough ahead.
 #[test]
 fn a_time_does_not_outlive_a_content_of_blocks() {

@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -12,6 +12,39 @@ use crate::store;
 use blob_client::{BlobType, Metadata};
 use blob_fs::Profile;
 use blob_fs::store::fake::{Fault, Op};
+
+/// Where the kernel shows its FUSE connections.
+struct Control(tempfile::TempDir);
+
+impl Control {
+    fn mount() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let none: Option<&str> = None;
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(none, dir.path(), Some("fusectl"), flags, none).unwrap();
+        Self(dir)
+    }
+
+    /// The connection of what is mounted there.
+    fn of(&self, root: &Path) -> PathBuf {
+        let line = listed(root);
+        let device = line.split(' ').nth(2).unwrap();
+        self.0.path().join(device.split_once(':').unwrap().1)
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount(self.0.path());
+    }
+}
+
+/// The line of a mount in mountinfo.
+fn listed(root: &Path) -> String {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let root = root.to_str().unwrap();
+    mounts.lines().find(|l| l.contains(root)).unwrap().to_owned()
+}
 
 #[test]
 fn read_only_mounts_refuse_changes_and_other_blob_kinds_writing() {
@@ -107,29 +140,14 @@ fn statfs_says_what_programs_need() {
         assert!(i32::try_from(value).is_ok(), "{what}: {value}");
     }
     assert_eq!(s.block_size(), s.fragment_size());
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let line = mounts
-        .lines()
-        .find(|l| l.contains(m.root().to_str().unwrap()))
-        .unwrap();
+    let line = listed(m.root());
     assert!(line.contains("fuse.vsc-blob test-container"), "{line}");
     let device = line.split(' ').nth(2).unwrap();
     let kib = fs::read_to_string(format!("/sys/class/bdi/{device}/read_ahead_kb")).unwrap();
     assert_eq!(kib.trim(), "16384");
-    // Where the kernel shows what was agreed on with it.
-    let control = tempfile::tempdir().unwrap();
-    let none: Option<&str> = None;
-    nix::mount::mount(
-        none,
-        control.path(),
-        Some("fusectl"),
-        nix::mount::MsFlags::empty(),
-        none,
-    )
-    .unwrap();
-    let connection = device.split_once(':').unwrap().1;
-    let background = fs::read_to_string(control.path().join(connection).join("max_background"));
-    nix::mount::umount(control.path()).unwrap();
+    // What was agreed on with the kernel.
+    let control = Control::mount();
+    let background = fs::read_to_string(control.of(m.root()).join("max_background"));
     assert_eq!(background.unwrap().trim(), "256");
 }
 
@@ -257,5 +275,36 @@ fn a_panic_is_eio_and_the_mount_goes_on() {
         }
         let text = fs::read_to_string(m.path("d/f")).unwrap();
         assert_eq!(text.trim_end_matches('+'), "content", "at {nth}");
+    }
+}
+
+/// Closes wait behind as many requests as the kernel lets out at a time: they are offered to whoever reads at
+/// the very moment at which the connection ends.
+#[test]
+fn a_connection_that_ends_beside_requests_is_no_error() {
+    const BACKGROUND: usize = 256;
+    let control = Control::mount();
+    let store = store();
+    store.foreign_put("f", vec![1; 2 * 4096 * BACKGROUND], Metadata::new());
+    let ended: Vec<_> = (0..20)
+        .map(|_| {
+            let m = Mount::new(&store);
+            let connection = control.of(m.root());
+            let file = File::open(m.path("f")).unwrap();
+            let closed: Vec<_> = (0..100).map(|_| File::open(m.path("f")).unwrap()).collect();
+            store.hold_answers(Op::Get);
+            for page in 0..BACKGROUND {
+                let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_WILLNEED;
+                nix::fcntl::posix_fadvise(&file, 2 * 4096 * page as i64, 4096, advice).unwrap();
+            }
+            drop(closed);
+            fs::write(connection.join("abort"), "1").unwrap();
+            store.give_answers();
+            drop(file);
+            m.end()
+        })
+        .collect();
+    for end in ended {
+        end.unwrap();
     }
 }

@@ -244,6 +244,7 @@ async fn create_directory(
         metadata,
         stored: Some(StoredHeaders::default()),
         condition: Condition::absent(),
+        ..PutOptions::default()
     };
     match container.put(prefix, bytes::Bytes::new().into(), &options).await {
         Ok(_) => Ok(Found::Created),

@@ -24,6 +24,7 @@ async fn looked_at(c: &Container, fake: &Fake, more: &[(&'static str, &str)]) ->
         metadata: properties.metadata.clone(),
         stored: Some(properties.stored.clone()),
         condition: Condition::matches(&properties.etag),
+        ..PutOptions::default()
     }
 }
 
@@ -137,6 +138,7 @@ async fn metadata_that_is_not_ascii_is_there_afterwards_byte_for_byte() {
         metadata: metadata.clone(),
         stored: None,
         condition: condition.clone(),
+        ..PutOptions::default()
     };
     fake.will(raw_head()).will(written());
     c.put("b", Default::default(), &options).await.unwrap();

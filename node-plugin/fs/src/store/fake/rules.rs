@@ -45,6 +45,8 @@ pub(super) struct Service {
     pub(super) no_stage_from: bool,
     /// See [`super::FakeStore::keep_blobs`].
     pub(super) keeps_blobs: bool,
+    /// See [`super::FakeStore::make_no_digests`].
+    pub(super) makes_no_digests: bool,
     /// Bytes read by Get Blob.
     pub(super) bytes_out: u64,
     /// Bytes received by Put Blob and Put Block.
@@ -265,14 +267,24 @@ impl Service {
         self.check_change(name, &options.condition)?;
         self.check(name, &options.condition)?;
         self.check_policy(name)?;
+        let said = options.content_md5.clone();
+        if said.as_ref().is_some_and(|said| *said != digest(&data)) {
+            return Err(refusal(400, "Md5Mismatch"));
+        }
         self.staged.remove(name);
-        Ok(self.store(
+        let written = self.store(
             name,
             data,
             Vec::new(),
             options.metadata.clone(),
             given(name, options),
-        ))
+        );
+        if self.makes_no_digests
+            && let Some(blob) = self.blobs.get_mut(name)
+        {
+            blob.properties.content_md5 = said;
+        }
+        Ok(written)
     }
 
     /// Append Block.

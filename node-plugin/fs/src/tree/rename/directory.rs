@@ -277,6 +277,7 @@ impl Tree {
             metadata: metadata.map_err(Copied::Failed)?,
             condition,
             stored: Some(StoredHeaders::default()),
+            ..PutOptions::default()
         };
         match self.env.store.put(new_blob, Body::default(), &options).await {
             Ok(written) => Ok(written),

@@ -220,6 +220,7 @@ impl Tree {
                 metadata: metadata.clone(),
                 condition: Condition::absent(),
                 stored: Some(StoredHeaders::default()),
+                ..PutOptions::default()
             };
             match self.env.store.put(blob, Body::default(), &options).await {
                 Ok(written) => {
