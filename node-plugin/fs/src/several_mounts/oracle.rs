@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::snapshot::{Shown, Snapshot, is_below, parent};
+use super::snapshot::{FileIs, Shown, Snapshot, is_below, parent};
 use super::steps::Step;
 
 /// An operation that has ended.
@@ -245,6 +245,46 @@ impl Oracle {
             return false;
         };
         let go_on = |now: Snapshot| self.follows(now, done, rest, before, after, on_their_way);
+        let beside = done.len() > 1;
+        let after = on_their_way.then_some(after);
+        if self.explains(now.clone(), this, beside, before, after, &go_on) {
+            return true;
+        }
+        // A request that makes a file where there is none may come late, and once more: this one found it.
+        on_their_way
+            && self
+                .came_late(&now, &this.step)
+                .into_iter()
+                .any(|now| self.explains(now, this, beside, before, after, &go_on))
+    }
+
+    /// What is there when a file comes that an earlier operation made.
+    fn came_late(&self, now: &Snapshot, step: &Step) -> Vec<Snapshot> {
+        let mut found = Vec::new();
+        for path in step.paths() {
+            if now.files.contains_key(path) || now.is_dir(path) {
+                continue;
+            }
+            for content in self.history.get(path).into_iter().flatten() {
+                let mut with = now.clone();
+                with.files.insert(path.to_owned(), FileIs::new(content));
+                found.push(with);
+            }
+        }
+        found
+    }
+
+    /// One operation explains what it showed, and what it leaves is gone on with. `beside`: others were at
+    /// work; `late`: what is there at the end, when requests may come late.
+    fn explains(
+        &self,
+        now: Snapshot,
+        this: &Done,
+        beside: bool,
+        before: &Snapshot,
+        late: Option<&Snapshot>,
+        go_on: &dyn Fn(Snapshot) -> bool,
+    ) -> bool {
         let strict = this.strict && !self.lingers(&now, &this.step);
         let mut applied = now.clone();
         let wanted = applied.apply(&this.step);
@@ -258,7 +298,7 @@ impl Oracle {
             (Ok(shown), Ok(wanted)) => {
                 let listing = matches!(this.step, Step::List { .. });
                 // A listing beside changes shows some of them; one from memory is as old as the mount allows.
-                let any = listing && (!strict || done.len() > 1);
+                let any = listing && (!strict || beside);
                 // A mode that is believed to be there is not written.
                 if matches!(this.step, Step::Chmod { .. }) && !strict && go_on(now.clone()) {
                     return true;
@@ -268,7 +308,7 @@ impl Oracle {
                 }
                 // Somebody wrote under the old name meanwhile: that stays, and the name's former content has
                 // moved.
-                done.len() > 1 && copied(now, &this.step).is_some_and(go_on)
+                beside && copied(now, &this.step).is_some_and(go_on)
             }
             (Ok(_), Err(_)) if matches!(this.step, Step::List { .. }) && !strict => go_on(now),
             // Below what has become a file elsewhere.
@@ -279,7 +319,7 @@ impl Oracle {
                 now.files.get(path).is_some_and(|file| file.content == *shown) && go_on(now)
             }
             // A directory is what is below it: who believes in one that is gone elsewhere makes it again.
-            (Ok(_), Err(libc::ENOENT | libc::ENOTDIR)) if !strict || done.len() > 1 => {
+            (Ok(_), Err(libc::ENOENT | libc::ENOTDIR)) if !strict || beside => {
                 let (before_of, mut applied) = (now.clone(), now);
                 if applied.apply_anyway(&this.step, before) && go_on(applied) {
                     return true;
@@ -287,9 +327,21 @@ impl Oracle {
                 // It was gone already.
                 let lingers =
                     matches!(&this.step, Step::Rename { from, .. } if self.directories.contains(from));
+                // What only its mount knows takes the place of an empty directory that is there.
+                if let Step::Rename { to, .. } = &this.step
+                    && lingers
+                    && before_of.is_dir(to)
+                    && before_of.children(to).is_empty()
+                {
+                    let mut replaced = before_of.clone();
+                    replaced.mark(to);
+                    if go_on(replaced) {
+                        return true;
+                    }
+                }
                 let nothing = lingers || matches!(this.step, Step::Rmdir { .. } | Step::Chmod { .. });
                 (nothing && go_on(before_of.clone()))
-                    || (done.len() > 1 && copied(before_of, &this.step).is_some_and(go_on))
+                    || (beside && copied(before_of, &this.step).is_some_and(go_on))
             }
             (Ok(_), Err(_)) => false,
             (Err(error), wanted) => {
@@ -300,14 +352,14 @@ impl Oracle {
                 let elsewhere = !strict && !stored;
                 // A directory to its mount, and a file has its name: there is no place for attributes.
                 let taken = matches!(this.step, Step::Chmod { .. }) && *error == libc::EPERM;
-                let outdated = (OUTDATED.contains(error) || taken) && (elsewhere || done.len() > 1 || open);
+                let outdated = (OUTDATED.contains(error) || taken) && (elsewhere || beside || open);
                 // What came late may have come before this.
-                let by_then = || on_their_way && after.clone().apply(&this.step) == Err(*error);
+                let by_then = || late.is_some_and(|after| after.clone().apply(&this.step) == Err(*error));
                 let explained = outdated || this.doubtful || wanted == Err(*error) || by_then();
                 if explained && go_on(now.clone()) {
                     return true;
                 }
-                if !this.doubtful && done.len() == 1 {
+                if !this.doubtful && !beside {
                     return false;
                 }
                 if this.doubtful && wanted.is_ok() && go_on(applied) {
@@ -320,8 +372,7 @@ impl Oracle {
                 match &this.step {
                     // Copied, and not deleted.
                     step @ Step::Rename { .. } if this.doubtful => {
-                        copied(now.clone(), step).is_some_and(&go_on)
-                            || finished(now, step).is_some_and(go_on)
+                        copied(now.clone(), step).is_some_and(go_on) || finished(now, step).is_some_and(go_on)
                     }
                     // Made or cut, and not written.
                     Step::Write { path, .. } => {

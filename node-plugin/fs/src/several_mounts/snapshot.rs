@@ -22,7 +22,7 @@ pub(super) struct FileIs {
 }
 
 impl FileIs {
-    fn new(content: &str) -> Self {
+    pub(super) fn new(content: &str) -> Self {
         Self {
             content: content.to_owned(),
             mode: String::new(),
@@ -295,7 +295,7 @@ impl Snapshot {
         true
     }
 
-    fn mark(&mut self, path: &str) {
+    pub(super) fn mark(&mut self, path: &str) {
         let fresh = DirIs {
             mode: String::new(),
             half_done: false,
