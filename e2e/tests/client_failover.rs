@@ -235,7 +235,8 @@ async fn the_device_goes_half_way_and_comes_back() {
 
     node.faults().update(|f| f.gone_after = Some(30));
     round_trips(&node, &c, 20..60).await;
-    assert!(node.stats("channel").failed_over > 0);
+    // Which request meets it is left to chance: one that may be sent twice moves and is counted, one that
+    // may not is repeated by the client.
     assert!(node.stats("https").requests > 0);
     let reason = node.paths.channel_unusable().unwrap();
     assert!(reason.contains("azure_blob"), "{reason}");
