@@ -45,6 +45,33 @@ fn malformed(what: &str, position: u64, why: impl std::fmt::Display) -> Error {
     }
 }
 
+/// Whether a document with this root is there to its end: one that breaks off is an answer that was lost on
+/// its way, whatever its length says.
+pub(crate) fn check_end(body: &[u8], root: &str) -> Result<(), String> {
+    let body = body.trim_ascii_end();
+    let last = body
+        .iter()
+        .rposition(|byte| *byte == b'<')
+        .and_then(|at| body.get(at + 1..));
+    let ends = last.and_then(|tag| tag.strip_suffix(b">")).is_some_and(|tag| {
+        let tag = match tag.strip_prefix(b"/") {
+            Some(name) => Some(name),
+            // An empty one.
+            None => tag.strip_suffix(b"/"),
+        };
+        tag.and_then(|tag| tag.strip_prefix(root.as_bytes()))
+            .is_some_and(|rest| rest.first().is_none_or(u8::is_ascii_whitespace))
+    });
+    if ends {
+        Ok(())
+    } else {
+        Err(format!(
+            "the answer's XML breaks off after {} bytes, before the end of {root}",
+            body.len()
+        ))
+    }
+}
+
 /// Parses a document into its root element. `each` is given the elements at the third level, with the name of
 /// their parent, as soon as they are complete, and keeps those that it gives back: the entries of a listing
 /// need not be there all at once.

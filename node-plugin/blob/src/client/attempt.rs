@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::response::Response;
 use crate::transport::path::Path;
 use crate::transport::{FailureKind, TransportError};
+use crate::xml;
 
 /// What one attempt came to.
 pub(super) enum Attempt {
@@ -110,7 +111,11 @@ impl Container {
     fn succeeded(&self, call: &Call<'_>, response: Response, known: &Known) -> (Attempt, Said) {
         // A read by handle has the headers that told its version.
         let ours = known.of_the_service || response.headers.contains_key(header::ETAG);
-        let error = match headers::check_range(&response, call.range.as_ref()) {
+        let complete = headers::check_range(&response, call.range.as_ref()).and_then(|()| match call.root {
+            Some(root) if ours => xml::check_end(&response.body, root),
+            _ => Ok(()),
+        });
+        let error = match complete {
             Ok(()) if ours => return (Attempt::Done(response), Said::Well),
             Ok(()) => foreign(&self.account, response.status),
             Err(message) => Error::Malformed { message },

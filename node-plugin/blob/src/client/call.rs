@@ -27,6 +27,8 @@ pub(super) struct Call<'a> {
     pub(super) idempotent: bool,
     /// Bytes asked for, to be checked against what arrived.
     pub(super) range: Option<Range<u64>>,
+    /// Root of the XML that answers it, likewise.
+    pub(super) root: Option<&'static str>,
 }
 
 impl<'a> Call<'a> {
@@ -41,6 +43,7 @@ impl<'a> Call<'a> {
             collect: COLLECT,
             idempotent: true,
             range: None,
+            root: None,
         }
     }
 
@@ -108,6 +111,12 @@ impl<'a> Call<'a> {
 
     pub(super) fn body(mut self, body: Body) -> Self {
         self.body = body;
+        self
+    }
+
+    /// It is answered by XML with this root.
+    pub(super) fn answered_by(mut self, root: &'static str) -> Self {
+        self.root = Some(root);
         self
     }
 

@@ -77,7 +77,9 @@ impl Container {
 
     /// Get Blob Tags, in the form in which `x-ms-tags` takes them.
     async fn tags(&self, blob: &str) -> Result<String> {
-        let call = Call::new(Method::GET, Some(blob)).query("comp", "tags");
+        let call = Call::new(Method::GET, Some(blob))
+            .query("comp", "tags")
+            .answered_by("Tags");
         let answer = Box::pin(self.execute(call)).await?;
         let tags = xml::tags(&answer.response.body)?;
         let pair = |(key, value): &(String, String)| format!("{}={}", encode_query(key), encode_query(value));

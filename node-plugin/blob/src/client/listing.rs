@@ -11,7 +11,8 @@ use crate::xml;
 fn list_call(options: &ListOptions, entries: Option<u32>) -> Call<'static> {
     let mut call = Call::new(Method::GET, None)
         .query("restype", "container")
-        .query("comp", "list");
+        .query("comp", "list")
+        .answered_by("EnumerationResults");
     if !options.prefix.is_empty() {
         call = call.query("prefix", &options.prefix);
     }

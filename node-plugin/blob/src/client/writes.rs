@@ -71,7 +71,8 @@ impl Container {
     pub async fn block_list(&self, blob: &str) -> Result<BlockList> {
         let call = Call::new(Method::GET, Some(blob))
             .query("comp", "blocklist")
-            .query("blocklisttype", "all");
+            .query("blocklisttype", "all")
+            .answered_by("BlockList");
         let answer = self.execute(call).await?;
         let mut list = xml::block_list(&answer.response.body)?;
         let headers = &answer.response.headers;

@@ -243,3 +243,27 @@ proptest! {
         prop_assert!(list_page(&body.as_bytes()[..cut]).is_err());
     }
 }
+
+#[test]
+fn the_end_of_a_document_is_its_roots() {
+    for whole in [
+        "<A></A>",
+        "<?xml version='1.0'?><A x='>'/>\n",
+        "<A />",
+        "<A><B/></A >\r\n",
+    ] {
+        assert_eq!(check_end(whole.as_bytes(), "A"), Ok(()), "{whole}");
+    }
+    for cut in [
+        "",
+        "<A>",
+        "<A></A",
+        "<A><B/>",
+        "<A><B></B>",
+        "<AB></AB>",
+        "text",
+        "<A>text",
+    ] {
+        check_end(cut.as_bytes(), "A").unwrap_err();
+    }
+}

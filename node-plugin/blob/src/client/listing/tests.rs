@@ -125,3 +125,22 @@ async fn a_page_that_leads_to_itself_ends_the_listing() {
     let error = c.list(&again).await.unwrap_err();
     assert!(matches!(error, Error::Malformed { .. }), "{error}");
 }
+
+/// A list that breaks off was lost on its way, whatever its length says.
+#[tokio::test(start_paused = true)]
+async fn a_list_that_breaks_off_is_asked_for_again() {
+    let fake = Fake::default();
+    let whole = b"<EnumerationResults><Blobs/><NextMarker>m</NextMarker></EnumerationResults>";
+    for cut in [0, 20, whole.len() - 1] {
+        fake.will(answer(200, &[], &whole[..cut]));
+    }
+    fake.will(answer(200, &[], whole));
+    let c = container(&fake);
+    assert_eq!(page(&c, None).await.next_marker.as_deref(), Some("m"));
+    assert!(fake.nothing_left());
+    // Of a list of blocks, too.
+    fake.will(answer(200, &[], b"<BlockList><CommittedBlocks/>"))
+        .will(answer(200, &[], b"<BlockList />"));
+    assert!(c.block_list("b").await.unwrap().committed.is_empty());
+    assert!(fake.nothing_left());
+}

@@ -97,7 +97,7 @@ pub(super) async fn receive_into(
                 kind: FailureKind::Malformed,
                 message: format!("the answer is longer than the {} bytes asked for", dest.len()),
                 maybe_executed: true,
-                retryable: false,
+                retryable: true,
             });
         };
         room.copy_from_slice(&data);

@@ -161,7 +161,8 @@ async fn an_answer_goes_to_its_destination_unless_it_is_an_error() {
     );
     assert_eq!(&answer.dest.unwrap()[..], b"----------");
     let error = https.send(get(&url, dest())).await.unwrap_err();
-    assert_eq!((error.kind, error.retryable), (FailureKind::Malformed, false));
+    // As one that is too short: the next one may be right.
+    assert_eq!((error.kind, error.retryable), (FailureKind::Malformed, true));
 }
 
 #[tokio::test]
