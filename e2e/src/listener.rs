@@ -48,14 +48,24 @@ impl Tls {
             .and_then(Iterator::collect)
             .map_err(|error| wrong(certificate, &error))?;
         let private = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong(key, &error))?;
+        Self::new(chain, private).map_err(|error| wrong(certificate, &error))
+    }
+
+    /// Of a certificate with those that vouch for it, and its key.
+    pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> io::Result<Self> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(io::Error::other)?
             .with_no_client_auth()
-            .with_single_cert(chain, private)
-            .map_err(|error| wrong(certificate, &error))?;
+            .with_single_cert(chain, key)
+            .map_err(io::Error::other)?;
         Ok(Self(Arc::new(config)))
+    }
+
+    /// Takes connections with it.
+    pub(crate) fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(Arc::clone(&self.0))
     }
 }
 
@@ -113,7 +123,7 @@ impl Listener {
             .thread_name(name)
             .enable_all()
             .build()?;
-        let acceptor = settings.tls.map(|tls| TlsAcceptor::from(tls.0));
+        let acceptor = settings.tls.map(|tls| tls.acceptor());
         let connection = settings.connection;
         let serve = move |stream, addr| {
             let service = service.clone();

@@ -1,11 +1,13 @@
 //! `vsc-blob-csi mount` on a folder, as a child process, freed whatever happens.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
+use url::Url;
 
 use super::backend::Backend;
 use super::process::Running;
@@ -27,6 +29,12 @@ pub struct MountOptions {
     pub sas: Option<String>,
     /// Further arguments of `vsc-blob-csi mount`.
     pub arguments: Vec<String>,
+    /// Where the backend is reached, when not at its own endpoint.
+    pub endpoint: Option<Url>,
+    /// Further variables of its environment.
+    pub environment: Vec<(String, OsString)>,
+    /// A program with its arguments that runs the command given after them.
+    pub launcher: Vec<OsString>,
 }
 
 impl MountOptions {
@@ -75,14 +83,20 @@ pub struct Mount {
 impl Mount {
     /// Mounts a container of the backend at an existing folder and waits until the file system answers.
     pub fn start(backend: &Backend, container: &str, at: &Path, options: &MountOptions) -> Result<Self> {
-        let mut url = format!(
-            "{}/{container}",
-            backend.endpoint().as_str().trim_end_matches('/')
-        );
+        let endpoint = options.endpoint.as_ref().unwrap_or(backend.endpoint());
+        let mut url = format!("{}/{container}", endpoint.as_str().trim_end_matches('/'));
         if let Some(prefix) = &options.prefix {
             url = format!("{url}/{prefix}");
         }
-        let mut command = Command::new(tools::vsc_blob_csi()?);
+        let program = tools::vsc_blob_csi()?;
+        let mut command = match options.launcher.split_first() {
+            None => Command::new(program),
+            Some((launcher, arguments)) => {
+                let mut command = Command::new(launcher);
+                command.args(arguments).arg(program);
+                command
+            }
+        };
         command
             .arg("mount")
             .arg(url)
@@ -97,6 +111,7 @@ impl Mount {
                     .unwrap_or_else(|| "/nonexistent/azure_blob".into()),
             )
             .args(&options.arguments)
+            .envs(options.environment.iter().map(|(name, value)| (name, value)))
             .env_remove("AZURE_STORAGE_ACCOUNT");
         match &options.sas {
             Some(sas) => command

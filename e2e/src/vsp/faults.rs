@@ -10,6 +10,8 @@ use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 use vsc_driver::uapi::RequestSync;
 
+use super::behind::Behind;
+
 /// What the mock does wrong, or slowly. Fields named `*_next` count down: that many requests are hit, then it
 /// is over.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,6 +53,10 @@ pub struct Faults {
     pub status: u32,
     /// Requests that return without a status having been written.
     pub silent_next: u64,
+    /// Requests to which `behind` happens between the host and the service.
+    pub behind_next: u64,
+    /// See `behind_next`.
+    pub behind: Behind,
     /// Knows OPEN, READ and CLOSE only.
     pub refuse_rest: bool,
     /// Added to every request, microseconds.
@@ -80,6 +86,8 @@ impl Default for Faults {
             status_next: 0,
             status: vsc_driver::uapi::STATUS_TIMEOUT,
             silent_next: 0,
+            behind_next: 0,
+            behind: Behind::Unreachable,
             refuse_rest: false,
             latency_us: 0,
             bytes_per_second: 0,
@@ -228,6 +236,7 @@ pub(super) struct Plan {
     pub(super) spoil: Option<Spoil>,
     pub(super) status: Option<u32>,
     pub(super) silent: bool,
+    pub(super) behind: Option<Behind>,
     pub(super) refuse_rest: bool,
     pub(super) latency: Duration,
 }
@@ -416,6 +425,7 @@ impl Control {
             spoil: hit(&mut faults.spoil_next).then_some(faults.spoil),
             status: hit(&mut faults.status_next).then_some(faults.status),
             silent: hit(&mut faults.silent_next),
+            behind: hit(&mut faults.behind_next).then_some(faults.behind),
             refuse_rest: faults.refuse_rest,
             latency: Duration::from_micros(faults.latency_us),
         };

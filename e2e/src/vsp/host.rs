@@ -18,6 +18,7 @@ use vsc_driver::framing::{HEADER_LEN, Method, decode_request, encode_response};
 use vsc_driver::uapi::{MAX_PAGES, RequestSync, STATUS_TIMEOUT};
 
 use super::backend::Backend;
+use super::behind::{self, Behind};
 use super::faults::{Control, Plan, Reject, Spoil, Tally};
 use super::memory::Guest;
 
@@ -222,14 +223,14 @@ impl Host {
             Some(Method::Open) => {
                 Tally::add(&tally.open, 1);
                 match parse(json) {
-                    Ok(body) => self.open(body).await,
+                    Ok(body) => self.open(body, plan.behind).await,
                     Err(status) => return Outcome::refused(status),
                 }
             }
             Some(Method::Read) => {
                 Tally::add(&tally.read, 1);
                 match parse(json) {
-                    Ok(body) => self.read(body, request.data_len).await,
+                    Ok(body) => self.read(body, request.data_len, plan.behind).await,
                     Err(status) => return Outcome::refused(status),
                 }
             }
@@ -243,7 +244,7 @@ impl Host {
             Some(Method::Rest) if !plan.refuse_rest => {
                 Tally::add(&tally.rest, 1);
                 match parse(json) {
-                    Ok(body) => self.rest(body, payload, request).await,
+                    Ok(body) => self.rest(body, payload, request, plan.behind).await,
                     Err(status) => return Outcome::refused(status),
                 }
             }
@@ -285,13 +286,13 @@ impl Host {
         }
     }
 
-    async fn open(&self, open: request::Open) -> io::Result<(Response, Vec<Bytes>)> {
+    async fn open(&self, open: request::Open, behind: Option<Behind>) -> io::Result<(Response, Vec<Bytes>)> {
         let mut head = blob_request(HttpMethod::HEAD, &open.url, open.authorization.as_ref())?;
         if let Some(etag) = &open.if_match {
             head.headers_mut()
                 .insert(IF_MATCH, etag.parse().map_err(io::Error::other)?);
         }
-        let answer = self.backend.execute(head).await?;
+        let answer = behind::execute(&*self.backend, head, behind).await?;
         let mut body = describe(&answer, open.client_request_id);
         if answer.status() == StatusCode::OK {
             let key = uuid::Uuid::new_v4().to_string();
@@ -309,7 +310,12 @@ impl Host {
         Ok((body, Vec::new()))
     }
 
-    async fn read(&self, read: request::Read, room: u32) -> io::Result<(Response, Vec<Bytes>)> {
+    async fn read(
+        &self,
+        read: request::Read,
+        room: u32,
+        behind: Option<Behind>,
+    ) -> io::Result<(Response, Vec<Bytes>)> {
         let handle = self
             .handles
             .lock()
@@ -336,7 +342,7 @@ impl Host {
         if let Some(etag) = blob.etag {
             get.headers_mut().insert(IF_MATCH, etag);
         }
-        let answer = self.backend.execute(get).await?;
+        let answer = behind::execute(&*self.backend, get, behind).await?;
         let mut body = describe(&answer, read.client_request_id);
         let mut data = Vec::new();
         if answer.status() == StatusCode::PARTIAL_CONTENT {
@@ -369,15 +375,14 @@ impl Host {
         rest: request::Rest,
         payload: Bytes,
         request: &RequestSync,
+        behind: Option<Behind>,
     ) -> io::Result<(Response, Vec<Bytes>)> {
         let mut call = Request::builder().method(rest.method.as_str()).uri(&rest.target);
         for (name, value) in &rest.headers {
             call = call.header(name, value);
         }
-        let answer = self
-            .backend
-            .execute(call.body(payload).map_err(io::Error::other)?)
-            .await?;
+        let call = call.body(payload).map_err(io::Error::other)?;
+        let answer = behind::execute(&*self.backend, call, behind).await?;
         let status = answer.status();
         let mut body = Response {
             status: STORE_SUCCESS,

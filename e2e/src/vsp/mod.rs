@@ -9,6 +9,7 @@
 //! are not compared.
 
 mod backend;
+mod behind;
 mod device;
 mod faults;
 mod host;
@@ -26,6 +27,7 @@ use tokio::runtime::Runtime;
 use vsc_driver::uapi::RequestSync;
 
 pub use self::backend::{Backend, HttpBackend};
+pub use self::behind::Behind;
 use self::device::Device;
 pub use self::device::{CONTROL_NAME, DEVICE_NAME};
 use self::faults::Control;

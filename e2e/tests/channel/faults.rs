@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use e2e::vsp::Spoil;
+use e2e::vsp::{Behind, Spoil};
 use vsc_driver::channel::{Channel, ChannelConfig, ChannelError, Data};
 use vsc_driver::framing::FrameError;
 use vsc_driver::uapi::STATUS_TIMEOUT;
@@ -434,4 +434,25 @@ async fn a_postponed_request_is_executed_when_it_is_released() {
     let answered = out.await.unwrap().unwrap();
     assert_eq!(answer(&answered).unwrap().bytes_read, Some(5000));
     assert_eq!(fixture.mock.counters().rest, 1);
+}
+
+/// The host is well, and the way from it to the service is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_wrong_behind_the_host_is_told_by_it() {
+    let fixture = Fixture::new();
+    let channel = fixture.channel();
+    for (behind, status) in [
+        (Behind::Unreachable, 502),
+        (Behind::Lost, 502),
+        (Behind::Foreign, 404),
+        (Behind::Doubled, 200),
+    ] {
+        fixture.mock.faults().update(|f| {
+            f.behind = behind;
+            f.behind_next = 1;
+        });
+        let completion = channel.submit(fixture.get(10)).await.unwrap();
+        assert_eq!(answer(&completion).unwrap().http_status, status, "{behind:?}");
+        works(&fixture, &channel).await.unwrap();
+    }
 }
