@@ -1,11 +1,21 @@
 //! The channel fails while a tree is copied: the copy finishes, is equal, `cp` sees no error, and the
-//! counters show the switch.
+//! counters show the switch. And the table of faults: each kind of fault, over HTTPS and over the channel,
+//! under a model of programs.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     reason = "a failed unwrap is a failed test"
 )]
+
+#[path = "faults/cell.rs"]
+mod cell;
+#[path = "faults/kinds.rs"]
+mod kinds;
+#[path = "faults/model.rs"]
+mod model;
+#[path = "faults/table.rs"]
+mod table;
 
 use std::process::Command;
 use std::time::Duration;
