@@ -20,7 +20,7 @@ mod xml;
 pub use body::{Body, Piece};
 pub use client::{Client, ClientConfig, Container, UnreadableTags};
 pub use error::{Error, Result};
-pub use pace::Accounts;
+pub use pace::{Accounts, Load};
 pub use protection::{Availability, Protection};
 pub use stored::{ContentTypes, StoredHeaders};
 pub use types::*;

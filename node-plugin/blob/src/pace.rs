@@ -28,13 +28,70 @@ const LONGEST_SHARED_PAUSE: Duration = Duration::from_secs(30);
 
 /// The accounts of this process, by their endpoints; clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Accounts(Arc<Mutex<HashMap<String, Weak<Pace>>>>);
+pub struct Accounts(Arc<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    paces: Mutex<HashMap<String, Weak<Pace>>>,
+    repetitions: Arc<Repetitions>,
+}
+
+/// Of all accounts, also of those that are gone.
+#[derive(Debug, Default)]
+struct Repetitions {
+    made: AtomicU64,
+    refused: AtomicU64,
+}
+
+/// What all accounts of a process are asked. See [`Accounts::load`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Requests that are out.
+    pub out: usize,
+    /// Requests that wait for others to come back.
+    pub waiting: usize,
+    /// How many may be out at a time of the account that was narrowed most; what all have at first where
+    /// none is narrowed.
+    pub width: usize,
+    /// Repetitions that the account with the fewest has left, beside one a second for each volume; what all
+    /// have at first where nobody repeats.
+    pub repetitions_left: u64,
+    /// Attempts that were repetitions, since the process began.
+    pub repeated: u64,
+    /// Repetitions that were not made, because there were too many.
+    pub refused: u64,
+}
 
 impl Accounts {
+    /// What is asked now.
+    pub fn load(&self) -> Load {
+        let paces: Vec<_> = self.paces().values().filter_map(Weak::upgrade).collect();
+        let mut load = Load {
+            out: 0,
+            waiting: 0,
+            width: width::WIDEST,
+            repetitions_left: budget::MOST,
+            repeated: self.0.repetitions.made.load(Ordering::Relaxed),
+            refused: self.0.repetitions.refused.load(Ordering::Relaxed),
+        };
+        for pace in paces {
+            let (out, waiting, width) = pace.width.load();
+            load.out += out;
+            load.waiting += waiting;
+            load.width = load.width.min(width);
+            load.repetitions_left = load.repetitions_left.min(pace.budget.left());
+        }
+        load
+    }
+
+    fn paces(&self) -> MutexGuard<'_, HashMap<String, Weak<Pace>>> {
+        self.0.paces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A volume's part of what its account may be asked: the same account for all, as long as any volume has
     /// a part of it.
     pub(crate) fn volume(&self, endpoint: &str) -> Share {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.paces();
         known.retain(|_, pace| pace.strong_count() > 0);
         let pace = match known.get(endpoint).and_then(Weak::upgrade) {
             Some(pace) => pace,
@@ -49,6 +106,7 @@ impl Accounts {
             pace,
             volume,
             floor: Floor::default(),
+            repetitions: Arc::clone(&self.0.repetitions),
         }
     }
 }
@@ -70,6 +128,7 @@ pub(crate) struct Share {
     pace: Arc<Pace>,
     volume: u64,
     floor: Floor,
+    repetitions: Arc<Repetitions>,
 }
 
 impl Share {
@@ -99,7 +158,13 @@ impl Share {
 
     /// Waits until an attempt may be a repetition; false when that is not so in time.
     pub(crate) async fn repeat(&self, until: Instant) -> bool {
-        self.pace.budget.repeat(&self.floor, until).await
+        let may = self.pace.budget.repeat(&self.floor, until).await;
+        let counter = match may {
+            true => &self.repetitions.made,
+            false => &self.repetitions.refused,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        may
     }
 }
 

@@ -23,5 +23,5 @@ pub mod volume;
 pub use budget::Budget;
 pub use config::{Profile, VolumeConfig};
 pub use store::Store;
-pub use tree::Owing;
+pub use tree::{Held, Owing};
 pub use volume::{Resources, Volume};

@@ -1,5 +1,6 @@
-//! The lock around a file, a node and the table, and the tasks of a file. In tests either can be `shuttle`'s,
-//! which draws who goes on at each lock (see `schedules`); elsewhere they are what `std` and tokio have.
+//! The lock around a file, a node, the table and the budget, and the tasks of a file. In tests either can be
+//! `shuttle`'s, which draws who goes on at each lock (see `schedules`); elsewhere they are what `std` and
+//! tokio have.
 
 use std::fmt;
 use std::future::Future;
@@ -9,6 +10,7 @@ use std::sync::PoisonError;
 use std::task::{Context, Poll};
 
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 /// A mutual exclusion that a panic does not poison: whoever panicked has left the state whole.
 #[derive(Default)]
@@ -109,6 +111,16 @@ impl<T> Future for Task<T> {
             Self::Scheduled(task) => Pin::new(task).poll(context).map_err(|_| Ended),
         }
     }
+}
+
+/// The future's value; `None` when it is not there in time. In a schedule time stands still: what waits for
+/// somebody must be woken.
+pub(crate) async fn in_time<F: Future>(until: Instant, future: F) -> Option<F::Output> {
+    #[cfg(test)]
+    if scheduled::here() {
+        return Some(future.await);
+    }
+    tokio::time::timeout_at(until, future).await.ok()
 }
 
 /// Whether a schedule decides who goes on.

@@ -16,7 +16,7 @@ use crate::config::{Profile, VolumeConfig};
 use crate::content::{Env, Tuning};
 use crate::fuse;
 use crate::journal::log::Log;
-use crate::tree::{Owing, Tree, names};
+use crate::tree::{Held, Owing, Tree, names};
 
 /// What all mounts of a process share.
 #[derive(Debug, Clone)]
@@ -149,6 +149,11 @@ impl Volume {
     /// What files that were closed owe the service: it was not there when they were, and is asked again.
     pub fn owing(&self) -> Owing {
         self.tree.owing()
+    }
+
+    /// What it holds for the kernel and in the service now.
+    pub fn held(&self) -> Held {
+        self.tree.held()
     }
 
     /// The journal of this mount: the state a replacement process goes on from.

@@ -27,7 +27,7 @@ use crate::csi::server;
 use crate::mounts::calls::Patience;
 use crate::mounts::{Kernel, Mounts};
 use crate::telemetry::health::HealthArgs;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Metrics, NodeParts};
 use crate::telemetry::operations::Operations;
 
 /// Options of `node`.
@@ -126,7 +126,12 @@ impl NodePlugin {
             IdentityService::new(&args.driver_name, vec![fuse_check(), state_check(mounts.clone())]);
         let metrics = Metrics::new(
             connector.paths().clone(),
-            Some((mounts.clone(), operations, budget)),
+            Some(NodeParts {
+                mounts: mounts.clone(),
+                operations,
+                budget,
+                accounts: connector.accounts().clone(),
+            }),
         );
         let device = Some(args.device.device.clone());
         let mut service = NodeService::new(&args.node_id, mounts.clone(), connector.clone(), device);

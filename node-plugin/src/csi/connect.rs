@@ -67,6 +67,11 @@ impl Connector {
         &self.paths
     }
 
+    /// What all mounts of an account share, for counters.
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+
     /// Credentials of a volume. `pod_token`: of the pod's service account, where kubelet gave one.
     pub fn credentials(
         &self,

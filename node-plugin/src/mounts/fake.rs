@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 
-use blob_fs::{Owing, Resources, VolumeConfig};
+use blob_fs::{Held, Owing, Resources, VolumeConfig};
 use tokio_util::sync::CancellationToken;
 
 use super::mounter::{Mounter, Serving, Usage};
@@ -81,6 +81,9 @@ impl Serving for FakeServing {
     }
     fn owing(&self) -> Owing {
         self.kernel.state.lock().unwrap().owing
+    }
+    fn held(&self) -> Held {
+        Held::default()
     }
     fn join(self: Box<Self>) -> io::Result<()> {
         self.kernel.wait_while(|state| state.hold_sessions);

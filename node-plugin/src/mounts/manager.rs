@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blob_fs::observer::Observer;
-use blob_fs::{Owing, Resources, VolumeConfig};
+use blob_fs::{Held, Owing, Resources, VolumeConfig};
 use futures::future::join_all;
 use tokio::sync::Semaphore;
 
@@ -314,6 +314,18 @@ impl Mounts {
         live.iter()
             .map(|(path, live)| (path.clone(), live.serving.owing()))
             .collect()
+    }
+
+    /// What all volumes hold for the kernel and in the service.
+    pub fn all_held(&self) -> Held {
+        let live = self.lock();
+        live.values()
+            .map(|live| live.serving.held())
+            .fold(Held::default(), |sum, held| Held {
+                handles: sum.handles + held.handles,
+                inodes: sum.inodes + held.inodes,
+                leases: sum.leases + held.leases,
+            })
     }
 
     /// The end of the process: commits everything, unmounts what no pod uses.

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use blob_fs::{Owing, Resources, Volume, VolumeConfig};
+use blob_fs::{Held, Owing, Resources, Volume, VolumeConfig};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -29,6 +29,8 @@ pub trait Serving: Send + Sync + Debug {
     fn sync(&self) -> io::Result<()>;
     /// What files that were closed owe the service. Does not wait for anything.
     fn owing(&self) -> Owing;
+    /// What it holds for the kernel and in the service. Does not wait for anything.
+    fn held(&self) -> Held;
     /// Waits for the end of the session after an unmount, and until everything accepted is committed.
     fn join(self: Box<Self>) -> io::Result<()>;
 }
@@ -88,6 +90,9 @@ impl Serving for Served {
     }
     fn owing(&self) -> Owing {
         self.volume.owing()
+    }
+    fn held(&self) -> Held {
+        self.volume.held()
     }
     fn join(self: Box<Self>) -> io::Result<()> {
         self.volume.join()

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use blob_client::Accounts;
 use blob_client::transport::failover::Paths;
 use blob_fs::{Budget, Owing};
 use prometheus_client::collector::Collector;
@@ -31,10 +32,22 @@ struct Build {
     version: &'static str,
 }
 
+/// What a node has besides, to be counted.
+#[derive(Debug)]
+pub struct NodeParts {
+    /// Its mounts.
+    pub mounts: Arc<Mounts>,
+    /// What they do.
+    pub operations: Arc<Operations>,
+    /// Their memory.
+    pub budget: Arc<Budget>,
+    /// The accounts that they ask.
+    pub accounts: Accounts,
+}
+
 impl Metrics {
-    /// Metrics of a process that sends its requests over `paths`; a node has mounts, what they do, and their
-    /// budget besides.
-    pub fn new(paths: Arc<Paths>, node: Option<(Arc<Mounts>, Arc<Operations>, Arc<Budget>)>) -> Self {
+    /// Metrics of a process that sends its requests over `paths`.
+    pub fn new(paths: Arc<Paths>, node: Option<NodeParts>) -> Self {
         let mut registry = Registry::with_prefix(PREFIX);
         let rpcs = Rpcs::default();
         rpcs.register(&mut registry);
@@ -43,9 +56,13 @@ impl Metrics {
         };
         registry.register("build", "The program", Info::new(build));
         registry.register_collector(Box::new(Requests(paths)));
-        if let Some((mounts, operations, budget)) = node {
-            operations.register(&mut registry);
-            registry.register_collector(Box::new(Node { mounts, budget }));
+        if let Some(node) = node {
+            node.operations.register(&mut registry);
+            registry.register_collector(Box::new(Asked(node.accounts)));
+            registry.register_collector(Box::new(Node {
+                mounts: node.mounts,
+                budget: node.budget,
+            }));
         }
         Self {
             registry: Arc::new(registry),
@@ -210,6 +227,54 @@ impl Collector for Requests {
     }
 }
 
+/// What accounts are asked, and how much they may be. None is named: they are users'.
+#[derive(Debug)]
+struct Asked(Accounts);
+
+impl Collector for Asked {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let family = |name, help, kind| Family {
+            name,
+            help,
+            unit: None,
+            kind,
+        };
+        let load = self.0.load();
+        let requests: [(Label, u64); 2] = [
+            ([("state", "out")], load.out as u64),
+            ([("state", "waiting")], load.waiting as u64),
+        ];
+        family(
+            "account_requests",
+            "Requests to accounts now; waiting: for others to come back",
+            MetricType::Gauge,
+        )
+        .encode(&mut encoder, requests)?;
+        family(
+            "account_width",
+            "Requests that may be out at a time, of the account that was narrowed most",
+            MetricType::Gauge,
+        )
+        .encode_one(&mut encoder, load.width as u64)?;
+        family(
+            "account_retry_budget",
+            "Repetitions that may be made at once, of the account that has the fewest left",
+            MetricType::Gauge,
+        )
+        .encode_one(&mut encoder, load.repetitions_left)?;
+        let repetitions: [(Label, u64); 2] = [
+            ([("outcome", "made")], load.repeated),
+            ([("outcome", "refused")], load.refused),
+        ];
+        family(
+            "account_repetitions",
+            "Attempts that were repetitions, and those that the retry budget refused",
+            MetricType::Counter,
+        )
+        .encode(&mut encoder, repetitions)
+    }
+}
+
 /// What a node holds.
 #[derive(Debug)]
 struct Node {
@@ -255,11 +320,29 @@ impl Collector for Node {
             Some(Unit::Seconds),
         )
         .encode_one(&mut encoder, ages.max().unwrap_or_default().as_secs())?;
+        let held = self.mounts.all_held();
+        gauge("open_handles", "Files and directories that are open", None)
+            .encode_one(&mut encoder, held.handles as u64)?;
+        gauge("inodes", "Inodes that are known, roots included", None)
+            .encode_one(&mut encoder, held.inodes as u64)?;
+        gauge(
+            "leases",
+            "Blobs that are leased because their files were deleted or replaced while open",
+            None,
+        )
+        .encode_one(&mut encoder, held.leases as u64)?;
         let usage = self.budget.usage();
-        let kinds: [(Label, usize); 5] = [
+        gauge(
+            "spooled_writes",
+            "Writes that wait for memory with their data on disk",
+            None,
+        )
+        .encode_one(&mut encoder, usage.spooled as u64)?;
+        let kinds: [(Label, usize); 6] = [
             ([("kind", "limit")], usage.total),
             ([("kind", "cached")], usage.cached),
             ([("kind", "dirty")], usage.dirty),
+            ([("kind", "waiting")], usage.waiting),
             ([("kind", "metadata")], usage.metadata),
             ([("kind", "peak")], usage.peak),
         ];

@@ -17,6 +17,8 @@ const REPETITION: u64 = 10;
 const PER_ANSWER: u64 = 2 * REPETITION;
 /// What is kept at most for later: enough for the requests that a connection takes down with it.
 const RESERVE: u64 = 20 * REPETITION;
+/// The same, in repetitions.
+pub(super) const MOST: u64 = RESERVE / REPETITION;
 /// What a volume has beside, in a second.
 const FLOOR: f64 = 1.0;
 /// What it keeps of that at most.
@@ -98,6 +100,11 @@ impl Budget {
                 () = sleep_until(next.min(until)) => {}
             }
         }
+    }
+
+    /// Repetitions that may be made at once.
+    pub(super) fn left(&self) -> u64 {
+        *self.lock() / REPETITION
     }
 
     fn take(&self) -> bool {

@@ -203,3 +203,43 @@ async fn an_answer_lets_those_who_wait_go_on() {
     assert!(both);
     assert_eq!(began.elapsed().as_millis(), 10);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_accounts_are_asked_is_told() {
+    let (accounts, share) = account();
+    let elsewhere = accounts.volume("https://b/");
+    let rest = Load {
+        out: 0,
+        waiting: 0,
+        width: WIDEST,
+        repetitions_left: 20,
+        repeated: 0,
+        refused: 0,
+    };
+    assert_eq!(accounts.load(), rest);
+    let busy = turn(&share).await;
+    tokio::time::advance(Duration::from_millis(5)).await;
+    busy.busy(None);
+    let mut out = Vec::new();
+    for _ in 0..NARROWEST {
+        out.push(turn(&share).await);
+    }
+    let mut waits = Box::pin(share.turn(soon()));
+    assert!(futures::poll!(waits.as_mut()).is_pending());
+    let also = turn(&elsewhere).await;
+    let now = accounts.load();
+    assert_eq!((now.out, now.waiting, now.width), (NARROWEST + 1, 1, NARROWEST));
+    drop(waits);
+    drop((out, also));
+    // The reserve and the floor, and no more.
+    for _ in 0..30 {
+        assert!(share.repeat(Instant::now()).await);
+    }
+    assert!(!share.repeat(Instant::now()).await);
+    let now = accounts.load();
+    assert_eq!((now.out, now.waiting), (0, 0));
+    assert_eq!((now.repetitions_left, now.repeated, now.refused), (0, 30, 1));
+    drop(share);
+    let now = accounts.load();
+    assert_eq!((now.width, now.repetitions_left, now.repeated), (WIDEST, 20, 30));
+}

@@ -162,6 +162,14 @@ impl Width {
         state.forget_idle(volume);
     }
 
+    /// How many are out, how many wait, and how many may be out.
+    pub(super) fn load(&self) -> (usize, usize, usize) {
+        let state = self.lock();
+        let still = |volume: &Volume| volume.waiting.iter().filter(|waiter| !waiter.is_closed()).count();
+        let waiting = state.volumes.values().map(still).sum();
+        (state.out, waiting, state.limit as usize)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

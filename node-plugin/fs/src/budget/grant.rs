@@ -145,6 +145,8 @@ impl Budget {
             inner.clean.retain(|e| e.strong_count() > 0);
             inner.sweep_at = inner.clean.len() * 2;
         }
+        // Who waits for room may drop it.
+        inner.queues.wake_first();
     }
 
     pub(super) fn take(

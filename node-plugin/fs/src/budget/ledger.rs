@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use tokio::sync::{Notify, Semaphore};
@@ -11,6 +11,7 @@ use super::holders::{Evict, Relieve};
 use super::own::Own;
 use super::queues::Queues;
 use super::spool::Spool;
+use crate::sync::{Mutex, MutexGuard};
 
 /// The least a budget can be: a few parts for readers and a few blocks for writers.
 pub const MIN_BUDGET: usize = 32 << 20;
@@ -164,8 +165,12 @@ pub struct BudgetUsage {
     pub total: usize,
     /// Cached or on its way.
     pub cached: usize,
-    /// Accepted and not yet committed.
+    /// Accepted and not yet committed, and copies of writes that wait to be accepted.
     pub dirty: usize,
+    /// Of these, the copies.
+    pub waiting: usize,
+    /// Writes whose data is on disk, because it finds no memory even to wait in (not bytes).
+    pub spooled: usize,
     /// Inodes, listings, block lists.
     pub metadata: usize,
     /// Most bytes ever held at once.
@@ -175,6 +180,16 @@ pub struct BudgetUsage {
 impl Budget {
     /// A budget of `bytes` (default of the program: 512 MiB; at least 32 MiB).
     pub fn new(bytes: usize) -> Arc<Self> {
+        Self::over(bytes, Mutex::default())
+    }
+
+    /// One whose lock a schedule knows.
+    #[cfg(test)]
+    pub(crate) fn scheduled(bytes: usize) -> Arc<Self> {
+        Self::over(bytes, Mutex::new(Inner::default()))
+    }
+
+    fn over(bytes: usize, inner: Mutex<Inner>) -> Arc<Self> {
         let total = bytes.max(MIN_BUDGET);
         let progress = (total / RESEND_SHARE / PROGRESS_BYTES).clamp(1, PROGRESS_READS);
         let limit = total - total / RESEND_SHARE - progress * PROGRESS_BYTES;
@@ -186,7 +201,7 @@ impl Budget {
             dirty_limit: limit / 8 * 5,
             metadata_limit: limit / 8 * 2,
             waiting_limit: limit / 8,
-            inner: Mutex::default(),
+            inner,
             crowd: Notify::new(),
             short: AtomicUsize::new(0),
             waiting_room: Notify::new(),
@@ -209,6 +224,8 @@ impl Budget {
             total: self.total,
             cached: inner.of(Kind::Cached),
             dirty: inner.of(Kind::Dirty) + inner.of(Kind::Waiting),
+            waiting: inner.of(Kind::Waiting),
+            spooled: self.spool.held(),
             metadata: inner.of(Kind::Metadata),
             peak: inner.peak,
         }
@@ -264,6 +281,12 @@ impl Budget {
         self.total / 2 / active.max(1)
     }
 
+    /// What dirty data may hold, and what may be held in all.
+    #[cfg(test)]
+    pub(crate) fn limits(&self) -> (usize, usize) {
+        (self.dirty_limit, self.limit)
+    }
+
     /// Limit in bytes.
     pub fn total(&self) -> usize {
         self.total
@@ -278,6 +301,6 @@ impl Budget {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 }

@@ -12,6 +12,7 @@ use super::ledger::{Budget, Kind};
 use super::permit::Permit;
 use super::share::Share;
 use super::turn::STUCK_PATIENCE;
+use crate::sync::in_time;
 
 /// How long a writer waits for room before it asks for relief again. Relief may have failed (the service was
 /// away) and then nobody else would try again.
@@ -61,7 +62,7 @@ impl Budget {
                 deadline
             };
             // Woken or not: it looks again.
-            let _ = tokio::time::timeout_at(until, place.wake.notified()).await;
+            let _ = in_time(until, place.wake.notified()).await;
         }
     }
 

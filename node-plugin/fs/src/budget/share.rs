@@ -18,6 +18,12 @@ pub struct Share {
 }
 
 impl Share {
+    /// Bytes of accepted writes.
+    #[cfg(test)]
+    pub(crate) fn dirty(&self) -> usize {
+        self.own.dirty.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
     /// Tells volumes apart.
     pub(crate) fn id(self: &Arc<Self>) -> usize {
         Arc::as_ptr(self) as usize
@@ -30,6 +36,8 @@ impl Drop for Share {
         let mut inner = self.budget.lock();
         inner.volumes = inner.volumes.saturating_sub(1);
         inner.reserved = inner.reserved.saturating_sub(DIRTY_SHARE);
+        // What was kept for it is somebody's.
+        inner.queues.wake_first();
     }
 }
 

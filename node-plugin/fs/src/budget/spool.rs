@@ -67,6 +67,17 @@ impl Spool {
     }
 }
 
+impl Spool {
+    /// Writes that are there.
+    pub(super) fn held(&self) -> usize {
+        let places = self.0.get().and_then(Option::as_ref);
+        places.map_or(0, |places| {
+            let free = places.lock();
+            free.used - free.again.len()
+        })
+    }
+}
+
 impl Places {
     fn lock(&self) -> MutexGuard<'_, Free> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
@@ -142,7 +153,9 @@ mod tests {
         let two = spool.put(&[2; PLACE]).unwrap();
         assert!(spool.put(&[0; PLACE + 1]).is_none(), "no write is so large");
         assert_eq!(one.read().unwrap(), b"one");
+        assert_eq!(spool.held(), 2);
         drop(one);
+        assert_eq!(spool.held(), 1);
         let three = spool.put(b"three").unwrap();
         assert_eq!(three.place, 0, "its place is taken again");
         assert_eq!(two.read().unwrap(), [2; PLACE]);

@@ -1,14 +1,15 @@
-//! Threads at work on one file or one tree, in schedules that `shuttle` draws: at each lock and each request
+//! Threads at work on one file, one tree or one budget, in schedules that `shuttle` draws: at each lock and each request
 //! it decides who goes on. What was acknowledged is there at the end, the table agrees with itself, what is
 //! counted is at zero again, and nobody waits for ever. A schedule that fails is printed, with its seed.
 
+mod budget;
 mod file;
 mod tree;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use shuttle::scheduler::RandomScheduler;
+use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use vsc_driver::buffer::Arena;
 
 use crate::budget::Budget;
@@ -25,12 +26,28 @@ const STACK: usize = 1 << 20;
 
 /// The scenario, in `count` schedules; each has threads that [`together`] starts.
 fn in_schedules(count: usize, scenario: impl Fn() + Send + Sync + 'static) {
+    let (seed, count) = drawn(count);
+    run(RandomScheduler::new_from_seed(seed, count), scenario);
+}
+
+/// The same, where one thread goes on as long as it can before another one does, but for a few moments: what
+/// needs many steps of one between two of another.
+fn in_priorities(count: usize, scenario: impl Fn() + Send + Sync + 'static) {
+    let (seed, count) = drawn(count);
+    run(PctScheduler::new_from_seed(seed, 3, count), scenario);
+}
+
+/// Which schedules, and how many.
+fn drawn(count: usize) -> (u64, usize) {
     let number = |name: &str| std::env::var(name).ok()?.parse().ok();
     let seed = number("BLOB_FS_SCHEDULES_SEED").unwrap_or(7);
-    let count = number("BLOB_FS_SCHEDULES").map_or(count, |more| more as usize);
+    let count = number("BLOB_FS_SCHEDULES").map_or(count, |more: u64| more as usize);
+    (seed, count)
+}
+
+fn run(scheduler: impl Scheduler + 'static, scenario: impl Fn() + Send + Sync + 'static) {
     let mut config = shuttle::Config::new();
     config.stack_size = STACK;
-    let scheduler = RandomScheduler::new_from_seed(seed, count);
     scheduled::by_shuttle(|| {
         shuttle::Runner::new(scheduler, config).run(scenario);
     });

@@ -77,6 +77,13 @@ impl Handles {
             .collect()
     }
 
+    /// Of files and directories.
+    pub(crate) fn count(&self) -> usize {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner).len();
+        let directories = self.directories.read().unwrap_or_else(PoisonError::into_inner);
+        files + directories.len()
+    }
+
     pub(crate) fn open_directory(&self, node: NodeId) -> u64 {
         let fh = self.number();
         let handle = DirectoryHandle {

@@ -103,6 +103,11 @@ impl HiddenBlobs {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many blobs are leased.
+    pub(crate) fn leases(&self) -> usize {
+        self.held().leases.len()
+    }
+
     /// Copies this version of a blob, which is of this type, to a new hidden name: the name, its lease, and
     /// the version. `ConditionNotMet` or `BlobNotFound`: the version is gone already.
     pub(crate) async fn keep(

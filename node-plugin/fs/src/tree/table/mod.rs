@@ -252,6 +252,11 @@ impl Table {
         self.dir(id).map_or(0, |d| d.subdirectories)
     }
 
+    /// How many nodes there are.
+    pub(crate) fn count(&self) -> usize {
+        self.links.len()
+    }
+
     /// Every node (shut-down, tests).
     pub(crate) fn nodes(&self) -> Vec<Arc<Node>> {
         self.links.values().map(|l| Arc::clone(&l.node)).collect()
