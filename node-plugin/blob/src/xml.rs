@@ -385,4 +385,6 @@ pub(crate) fn error_body(body: &[u8]) -> Option<(String, String)> {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -24,9 +24,29 @@ impl Error {
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self {
             reason,
-            message: message.into(),
+            message: shortened(message.into()),
         }
     }
+}
+
+/// Longest message, in bytes: an Event holds a kilobyte, an answer some headers.
+const LONGEST: usize = 1000;
+
+/// A message without its middle, where it tells a value that is too long to be told.
+fn shortened(message: String) -> String {
+    if message.len() <= LONGEST {
+        return message;
+    }
+    let letters = || message.char_indices().map(|(at, _)| at);
+    let begin = letters().take_while(|at| *at <= LONGEST / 2).last().unwrap_or(0);
+    let late = |at: &usize| *at >= message.len() - LONGEST / 4;
+    let end = letters().rev().take_while(late).last().unwrap_or(message.len());
+    let left_out = end - begin;
+    format!(
+        "{} ... ({left_out} bytes) ... {}",
+        &message[..begin],
+        &message[end..]
+    )
 }
 
 impl fmt::Display for Error {
@@ -320,6 +340,21 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn a_message_tells_no_value_of_megabytes() {
+        for letter in ["x", "é", "😀"] {
+            let value = letter.repeat(1 << 20);
+            let error = Error::new(Reason::InvalidValue, format!("prefix: {value} is not a path"));
+            assert!(error.message.len() < 1000, "{}", error.message.len());
+            assert!(error.message.starts_with("prefix: ") && error.message.ends_with(" is not a path"));
+            assert!(error.message.contains(" bytes) ... "));
+        }
+        assert_eq!(
+            Error::new(Reason::InvalidValue, "prefix: no").message,
+            "prefix: no"
+        );
+    }
 
     /// Every row has a usable hint, a name of its own and a code that is an error. Its entry for people:
     /// tests/docs.rs.

@@ -11,7 +11,7 @@ use std::fmt;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use url::Url;
 
-use super::account::Account;
+use super::account::{Account, more_than_a_place};
 use super::named_secret::SecretRef;
 use super::volume_context::{AuthType, Identity, OnDelete};
 
@@ -102,7 +102,9 @@ impl VolumeId {
             }
         }
         if part.contains("://") {
-            self.account.endpoint = Url::parse(part).ok()?;
+            let endpoint = Url::parse(part).ok()?;
+            let is_ours = matches!(endpoint.scheme(), "http" | "https") && !more_than_a_place(&endpoint);
+            self.account.endpoint = is_ours.then_some(endpoint)?;
             return Some(());
         }
         let (namespace, name) = part.split_once('/')?;
@@ -224,6 +226,8 @@ mod tests {
             "acct#c##delete##team/../nodes",
             "acct#c##delete#auth=Password",
             "acct#c##delete#colour=blue",
+            "acct#c##delete#colour://blue",
+            "acct#c##delete#https://host/?sig=x",
         ] {
             assert_eq!(VolumeId::parse(other), None, "{other}");
         }

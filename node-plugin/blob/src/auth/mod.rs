@@ -329,4 +329,6 @@ pub(crate) fn secret_header(text: &str) -> Result<HeaderValue> {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -14,6 +14,9 @@ use crate::names::encode_query;
 const SAS_VERSION: &str = "2021-12-02";
 const TIME: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
 
+/// Far longer than any; a request line with more is refused everywhere.
+const LONGEST: usize = 8 * 1024;
+
 /// A SAS as a query string: without `?`, checked for what every SAS has, otherwise as the user gave it.
 pub(crate) fn parse(sas: &str) -> Result<String> {
     let wrong = |message: &str| Error::Argument {
@@ -34,6 +37,9 @@ pub(crate) fn parse(sas: &str) -> Result<String> {
         return Err(wrong(
             "holds characters that no query string has; copy the SAS unchanged",
         ));
+    }
+    if query.len() > LONGEST {
+        return Err(wrong("is longer than any SAS; copy it alone"));
     }
     if field(query, "sig").is_none() {
         return Err(wrong("has no sig= part; copy the whole SAS, signature included"));

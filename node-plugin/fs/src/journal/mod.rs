@@ -5,6 +5,8 @@
 
 mod codec;
 mod dirty;
+#[cfg(test)]
+mod fuzz;
 pub mod log;
 pub mod record;
 pub mod state;

@@ -30,11 +30,11 @@ impl State {
     pub(super) fn apply(&mut self, record: Record) {
         match record {
             Record::Node { id, parent, name } => {
-                self.next_node = self.next_node.max(id + 1);
+                self.next_node = self.next_node.max(id.saturating_add(1));
                 self.nodes.insert(id, (parent, name));
             }
             Record::Forget { id } => {
-                self.next_node = self.next_node.max(id + 1);
+                self.next_node = self.next_node.max(id.saturating_add(1));
                 self.nodes.remove(&id);
                 self.dirty.remove(&id);
                 self.versions.remove(&id);
@@ -45,11 +45,11 @@ impl State {
                 flags,
                 generation,
             } => {
-                self.next_handle = self.next_handle.max(fh + 1);
+                self.next_handle = self.next_handle.max(fh.saturating_add(1));
                 self.handles.insert(fh, (node, flags, generation));
             }
             Record::Release { fh } => {
-                self.next_handle = self.next_handle.max(fh + 1);
+                self.next_handle = self.next_handle.max(fh.saturating_add(1));
                 self.handles.remove(&fh);
             }
             Record::Dirty {
@@ -57,15 +57,15 @@ impl State {
                 offset,
                 len,
                 arena,
-            } => self.file(node).put(offset, len, Some(arena)),
-            Record::Hole { node, offset, len } => self.file(node).put(offset, len, None),
+            } => self.put(node, offset, len, Some(arena)),
+            Record::Hole { node, offset, len } => self.put(node, offset, len, None),
             Record::Size { node, size } => self.file(node).resize(size),
             Record::Block {
                 node,
                 offset,
                 len,
                 id,
-            } => {
+            } if offset.checked_add(len).is_some() => {
                 self.file(node).blocks.insert(
                     id,
                     Block {
@@ -75,6 +75,8 @@ impl State {
                     },
                 );
             }
+            // No file has such a range.
+            Record::Block { .. } => {}
             Record::Sent { node, id } => {
                 if let Some(file) = self.dirty.get_mut(&node) {
                     file.sent(&id);
@@ -119,6 +121,14 @@ impl State {
     fn forget_clean(&mut self, node: u64) {
         if self.dirty.get(&node) == Some(&DirtyFile::default()) {
             self.dirty.remove(&node);
+        }
+    }
+
+    /// Ranges that no file or no memory has are left out.
+    fn put(&mut self, node: u64, offset: u64, len: u64, arena: Option<u64>) {
+        let held = arena.is_none_or(|arena| arena.checked_add(len).is_some());
+        if let Some(end) = offset.checked_add(len).filter(|_| len > 0 && held) {
+            self.file(node).put(offset, end, arena);
         }
     }
 
@@ -257,17 +267,14 @@ impl DirtyFile {
         }
     }
 
-    fn put(&mut self, offset: u64, len: u64, arena: Option<u64>) {
-        let Some(end) = offset.checked_add(len).filter(|_| len > 0) else {
-            return;
-        };
+    fn put(&mut self, offset: u64, end: u64, arena: Option<u64>) {
         self.carve(offset, end);
         self.unstage(offset, end);
         self.grow(end);
         self.extents.insert(
             offset,
             Extent {
-                len,
+                len: end - offset,
                 arena,
                 sealed: false,
             },

@@ -1,6 +1,7 @@
-//! Threads at work on one file, one tree or one budget, in schedules that `shuttle` draws: at each lock and each request
-//! it decides who goes on. What was acknowledged is there at the end, the table agrees with itself, what is
-//! counted is at zero again, and nobody waits for ever. A schedule that fails is printed, with its seed.
+//! Threads at work on one file, one tree or one budget, in schedules that `shuttle` draws: at each lock and
+//! each request it decides who goes on. What was acknowledged is there at the end, the table agrees with
+//! itself, what is counted is at zero again, and nobody waits for ever. A schedule that fails is printed,
+//! with its seed.
 
 mod budget;
 mod file;

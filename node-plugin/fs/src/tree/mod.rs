@@ -55,6 +55,8 @@ mod busy;
 mod children;
 mod core;
 mod cursor;
+#[cfg(test)]
+mod fuzz;
 mod gates;
 mod grown;
 mod handles;

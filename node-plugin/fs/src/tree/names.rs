@@ -12,10 +12,10 @@
 //! - File names that are not UTF-8 cannot be blob names: `EILSEQ`. So are the non-characters U+FFFE and
 //!   U+FFFF. A component over 255 bytes or a blob name over 1,024 characters: `ENAMETOOLONG`.
 //! - Blobs of others whose names are no paths are hidden, and the listing goes on: empty components (`a//b`,
-//!   a leading `/`), the components `.` and `..`, components over 255 bytes, and components with a raw
-//!   control character, a raw `\` or a raw `.` at the end (their look-alike is a different blob). A directory
-//!   that holds a hidden blob is not empty: `rmdir` says `ENOTEMPTY` rather than deleting what nobody can
-//!   see.
+//!   a leading `/`), the components `.` and `..`, components over 255 bytes or with a non-character, and
+//!   components with a raw control character, a raw `\` or a raw `.` at the end (their look-alike is a
+//!   different blob). A directory that holds a hidden blob is not empty: `rmdir` says `ENOTEMPTY` rather than
+//!   deleting what nobody can see.
 //! - `d/` (a blob whose name ends with `/`) is a marker of the directory `d`, as some tools write it, and not
 //!   an entry of its own.
 //! - Where both a blob `a` that is no marker and blobs below `a/` exist, the directory is shown and the file
@@ -39,6 +39,9 @@ pub(crate) const HIDDEN: &str = ".vsc-blob-hidden.";
 /// Beginning of the name of a file that is being exchanged, likewise.
 const EXCHANGE: &str = ".vsc-blob-exchange.";
 
+/// No name has them.
+const NON_CHARACTERS: [char; 2] = ['\u{FFFE}', '\u{FFFF}'];
+
 const QUOTE: char = '\u{201B}';
 const BACKSLASH: char = '\u{FF3C}';
 const DOT: char = '\u{FF0E}';
@@ -49,7 +52,7 @@ pub(crate) fn checked(name: &std::ffi::OsStr) -> Result<&str> {
         return fail(libc::ENAMETOOLONG);
     }
     match name.to_str() {
-        Some(name) if !name.contains(['\u{FFFE}', '\u{FFFF}']) => Ok(name),
+        Some(name) if !name.contains(NON_CHARACTERS) => Ok(name),
         _ => fail(libc::EILSEQ),
     }
 }
@@ -125,6 +128,7 @@ pub(crate) fn shown(component: &str, in_root: bool) -> Option<Cow<'_, str>> {
         && name != ".."
         && name.len() <= MAX_COMPONENT
         && !name.contains(['/', '\0'])
+        && !name.contains(NON_CHARACTERS)
         // Only names that lead back to the same blob: else an operation would hit another one.
         && encode(&name) == component;
     (ordinary && !(in_root && is_reserved(&name))).then_some(name)
@@ -223,7 +227,17 @@ mod tests {
 
     #[test]
     fn blobs_that_are_no_paths_are_hidden() {
-        for component in ["", ".", "..", "a.", "a\\b", "a\nb", "x\0", &"é".repeat(128)] {
+        for component in [
+            "",
+            ".",
+            "..",
+            "a.",
+            "a\\b",
+            "a\nb",
+            "x\0",
+            "a\u{FFFE}",
+            &"é".repeat(128),
+        ] {
             assert_eq!(shown(component, false), None, "{component:?}");
         }
         assert!(shown(&"é".repeat(127), false).is_some());

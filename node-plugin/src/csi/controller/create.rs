@@ -427,4 +427,6 @@ fn keep_namespace(context: &mut HashMap<String, String>, attributes: &Attributes
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -59,6 +59,8 @@ const SYSTEM_PREFIXES: &[&str] = &["csi.storage.k8s.io/", "storage.kubernetes.io
 
 /// Below this similarity (strsim's normalized Damerau-Levenshtein) a suggestion confuses more than it helps.
 const NEAR: f64 = 0.45;
+/// Bytes of a letter, at most: similarity counts letters.
+const LONGEST_LETTER: f64 = 4.0;
 
 /// Checked keys: canonical spelling of ours, and the system's in lower case.
 #[derive(Clone, Default)]
@@ -164,6 +166,13 @@ fn unknown(key: &str, scope: Scope) -> Error {
 
 /// The candidate most like a misspelled word, if any is like it.
 pub(super) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    // What differs in length alone by more than that is not like it: comparing takes time and memory for each
+    // pair of letters, and whoever writes a pod writes the word.
+    let alike = |c: &&str| {
+        let (short, long) = (word.len().min(c.len()), word.len().max(c.len()));
+        short as f64 >= NEAR * long as f64 / LONGEST_LETTER
+    };
+    let candidates = candidates.filter(alike);
     let word = word.to_ascii_lowercase();
     candidates
         .map(|c| {
@@ -175,4 +184,37 @@ pub(super) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>)
         .filter(|(score, _)| *score >= NEAR)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, c)| c)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_of_megabytes_is_like_none() {
+        assert_eq!(
+            nearest(&"storageAccount".repeat(300_000), EVERYWHERE.iter().copied()),
+            None
+        );
+        let megabytes = "é".repeat(2 << 20);
+        assert_eq!(
+            nearest("storageAcount", [megabytes.as_str(), "prefix"].into_iter()),
+            None
+        );
+        assert_eq!(
+            nearest("storageAcount", EVERYWHERE.iter().copied()),
+            Some("storageAccount")
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_of_megabytes_is_told_in_short() {
+        let map = HashMap::from([("x".repeat(4 << 20), String::new())]);
+        let error = Keys::check(&map, Scope::Attributes).err().unwrap();
+        assert!(
+            error.message.starts_with("volumeAttributes: unknown key \"xxx"),
+            "{error}"
+        );
+        assert!(error.message.len() < 2000, "{} bytes", error.message.len());
+    }
 }

@@ -272,4 +272,6 @@ fn directories(written: &str) -> Result<Option<String>> {
 }
 
 #[cfg(test)]
+pub(in crate::csi) mod fuzz;
+#[cfg(test)]
 mod tests;
