@@ -118,6 +118,24 @@ impl Container {
         settle(ours, stored, failed)
     }
 
+    /// Delete Blob was refused. Gone is what was asked for, and an attempt of ours may have done it; so may it
+    /// when there is a blob again that was made since: that is somebody else's, and not what was asked about.
+    pub(super) async fn lost_delete(&self, blob: &str, failed: Failed) -> Result<()> {
+        let Some(lost) = failed.lost else {
+            return Err(failed.error);
+        };
+        match &failed.error {
+            Error::BlobNotFound { .. } => return Ok(()),
+            Error::ConditionNotMet { .. } => {}
+            _ => return Err(failed.error),
+        }
+        let made_since = |now: &Properties| now.created.is_some_and(|made| not_before(made, lost));
+        match self.read_back(blob).await? {
+            Some(now) if !made_since(&now) => Err(failed.error),
+            _ => Ok(()),
+        }
+    }
+
     async fn read_back(&self, blob: &str) -> Result<Option<Properties>> {
         // Boxed: the retry machinery below would otherwise be inlined into itself.
         match Box::pin(self.head(blob, &Condition::none())).await {

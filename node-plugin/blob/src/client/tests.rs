@@ -324,6 +324,45 @@ async fn a_lost_conditional_put_is_looked_up() {
     assert!(clear.nothing_left() && clear.sent().len() == 2);
 }
 
+/// The answer is lost, and somebody makes the name anew before the deletion is asked for once more.
+#[tokio::test(start_paused = true)]
+async fn a_lost_deletion_does_not_ask_for_what_was_made_since() {
+    let clock = "Sat, 21 Nov 2026 12:00:00 GMT";
+    let told = [&VERSION[..], &[("content-length", "0"), ("date", clock)]].concat();
+    let known = Condition::matches(&ETag("\"0x0\"".into()));
+    for (created, theirs) in [
+        ("Sat, 21 Nov 2026 12:00:01 GMT", true),
+        ("Sat, 21 Nov 2026 11:59:59 GMT", true),
+        ("Sat, 21 Nov 2026 11:00:00 GMT", false),
+    ] {
+        let fake = Fake::default();
+        fake.will(answer(200, &told, b""));
+        let c = container(&fake);
+        c.head("x", &Condition::none()).await.unwrap();
+        fake.will(failure(FailureKind::TimedOut, true, true))
+            .will(refusal(412, "ConditionNotMet"))
+            .will(head(&[("x-ms-creation-time", created)]));
+        let deleted = c.delete("b", &known).await;
+        match theirs {
+            true => deleted.unwrap(),
+            // Merely another version: whoever asked has to look at it.
+            false => assert!(matches!(deleted, Err(Error::ConditionNotMet { .. }))),
+        }
+        assert!(fake.nothing_left());
+    }
+    // Gone again.
+    let fake = Fake::default();
+    fake.will(failure(FailureKind::TimedOut, true, true))
+        .will(refusal(412, "ConditionNotMet"))
+        .will(refusal(404, "BlobNotFound"));
+    container(&fake).delete("b", &known).await.unwrap();
+    // Where no attempt was lost, nobody asks.
+    let fake = Fake::default();
+    fake.will(refusal(412, "ConditionNotMet"));
+    let refused = container(&fake).delete("b", &known).await;
+    assert!(matches!(refused, Err(Error::ConditionNotMet { .. })));
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_equal_blob_from_before_the_call_is_not_ours() {
     let fake = Fake::default();

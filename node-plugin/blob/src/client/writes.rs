@@ -135,11 +135,7 @@ impl Container {
             .not_idempotent();
         match self.execute(call).await {
             Ok(_) => Ok(()),
-            Err(failed) => match failed.error {
-                // Gone is what was asked for, and an attempt of ours may have done it.
-                Error::BlobNotFound { .. } if failed.lost.is_some() => Ok(()),
-                error => Err(error),
-            },
+            Err(failed) => self.lost_delete(blob, failed).await,
         }
     }
 }

@@ -109,7 +109,7 @@ impl From<Base> for BaseVersion {
             etag: base.etag,
             size: base.size,
             kind: base.kind,
-            digest: Digest::of(base.content_md5.as_deref()),
+            digest: Digest::of_kind(base.kind, base.content_md5.as_deref()),
             content_md5: base.content_md5,
             created: base.created,
             metadata: Arc::new(base.metadata),

@@ -254,7 +254,7 @@ impl State {
         let unproven = found.proven < base.size;
         base.etag = now.etag.clone();
         base.content_md5 = now.content_md5.clone();
-        base.digest = Digest::of(now.content_md5.as_deref());
+        base.digest = Digest::of_version(now);
         base.metadata = Arc::new(now.metadata.clone());
         base.told_stored(now.stored.clone());
         // What is known, or was asked for, is of another version.

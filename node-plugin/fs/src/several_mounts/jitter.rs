@@ -3,15 +3,17 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use blob_client::{
-    BlockId, BlockList, BlockRef, Body, Condition, ContainerState, ETag, Got, ListOptions, ListPage,
+    BlockId, BlockList, BlockRef, Body, Condition, ContainerState, ETag, Error, Got, ListOptions, ListPage,
     Metadata, Properties, PutOptions, Result, StageOptions, StoredHeaders, Written,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use tokio::sync::Notify;
 use vsc_driver::buffer::Buffer;
 
 use super::snapshot::IS_FOLDER;
@@ -35,11 +37,32 @@ fn is_folder(metadata: &Metadata) -> bool {
     metadata.contains_key(IS_FOLDER)
 }
 
+/// A copy that does not go on before it is told to.
+#[derive(Debug)]
+pub(crate) struct Held {
+    target: String,
+    reached: Notify,
+    told: Notify,
+    /// Its caller then gives up on it, and the service never sees it.
+    gives_up: bool,
+}
+
+impl Held {
+    pub(crate) async fn reached(&self) {
+        self.reached.notified().await;
+    }
+
+    pub(crate) fn go_on(&self) {
+        self.told.notify_one();
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Jitter {
     store: Arc<FakeStore>,
     rng: Mutex<StdRng>,
     mutant: Option<Mutant>,
+    held: OnceLock<Arc<Held>>,
 }
 
 impl Jitter {
@@ -48,7 +71,19 @@ impl Jitter {
             store,
             rng: Mutex::new(StdRng::seed_from_u64(seed)),
             mutant,
+            held: OnceLock::new(),
         })
+    }
+
+    /// The first copy to this name waits.
+    pub(crate) fn hold(&self, target: &str, gives_up: bool) -> Arc<Held> {
+        let held = Held {
+            target: target.to_owned(),
+            reached: Notify::new(),
+            told: Notify::new(),
+            gives_up,
+        };
+        Arc::clone(self.held.get_or_init(|| Arc::new(held)))
     }
 
     /// The condition, unless the mutant takes it away.
@@ -142,6 +177,16 @@ impl Store for Jitter {
         metadata: Option<&Metadata>,
         condition: &Condition,
     ) -> Result<Written> {
+        if let Some(held) = self.held.get().filter(|held| held.target == target) {
+            held.reached.notify_one();
+            held.told.notified().await;
+            if held.gives_up {
+                return Err(Error::DeadlineExceeded {
+                    waited: Duration::from_secs(60),
+                });
+            }
+            held.told.notify_one();
+        }
         let marker = metadata.is_some_and(is_folder);
         let condition = self.guard(condition, Mutant::NoClaim, marker);
         let kept = metadata.is_none() || self.mutant != Some(Mutant::MetadataFromTheCache);

@@ -83,6 +83,21 @@ struct World {
     trace: Vec<String>,
 }
 
+/// A mount over a store. `strict`: it keeps no names and no attributes.
+fn client(store: Arc<dyn Store>, strict: bool, budget: &Arc<Budget>, arena: &Arc<Arena>) -> Client {
+    let mut config = VolumeConfig::new("several", store);
+    let timeout = if strict { Duration::ZERO } else { NEVER };
+    (config.attr_timeout, config.entry_timeout) = (timeout, timeout);
+    let env = Env::new(
+        Arc::clone(&config.store),
+        Arc::clone(budget),
+        Arc::clone(arena),
+        tokio::runtime::Handle::current(),
+    );
+    let tree = Tree::new(config, env, Arc::new(Log::create().unwrap()));
+    Client::new(tree, !strict)
+}
+
 impl World {
     fn new(plan: Plan) -> Self {
         let mut rng = StdRng::seed_from_u64(plan.seed);
@@ -92,18 +107,7 @@ impl World {
         let clients = (0..plan.mounts)
             .map(|n| {
                 let jitter = Jitter::new(Arc::clone(&store), plan.seed * 8 + n as u64, plan.mutant);
-                let strict = rng.random_bool(0.5);
-                let mut config = VolumeConfig::new("several", jitter as Arc<dyn Store>);
-                let timeout = if strict { Duration::ZERO } else { NEVER };
-                (config.attr_timeout, config.entry_timeout) = (timeout, timeout);
-                let env = Env::new(
-                    Arc::clone(&config.store),
-                    Arc::clone(&budget),
-                    Arc::clone(&arena),
-                    tokio::runtime::Handle::current(),
-                );
-                let tree = Tree::new(config, env, Arc::new(Log::create().unwrap()));
-                Client::new(tree, !strict)
+                client(jitter, rng.random_bool(0.5), &budget, &arena)
             })
             .collect();
         Self {
@@ -462,6 +466,66 @@ async fn rmdir_of_a_directory_that_was_made_elsewhere_removes_it() {
     let ours = &mut world.clients[0];
     ours.run(&Step::Rmdir { path: path() }).await.unwrap();
     assert_eq!(world.store.names(), Vec::<String>::new());
+}
+
+/// Who moves a directory is cut off from the service, and another mount goes on with it: what the first one
+/// takes back is its own only. `middle`: the second has not finished by then.
+#[tokio::test]
+async fn what_another_mount_goes_on_with_is_not_taken_back() {
+    for middle in [false, true] {
+        let store = Arc::new(FakeStore::new());
+        let (budget, arena) = (Budget::new(32 << 20), Arena::new(64 << 20).unwrap());
+        let files = ["1", "2"];
+        for name in files {
+            store.foreign_put(&format!("d/{name}"), name, Metadata::new());
+        }
+        let (one, other) = (
+            Jitter::new(Arc::clone(&store), 1, None),
+            Jitter::new(Arc::clone(&store), 2, None),
+        );
+        let cut_off = one.hold("e/2", true);
+        let halfway = middle.then(|| other.hold("e/2", false));
+        let mut first = client(one, true, &budget, &arena);
+        let mut second = client(other, true, &budget, &arena);
+        let rename = Step::Rename {
+            from: "d".to_owned(),
+            to: "e".to_owned(),
+            replace: true,
+        };
+        let (ended, ()) = futures::join!(first.run(&rename), async {
+            cut_off.reached().await;
+            while store.content("e/1").is_none() {
+                tokio::task::yield_now().await;
+            }
+            let rest = async {
+                match &halfway {
+                    Some(halfway) => halfway.reached().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let mut going_on = Box::pin(second.run(&rename));
+            tokio::select! {
+                ended = &mut going_on => assert_eq!(ended.as_deref(), Ok(""), "middle: {middle}"),
+                () = rest => {
+                    cut_off.go_on();
+                    // Time for the first one to take everything back.
+                    for _ in 0..1000 {
+                        tokio::task::yield_now().await;
+                    }
+                    if let Some(halfway) = &halfway {
+                        halfway.go_on();
+                    }
+                    assert_eq!(going_on.await.as_deref(), Ok(""), "middle: {middle}");
+                }
+            }
+            cut_off.go_on();
+        });
+        assert!(ended.is_err(), "middle: {middle}: {ended:?}");
+        for name in files {
+            let content = store.content(&format!("e/{name}"));
+            assert_eq!(content.as_deref(), Some(name.as_bytes()), "middle: {middle}");
+        }
+    }
 }
 
 fn number(name: &str) -> Option<u64> {

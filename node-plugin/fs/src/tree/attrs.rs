@@ -229,7 +229,7 @@ impl ContentOf {
     pub(crate) fn of(properties: &Properties) -> Self {
         Self {
             size: properties.content_length,
-            digest: Digest::of(properties.content_md5.as_deref()),
+            digest: Digest::of_version(properties),
         }
     }
 

@@ -75,6 +75,8 @@ pub(crate) struct Replaced {
     name: String,
     metadata: Metadata,
     stored: StoredHeaders,
+    /// The version that is at the name still, or was, and whose deletion may be carried out late.
+    pub(crate) deleted_late: Option<ETag>,
 }
 
 /// The name that the content of a hidden blob had, if that is to have it again.
@@ -209,6 +211,7 @@ impl HiddenBlobs {
                 name: name.to_owned(),
                 metadata,
                 stored: now.stored.clone(),
+                deleted_late: None,
             }),
             Err(Error::BlobNotFound { name }) => Err(Error::ConditionNotMet { name }),
             Err(error) => Err(error),
@@ -260,8 +263,27 @@ impl HiddenBlobs {
             name,
             metadata,
             stored,
+            deleted_late,
         } = replaced;
-        put_back(&*self.store, hidden, (name, metadata, stored)).await
+        for _ in 0..ATTEMPTS {
+            let back = put_back(&*self.store, hidden, (name, metadata, stored)).await?;
+            let (None, Some(version)) = (&back, deleted_late) else {
+                return Ok(back);
+            };
+            // It is still there, and its deletion may come yet: that must not find the version it names.
+            let kept = Condition::matches(version);
+            match self.store.set_metadata(name, metadata, &kept).await {
+                Ok(written) => return Ok(Some(written)),
+                Err(Error::BlobNotFound { .. }) => {}
+                Err(Error::ConditionNotMet { .. }) => match self.store.head(name, &Condition::none()).await {
+                    Ok(_) => return Ok(None),
+                    Err(Error::BlobNotFound { .. }) => {}
+                    Err(error) => return Err(error),
+                },
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::ConditionNotMet { name: name.clone() })
     }
 
     /// A new blob of ours, empty and leased.

@@ -179,7 +179,9 @@ impl Tree {
         }
         match self.find(parent, &name).await? {
             Some(id) if id == node.id => Ok(()),
-            _ => fail(libc::ENOENT),
+            // The name leads to another file now: the kernel looks again.
+            Some(_) => fail(libc::ESTALE),
+            None => fail(libc::ENOENT),
         }
     }
 

@@ -213,7 +213,7 @@ impl State {
         let ctime = attrs.ctime.take();
         self.attrs = attrs;
         self.size = properties.content_length;
-        self.digest = Digest::of(properties.content_md5.as_deref());
+        self.digest = Digest::of_version(properties);
         self.etag = Some(properties.etag.clone());
         self.modified = properties.last_modified;
         self.ctime = ctime.unwrap_or(properties.last_modified);

@@ -500,6 +500,14 @@ fn no_marker_appears_where_none_was() {
     outlive_timeouts();
     assert_eq!(names(m.root()), ["e", "f", "h"]);
     assert_eq!(store.names(), ["e/new", "f", "h/f"]);
+    // A rename that is refused makes none.
+    let long = format!("k/{}", vec!["x".repeat(200); 5].join("/"));
+    store.foreign_put(&long, "x", Metadata::new());
+    outlive_timeouts();
+    let longer = m.path(&"y".repeat(100));
+    assert_eq!(errno(fs::rename(m.path("k"), longer)), libc::ENAMETOOLONG);
+    assert_eq!(store.names(), ["e/new", "f", "h/f", &long]);
+    store.foreign_delete(&long);
     // Nobody else sees an empty one.
     fs::remove_file(m.path("e/new")).unwrap();
     let other = Mount::new(&store);
@@ -606,6 +614,37 @@ fn long_names_of_emoji_are_refused_at_once() {
     fs::write(m.path("f"), "x").unwrap();
     assert_eq!(errno(fs::rename(m.path("f"), &too_long)), libc::ENAMETOOLONG);
     fs::write(path.join("ok"), "x").unwrap();
+}
+
+/// Nobody knows whether its marker was overwritten; the empty folder is what it was, and the rename can be
+/// done again.
+#[test]
+fn an_empty_folder_outlives_a_rename_over_it_that_fails() {
+    for fault in [
+        Fault::AnswerLost,
+        Fault::Lost,
+        Fault::Status(500, "InternalError"),
+        Fault::Executed(500, "InternalError"),
+    ] {
+        let store = store();
+        let m = Mount::new(&store);
+        fs::create_dir(m.path("d")).unwrap();
+        fs::write(m.path("d/f"), "x").unwrap();
+        fs::create_dir(m.path("e")).unwrap();
+        fs::set_permissions(m.path("e"), Permissions::from_mode(0o700)).unwrap();
+        store.fail(Op::Copy, fault, 1);
+        assert_eq!(
+            errno(fs::rename(m.path("d"), m.path("e"))),
+            libc::EIO,
+            "{fault:?}"
+        );
+        store.heal();
+        assert_eq!(store.names(), ["d", "d/f", "e"], "{fault:?}");
+        let marker = store.properties("e").unwrap().metadata;
+        assert_eq!(marker["vsc_mode"], "700", "{fault:?}");
+        fs::rename(m.path("d"), m.path("e")).unwrap();
+        assert_eq!(store.names(), ["e", "e/f"], "{fault:?}");
+    }
 }
 
 /// A folder that is copied to its new name, and is at its old one as well.

@@ -13,12 +13,14 @@ use blob_fs::store::fake::{FakeStore, Fault, Op};
 use bytes::Bytes;
 
 /// What can go wrong with a request: once, or with all from there on.
-const FAULTS: [(Fault, u64); 5] = [
+const FAULTS: [(Fault, u64); 7] = [
     (Fault::Lost, 1),
     (Fault::Lost, u64::MAX),
     (Fault::AnswerLost, 1),
     (Fault::AnswerLost, u64::MAX),
     (Fault::Status(500, "InternalError"), 1),
+    (Fault::Late(3), 1),
+    (Fault::Late(1_000_000), 1),
 ];
 
 const OTHER_KINDS: [BlobType; 2] = [BlobType::Append, BlobType::Page];
@@ -79,6 +81,10 @@ fn replacing_a_blob_of_another_type_loses_neither_content() {
                 let renamed = fs::rename(m.path("tmp"), m.path("final.log"));
                 let hit = store.heal();
                 eventually(&format!("it is there again: {what}"), || {
+                    store.content("final.log").is_some()
+                });
+                store.settle();
+                eventually(&format!("it is still there: {what}"), || {
                     store.content("final.log").is_some()
                 });
                 let there = old_or_new(&store, kind, &what);

@@ -12,7 +12,7 @@ use blob_client::{BlobType, Metadata};
 use blob_fs::store::fake::Op;
 
 use crate::common::*;
-use crate::store;
+use crate::{patient, store};
 
 #[test]
 fn two_mounts_see_each_others_closed_files_at_the_next_open() {
@@ -569,4 +569,17 @@ fn a_change_of_attributes_elsewhere_disturbs_nobody() {
     assert_eq!(there.permissions().mode() & 0o7777, 0o604);
     assert_eq!(there.mtime(), 1_000_000);
     assert_eq!(store.content("out").unwrap(), "start\nw\nx\n".as_bytes());
+}
+
+/// Its attributes are what they are to be already, but it is another file by now.
+#[test]
+fn a_chmod_that_changes_nothing_finds_the_file_that_replaced_another() {
+    let store = store();
+    let m = Mount::with(&store, patient);
+    store.foreign_put("f", "one", Metadata::new());
+    let open = File::open(m.path("f")).unwrap();
+    let shown = open.metadata().unwrap().permissions();
+    store.foreign_put("f", "another", Metadata::new());
+    fs::set_permissions(m.path("f"), shown).unwrap();
+    assert_eq!(fs::read(m.path("f")).unwrap(), b"another");
 }

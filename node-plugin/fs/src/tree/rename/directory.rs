@@ -15,7 +15,9 @@
 //! A failure up to step 3 is undone: the copies are deleted, the new marker last. If that fails as well, or
 //! if nobody is left to do it, every blob is at its old name at least. From step 4 on every blob is at its
 //! new name at least. In both cases the same rename, by any mount, finds the note, knows by the ETag that it
-//! is the same directory, and goes on: it copies what is not there yet, and deletes. What somebody else wrote
+//! is the same directory, and goes on: it copies what is not there yet, and deletes. As the first one may be
+//! alive, only slow, the second makes what it finds its own, the claim first, by giving it a new version:
+//! that is not taken back. What somebody else wrote
 //! at a new name meanwhile (`proof.rs`) stays, as does what is at the old one, and the rename says ENOTEMPTY.
 
 use std::collections::HashMap;
@@ -38,13 +40,13 @@ use crate::tree::names;
 use crate::tree::node::{Marker, Node};
 
 /// Copies or deletions of one directory under way at once.
-const PARALLEL: usize = 16;
+pub(super) const PARALLEL: usize = 16;
 /// How often a copy is repeated when somebody else changes its source meanwhile.
 const ATTEMPTS: usize = 5;
 
 /// What is at a blob's new name.
-struct Arrived {
-    written: Written,
+pub(super) struct Arrived {
+    pub(super) written: Written,
     /// The version at the old name that it stands for, and that may be deleted.
     version: ETag,
     /// What it is, where others have changed its metadata at the new name.
@@ -52,7 +54,7 @@ struct Arrived {
 }
 
 /// How copying one blob ended.
-enum Copied {
+pub(super) enum Copied {
     Arrived(Arrived),
     /// Nothing is at the old name any more.
     Gone,
@@ -65,7 +67,7 @@ enum Copied {
 }
 
 impl Copied {
-    fn arrived(&self) -> Option<&Arrived> {
+    pub(super) fn arrived(&self) -> Option<&Arrived> {
         match self {
             Self::Arrived(arrived) => Some(arrived),
             _ => None,
@@ -78,12 +80,12 @@ impl Copied {
 }
 
 /// What was done so far.
-struct Progress {
+pub(super) struct Progress {
     /// The marker at the new name.
-    marker: Copied,
+    pub(super) marker: Copied,
     /// Where the directory has no marker to copy: one that only claims the name.
-    claim: Option<Written>,
-    others: Vec<Copied>,
+    pub(super) claim: Option<Written>,
+    pub(super) others: Vec<Copied>,
 }
 
 /// What is at a blob's new name before it is copied.
@@ -117,8 +119,16 @@ impl Tree {
             }
         }
         let load = self.load(node, blob, new_blob, most).await?;
-        for moved in load.marker.iter().chain(&load.others) {
-            names::check_blob(&moved.to)?;
+        let long = load.marker.iter().chain(&load.others);
+        if let Some(error) = long
+            .map(|moved| names::check_blob(&moved.to))
+            .find_map(Result::err)
+        {
+            if let (Some(marker), true) = (&load.marker, load.made) {
+                self.drop_marker(blob, &marker.etag).await;
+                node.state().marker = Marker::Implicit;
+            }
+            return Err(error);
         }
         let there = match &nth {
             Try::First => HashMap::new(),
@@ -265,12 +275,12 @@ impl Tree {
             None => Condition::absent(),
             Some(There::Empty(etag)) => Condition::matches(etag),
             // An earlier try came so far: that marker is the claim.
-            Some(There::Earlier(at)) => {
-                return Ok(Written {
-                    etag: at.etag.clone(),
-                    last_modified: at.last_modified,
-                });
-            }
+            Some(There::Earlier(at)) => match self.take_over(new_blob, at).await {
+                Ok(Some(written)) => return Ok(written),
+                Ok(None) => Condition::absent(),
+                Err(Error::ConditionNotMet { .. }) => return Err(Copied::Taken),
+                Err(error) => return Err(Copied::Failed(error.into())),
+            },
         };
         let metadata = attrs::encode(&attrs::Attrs::default(), Kind::Directory, &self.defaults);
         let options = PutOptions {
@@ -291,6 +301,28 @@ impl Tree {
         match self.env.store.delete(blob, &Condition::matches(version)).await {
             Ok(()) | Err(Error::BlobNotFound { .. }) => {}
             Err(error) => tracing::debug!(%error, blob, "a directory keeps its marker"),
+        }
+    }
+
+    /// What an earlier try copied, or claimed, becomes this one's: by a new version, as whoever made it may
+    /// still be there, and takes back what has his version. `None` when he has.
+    async fn take_over(&self, new_blob: &str, at: &Properties) -> Result<Option<Written>, Error> {
+        let condition = Condition::matches(&at.etag);
+        match self
+            .env
+            .store
+            .set_metadata(new_blob, &at.metadata, &condition)
+            .await
+        {
+            Ok(written) => Ok(Some(written)),
+            Err(Error::BlobNotFound { .. }) => Ok(None),
+            Err(error @ Error::ConditionNotMet { .. }) => {
+                match self.env.store.head(new_blob, &Condition::none()).await {
+                    Err(Error::BlobNotFound { .. }) => Ok(None),
+                    _ => Err(error),
+                }
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -319,16 +351,22 @@ impl Tree {
                     Err(errno) => return Copied::Failed(errno),
                 };
                 if arrived {
-                    return Copied::Arrived(Arrived {
-                        written: Written {
-                            etag: at.etag.clone(),
-                            last_modified: at.last_modified,
-                        },
-                        version: moving.etag.clone(),
-                        changed: (!same(&at.metadata, &moving.metadata)).then(|| at.clone()),
-                    });
+                    match self.take_over(&moving.to, at).await {
+                        Ok(Some(written)) => {
+                            return Copied::Arrived(Arrived {
+                                written,
+                                version: moving.etag.clone(),
+                                changed: (!same(&at.metadata, &moving.metadata)).then(|| at.clone()),
+                            });
+                        }
+                        // Taken back meanwhile.
+                        Ok(None) => Condition::absent(),
+                        Err(Error::ConditionNotMet { .. }) => return Copied::Taken,
+                        Err(error) => return Copied::Failed(error.into()),
+                    }
+                } else {
+                    Condition::matches(&at.etag)
                 }
-                Condition::matches(&at.etag)
             }
         };
         let (mut version, mut metadata, mut stored) = (moving.etag.clone(), None, None);
@@ -400,7 +438,7 @@ impl Tree {
         }
     }
 
-    async fn delete_one(&self, moved: &Moving, version: &ETag) -> Result<()> {
+    pub(super) async fn delete_one(&self, moved: &Moving, version: &ETag) -> Result<()> {
         match self
             .env
             .store
@@ -478,103 +516,6 @@ impl Tree {
                 let (version, stored) = (Some(&arrived.version), changed.map(|now| &now.metadata));
                 self.rebind_to(node, version, &moving.to, &arrived.written, stored);
             }
-        }
-    }
-
-    /// A move failed while copying: deletes the copies that it made, in the versions that it made; the
-    /// originals are all there. The marker goes last, so that what could not be deleted is known as what it
-    /// is. `before`: the marker of the empty directory that was there.
-    async fn take_back(
-        &self,
-        node: &Node,
-        (load, new_blob): (&Load, &str),
-        progress: &Progress,
-        before: Option<&Properties>,
-    ) {
-        let all = &load.others;
-        let left = stream::iter(0..progress.others.len())
-            .map(|i| self.take_back_one(&all[i], &progress.others[i]))
-            .buffer_unordered(PARALLEL)
-            .filter_map(|deleted| async move { deleted.err() })
-            .count()
-            .await;
-        if let Some(claim) = &progress.claim
-            && left == 0
-        {
-            match before {
-                Some(before) => drop(self.restore_marker(new_blob, claim, before).await),
-                None => self.drop_marker(new_blob, &claim.etag).await,
-            }
-        }
-        let Some(marker) = &load.marker else {
-            return;
-        };
-        if left > 0 {
-            limited!(
-                warn,
-                self.volume(),
-                "copies of a failed rename are still stored; the same rename goes on from them",
-                left,
-                from = marker.from,
-                to = marker.to
-            );
-            return;
-        }
-        let gone = match (before, progress.marker.arrived()) {
-            (Some(before), Some(arrived)) => self.restore_marker(new_blob, &arrived.written, before).await,
-            _ => self.take_back_one(marker, &progress.marker).await,
-        };
-        let gone = match gone {
-            Ok(()) if load.made => self.delete_one(marker, &marker.etag).await.map(|()| {
-                let mut state = node.state();
-                state.marker = Marker::Implicit;
-                state.etag = None;
-            }),
-            gone => gone,
-        };
-        if let Err(errno) = gone {
-            tracing::debug!(%errno, "the marker of a failed rename is still stored");
-        }
-    }
-
-    /// The marker of an empty directory that was overwritten says again what it said before.
-    async fn restore_marker(&self, new_blob: &str, ours: &Written, before: &Properties) -> Result<()> {
-        let condition = Condition::matches(&ours.etag);
-        match self
-            .env
-            .store
-            .set_metadata(new_blob, &before.metadata, &condition)
-            .await
-        {
-            Ok(_) | Err(Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Deletes a copy that was made, or may have been.
-    async fn take_back_one(&self, moving: &Moving, copied: &Copied) -> Result<()> {
-        let etag = match copied {
-            Copied::Gone | Copied::Skipped | Copied::Taken => return Ok(()),
-            Copied::Arrived(arrived) => arrived.written.etag.clone(),
-            Copied::Failed(_) => match self.env.store.head(&moving.to, &Condition::none()).await {
-                Ok(now)
-                    if same(&now.metadata, &moving.metadata)
-                        && !matches!(self.proof(moving, &now).await?, Proof::Nothing) =>
-                {
-                    now.etag
-                }
-                Ok(_) | Err(Error::BlobNotFound { .. }) => return Ok(()),
-                Err(error) => return Err(error.into()),
-            },
-        };
-        match self
-            .env
-            .store
-            .delete(&moving.to, &Condition::matches(&etag))
-            .await
-        {
-            Ok(()) | Err(Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
         }
     }
 }

@@ -30,6 +30,15 @@ impl From<Error> for NotCopied {
     }
 }
 
+/// The service says that it does not do it; after any other error a deletion may yet be carried out.
+fn is_refusal(error: &Error) -> bool {
+    match error {
+        Error::Denied { .. } | Error::LeaseConflict { .. } | Error::ConditionNotMet { .. } => true,
+        Error::Service { status, .. } => *status < 500,
+        _ => false,
+    }
+}
+
 impl Tree {
     /// Moves the blob of a file, link or special file; open handles follow. Over a target, in the version
     /// that is known or seen; where none is known, only if there is none.
@@ -199,13 +208,18 @@ impl Tree {
             Err(error) => return Err(error.into()),
         };
         let kept = self.moved_metadata(&before);
-        let replaced = self.hidden.keep_replaced(new_blob, &before, kept).await?;
+        let mut replaced = self.hidden.keep_replaced(new_blob, &before, kept).await?;
         let copied = match self.env.store.delete(new_blob, &seen).await {
             Ok(()) | Err(Error::BlobNotFound { .. }) => {
                 self.copy_version((blob, properties), new_blob, metadata, &free)
                     .await
             }
-            Err(error) => Err(error),
+            Err(error) => {
+                if !is_refusal(&error) {
+                    replaced.deleted_late = Some(there.clone());
+                }
+                Err(error)
+            }
         };
         match copied {
             Ok(written) => {
@@ -268,11 +282,7 @@ impl Tree {
         target: Option<&Arc<Node>>,
         error: Error,
     ) -> Result<()> {
-        let refused = match &error {
-            Error::Denied { .. } | Error::LeaseConflict { .. } => true,
-            Error::Service { status, .. } => *status < 500,
-            _ => false,
-        };
+        let refused = is_refusal(&error);
         if !refused {
             match self.env.store.head(blob, &Condition::none()).await {
                 Ok(now) if now.etag == old.etag => {}

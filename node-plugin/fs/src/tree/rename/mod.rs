@@ -10,6 +10,7 @@ mod file;
 mod load;
 mod place;
 mod proof;
+mod taking_back;
 
 use std::ffi::OsStr;
 use std::sync::Arc;
