@@ -332,11 +332,13 @@ impl Tree {
             Some(There::Empty(etag)) => Condition::matches(etag),
             Some(There::Earlier(at)) => {
                 let arrived = match self.proof(moving, at).await {
-                    Ok(Proof::SameContent) if same(&at.metadata, &moving.metadata) => true,
+                    Ok(Proof::SameContent) if same(&at.metadata, &moving.metadata) => Some(true),
                     // Only attributes differ, and those that were changed last stay. Both times are by the
                     // service's clock.
-                    Ok(Proof::SameContent) => at.last_modified > moving.modified,
-                    Ok(Proof::OurCopy) => false,
+                    Ok(Proof::SameContent) => Some(at.last_modified > moving.modified),
+                    Ok(Proof::OurCopy) => Some(false),
+                    // Taken back meanwhile.
+                    Ok(Proof::Gone) => None,
                     // Somebody wrote it, and may not know of what is at the old name.
                     Ok(Proof::Nothing) => {
                         limited!(
@@ -350,8 +352,10 @@ impl Tree {
                     }
                     Err(errno) => return Copied::Failed(errno),
                 };
-                if arrived {
-                    match self.take_over(&moving.to, at).await {
+                match arrived {
+                    None => Condition::absent(),
+                    Some(false) => Condition::matches(&at.etag),
+                    Some(true) => match self.take_over(&moving.to, at).await {
                         Ok(Some(written)) => {
                             return Copied::Arrived(Arrived {
                                 written,
@@ -359,13 +363,10 @@ impl Tree {
                                 changed: (!same(&at.metadata, &moving.metadata)).then(|| at.clone()),
                             });
                         }
-                        // Taken back meanwhile.
                         Ok(None) => Condition::absent(),
                         Err(Error::ConditionNotMet { .. }) => return Copied::Taken,
                         Err(error) => return Copied::Failed(error.into()),
-                    }
-                } else {
-                    Condition::matches(&at.etag)
+                    },
                 }
             }
         };

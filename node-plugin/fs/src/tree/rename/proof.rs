@@ -17,6 +17,8 @@ pub(super) enum Proof {
     SameContent,
     /// It was copied from the old name, and nobody has written it since.
     OurCopy,
+    /// It is not there any more: whoever copied it has taken it back.
+    Gone,
     /// Nothing: it may be all that there is of what somebody wrote.
     Nothing,
 }
@@ -32,7 +34,7 @@ impl Tree {
             Ok(now) if now.etag != there.etag => return Ok(Proof::Nothing),
             Ok(now) if now.copied_from.as_ref() == Some(&moving.from) => return Ok(Proof::OurCopy),
             Ok(now) => now,
-            Err(Error::BlobNotFound { .. }) => return Ok(Proof::Nothing),
+            Err(Error::BlobNotFound { .. }) => return Ok(Proof::Gone),
             Err(error) => return Err(error.into()),
         };
         if same_size && self.same_bytes(moving, &now).await? {

@@ -124,7 +124,10 @@ impl Tree {
             Copied::Failed(_) => match self.env.store.head(&moving.to, &Condition::none()).await {
                 Ok(now)
                     if same(&now.metadata, &moving.metadata)
-                        && !matches!(self.proof(moving, &now).await?, Proof::Nothing) =>
+                        && matches!(
+                            self.proof(moving, &now).await?,
+                            Proof::SameContent | Proof::OurCopy
+                        ) =>
                 {
                     // Who goes on with this move takes the claim over before he copies: what is there while
                     // the claim is still ours is none of his copies.
