@@ -8,12 +8,14 @@
 //! - [`backend`]: a blob service to mount, the embedded store or Azurite;
 //! - [`mount`]: `vsc-blob-csi mount` on a folder;
 //! - [`plugin`]: `vsc-blob-csi node` and `controller` on unix sockets;
+//! - [`node`]: the node alone, its staged volumes and its metrics;
 //! - [`setup`]: one test's world, made of the above;
 //! - [`tree`]: reproducible folders full of files.
 
 pub mod backend;
 pub mod csi;
 pub mod mount;
+pub mod node;
 pub mod plugin;
 pub mod process;
 pub mod setup;
