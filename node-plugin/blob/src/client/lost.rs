@@ -118,8 +118,8 @@ impl Container {
         settle(ours, stored, failed)
     }
 
-    /// Delete Blob was refused. Gone is what was asked for, and an attempt of ours may have done it; so may it
-    /// when there is a blob again that was made since: that is somebody else's, not what was asked about.
+    /// Delete Blob was refused. Gone is what was asked for, and an attempt of ours may have done it; so may
+    /// it when there is a blob again that was made since: that is somebody else's, not what was asked about.
     pub(super) async fn lost_delete(&self, blob: &str, failed: Failed) -> Result<()> {
         let Some(lost) = failed.lost else {
             return Err(failed.error);
