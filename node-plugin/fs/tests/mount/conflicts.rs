@@ -647,6 +647,23 @@ fn an_empty_folder_outlives_a_rename_over_it_that_fails() {
     }
 }
 
+/// Its mode was changed elsewhere, and goes with it: what this mount knows of it is not taken for that.
+#[test]
+fn a_folder_keeps_the_mode_that_others_gave_it_and_takes_the_next() {
+    let store = store();
+    let m = Mount::with(&store, patient);
+    fs::create_dir(m.path("d")).unwrap();
+    fs::write(m.path("d/f"), "x").unwrap();
+    fs::set_permissions(m.path("d"), Permissions::from_mode(0o700)).unwrap();
+    let mut theirs = store.properties("d").unwrap().metadata;
+    theirs.insert("vsc_mode".into(), "750".into());
+    store.foreign_metadata("d", &theirs).unwrap();
+    fs::rename(m.path("d"), m.path("e")).unwrap();
+    assert_eq!(store.properties("e").unwrap().metadata["vsc_mode"], "750");
+    fs::set_permissions(m.path("e"), Permissions::from_mode(0o700)).unwrap();
+    assert_eq!(store.properties("e").unwrap().metadata["vsc_mode"], "700");
+}
+
 /// A folder that is copied to its new name, and is at its old one as well.
 fn half_moved(store: &Arc<FakeStore>, m: &Mount) {
     fs::create_dir(m.path("d")).unwrap();

@@ -479,9 +479,13 @@ impl Tree {
             .set_metadata(&marker.to, &metadata, &condition)
             .await
         {
-            Ok(written) => {
+            Ok(now) => {
                 let stamp = self.table.lock().tick();
-                node.state().written(&written, stamp);
+                let mut state = node.state();
+                // Else what is known of the directory is of another version than the one that was moved.
+                if state.etag.as_ref() == Some(&written.etag) {
+                    state.written(&now, stamp);
+                }
             }
             // The version that the note names is gone for ever: it means nothing any more, and goes with the
             // next change.
