@@ -65,9 +65,7 @@ impl Spool {
             }
         }
     }
-}
 
-impl Spool {
     /// Writes that are there.
     pub(super) fn held(&self) -> usize {
         let places = self.0.get().and_then(Option::as_ref);

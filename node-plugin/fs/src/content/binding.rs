@@ -33,7 +33,8 @@ pub(crate) const TIMES_OF: &str = "vsc_times_of";
 pub(crate) const MAX_METADATA: usize = 8 * 1024;
 
 /// So much later than its sender's moment a version of ours may be by the service's clock: requests are
-/// repeated for minutes, and a clock that is further off is no longer let in by the service.
+/// repeated for minutes. A node whose clock is slower than that loses the times it stores with what has no
+/// digest.
 const LATEST: Duration = Duration::from_secs(20 * 60);
 
 /// Contents up to this are digested when they are sent.

@@ -271,15 +271,10 @@ impl HiddenBlobs {
                 return Ok(back);
             };
             // It is still there, and its deletion may come yet: that must not find the version it names.
-            let kept = Condition::matches(version);
-            match self.store.set_metadata(name, metadata, &kept).await {
-                Ok(written) => return Ok(Some(written)),
-                Err(Error::BlobNotFound { .. }) => {}
-                Err(Error::ConditionNotMet { .. }) => match self.store.head(name, &Condition::none()).await {
-                    Ok(_) => return Ok(None),
-                    Err(Error::BlobNotFound { .. }) => {}
-                    Err(error) => return Err(error),
-                },
+            match renew_version(&*self.store, name, metadata, version).await {
+                Ok(Some(written)) => return Ok(Some(written)),
+                Ok(None) => {}
+                Err(Error::ConditionNotMet { .. }) => return Ok(None),
                 Err(error) => return Err(error),
             }
         }
@@ -430,6 +425,30 @@ impl HiddenBlobs {
                 }
             }
         }
+    }
+}
+
+/// Gives a blob of this version a new one, so that whoever still goes by the old one does nothing to it.
+/// `None` when there is none any more; `ConditionNotMet` when there is another one.
+pub(crate) async fn renew_version(
+    store: &dyn Store,
+    blob: &str,
+    metadata: &Metadata,
+    version: &ETag,
+) -> Result<Option<Written>> {
+    match store
+        .set_metadata(blob, metadata, &Condition::matches(version))
+        .await
+    {
+        Ok(written) => Ok(Some(written)),
+        Err(Error::BlobNotFound { .. }) => Ok(None),
+        // Also said of one that is gone.
+        Err(other @ Error::ConditionNotMet { .. }) => match store.head(blob, &Condition::none()).await {
+            Ok(_) => Err(other),
+            Err(Error::BlobNotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        },
+        Err(error) => Err(error),
     }
 }
 

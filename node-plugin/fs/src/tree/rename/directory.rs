@@ -36,6 +36,7 @@ use crate::log_limit::limited;
 use crate::tree::attrs::{self, Kind};
 use crate::tree::busy::Busy;
 use crate::tree::core::Tree;
+use crate::tree::hidden::renew_version;
 use crate::tree::names;
 use crate::tree::node::{Marker, Node};
 
@@ -307,23 +308,7 @@ impl Tree {
     /// What an earlier try copied, or claimed, becomes this one's: by a new version, as whoever made it may
     /// still be there, and takes back what has his version. `None` when he has.
     async fn take_over(&self, new_blob: &str, at: &Properties) -> Result<Option<Written>, Error> {
-        let condition = Condition::matches(&at.etag);
-        match self
-            .env
-            .store
-            .set_metadata(new_blob, &at.metadata, &condition)
-            .await
-        {
-            Ok(written) => Ok(Some(written)),
-            Err(Error::BlobNotFound { .. }) => Ok(None),
-            Err(error @ Error::ConditionNotMet { .. }) => {
-                match self.env.store.head(new_blob, &Condition::none()).await {
-                    Err(Error::BlobNotFound { .. }) => Ok(None),
-                    _ => Err(error),
-                }
-            }
-            Err(error) => Err(error),
-        }
+        renew_version(&*self.env.store, new_blob, &at.metadata, &at.etag).await
     }
 
     async fn copy_one(&self, moving: &Moving, there: &HashMap<String, There>) -> Copied {
