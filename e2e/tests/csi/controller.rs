@@ -575,23 +575,26 @@ fn a_volume_inside_another_is_not_deleted_with_it() {
     }
 }
 
+/// A class by which each claim named `data` has the same directory.
+const DIRECTORY_OF_A_CLAIM: [(&str, &str); 3] = [
+    ("containerName", "photos"),
+    ("prefix", "${pvc.metadata.name}"),
+    ("csi.storage.k8s.io/pvc/name", "data"),
+];
+/// The same with a container.
+const CONTAINER_OF_A_CLAIM: [(&str, &str); 2] = [
+    ("containerName", "${pvc.metadata.name}"),
+    ("csi.storage.k8s.io/pvc/name", "data"),
+];
+
 /// The same place for one claim after the other: a deletion of the first that comes late is not one of the
 /// second.
 #[test]
 fn a_late_deletion_leaves_the_next_volume_alone() {
     let world = World::new();
-    let directory = [
-        ("containerName", "photos"),
-        ("prefix", "${pvc.metadata.name}"),
-        ("csi.storage.k8s.io/pvc/name", "data"),
-    ];
-    let container = [
-        ("containerName", "${pvc.metadata.name}"),
-        ("csi.storage.k8s.io/pvc/name", "data"),
-    ];
     for (class, at, blob) in [
-        (&directory[..], "photos", "data/x"),
-        (&container[..], "data", "x"),
+        (&DIRECTORY_OF_A_CLAIM[..], "photos", "data/x"),
+        (&CONTAINER_OF_A_CLAIM[..], "data", "x"),
     ] {
         let first = world.create(world.wanted("pvc-1", class)).unwrap();
         world.delete(&first.volume_id).unwrap();
@@ -610,18 +613,14 @@ fn a_late_deletion_leaves_the_next_volume_alone() {
 fn a_deletion_that_was_lost_on_its_way_deletes_nothing_of_the_next_volume() {
     let world = World::new();
     let store = Arc::clone(world.backend.store().unwrap());
-    let directory = [
-        ("containerName", "photos"),
-        ("prefix", "${pvc.metadata.name}"),
-        ("csi.storage.k8s.io/pvc/name", "data"),
-    ];
-    let container = [
-        ("containerName", "${pvc.metadata.name}"),
-        ("csi.storage.k8s.io/pvc/name", "data"),
-    ];
     for (class, at, blob, late) in [
-        (&directory[..], "photos", "data/x", Operation::DeleteBlob),
-        (&container[..], "data", "x", Operation::DeleteContainer),
+        (
+            &DIRECTORY_OF_A_CLAIM[..],
+            "photos",
+            "data/x",
+            Operation::DeleteBlob,
+        ),
+        (&CONTAINER_OF_A_CLAIM[..], "data", "x", Operation::DeleteContainer),
     ] {
         let first = world.create(world.wanted("pvc-1", class)).unwrap();
         world.put(at, blob);
