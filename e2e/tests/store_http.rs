@@ -97,6 +97,7 @@ impl Fixture {
                 idempotent: false,
                 avoid: None,
                 timeout,
+                moved: std::sync::Arc::default(),
             })
             .await?;
         Ok(Answer {

@@ -339,6 +339,7 @@ impl Context {
                 idempotent: false,
                 avoid: None,
                 timeout: Duration::from_secs(30),
+                moved: std::sync::Arc::default(),
             })
             .await?;
         Ok(Answer {

@@ -32,6 +32,8 @@ use crate::auth::{Credentials, Signer};
 use crate::error::{Error, Result};
 use crate::names;
 use crate::pace::{Accounts, Share};
+use crate::patience::Patience;
+use crate::progress::Progress;
 use crate::stored::ContentTypes;
 use crate::transport::Transport;
 
@@ -47,10 +49,10 @@ pub struct ClientConfig {
     pub endpoint: url::Url,
     /// Credentials.
     pub credentials: Credentials,
-    /// Whole time a call may take, retries included. Default 60 s. (A body that keeps moving over a slow line
-    /// may take longer.)
+    /// How long a call may go without progress, retries included: [`Patience::call`]. (Bytes that move for
+    /// the first time are progress.)
     pub deadline: Duration,
-    /// One attempt without progress. Default 30 s.
+    /// One attempt without progress: [`Patience::attempt`].
     pub attempt_timeout: Duration,
     /// What the content type of a new blob is taken from.
     pub content_types: ContentTypes,
@@ -73,14 +75,24 @@ pub enum UnreadableTags {
 impl ClientConfig {
     /// The default times for an account.
     pub fn new(endpoint: url::Url, credentials: Credentials) -> Self {
+        let patience = Patience::default();
         Self {
             endpoint,
             credentials,
-            deadline: Duration::from_secs(60),
-            attempt_timeout: Duration::from_secs(30),
+            deadline: patience.call(),
+            attempt_timeout: patience.attempt(),
             content_types: ContentTypes::default(),
             unreadable_tags: UnreadableTags::default(),
             accounts: Accounts::default(),
+        }
+    }
+
+    /// The times that follow from a volume's patience.
+    pub fn within(self, patience: Patience) -> Self {
+        Self {
+            deadline: patience.call(),
+            attempt_timeout: patience.attempt(),
+            ..self
         }
     }
 }
@@ -109,6 +121,8 @@ struct Account {
     tags_told: AtomicBool,
     late: Late,
     share: Share,
+    /// When anything that was asked got on last.
+    progress: Progress,
     /// Default encryption scope of a container, as far as asked for; `None`: it may not be asked for.
     scopes: Mutex<HashMap<Arc<str>, Option<String>>>,
     /// Service's clock minus ours in milliseconds, from the latest answer; `i64::MIN` before the first.
@@ -164,6 +178,7 @@ impl Client {
                 unreadable_tags: config.unreadable_tags,
                 tags_told: AtomicBool::new(false),
                 late: Late::default(),
+                progress: Progress::default(),
                 share: config.accounts.volume(endpoint.as_str()),
                 scopes: Mutex::default(),
                 clock_offset: AtomicI64::new(i64::MIN),
@@ -272,16 +287,16 @@ impl Account {
 
 /// Calls inside one container. Blob names are given decoded, exactly as stored; the client encodes them.
 ///
-/// Every call retries what a retry can help, until the client's deadline: with growing pauses (the first at
-/// most 200 ms), or when the service asks for one, `Retry-After`. A write whose answer was lost is looked up
-/// before it counts as refused: see `lost.rs` for the rule.
+/// Every call retries what a retry can help, until it has made no progress for the client's deadline: with
+/// growing pauses (the first at most 200 ms), or when the service asks for one, `Retry-After`. A write whose
+/// answer was lost is looked up before it counts as refused: see `lost.rs` for the rule.
 #[derive(Debug, Clone)]
 pub struct Container {
     account: Arc<Account>,
     name: Arc<str>,
     /// How many entries of a listing are asked for at a time.
     pages: Arc<Pages>,
-    /// Whole time a call may take.
+    /// How long a call may go without progress.
     deadline: Duration,
     /// When a call is given up that nobody is there to answer; `None` = at the deadline.
     nobody_after: Option<Duration>,
@@ -295,6 +310,11 @@ impl Container {
     /// Container name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// When the calls of this client got on last.
+    pub fn progress(&self) -> Progress {
+        self.account.progress.clone()
     }
 
     /// The same container for somebody who waits for a verdict: a call ends at this deadline, and within

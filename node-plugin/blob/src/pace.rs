@@ -4,7 +4,8 @@
 //! clients make worse:
 //!
 //! - `width`: how many requests are out at the same time. It is what connections are capped by, shrinks while
-//!   the service says that it is busy, and grows again with its answers. Volumes take turns.
+//!   the service says that it is busy or bodies do not get through, and grows again with its answers. Volumes
+//!   take turns.
 //! - `budget`: how many attempts may be repetitions. Where nobody answers, everything that is asked fails and
 //!   is asked again: without a bound the load grows when the service can bear it least.
 //! - the pause that the service asks for (`Retry-After`): what one call is told holds for the others.
@@ -132,14 +133,21 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    /// Waits until one more request may be out; `None` when that is not so in time.
+    /// [`Share::turn_while`] with an end that is known.
+    #[cfg(test)]
     pub(crate) async fn turn(&self, until: Instant) -> Option<Turn<'_>> {
+        self.turn_while(|| until).await
+    }
+
+    /// Waits until one more request may be out; `None` when that is not so in time. When that is may change
+    /// meanwhile.
+    pub(crate) async fn turn_while(&self, until: impl Fn() -> Instant) -> Option<Turn<'_>> {
         loop {
             let pause = self.pace.paused();
             let Some(end) = pause.filter(|end| *end > Instant::now()) else {
                 break;
             };
-            if end >= until {
+            if end >= until() {
                 return None;
             }
             sleep_until(end).await;
@@ -190,6 +198,11 @@ impl Turn<'_> {
     pub(crate) fn well(self) {
         self.pace.width.widen();
         self.pace.budget.succeeded();
+    }
+
+    /// A body stopped on its way: the line bears less than is sent over it.
+    pub(crate) fn stalled(self) {
+        self.pace.width.narrow(self.slot.since());
     }
 
     /// It turns requests away because they are too many, and asks for a pause or not.

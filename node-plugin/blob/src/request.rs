@@ -1,12 +1,14 @@
 //! One Blob REST call as data, before any transport has seen it.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, Method, Uri};
 use vsc_driver::buffer::Buffer;
 
 use crate::body::Body;
+use crate::progress::Moved;
 use crate::transport::path::Path;
 
 /// A signed request, ready for a transport. Built by the client, so that both paths send the same thing.
@@ -37,6 +39,8 @@ pub struct Request {
     /// For this attempt: over the channel the whole time it may take, over HTTPS the time in which no byte
     /// moves.
     pub timeout: Duration,
+    /// Is told what moves, where the transport can see it.
+    pub moved: Arc<Moved>,
 }
 
 /// Bound of bodies that are collected in memory, where no other is said: error texts and block lists (50,000
@@ -62,6 +66,7 @@ impl Request {
             idempotent: self.idempotent,
             avoid: self.avoid,
             timeout: self.timeout,
+            moved: Arc::clone(&self.moved),
         }
     }
 }

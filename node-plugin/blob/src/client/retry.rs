@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use http::Method;
 use rand::Rng as _;
 use tokio::time::Instant;
 use vsc_driver::buffer::{Arena, Buffer};
@@ -13,29 +14,34 @@ use super::call::Call;
 use super::outcome::{Answer, Failed, Lost};
 use crate::error::{Error, Result};
 use crate::names;
+use crate::progress::Moved;
 use crate::request::Request;
+use crate::response::Response;
 use crate::transport::path::Path;
+use crate::transport::{FailureKind, TransportError};
 
 /// The first pause is at most this long, whatever the jitter.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// Less than this is left: another attempt would only hide the reason of the last one.
 const SHORTEST_ATTEMPT: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// An exchange that takes this part of an attempt's time is worth telling the volume that it gets on.
+const LONG_EXCHANGE: u32 = 4;
 
 impl Container {
-    /// Sends a call until it is answered for good or the deadline passes.
+    /// Sends a call until it is answered for good or the deadline passes. Progress puts that off.
     pub(super) async fn execute(&self, mut call: Call<'_>) -> Result<Answer, Failed> {
         if let Some(blob) = call.blob {
             names::check_blob(blob)?;
         }
         let account = &*self.account;
         let mut dest = Destination::new(call.dest.take());
-        let until = Instant::now() + self.deadline;
+        let mut tries = Tries::begin(self.deadline, account.service_now());
         account
             .late
-            .wait(&self.name, &call, &*account.transport, until)
+            .wait(&self.name, &call, &*account.transport, tries.deadline)
             .await?;
-        let mut tries = Tries::begin(self.deadline, account.service_now());
+        tries.since = account.service_now();
         account.share.began();
         // Why the attempt before was not the last.
         let mut earlier = None;
@@ -94,19 +100,46 @@ impl Container {
         tries: &mut Tries,
     ) -> Option<Attempt> {
         let account = &*self.account;
-        let turn = account.share.turn(before(tries.deadline)).await?;
+        let asked = Instant::now();
+        // While the volume gets on it is only this one's turn that takes long.
+        let until = || before(tries.deadline.max(account.progress.latest() + self.deadline));
+        let turn = account.share.turn_while(until).await?;
         let sent = Instant::now();
+        if account.progress.latest() > asked {
+            tries.deadline += sent - asked;
+        }
         let left = tries.deadline.saturating_duration_since(sent);
         request.timeout = request.timeout.min(left);
+        let moved = Arc::new(Moved::new(
+            &account.progress,
+            tries.moved,
+            request.timeout / LONG_EXCHANGE,
+        ));
+        request.moved = Arc::clone(&moved);
+        let body = request.body.len();
         let outcome = account.transport.send(request).await;
+        let stalled = is_silence(&outcome) && moved.bytes() > 0 && moved.bytes() != body;
         let (attempted, said) = self.judge(call, outcome, (dated, sent.elapsed()), &mut tries.once);
+        tries.learn(&moved);
         match said {
-            Said::Well => turn.well(),
+            Said::Well => {
+                match call.method {
+                    Method::GET | Method::HEAD => account.progress.note(),
+                    _ => account.progress.note_stored(),
+                }
+                turn.well();
+            }
             Said::Busy(pause) => turn.busy(pause),
+            Said::Nothing if stalled => turn.stalled(),
             Said::Nothing => {}
         }
         Some(attempted)
     }
+}
+
+/// Nothing moved any more.
+fn is_silence(outcome: &Result<Response, TransportError>) -> bool {
+    matches!(outcome, Err(error) if error.kind == FailureKind::TimedOut)
 }
 
 /// The last moment for an attempt that has to be over then.
@@ -117,7 +150,12 @@ fn before(deadline: Instant) -> Instant {
 /// What the attempts of one call have in common.
 struct Tries {
     began: Instant,
+    /// How long they may go without progress.
+    patience: Duration,
+    /// When that is over, as things stand.
     deadline: Instant,
+    /// Bytes that one of them has moved at most.
+    moved: u64,
     /// Service's clock when the call began, when known.
     since: Option<SystemTime>,
     /// The attempt that is made now, from 0.
@@ -134,12 +172,22 @@ impl Tries {
         let began = Instant::now();
         Self {
             began,
+            patience,
             deadline: began + patience,
+            moved: 0,
             since,
             attempt: 0,
             once: Once::default(),
             lost: None,
             avoid: None,
+        }
+    }
+
+    /// How far an attempt has come.
+    fn learn(&mut self, moved: &Moved) {
+        if let Some(at) = moved.got_on() {
+            self.moved = moved.bytes();
+            self.deadline = self.deadline.max(at + self.patience);
         }
     }
 

@@ -1,5 +1,6 @@
 //! A call becomes a request: dated, signed, with the headers that all have.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::{HeaderValue, Method, Uri, header};
@@ -68,6 +69,7 @@ impl Container {
             idempotent: call.idempotent,
             avoid,
             timeout: account.attempt_timeout.min(left),
+            moved: Arc::default(),
         })
     }
 }

@@ -243,3 +243,17 @@ async fn what_accounts_are_asked_is_told() {
     let now = accounts.load();
     assert_eq!((now.width, now.repetitions_left, now.repeated), (WIDEST, 20, 30));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_line_that_does_not_get_bodies_through_is_asked_less_at_a_time() {
+    let (_accounts, share) = account();
+    let mut out = Vec::new();
+    for _ in 0..10 {
+        out.push(turn(&share).await);
+    }
+    tokio::time::advance(Duration::from_millis(5)).await;
+    for turn in out {
+        turn.stalled();
+    }
+    assert_eq!(width(&share).await, 8);
+}

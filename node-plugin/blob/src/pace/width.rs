@@ -1,8 +1,8 @@
 //! How many requests are out at the same time.
 //!
-//! The width shrinks by a fifth when the service says that it is busy, once for all who were out then, and
-//! grows by one with each round of good answers. Who has to wait is served volume by volume: one that asks
-//! much makes no other wait for all of it.
+//! The width shrinks by a fifth when the service says that it is busy, or a body stops on its way, once for
+//! all who were out then, and grows by one with each round of good answers. Who has to wait is served volume
+//! by volume: one that asks much makes no other wait for all of it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -79,8 +79,8 @@ impl Drop for Slot {
 
 impl Width {
     /// Waits for a slot; `None` when there is none in time.
-    pub(super) async fn slot(width: &Arc<Self>, volume: u64, until: Instant) -> Option<Slot> {
-        let waits = {
+    pub(super) async fn slot(width: &Arc<Self>, volume: u64, until: impl Fn() -> Instant) -> Option<Slot> {
+        let mut waits = {
             let mut state = width.lock();
             if state.admits(volume) {
                 state.take(volume);
@@ -92,7 +92,13 @@ impl Width {
             }
             state.wait(volume)
         };
-        timeout_at(until, waits).await.ok()?.ok()
+        loop {
+            match timeout_at(until(), &mut waits).await {
+                Ok(slot) => return slot.ok(),
+                Err(_) if until() > Instant::now() => {}
+                Err(_) => return None,
+            }
+        }
     }
 
     /// The service has answered well.
@@ -105,7 +111,7 @@ impl Width {
         }
     }
 
-    /// The service was too busy for a request that went out then.
+    /// The service was too busy for a request that went out then, or the line too slow.
     pub(super) fn narrow(&self, since: Instant) {
         let mut state = self.lock();
         // Those who were out with it are told the same: one cut for all of them.

@@ -5,12 +5,15 @@ mod bodies;
 mod failure;
 mod pool;
 mod progress;
+mod wire;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use hyper_util::client::legacy::connect::capture_connection;
+use tokio::time::Instant;
 
 use self::bodies::{Pieces, collect, receive_into};
 use self::failure::{chain, is_nobody, is_silence, is_untrusted, unsuitable};
@@ -23,6 +26,9 @@ use super::{FailureKind, PathStats, Transport, TransportError};
 use crate::crypto;
 use crate::request::Request;
 use crate::response::Response;
+
+/// How often within a request's timeout it is looked whether the other side takes what it is sent.
+const LOOKS: u32 = 4;
 
 /// The connection pool; cheap to clone, clones share it and the counters.
 #[derive(Debug, Clone)]
@@ -84,6 +90,7 @@ impl Https {
         *message.method_mut() = request.method;
         *message.uri_mut() = request.url;
         *message.headers_mut() = request.headers;
+        progress.watch(capture_connection(&mut message));
         let answer = pool.request(message).await.map_err(|error| TransportError {
             path: Path::Https,
             kind: match error.is_connect() {
@@ -96,7 +103,7 @@ impl Https {
             // A certificate that is not trusted now will not be trusted in a second.
             retryable: !is_untrusted(&error),
         })?;
-        progress.note(0);
+        progress.touch();
         let (head, body) = answer.into_parts();
         let body = match &mut dest {
             Some(buffer) if head.status.is_success() => {
@@ -122,19 +129,24 @@ impl Default for Https {
 
 /// A request's timeout is the time in which nothing may move: a large body on a slow line takes as long as it
 /// takes, while a connection that hangs is given up, and so is one that stays below `SLOWEST` for twice that
-/// time.
+/// time. What moves is what the other side acknowledges: megabytes that are sent lie in this machine's own
+/// memory first.
 #[async_trait]
 impl Transport for Https {
     async fn send(&self, request: Request) -> Result<Response, TransportError> {
         let (timeout, sent) = (request.timeout, request.body.len());
-        let progress = Arc::new(Progress::new());
+        let progress = Arc::new(Progress::new(Arc::clone(&request.moved)));
         let mut exchange = std::pin::pin!(self.exchange(request, &progress));
         let outcome = loop {
-            let ends_at = progress.ends_at(timeout);
-            match tokio::time::timeout_at(ends_at, &mut exchange).await {
-                Ok(outcome) => break outcome,
-                Err(_) if progress.ends_at(timeout) > ends_at => {}
-                Err(_) => break Err(progress.timed_out(timeout)),
+            let look = Instant::now() + timeout / LOOKS;
+            if let Ok(outcome) =
+                tokio::time::timeout_at(progress.ends_at(timeout).min(look), &mut exchange).await
+            {
+                break outcome;
+            }
+            progress.look();
+            if progress.ends_at(timeout) <= Instant::now() {
+                break Err(progress.timed_out(timeout));
             }
         };
         // The idle connections may have died with this one: the next attempt must not wait for them one by

@@ -117,6 +117,7 @@ impl HttpClient for PooledClient {
                 idempotent: true,
                 avoid: Some(Path::Channel),
                 timeout: TIMEOUT,
+                moved: Arc::default(),
             })
             .await
             .map_err(|error| azure_core::Error::with_error(ErrorKind::Io, error, "token request"))?;

@@ -11,6 +11,7 @@ use super::*;
 use crate::auth::Credentials;
 use crate::client::{Client, ClientConfig};
 use crate::pace::Accounts;
+use crate::patience::Patience;
 use crate::response::Response;
 use crate::transport::{PathStats, Transport, TransportError};
 use crate::types::Condition;
@@ -128,4 +129,82 @@ async fn an_account_that_throttles_gives_what_it_has_to_all_alike() {
     );
     assert!((away as f64) < 0.2 * bearable, "{away} turned away");
     assert!(served.len() == VOLUMES && *least * 5 >= *most * 4, "{served:?}");
+}
+
+/// Each attempt moves so many bytes and breaks off then, after so long; one without any succeeds.
+#[derive(Debug)]
+struct Breaking(Mutex<Vec<(usize, Duration)>>);
+
+impl Breaking {
+    fn container(steps: &[(usize, u64)]) -> Container {
+        let steps = steps.iter().rev();
+        let steps = steps.map(|(bytes, after)| (*bytes, Duration::from_secs(*after)));
+        let endpoint = "https://acct.blob.core.windows.net".parse().unwrap();
+        let config = ClientConfig::new(endpoint, Credentials::Anonymous);
+        let transport = Arc::new(Self(Mutex::new(steps.collect())));
+        Client::new(config, transport, Arena::new(1 << 20).unwrap())
+            .unwrap()
+            .container("data")
+            .unwrap()
+    }
+}
+
+#[async_trait]
+impl Transport for Breaking {
+    async fn send(&self, request: Request) -> Result<Response, TransportError> {
+        let (bytes, after) = self.0.lock().unwrap().pop().expect("another attempt");
+        tokio::time::sleep(after).await;
+        request.moved.sent(bytes);
+        if bytes > 0 {
+            return Err(TransportError {
+                path: Path::Https,
+                kind: FailureKind::Unreachable,
+                message: "it broke".to_owned(),
+                maybe_executed: true,
+                retryable: true,
+            });
+        }
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("x-ms-request-id", "id"),
+            ("etag", "\"1\""),
+            ("last-modified", "Sat, 21 Nov 2026 10:00:00 GMT"),
+            ("content-length", "3"),
+        ] {
+            headers.insert(name, value.parse().unwrap());
+        }
+        Ok(Response {
+            status: StatusCode::OK,
+            headers,
+            body: Bytes::new(),
+            dest: request.dest,
+        })
+    }
+
+    fn stats(&self) -> Vec<PathStats> {
+        Vec::new()
+    }
+}
+
+/// A call has no clock while its attempts get farther and farther.
+#[tokio::test(start_paused = true)]
+async fn progress_puts_the_end_of_a_call_off() {
+    let began = Instant::now();
+    let container = Breaking::container(&[(100, 50), (200, 50), (300, 50), (0, 1)]);
+    container.head("b", &Condition::none()).await.unwrap();
+    assert!(began.elapsed() >= Duration::from_secs(150));
+    let latest = container.progress().latest() + Duration::from_millis(2);
+    assert!(latest >= Instant::now(), "the answer is progress");
+}
+
+/// What is sent once more is no progress.
+#[tokio::test(start_paused = true)]
+async fn what_is_moved_again_and_again_does_not_keep_a_call_alive() {
+    let began = Instant::now();
+    let container = Breaking::container(&[(100, 10); 20]);
+    container.head("b", &Condition::none()).await.unwrap_err();
+    // The first attempt, as long as anybody is patient, and one that was begun by then.
+    let longest = Patience::default().call() + Duration::from_secs(20);
+    assert!(began.elapsed() <= longest, "{:?}", began.elapsed());
+    assert!(container.progress().latest() <= began + Duration::from_secs(10));
 }

@@ -86,6 +86,7 @@ impl Both {
             idempotent,
             avoid: None,
             timeout: Duration::from_secs(30),
+            moved: Arc::default(),
         }
     }
 }

@@ -58,7 +58,7 @@ impl HttpBody for Pieces {
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let Some(first) = self.rest.front_mut() else {
-            self.progress.note(0);
+            self.progress.touch();
             return Poll::Ready(None);
         };
         let frame = if first.len() > FRAME {
@@ -66,7 +66,7 @@ impl HttpBody for Pieces {
         } else {
             self.rest.pop_front()
         };
-        self.progress.note(frame.as_ref().map_or(0, Bytes::len));
+        self.progress.sent(frame.as_ref().map_or(0, Bytes::len));
         Poll::Ready(frame.map(|bytes| {
             self.left -= bytes.len() as u64;
             Ok(Frame::data(bytes))
@@ -151,7 +151,7 @@ async fn next_data(body: &mut Incoming, progress: &Progress) -> Result<Option<By
             Some(Ok(frame)) => {
                 // Trailers carry nothing of ours.
                 if let Ok(data) = frame.into_data() {
-                    progress.note(data.len());
+                    progress.received(data.len());
                     return Ok(Some(data));
                 }
             }

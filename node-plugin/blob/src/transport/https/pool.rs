@@ -13,14 +13,16 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use super::bodies::Pieces;
-use crate::transport::proxy::{Proxied, Proxies};
+use super::wire::Wiring;
+use crate::transport::proxy::Proxies;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Shorter than the service's own idle limit, so that a request rarely meets a connection that is just being
 /// closed.
 const POOL_IDLE: Duration = Duration::from_secs(60);
 /// What is sent must be acknowledged by the peer's kernel in this time, or the connection is dead: well
-/// before an attempt's time without progress (30 s), so that the call has time for another one.
+/// before an attempt's time without progress (27 s unless the option `timeout` says otherwise), so that the
+/// call has time for another one.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 /// Idle connections are probed after this long, and then this often; two missing answers in a row end one.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(5));
@@ -31,7 +33,7 @@ const READ_BUFFER: usize = 128 * 1024;
 /// A blob may carry 8 KiB of metadata, one header each.
 const MAX_HEADERS: usize = 512;
 
-pub(super) type Pool = Client<HttpsConnector<Proxied>, Pieces>;
+pub(super) type Pool = Client<HttpsConnector<Wiring>, Pieces>;
 
 pub(super) fn pool(tls: rustls::ClientConfig, proxies: Proxies) -> Pool {
     let mut http = HttpConnector::new();
@@ -46,7 +48,7 @@ pub(super) fn pool(tls: rustls::ClientConfig, proxies: Proxies) -> Pool {
         .with_tls_config(tls)
         .https_or_http()
         .enable_http1()
-        .wrap_connector(proxies.over(http));
+        .wrap_connector(Wiring(proxies.over(http)));
     Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(POOL_IDLE)

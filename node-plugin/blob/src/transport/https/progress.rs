@@ -1,15 +1,22 @@
 //! Whether an exchange still moves, and when it is given up.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use hyper_util::client::legacy::connect::CaptureConnection;
 use tokio::time::Instant;
 
+use super::wire::Wire;
+use crate::progress::Moved;
 use crate::transport::path::Path;
 use crate::transport::{FailureKind, TransportError};
 
-/// Bytes per second that an exchange reaches on average, or it is given up, however steadily it drips.
-const SLOWEST: u64 = 16 * 1024;
+/// Bytes per second that an exchange reaches on average, or it is given up, however steadily it drips: no
+/// line is so slow, and no reader that patient.
+const SLOWEST: u64 = 1024;
+/// Nobody has looked at the connection yet.
+const UNSEEN: u64 = u64::MAX;
 
 /// When a byte moved last, and how many have.
 #[derive(Debug)]
@@ -20,22 +27,65 @@ pub(super) struct Progress {
     moved: AtomicU64,
     /// Of the pool that was used.
     pub(super) age: AtomicU64,
+    connection: OnceLock<CaptureConnection>,
+    /// Bytes that the other side had not acknowledged when they were looked at last.
+    unacknowledged: AtomicU64,
+    /// Is told as well.
+    call: Arc<Moved>,
 }
 
 impl Progress {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(call: Arc<Moved>) -> Self {
         Self {
             began: Instant::now(),
             latest: AtomicU64::new(0),
             moved: AtomicU64::new(0),
             age: AtomicU64::new(0),
+            connection: OnceLock::new(),
+            unacknowledged: AtomicU64::new(UNSEEN),
+            call,
         }
     }
 
-    pub(super) fn note(&self, bytes: usize) {
+    /// The connection that the exchange gets.
+    pub(super) fn watch(&self, connection: CaptureConnection) {
+        // There is one request to an exchange.
+        let _ = self.connection.set(connection);
+    }
+
+    /// So many bytes were handed to the connection.
+    pub(super) fn sent(&self, bytes: usize) {
+        self.note(bytes);
+        self.call.sent(bytes);
+    }
+
+    /// So many bytes of the answer are here.
+    pub(super) fn received(&self, bytes: usize) {
+        self.note(bytes);
+        self.call.received(bytes);
+    }
+
+    /// It goes on, without any bytes.
+    pub(super) fn touch(&self) {
+        self.note(0);
+    }
+
+    fn note(&self, bytes: usize) {
         self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
         let millis = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.latest.store(millis, Ordering::Relaxed);
+    }
+
+    /// Looks whether the other side has acknowledged something since the last look. (More that is not
+    /// acknowledged went there meanwhile, and was noted.)
+    pub(super) fn look(&self) {
+        let Some(left) = self.connection.get().and_then(Wire::unacknowledged_by) else {
+            return;
+        };
+        let before = self.unacknowledged.swap(left, Ordering::Relaxed);
+        if before != UNSEEN && before != left {
+            self.sent(0);
+        }
     }
 
     /// When the exchange is given up, as things stand.

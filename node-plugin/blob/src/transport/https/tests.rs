@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::{HeaderMap, Method, StatusCode};
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use vsc_driver::buffer::{Arena, Buffer};
 
 use super::bodies::FRAME;
@@ -77,6 +77,7 @@ fn request(method: Method, url: &str, body: Body, dest: Option<Buffer>) -> Reque
         idempotent: true,
         avoid: None,
         timeout: Duration::from_secs(10),
+        moved: Arc::default(),
     }
 }
 
@@ -313,7 +314,10 @@ async fn bytes_are_where_the_caller_has_them() {
     let mut buffer = arena.alloc(3 * FRAME / 2).unwrap();
     buffer.fill(7);
     let slice = buffer.freeze();
-    let mut pieces = Pieces::new(&Body::from(slice.clone()), Arc::new(Progress::new()));
+    let mut pieces = Pieces::new(
+        &Body::from(slice.clone()),
+        Arc::new(Progress::new(Arc::default())),
+    );
     let mut at = slice.as_ptr().addr();
     while let Some(frame) = pieces.frame().await {
         let data = frame.unwrap().into_data().unwrap();
@@ -409,4 +413,29 @@ async fn a_body_that_is_too_long_is_not_kept() {
         assert_eq!(error.kind, FailureKind::TooLong, "{error}");
     }
     assert_eq!(plain().send(limited()).await.unwrap().body.len(), 1_000_000);
+}
+
+/// Megabytes that are sent lie in this machine's memory at once, and leave it slowly: that is progress.
+#[tokio::test]
+async fn a_body_that_the_other_side_takes_slowly_is_not_given_up() {
+    let listening = TcpSocket::new_v4().unwrap();
+    listening.set_recv_buffer_size(64 << 10).unwrap();
+    listening.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = listening.listen(1).unwrap();
+    let url = format!("http://{}/x", listener.local_addr().unwrap());
+    const BODY: usize = 2 << 20;
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (mut taken, mut chunk) = (0, vec![0; 20 << 10]);
+        while taken < BODY {
+            taken += stream.read(&mut chunk).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(40)).await;
+        }
+        stream.write_all(&ok(b"taken")).await.unwrap();
+        std::future::pending::<()>().await;
+    });
+    let mut slow = request(Method::PUT, &url, Body::from(Bytes::from(vec![7; BODY])), None);
+    slow.timeout = Duration::from_secs(2);
+    let answer = plain().send(slow).await.unwrap();
+    assert_eq!(&answer.body[..], b"taken");
 }

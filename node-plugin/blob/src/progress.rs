@@ -1,0 +1,172 @@
+//! Whether work gets on: bytes that move and answers that come are progress, requests that fail are none.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// When the work of a volume got on last; clones share it.
+#[derive(Debug, Clone)]
+pub struct Progress(Arc<Latest>);
+
+#[derive(Debug)]
+struct Latest {
+    began: Instant,
+    /// Milliseconds after `began`, and likewise below.
+    any: AtomicU64,
+    stored: AtomicU64,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self(Arc::new(Latest {
+            began: Instant::now(),
+            any: AtomicU64::new(0),
+            stored: AtomicU64::new(0),
+        }))
+    }
+}
+
+impl Progress {
+    /// A request was answered, or what it asks for is on its way.
+    pub fn note(&self) {
+        self.0
+            .any
+            .fetch_max(millis_since(self.0.began), Ordering::Relaxed);
+    }
+
+    /// The same of one that stores something.
+    pub fn note_stored(&self) {
+        self.note();
+        self.0
+            .stored
+            .fetch_max(millis_since(self.0.began), Ordering::Relaxed);
+    }
+
+    /// When anything got on last.
+    pub fn latest(&self) -> Instant {
+        self.after(&self.0.any)
+    }
+
+    /// When storing got on last.
+    pub fn latest_stored(&self) -> Instant {
+        self.after(&self.0.stored)
+    }
+
+    fn after(&self, millis: &AtomicU64) -> Instant {
+        self.0.began + Duration::from_millis(millis.load(Ordering::Relaxed))
+    }
+}
+
+fn millis_since(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What one attempt of a call moves. It is progress as far as no earlier attempt has come: what is sent once
+/// more is not.
+#[derive(Debug)]
+pub struct Moved {
+    volume: Progress,
+    /// Bytes that an earlier attempt has moved.
+    before: u64,
+    began: Instant,
+    /// An exchange that is over sooner is judged by its answer alone.
+    long: Duration,
+    bytes: AtomicU64,
+    /// Milliseconds after `began`.
+    latest: AtomicU64,
+}
+
+impl Default for Moved {
+    fn default() -> Self {
+        Self::new(&Progress::default(), 0, Duration::ZERO)
+    }
+}
+
+impl Moved {
+    /// Of an attempt after one that has moved so many bytes `before`.
+    pub(crate) fn new(volume: &Progress, before: u64, long: Duration) -> Self {
+        Self {
+            volume: volume.clone(),
+            before,
+            began: Instant::now(),
+            long,
+            bytes: AtomicU64::new(0),
+            latest: AtomicU64::new(0),
+        }
+    }
+
+    /// So many bytes more were handed to the connection, or (0) the other side has acknowledged some.
+    pub(crate) fn sent(&self, bytes: usize) {
+        if self.gets_on(bytes) {
+            self.volume.note_stored();
+        }
+    }
+
+    /// So many bytes of the answer are here.
+    pub(crate) fn received(&self, bytes: usize) {
+        if self.gets_on(bytes) {
+            self.volume.note();
+        }
+    }
+
+    /// Counts bytes; whether the volume is to know.
+    fn gets_on(&self, bytes: usize) -> bool {
+        let bytes = bytes as u64;
+        if self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.before {
+            return false;
+        }
+        let now = millis_since(self.began);
+        self.latest.store(now, Ordering::Relaxed);
+        Duration::from_millis(now) >= self.long
+    }
+
+    /// Bytes in both directions.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// When the call got on last by this attempt, if it did.
+    pub(crate) fn got_on(&self) -> Option<Instant> {
+        let latest = Duration::from_millis(self.latest.load(Ordering::Relaxed));
+        (self.bytes() > self.before).then_some(self.began + latest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_sent_once_more_is_no_progress() {
+        let volume = Progress::default();
+        let began = volume.latest();
+        tokio::time::advance(LONG * 2).await;
+        let again = Moved::new(&volume, 100, LONG);
+        tokio::time::advance(LONG).await;
+        again.sent(100);
+        assert_eq!((again.got_on(), volume.latest()), (None, began));
+        again.sent(1);
+        assert_eq!(again.got_on(), Some(Instant::now()));
+        assert_eq!(volume.latest_stored(), Instant::now());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_soon_over_is_judged_by_its_answer() {
+        let volume = Progress::default();
+        let began = volume.latest();
+        let moved = Moved::new(&volume, 0, LONG);
+        tokio::time::advance(LONG / 2).await;
+        moved.sent(100);
+        moved.received(100);
+        assert_eq!(moved.got_on(), Some(Instant::now()));
+        assert_eq!(volume.latest(), began);
+        tokio::time::advance(LONG / 2).await;
+        moved.received(1);
+        assert_eq!(volume.latest(), Instant::now());
+        assert_eq!(volume.latest_stored(), began);
+    }
+}
