@@ -122,9 +122,7 @@ impl Tree {
         self.next_page(parent, directory, &mut cursor).await?;
         let mut table = self.table.lock();
         if !cursor.done {
-            if let Some(dir) = table.dir_mut(parent) {
-                dir.large = true;
-            }
+            table.note_large(parent);
             return Ok(None);
         }
         // All there is was listed after the question came in, whatever the timeouts are. It may have been let

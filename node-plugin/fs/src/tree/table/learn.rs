@@ -1,11 +1,18 @@
 //! Answers of the service: what is known about a name, and what an answer or a listing changes about it.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::{Asked, Found, Known, SWEEP_AFTER, Table};
 use crate::tree::attrs::{Attrs, Kind};
 use crate::tree::node::{Marker, NodeId, ROOT, State};
+
+/// How long a directory is taken for a large one: then it is looked again whether it still is.
+const LARGE_FOR: Duration = Duration::from_secs(300);
+/// Questions about single names that are never worth a listing.
+const FEW_QUESTIONS: usize = 3;
+/// Entries of a listing that cost about as much as a question.
+const ENTRIES_PER_QUESTION: usize = 64;
 
 impl Table {
     /// What is known about a name now.
@@ -45,8 +52,15 @@ impl Table {
         self.timeouts.negative.is_zero()
     }
 
+    /// A directory turned out to have more entries than one page of a listing.
+    pub(crate) fn note_large(&mut self, id: NodeId) {
+        if let Some(dir) = self.dir_mut(id) {
+            dir.large = Some(Instant::now());
+        }
+    }
+
     /// Counts a question about a single name; true when asking for the whole directory is the better
-    /// question.
+    /// question: it answers many others, and is dearer the more entries there are.
     pub(crate) fn missed(&mut self, parent: NodeId) -> bool {
         let window = self.timeouts.longest();
         // A whole listing would take the room that was just made.
@@ -59,7 +73,9 @@ impl Table {
             dir.misses = 0;
         }
         dir.misses += 1;
-        dir.misses > 3 && !dir.large && !crowded && !window.is_zero()
+        let large = dir.large.is_some_and(|at| at.elapsed() < LARGE_FOR);
+        let worth = (dir.children.len() / ENTRIES_PER_QUESTION).max(FEW_QUESTIONS);
+        dir.misses as usize > worth && !large && !crowded && !window.is_zero()
     }
 
     /// A counted question was about a name that is not there. A listing saves the next such question only if
@@ -273,6 +289,8 @@ impl Table {
         // Not if what it mentioned was let go of meanwhile.
         if let Some(dir) = self.dir_mut(parent).filter(|d| d.swept < listing) {
             dir.complete = Some(first.at);
+            // It has become smaller, perhaps.
+            dir.large = None;
         }
         // Listings are what fills the table with nodes that nobody refers to; this one's are too young to be
         // swept.

@@ -137,8 +137,8 @@ pub(crate) struct Dir {
     pub(crate) hides: bool,
     /// Last listing that had begun when children were let go of.
     swept: u64,
-    /// More entries than one page of a listing.
-    pub(crate) large: bool,
+    /// When it had more entries than one page of a listing.
+    pub(super) large: Option<Instant>,
     /// Questions about single names since `window`.
     misses: u32,
     window: Option<Instant>,

@@ -465,3 +465,32 @@ impl Table {
         assert_eq!(self.names, names, "bytes of names");
     }
 }
+
+/// A question about a file that is known costs little: a listing of thousands of entries is not better than a
+/// few of them.
+#[test]
+fn a_listing_has_to_be_worth_its_entries() {
+    let mut t = table();
+    let p = blob("1", &[]);
+    for n in 0..640 {
+        let asked = t.ask();
+        t.learn(ROOT, &format!("f{n}"), file(&p), asked).unwrap();
+    }
+    let wanted: Vec<bool> = (0..11).map(|_| t.missed(ROOT)).collect();
+    assert_eq!(wanted[..10], [false; 10]);
+    assert!(wanted[10]);
+}
+
+/// A directory that was too large for one page is listed again for lookups once it is smaller.
+#[test]
+fn a_large_directory_does_not_stay_one() {
+    let mut t = table();
+    t.note_large(ROOT);
+    for _ in 0..10 {
+        assert!(!t.missed(ROOT));
+    }
+    let asked = t.ask();
+    let listing = t.begin_listing();
+    t.end_listing(listing, ROOT, asked);
+    assert!(t.missed(ROOT));
+}
