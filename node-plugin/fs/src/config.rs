@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use blob_client::Patience;
+
 use crate::content::Tuning;
 use crate::observer::Observer;
 use crate::store::Store;
@@ -83,6 +85,9 @@ pub struct VolumeConfig {
     /// Folders of more blobs than this are not renamed (EXDEV): each of them is copied inside the service and
     /// deleted, and nobody sees how far that is. `mv` then copies file by file, and can be ended.
     pub rename_limit: usize,
+    /// How long anybody waits for work that makes no progress; then it fails (EIO). All clocks of the mount
+    /// follow from it, and so should those of the store.
+    pub timeout: Patience,
     /// Tuning.
     pub profile: Profile,
     /// Is told of each operation that has ended.
@@ -107,7 +112,7 @@ impl Profile {
 
 impl VolumeConfig {
     /// Defaults: read-write, root:root, 0o644/0o755, names and attributes kept for 1 s, absence never
-    /// believed, kernel cache on, general profile.
+    /// believed, kernel cache on, general profile, a minute for work that makes no progress.
     pub fn new(name: impl Into<String>, store: Arc<dyn Store>) -> Self {
         Self {
             name: name.into(),
@@ -124,6 +129,7 @@ impl VolumeConfig {
             negative_timeout: Profile::General.negative_timeout(),
             kernel_cache: true,
             rename_limit: RENAME_LIMIT,
+            timeout: Patience::default(),
             profile: Profile::General,
             observer: None,
             tuning: Tuning::default(),

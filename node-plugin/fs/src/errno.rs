@@ -11,12 +11,11 @@
 //!   by the service, a container that is being deleted).
 //! - `EIO`: unreachable, no answer in time, no token because nobody answered, channel required but gone,
 //!   malformed answer: nothing a program could do about it; the log has the reason. Also when the service
-//!   refuses as busy, after all retries.
+//!   refuses as busy, after all retries, and when it takes so little that a write found no room in time.
 //! - `EPERM`: page and append blobs opened for writing: like an immutable file, readable, never writable
 //!   here.
 //! - `EFBIG`: larger than a block blob can be.
-//! - `ENOSPC`: 507 or an account over its limits; no room for unsent data in time; `fallocate` of more than a
-//!   block blob can be.
+//! - `ENOSPC`: 507 or an account over its limits; `fallocate` of more than a block blob can be.
 
 use std::fmt;
 
@@ -157,8 +156,8 @@ impl From<FileError> for Errno {
             FileError::TooLarge => Self(libc::EFBIG),
             FileError::NoSpace => Self(libc::ENOSPC),
             FileError::NoRoom => {
-                cause::note(|| "no room for more unsent data in time".to_owned());
-                Self(libc::ENOSPC)
+                cause::note(|| FileError::NoRoom.to_string());
+                Self(libc::EIO)
             }
             FileError::Client(error) => match report(&error) {
                 // An open file whose blob is gone is not a missing name.
@@ -179,6 +178,7 @@ mod tests {
         assert_eq!(Errno::from(FileError::Unwritable("append")).0, libc::EPERM);
         assert_eq!(Errno::from(FileError::TooLarge).0, libc::EFBIG);
         assert_eq!(Errno::from(FileError::NoSpace).0, libc::ENOSPC);
+        assert_eq!(Errno::from(FileError::NoRoom).0, libc::EIO);
         let gone = blob_client::Error::BlobNotFound { name: "a".into() };
         assert_eq!(Errno::from(&gone).0, libc::ENOENT);
         assert_eq!(Errno::from(FileError::from(gone)).0, libc::ESTALE);

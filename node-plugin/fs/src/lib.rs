@@ -2,6 +2,7 @@
 //! knows fuser.
 
 pub mod budget;
+mod caller;
 mod cause;
 pub mod config;
 pub mod content;

@@ -7,7 +7,7 @@ use std::ops::Range;
 use async_trait::async_trait;
 use blob_client::{
     BlockId, BlockList, BlockRef, Body, Condition, Container, ContainerState, ETag, Got, ListOptions,
-    ListPage, Metadata, Properties, PutOptions, Result, StageOptions, StoredHeaders, Written,
+    ListPage, Metadata, Progress, Properties, PutOptions, Result, StageOptions, StoredHeaders, Written,
 };
 use vsc_driver::buffer::Buffer;
 
@@ -66,6 +66,10 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     async fn acquire_container_lease(&self, seconds: u32) -> Result<String>;
     /// See [`Container::release_container_lease`].
     async fn release_container_lease(&self, lease: &str) -> Result<()>;
+    /// When what was asked got on last; by default nobody knows.
+    fn progress(&self) -> Progress {
+        Progress::default()
+    }
 }
 
 #[async_trait]
@@ -138,5 +142,8 @@ impl Store for Container {
     }
     async fn release_container_lease(&self, lease: &str) -> Result<()> {
         Container::release_container_lease(self, lease).await
+    }
+    fn progress(&self) -> Progress {
+        Container::progress(self)
     }
 }

@@ -64,6 +64,7 @@ impl Volume {
                 stored_for: config.tuning.stored_for.max(config.attr_timeout),
                 ..config.tuning
             },
+            patience: config.timeout,
             ..Env::new(
                 Arc::clone(&config.store),
                 Arc::clone(&resources.budget),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use blob_client::transport::failover::TransportMode;
-use blob_client::{Client, UnreadableTags};
+use blob_client::{Client, Patience, UnreadableTags};
 use blob_fs::{Profile, Resources, VolumeConfig};
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
@@ -66,6 +66,9 @@ pub struct MountArgs {
     /// Most blobs of a folder that is renamed; larger ones are refused (EXDEV), and `mv` copies them.
     #[arg(long, value_name = "BLOBS", default_value_t = blob_fs::config::RENAME_LIMIT)]
     pub rename_limit: usize,
+    /// How long anybody waits for work that makes no progress; then it fails (EIO). From 1s to 1h.
+    #[arg(long, value_name = "TIME", default_value_t)]
+    pub timeout: Patience,
     /// What the mount is tuned for.
     #[arg(long, value_enum, default_value_t)]
     pub profile: ProfileArg,
@@ -215,7 +218,13 @@ async fn configure(args: &MountArgs, connector: &Connector) -> anyhow::Result<(V
             UnreadableTags::Refuse
         },
     };
-    let client = connector.client(&account, credentials, args.transport.into(), &keeping)?;
+    let client = connector.client(
+        &account,
+        credentials,
+        args.transport.into(),
+        &keeping,
+        args.timeout,
+    )?;
     let container = connect::container(&client, &container)?;
     let mut read_only = args.read_only || kind == CredentialKind::None;
     let rights = connect::check_mount(&account, &container, &prefix, read_only, kind).await?;
@@ -233,6 +242,7 @@ async fn configure(args: &MountArgs, connector: &Connector) -> anyhow::Result<(V
     config.file_mode = args.file_mode;
     config.dir_mode = args.dir_mode;
     config.rename_limit = args.rename_limit;
+    config.timeout = args.timeout;
     config.profile = args.profile.into();
     config.negative_timeout = config.profile.negative_timeout();
     Ok((config, client))

@@ -9,7 +9,8 @@ use blob_client::auth::entra::GivenToken;
 use blob_client::transport::failover::{Paths, TransportMode};
 use blob_client::transport::{PathStats, Transport};
 use blob_client::{
-    Accounts, Client, ClientConfig, Condition, Container, ListItem, ListOptions, Metadata, Properties,
+    Accounts, Client, ClientConfig, Condition, Container, ListItem, ListOptions, Metadata, Patience,
+    Properties,
 };
 use blob_fs::tree::inspect::is_folder;
 use vsc_driver::buffer::Arena;
@@ -19,10 +20,6 @@ use super::entra;
 use super::status::{Error, Reason, Result};
 use super::volume_context::{Attributes, Keeping, Secrets};
 
-/// Whole time a call may take, retries included.
-const DEADLINE: Duration = Duration::from_secs(60);
-/// One attempt.
-const ATTEMPT: Duration = Duration::from_secs(30);
 /// The first question to a container, which a CSI call waits for.
 pub const FIRST_ANSWER: Duration = Duration::from_secs(20);
 /// An answer that trickles may go past its deadline, but not for longer than this.
@@ -93,14 +90,13 @@ impl Connector {
         credentials: Credentials,
         mode: TransportMode,
         keeping: &Keeping,
+        patience: Patience,
     ) -> Result<Client> {
         let config = ClientConfig {
-            deadline: DEADLINE,
-            attempt_timeout: ATTEMPT,
             content_types: keeping.content_types.clone(),
             unreadable_tags: keeping.unreadable_tags,
             accounts: self.accounts.clone(),
-            ..ClientConfig::new(account.endpoint.clone(), credentials)
+            ..ClientConfig::new(account.endpoint.clone(), credentials).within(patience)
         };
         let transport = self.paths.transport(mode);
         let mut known = self.transports.lock().unwrap_or_else(PoisonError::into_inner);

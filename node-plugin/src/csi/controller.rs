@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use blob_client::transport::failover::TransportMode;
-use blob_client::{Client, Condition, Container};
+use blob_client::{Client, Condition, Container, Patience};
 use csi_proto::csi::controller_server::Controller;
 use csi_proto::csi::controller_service_capability::{self, Rpc, rpc};
 use csi_proto::csi::validate_volume_capabilities_response::Confirmed;
@@ -67,8 +67,9 @@ impl ControllerService {
     fn client(&self, account: &Account, attributes: &Attributes, secrets: &Secrets) -> Result<Client> {
         let own = own_access(attributes, secrets);
         let credentials = self.connector.credentials(account, &own, secrets, None)?;
+        let patience = Patience::default();
         self.connector
-            .client(account, credentials, own.transport, &own.keeping)
+            .client(account, credentials, own.transport, &own.keeping, patience)
     }
 
     async fn validate(

@@ -11,7 +11,6 @@ use super::ledger::{Budget, DIRTY_SHARE, Inner, Kind, RESEND_SHARE, RESEND_UNIT,
 use super::own::Own;
 use super::permit::Permit;
 use super::share::Share;
-use super::spool::Spooled;
 
 impl Share {
     /// Room for `bytes` of accepted writes, if there is any without waiting.
@@ -23,51 +22,6 @@ impl Share {
     /// meanwhile. `None` when the volume got no room for as long as `patience`.
     pub async fn acquire(self: &Arc<Self>, bytes: usize, patience: Duration) -> Option<Permit> {
         self.budget.acquire_dirty(bytes, patience, Some(self)).await
-    }
-
-    /// Room for the copy of a write that waits, while there are not too many of all volumes, and of this one:
-    /// cached data makes way. Copies stop no other write.
-    pub(crate) fn try_charge_waiting(self: &Arc<Self>, bytes: usize) -> Option<Permit> {
-        // Who waits on disk came earlier.
-        let _nobody = self.spooled.try_lock().ok()?;
-        self.take_waiting(bytes)
-    }
-
-    fn take_waiting(self: &Arc<Self>, bytes: usize) -> Option<Permit> {
-        let budget = &self.budget;
-        let mut inner = budget.lock();
-        let all = inner.of(Kind::Waiting) + bytes;
-        let own = self.own.waiting.load(Ordering::Relaxed) + bytes;
-        // One of its own each volume may always have: what others hold does not stop it.
-        let first = own == bytes;
-        if !first && (all > budget.waiting_limit || (inner.volumes > 1 && own > budget.waiting_limit / 2)) {
-            return None;
-        }
-        inner.add(Kind::Waiting, bytes, Some(&self.own));
-        drop(inner);
-        let permit = budget.permit(Kind::Waiting, bytes, Some(self));
-        budget.shrink();
-        Some(permit)
-    }
-
-    /// The same for a write whose data is on disk: waits until there is room.
-    pub(crate) async fn charge_waiting(self: &Arc<Self>, bytes: usize) -> Permit {
-        let _first = self.spooled.lock().await;
-        loop {
-            let room = self.budget.waiting_room.notified();
-            tokio::pin!(room);
-            // From here on no release is missed.
-            room.as_mut().enable();
-            if let Some(permit) = self.take_waiting(bytes) {
-                return permit;
-            }
-            room.await;
-        }
-    }
-
-    /// Puts the data of a write on disk that finds no memory even to wait in. `None`: there is no place.
-    pub(crate) fn spool(&self, data: &[u8]) -> Option<Spooled> {
-        self.budget.spool.put(data)
     }
 }
 

@@ -20,6 +20,7 @@ mod spool;
 #[cfg(test)]
 mod tests;
 mod turn;
+mod waiting;
 
 pub(crate) use self::holders::{Evict, Relief, Relieve};
 pub(crate) use self::ledger::PROGRESS_BYTES;

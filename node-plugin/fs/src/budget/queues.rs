@@ -15,6 +15,14 @@ pub(super) struct Queues {
     pub(super) next: u64,
     /// By volume (0: who is of none).
     pub(super) of: BTreeMap<usize, Queue>,
+    /// The first of each volume's writes that wait on disk for room to wait in, by their tickets.
+    pub(super) spooled: BTreeMap<u64, Spooler>,
+}
+
+#[derive(Debug)]
+pub(super) struct Spooler {
+    pub(super) own: Arc<Own>,
+    pub(super) bytes: usize,
 }
 
 /// The writers of one volume that wait, the first to come in front.
@@ -34,6 +42,11 @@ pub(super) struct Waiting {
 }
 
 impl Queues {
+    pub(super) fn ticket(&mut self) -> u64 {
+        self.next += 1;
+        self.next - 1
+    }
+
     pub(super) fn position(&self, volume: usize, ticket: u64) -> Option<usize> {
         let queue = self.of.get(&volume)?;
         queue.waiting.iter().position(|waiting| waiting.ticket == ticket)

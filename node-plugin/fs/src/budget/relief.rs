@@ -11,7 +11,6 @@ use super::holders::{Relief, Relieve};
 use super::ledger::{Budget, Kind};
 use super::permit::Permit;
 use super::share::Share;
-use super::turn::STUCK_PATIENCE;
 use crate::sync::in_time;
 
 /// How long a writer waits for room before it asks for relief again. Relief may have failed (the service was
@@ -43,12 +42,6 @@ impl Budget {
                     return Some(permit);
                 }
             }
-            let stuck = share.is_some_and(|share| share.own.stuck.load(Ordering::Relaxed));
-            let patience = if stuck {
-                patience.min(STUCK_PATIENCE)
-            } else {
-                patience
-            };
             let (now, deadline) = (Instant::now(), place.deadline(patience));
             if now >= deadline {
                 if let Some(share) = share {

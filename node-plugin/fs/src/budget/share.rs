@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use blob_client::Progress;
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::ledger::{Budget, DIRTY_SHARE};
@@ -15,6 +16,8 @@ pub struct Share {
     pub(super) own: Arc<Own>,
     /// Held by the first of the writes whose data waits on disk.
     pub(super) spooled: AsyncMutex<()>,
+    /// When the volume's work got on last: what is being stored makes room, however long it takes.
+    pub(super) progress: Progress,
 }
 
 impl Share {
@@ -44,6 +47,11 @@ impl Drop for Share {
 impl Budget {
     /// A volume begins to use the budget. Its writes go through what is given back.
     pub fn join(self: &Arc<Self>) -> Arc<Share> {
+        self.join_with(Progress::default())
+    }
+
+    /// The same for one that tells when its work gets on.
+    pub(crate) fn join_with(self: &Arc<Self>, progress: Progress) -> Arc<Share> {
         let mut inner = self.lock();
         inner.volumes += 1;
         inner.reserved += DIRTY_SHARE;
@@ -52,6 +60,7 @@ impl Budget {
             budget: Arc::clone(self),
             own: Arc::default(),
             spooled: AsyncMutex::new(()),
+            progress,
         })
     }
 }

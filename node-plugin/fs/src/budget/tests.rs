@@ -501,3 +501,75 @@ fn a_part_of_a_permit_is_a_permit() {
     assert_eq!(budget.usage().cached, 0);
     assert_eq!(share.own.dirty.load(Ordering::Relaxed), 0);
 }
+
+/// A write on disk waits for its volume's turn: who comes later takes no room before it.
+#[tokio::test(start_paused = true)]
+async fn volumes_take_turns_for_room_to_wait_in() {
+    let budget = Budget::new(32 * MIB);
+    let (a, b, c) = (budget.join(), budget.join(), budget.join());
+    let (half, page) = (budget.waiting_limit / 2, 4096);
+    let mut all_of_a = a.try_charge_waiting(half).unwrap();
+    let all_of_c = c.try_charge_waiting(half).unwrap();
+    let some_of_a = all_of_a.split(MIB);
+    let _one_of_b = b.try_charge_waiting(page).unwrap();
+    let on_disk = {
+        let b = Arc::clone(&b);
+        tokio::spawn(async move { b.charge_waiting(MIB / 2, Duration::from_secs(120)).await })
+    };
+    settle().await;
+    assert!(!on_disk.is_finished());
+    drop(some_of_a);
+    assert!(a.try_charge_waiting(page).is_none(), "it is the other one's turn");
+    let got = on_disk.await.unwrap();
+    assert!(got.is_some());
+    let again = a.try_charge_waiting(page);
+    assert!(again.is_some(), "nobody else waits");
+    drop((all_of_a, all_of_c, got, again));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_on_disk_waits_while_something_is_stored_and_no_longer() {
+    let (progress, minute) = (blob_client::Progress::default(), Duration::from_secs(60));
+    let budget = Budget::new(32 * MIB);
+    let share = budget.join_with(progress.clone());
+    let full = share.try_charge_waiting(budget.waiting_limit).unwrap();
+    let begin = tokio::time::Instant::now();
+    let gets_on = async {
+        for _ in 0..5 {
+            tokio::time::sleep(minute - Duration::from_secs(10)).await;
+            progress.note_stored();
+        }
+    };
+    let (got, ()) = tokio::join!(share.charge_waiting(MIB, minute), gets_on);
+    assert!(got.is_none());
+    assert_eq!(begin.elapsed().as_secs(), 5 * 50 + 60);
+    // The next one knows.
+    assert!(share.charge_waiting(MIB, minute).await.is_none());
+    assert!(begin.elapsed().as_secs() < 5 * 50 + 65);
+    drop(full);
+    assert!(share.charge_waiting(MIB, minute).await.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_writer_waits_while_something_is_stored() {
+    let (progress, minute) = (blob_client::Progress::default(), Duration::from_secs(60));
+    let budget = Budget::new(32 * MIB);
+    let share = budget.join_with(progress.clone());
+    let full = share.try_acquire(budget.dirty_limit).unwrap();
+    let begin = tokio::time::Instant::now();
+    let gets_on = async {
+        for _ in 0..5 {
+            tokio::time::sleep(minute - Duration::from_secs(10)).await;
+            progress.note_stored();
+        }
+        // What is only read makes no room.
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            progress.note();
+        }
+    };
+    let (got, ()) = tokio::join!(share.acquire(MIB, minute), gets_on);
+    assert!(got.is_none());
+    assert_eq!(begin.elapsed().as_secs(), 5 * 50 + 60);
+    drop(full);
+}

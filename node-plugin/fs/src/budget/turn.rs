@@ -14,7 +14,7 @@ use super::share::Share;
 
 /// How long a write waits for a volume that has given no room for longer than any write was ready to wait:
 /// long enough to see that it has come back, short enough that nobody is held up by what is known.
-pub(super) const STUCK_PATIENCE: Duration = Duration::from_secs(2);
+const STUCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A writer's place in its volume's queue; left on drop, also when nobody waits for the writer any more.
 #[derive(Debug)]
@@ -35,8 +35,7 @@ impl Budget {
     pub(super) fn queue_up<'a>(&'a self, bytes: usize, share: Option<&'a Arc<Share>>) -> Place<'a> {
         let wake = Arc::new(Notify::new());
         let mut inner = self.lock();
-        let ticket = inner.queues.next;
-        inner.queues.next += 1;
+        let ticket = inner.queues.ticket();
         let queue = inner.queues.of.entry(volume(share)).or_insert_with(|| Queue {
             waiting: VecDeque::new(),
             progress: Instant::now(),
@@ -88,6 +87,20 @@ impl Budget {
                 .any(|first| !self.at_own_limit(inner, first))
     }
 
+    /// When a writer that came then gives up: `patience` after that, and after its volume got room or stored
+    /// something last.
+    pub(super) fn gives_up(&self, since: Instant, patience: Duration, share: Option<&Arc<Share>>) -> Instant {
+        let stuck = share.is_some_and(|share| share.own.stuck.load(Ordering::Relaxed));
+        let patience = match stuck {
+            true => (patience / 4).min(STUCK_PATIENCE),
+            false => patience,
+        };
+        let queue = volume(share);
+        let served = self.lock().queues.of.get(&queue).map(|queue| queue.progress);
+        let stored = share.map(|share| share.progress.latest_stored());
+        served.into_iter().chain(stored).fold(since, Instant::max) + patience
+    }
+
     fn at_own_limit(&self, inner: &Inner, first: &Waiting) -> bool {
         let own = first.own.as_ref();
         own.is_some_and(|own| self.over_own(inner, first.bytes, own))
@@ -105,11 +118,9 @@ impl Place<'_> {
         inner.queues.position(volume(self.share), self.ticket) == Some(0)
     }
 
-    /// When the writer gives up: `patience` after it came, and after its volume got room last.
+    /// When the writer gives up, as things stand.
     pub(super) fn deadline(&self, patience: Duration) -> Instant {
-        let inner = self.budget.lock();
-        let queue = inner.queues.of.get(&volume(self.share));
-        queue.map_or(self.since, |queue| queue.progress.max(self.since)) + patience
+        self.budget.gives_up(self.since, patience, self.share)
     }
 
     /// The writer got room.

@@ -1,7 +1,7 @@
 //! Making what was written a new version of the blob, guarded by the version it started from.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use blob_client::{Condition, Error, Metadata, PutOptions, Written};
 use tokio::time::Instant;
@@ -18,9 +18,6 @@ use super::verify::{Verdict, is_foreign, is_unclear};
 use crate::log_limit::limited;
 use crate::sync::spawn;
 
-/// Who waited this long for an answer that did not come does not wait once more for what became of the
-/// request: the next commit asks first.
-const LONG: Duration = Duration::from_secs(30);
 /// Versions of others that a commit goes on top of before it gives up.
 const TRIES: usize = 8;
 
@@ -141,6 +138,7 @@ impl Core {
                 _ => return Ok(()),
             }
         };
+        let begun = Instant::now();
         match self.env.store.head(&blob, &Condition::matches(&etag)).await {
             Ok(now) => {
                 if let Some(base) = self.lock().base.as_mut().filter(|base| base.etag == etag) {
@@ -149,6 +147,8 @@ impl Core {
                 Ok(())
             }
             Err(error) if is_foreign(&error) => Err(FileError::Stale),
+            // Whoever waits has waited long enough.
+            Err(error) if begun.elapsed() >= self.env.patience.attempt() => Err(error.into()),
             // The commit itself says what is amiss.
             Err(_) => Ok(()),
         }
@@ -318,7 +318,9 @@ impl Core {
         if !foreign && !is_unclear(&error) {
             return Err(error.into());
         }
-        if !foreign && begun.elapsed() >= LONG {
+        // Who waited so long for an answer that did not come does not wait once more for what became of the
+        // request: the next commit asks first.
+        if !foreign && begun.elapsed() >= self.env.patience.attempt() {
             self.lock().leave_in_doubt(Arc::new(sent));
             return Err(error.into());
         }

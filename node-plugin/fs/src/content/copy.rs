@@ -16,6 +16,8 @@ use super::streams::Reader;
 
 /// What goes through memory at once, in bytes.
 const CHUNK: u64 = 1 << 20;
+/// What goes through memory before the service is asked again for what comes after it.
+const THROUGH_MEMORY: u64 = 8 << 20;
 
 /// A piece of the source.
 enum Run {
@@ -24,11 +26,12 @@ enum Run {
     /// Zeros.
     Hole(u64),
     /// Anything else.
-    Other(u64),
+    Other,
 }
 
 impl Core {
-    pub(crate) async fn copy_from(
+    /// Copies what needs no memory, up to the first byte that does.
+    pub(crate) async fn copy_stored(
         self: &Arc<Self>,
         source: &Arc<Core>,
         from: u64,
@@ -53,20 +56,34 @@ impl Core {
                     match self.copy_committed(to + done, at..at + n, &blob, &etag).await {
                         Ok(true) => n,
                         // Also when the source was committed anew meanwhile: memory always works.
-                        Ok(false) | Err(FileError::Stale) => {
-                            self.copy_through(source, at, to + done, n.min(CHUNK)).await?
-                        }
+                        Ok(false) | Err(FileError::Stale) => break,
                         Err(error) => return Err(error),
                     }
                 }
-                Run::Committed(n, ..) | Run::Other(n) => {
-                    self.copy_through(source, at, to + done, n.min(CHUNK)).await?
-                }
+                Run::Committed(..) | Run::Other => break,
             };
-            if copied == 0 {
+            done += copied;
+        }
+        Ok(done)
+    }
+
+    /// Copies through memory; a part of what is left.
+    pub(crate) async fn copy_through(
+        self: &Arc<Self>,
+        source: &Arc<Core>,
+        from: u64,
+        to: u64,
+        len: u64,
+    ) -> Result<u64, FileError> {
+        let mut done = 0;
+        while done < len.min(THROUGH_MEMORY) {
+            let part = (len - done).min(CHUNK) as usize;
+            let data = source.read(&Reader::default(), from + done, part).await?;
+            if data.is_empty() {
                 break;
             }
-            done += copied;
+            self.write(At::Offset(to + done), &data).await?;
+            done += data.len() as u64;
         }
         Ok(done)
     }
@@ -77,18 +94,6 @@ impl Core {
             && self.env.server_copy.load(Ordering::Relaxed)
             && state.may_stage()
             && matches!(state.standing, Standing::Current)
-    }
-
-    async fn copy_through(
-        self: &Arc<Self>,
-        source: &Arc<Core>,
-        from: u64,
-        to: u64,
-        len: u64,
-    ) -> Result<u64, FileError> {
-        let data = source.read(&Reader::default(), from, len as usize).await?;
-        self.write(At::Offset(to), &data).await?;
-        Ok(data.len() as u64)
     }
 
     async fn copy_hole(self: &Arc<Self>, to: u64, len: u64) -> Result<(), FileError> {
@@ -211,7 +216,7 @@ impl State {
                 let len = range.end - at;
                 return Some(match segment.content {
                     Content::Hole => Run::Hole(len),
-                    _ => Run::Other(len),
+                    _ => Run::Other,
                 });
             }
             return Some(self.base_run(at, range.start));
@@ -232,7 +237,7 @@ impl State {
         };
         match &self.base {
             Some(base) => Run::Committed(end - at, self.blob.clone(), base.etag.clone()),
-            None => Run::Other(end - at),
+            None => Run::Other,
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use blob_client::{Patience, Progress};
 use vsc_driver::buffer::Arena;
 
 use super::dirty_log::{DirtyLog, NoLog};
@@ -23,6 +24,10 @@ pub struct Env {
     pub arena: Arc<Arena>,
     /// Runtime for background work.
     pub runtime: tokio::runtime::Handle,
+    /// How long anybody waits for work that makes no progress.
+    pub patience: Patience,
+    /// When the volume's work got on last.
+    pub progress: Progress,
     /// Sizes; [`Tuning::default`] outside of tests.
     pub tuning: Tuning,
     /// Where this file's dirty data is written down (one per file: the log knows the node).
@@ -32,19 +37,22 @@ pub struct Env {
 }
 
 impl Env {
-    /// An environment with the usual sizes and no log.
+    /// An environment with the usual sizes and times, and no log.
     pub fn new(
         store: Arc<dyn Store>,
         budget: Arc<Budget>,
         arena: Arc<Arena>,
         runtime: tokio::runtime::Handle,
     ) -> Self {
+        let progress = store.progress();
         Self {
             store,
-            share: budget.join(),
+            share: budget.join_with(progress.clone()),
             budget,
             arena,
             runtime,
+            patience: Patience::default(),
+            progress,
             tuning: Tuning::default(),
             log: Arc::new(NoLog),
             server_copy: Arc::new(AtomicBool::new(true)),

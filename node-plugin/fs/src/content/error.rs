@@ -20,8 +20,8 @@ pub enum FileError {
     /// More than a blob can hold was to be reserved (ENOSPC).
     #[error("no room for a file of that size")]
     NoSpace,
-    /// The budget has no room for more dirty data and none could be made in time (ENOSPC).
-    #[error("no room for more unsent data: the service does not take it fast enough")]
+    /// The budget has no room for more dirty data and none could be made in time (EIO).
+    #[error("no room for more unsent data: the service takes none")]
     NoRoom,
     /// The service or the way to it.
     #[error(transparent)]

@@ -262,10 +262,15 @@ impl File {
         Ok(self.core.lock().seek_hole(offset, self.core.layout.page))
     }
 
-    /// copy_file_range out of another file of the same volume, server-side for whole committed ranges; bytes
-    /// copied.
-    pub async fn copy_from(&self, source: &File, from: u64, to: u64, len: u64) -> Result<u64, FileError> {
-        self.core.copy_from(&source.core, from, to, len).await
+    /// copy_file_range out of another file of the same volume: whole committed ranges by the service, and
+    /// holes, up to the first byte that has to go through memory; bytes copied.
+    pub async fn copy_stored(&self, source: &File, from: u64, to: u64, len: u64) -> Result<u64, FileError> {
+        self.core.copy_stored(&source.core, from, to, len).await
+    }
+
+    /// The same through memory, which always works, and of a part only. It may wait for room.
+    pub async fn copy_through(&self, source: &File, from: u64, to: u64, len: u64) -> Result<u64, FileError> {
+        self.core.copy_through(&source.core, from, to, len).await
     }
 
     /// Makes everything accepted so far durable in the service with this metadata, If-Match on the base.
@@ -281,8 +286,12 @@ impl File {
 
     /// Sends in blocks what the next [`File::commit`] would send before its last request; nothing of a file
     /// that is sent in one request. For a caller whose commit will hold up others: this does not.
-    pub async fn stage_ahead(&self) {
-        self.core.stage_ahead().await;
+    ///
+    /// # Errors
+    /// Why the commit would only take as long once more for nothing. Of a block that could not be sent there
+    /// is none before that: the commit tries it again.
+    pub async fn stage_ahead(&self) -> Result<(), FileError> {
+        self.core.stage_ahead().await
     }
 
     /// Metadata for a commit that the file has to make on its own: when memory is short and data that is only

@@ -5,11 +5,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use blob_client::{BlockId, Body, Error, Piece};
+use tokio::time::Instant;
 use vsc_driver::buffer::Slice;
 
 use super::core::Core;
 use super::error::FileError;
-use super::state::{StagedBlock, Standing, State, Target, Turn};
+use super::state::{StagedBlock, Standing, State, Target, Turn, meets};
 use crate::sync::spawn;
 
 impl Core {
@@ -66,20 +67,49 @@ impl Core {
 
     /// Sends what a commit would send before its last request, for a caller that holds nothing yet that
     /// others wait for: the commit has little left to do. Of a file that is sent in one request, nothing.
-    /// What is written meanwhile is left to the commit, and so is what could not be sent.
-    pub(crate) async fn stage_ahead(self: &Arc<Self>) {
+    /// What is written meanwhile is left to the commit, and so is what could not be sent, unless whoever
+    /// waits has waited long enough.
+    pub(crate) async fn stage_ahead(self: &Arc<Self>) -> Result<(), FileError> {
+        let begun = Instant::now();
         if self.lock().turn != Turn::Free {
             // Somebody commits or moves it: the end of that is waited for here.
             drop(self.commits.lock().await);
         }
+        if self.lock().unsent.take().is_some() {
+            // What was refused is not sent all at once again.
+            self.stage_some(1).await;
+            if let Some((_, error)) = &self.lock().unsent {
+                return Err(error.clone());
+            }
+        }
+        let wanted = self.stage_some(usize::MAX).await;
+        let state = self.lock();
+        match &state.unsent {
+            Some((range, error))
+                if begun.elapsed() >= self.env.patience.attempt() && meets(&wanted, range) =>
+            {
+                Err(error.clone())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends the first `most` of what is worth a block of its own; the ranges.
+    async fn stage_some(self: &Arc<Self>, most: usize) -> Vec<Range<u64>> {
         let wanted: Vec<Range<u64>> = {
             let mut state = self.lock();
             let one_request = state.size <= self.env.tuning.block;
             let in_doubt = matches!(state.standing, Standing::InDoubt(_));
             if one_request || in_doubt || !state.may_stage() || state.turn != Turn::Free {
-                return;
+                return Vec::new();
             }
             self.queue_all(&mut state);
+            if state.to_stage.len() > most {
+                let queue = std::mem::take(&mut state.to_stage);
+                let left = queue.into_iter().filter(|range| !state.is_staged(range));
+                let left = left.take(most).collect();
+                state.to_stage = left;
+            }
             let wanted = state.to_stage.iter().cloned().collect();
             self.pump(&mut state);
             wanted
@@ -89,7 +119,7 @@ impl Core {
             tokio::pin!(staged);
             staged.as_mut().enable();
             if !self.lock().stages(&wanted) {
-                return;
+                return wanted;
             }
             staged.await;
         }
@@ -108,8 +138,7 @@ impl Core {
                 return;
             };
             // Changed since it was queued? Then the commit deals with it.
-            let staged = state.staged.range(..range.end).next_back();
-            if staged.is_some_and(|(start, s)| start + s.len > range.start) {
+            if state.is_staged(&range) {
                 continue;
             }
             state.overlay.seal_within(range.clone());
@@ -154,6 +183,7 @@ impl Core {
             Ok(id) => {
                 block.id = id;
                 block.done = true;
+                state.unsent = None;
                 if self.env.budget.is_short() {
                     self.drop_staged(&mut state);
                 }
@@ -162,7 +192,11 @@ impl Core {
                 // Still dirty: the next commit stages it again and reports if that fails, too.
                 let blob = &state.blob;
                 tracing::debug!(blob, start, %error, "a block could not be staged in the background");
-                state.staged.remove(&start);
+                if let Some(block) = state.staged.remove(&start) {
+                    state.unsent = Some((start..start + block.len, error));
+                }
+                // The others would fare no better, each after as long.
+                state.to_stage.clear();
                 self.env.log.unstaged(id);
             }
         }

@@ -173,6 +173,8 @@ pub(crate) struct State {
     pub(crate) staging: usize,
     /// Ranges that wait for a free slot to be staged.
     pub(crate) to_stage: std::collections::VecDeque<Range<u64>>,
+    /// The last block could not be sent: which, and why.
+    pub(crate) unsent: Option<(Range<u64>, FileError)>,
     /// Stamped on segments; a commit contains those up to its snapshot's.
     pub(crate) epoch: u64,
     /// Smallest size set since the last snapshot.
@@ -203,6 +205,11 @@ pub(crate) struct State {
     pub(crate) ids: Ids,
 }
 
+/// Whether a range has something in common with one of several.
+pub(crate) fn meets(ranges: &[Range<u64>], range: &Range<u64>) -> bool {
+    ranges.iter().any(|r| r.start < range.end && range.start < r.end)
+}
+
 impl State {
     pub(crate) fn new(blob: String, base: Option<Base>) -> Self {
         let size = base.as_ref().map_or(0, |b| b.size);
@@ -220,6 +227,7 @@ impl State {
             staged: BTreeMap::new(),
             staging: 0,
             to_stage: std::collections::VecDeque::new(),
+            unsent: None,
             epoch: 1,
             cut: u64::MAX,
             version: 0,
@@ -289,11 +297,17 @@ impl State {
 
     /// True while blocks of these ranges are on their way, or wait for their turn.
     pub(crate) fn stages(&self, ranges: &[Range<u64>]) -> bool {
-        let meets = |range: &Range<u64>| ranges.iter().any(|r| r.start < range.end && range.start < r.end);
         let on_their_way =
-            |(start, block): (&u64, &StagedBlock)| !block.done && meets(&(*start..start + block.len));
+            |(start, block): (&u64, &StagedBlock)| !block.done && meets(ranges, &(*start..start + block.len));
         self.turn != Turn::Committing
-            && (self.to_stage.iter().any(meets) || self.staged.iter().any(on_their_way))
+            && (self.to_stage.iter().any(|range| meets(ranges, range))
+                || self.staged.iter().any(on_their_way))
+    }
+
+    /// True when a block that ends in or after a range holds some of it.
+    pub(crate) fn is_staged(&self, range: &Range<u64>) -> bool {
+        let last = self.staged.range(..range.end).next_back();
+        last.is_some_and(|(start, block)| start + block.len > range.start)
     }
 
     /// Staged blocks that touch `range`.

@@ -90,6 +90,23 @@ fn pattern(offset: u64, len: usize) -> Vec<u8> {
 }
 
 impl File {
+    /// All of a copy_file_range.
+    async fn copy_from(&self, source: &File, from: u64, to: u64, len: u64) -> Result<u64, FileError> {
+        let mut done = 0;
+        while done < len {
+            let (at, to, left) = (from + done, to + done, len - done);
+            let more = match self.copy_stored(source, at, to, left).await? {
+                0 => self.copy_through(source, at, to, left).await?,
+                stored => stored,
+            };
+            if more == 0 {
+                break;
+            }
+            done += more;
+        }
+        Ok(done)
+    }
+
     /// No request is under way, and nothing waits to be sent.
     pub(crate) fn assert_idle(&self) {
         let state = self.core.lock();

@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use super::access::At;
 use super::core::{Core, size_class};
@@ -10,9 +9,6 @@ use super::error::FileError;
 use super::overlay::{Content, Need, Spare};
 use super::state::{Place, Relieving, State};
 use crate::budget::Permit;
-
-/// How long a write waits for room before it fails. Longer than any single request of the client may take.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 enum Attempt {
     Done,
@@ -52,7 +48,7 @@ impl Core {
                     // hold the other.
                     let class = |need: &Need| size_class(need.least as u64);
                     let sum = needs.iter().map(class).sum();
-                    let waited = self.env.share.acquire(sum, PATIENCE).await;
+                    let waited = self.env.share.acquire(sum, self.env.patience.whole()).await;
                     let mut room = waited.ok_or(FileError::NoRoom)?;
                     for need in &needs {
                         let charge = room.split(class(need));

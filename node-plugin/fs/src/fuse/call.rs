@@ -6,6 +6,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::silence::Question;
 use crate::content::ReadData;
 use crate::errno::{Errno, Result};
 use crate::log_limit::{Kind, limited};
@@ -69,6 +70,17 @@ impl<'a> Call<'a> {
 
     pub(super) fn operation(&self) -> Operation {
         self.operation
+    }
+
+    /// What is asked, if the kernel lets nobody else ask it at the same time.
+    pub(super) fn question(&self) -> Option<Question> {
+        match self.operation {
+            Operation::Lookup | Operation::Read | Operation::Readlink => {
+                let name = self.name.as_ref().map(|name| name.clone().into_owned());
+                Some((self.operation, self.node, name))
+            }
+            _ => None,
+        }
     }
 
     /// It is about to be answered like this. `cause` is what was noted of an error.

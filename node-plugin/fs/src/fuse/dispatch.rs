@@ -1,31 +1,24 @@
-//! How an operation is run: hits are answered in the loop thread, everything else by a task with a deadline.
+//! How an operation is run: hits are answered in the loop thread, everything else by a task, which its caller
+//! waits for as long as the volume gets on.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use fuser::{FileHandle, ReplyEntry};
 use futures::FutureExt;
 use tokio::runtime::Handle as Runtime;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::call::{Call, Outcome, Way};
 use super::replies::{errno, reply_entry};
+use super::silence::Silence;
+use crate::caller::{Caller, Clock};
 use crate::cause;
-use crate::errno::{Result, fail};
-use crate::tree::{Entry, Handle, Tree, Waits};
-
-/// After this long, a caller gets EIO. Requests to the service have deadlines of their own, much shorter;
-/// this one is for what nobody thought of, as a caller whose request is never answered cannot even be killed.
-/// Waiting for a directory that is being moved does not count: that has its own end.
-pub(super) const DEADLINE: Duration = Duration::from_secs(120);
-/// For writes: while one waits for room others get it, or all of them end. One that was given up would be
-/// carried out later.
-pub(super) const UNTIL_IT_ENDS: Duration = Duration::MAX;
-/// The same for operations that move an amount of data nobody knows beforehand.
-pub(super) const LONG_DEADLINE: Duration = Duration::from_secs(900);
+use crate::errno::{Errno, Result, fail};
+use crate::tree::{Entry, Handle, Tree};
 
 /// Serves one tree through fuser.
 #[derive(Debug)]
@@ -33,30 +26,30 @@ pub(crate) struct Adapter {
     pub(super) tree: Arc<Tree>,
     pub(super) runtime: Runtime,
     pub(super) tasks: TaskTracker,
+    pub(super) silence: Silence,
 }
 
 impl Adapter {
-    /// Runs an operation as a task and replies with its outcome, or EIO at the deadline; the operation itself
-    /// is never cut off half-way.
+    /// Runs an operation as a task and replies with its outcome; or with EIO when the volume got nothing done
+    /// for as long as its option `timeout` says. The operation itself is never cut off half-way then, but
+    /// begins nothing more that it had to wait for.
     pub(super) fn spawn<T, F>(
         &self,
         call: Call<'_>,
-        deadline: Duration,
         operation: F,
         reply: impl FnOnce(Result<T>) + Send + 'static,
     ) where
         T: Outcome + Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        self.spawn_or_undo(call, deadline, operation, reply, |_| std::future::ready(()));
+        self.spawn_or_undo(call, operation, reply, |_| std::future::ready(()));
     }
 
     /// The same for an operation whose success the kernel would have to know of: `undo` gets what came after
-    /// the deadline.
+    /// the caller was told that it failed.
     pub(super) fn spawn_or_undo<T, F, U>(
         &self,
         call: Call<'_>,
-        deadline: Duration,
         operation: F,
         reply: impl FnOnce(Result<T>) + Send + 'static,
         undo: impl FnOnce(T) -> U + Send + 'static,
@@ -65,30 +58,71 @@ impl Adapter {
         F: Future<Output = Result<T>> + Send + 'static,
         U: Future<Output = ()> + Send,
     {
-        let (call, tree) = (call.owned(), Arc::clone(&self.tree));
+        self.run(call, Some(self.tree.clock()), operation, reply, undo);
+    }
+
+    /// For writes: while one waits for room others get it, or all of them end. One whose caller was told that
+    /// it failed must not be carried out later.
+    pub(super) fn spawn_to_its_end<T, F>(
+        &self,
+        call: Call<'_>,
+        operation: F,
+        reply: impl FnOnce(Result<T>) + Send + 'static,
+    ) where
+        T: Outcome + Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        self.run(call, None, operation, reply, |_| std::future::ready(()));
+    }
+
+    fn run<T, F, U>(
+        &self,
+        call: Call<'_>,
+        clock: Option<Clock>,
+        operation: F,
+        reply: impl FnOnce(Result<T>) + Send + 'static,
+        undo: impl FnOnce(T) -> U + Send + 'static,
+    ) where
+        T: Outcome + Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+        U: Future<Output = ()> + Send,
+    {
+        let patience = self.tree.config().timeout;
+        let question = call.question();
+        if question
+            .as_ref()
+            .is_some_and(|q| self.silence.is_known(q, patience.again()))
+        {
+            let cause = "the same question got no answer just now".to_owned();
+            call.ended(&self.tree, &fail::<T>(libc::EIO), Way::Inline, Some(cause));
+            return reply(fail(libc::EIO));
+        }
+        let (call, tree, silence) = (call.owned(), Arc::clone(&self.tree), self.silence.clone());
         self.tasks.spawn_on(
             async move {
-                let waits = Waits::default();
+                let (caller, since) = (Caller::default(), Instant::now());
                 let operation = cause::of(tree.volume(), AssertUnwindSafe(operation).catch_unwind());
-                let mut operation = pin!(waits.of(operation));
-                let outcome = loop {
-                    let before = waits.count();
-                    match tokio::time::timeout(deadline, &mut operation).await {
-                        Ok(outcome) => break Some(outcome),
-                        // It waited for a gate, or still does.
-                        Err(_elapsed) if before != waits.count() || before % 2 != 0 => {}
-                        Err(_elapsed) => break None,
-                    }
-                };
+                let mut operation = pin!(caller.waits_for(operation));
                 let answer = |outcome: Result<T>, cause| {
+                    let silent = matches!(outcome, Err(Errno(libc::EIO)));
+                    if let Some(question) =
+                        question.filter(|_| silent && since.elapsed() >= patience.attempt())
+                    {
+                        silence.note(question, patience.again());
+                    }
                     call.ended(&tree, &outcome, Way::Task, cause);
                     reply(outcome);
                 };
+                let outcome = match &clock {
+                    Some(clock) => clock.within(&mut operation).await.ok_or(clock.timeout()),
+                    None => Ok(operation.as_mut().await),
+                };
                 match outcome {
-                    Some((Ok(outcome), cause)) => answer(outcome, cause),
-                    Some((Err(_panic), _)) => answer(fail(libc::EIO), Some("it panicked".to_owned())),
-                    None => {
-                        let cause = format!("it took longer than {deadline:?}, and goes on");
+                    Ok((Ok(outcome), cause)) => answer(outcome, cause),
+                    Ok((Err(_panic), _)) => answer(fail(libc::EIO), Some("it panicked".to_owned())),
+                    Err(timeout) => {
+                        caller.leaves();
+                        let cause = format!("nothing of the volume got on for {timeout:?}");
                         answer(fail(libc::EIO), Some(cause));
                         if let (Ok(Ok(late)), _) = operation.await {
                             undo(late).await;
@@ -169,7 +203,7 @@ impl Adapter {
         F: Future<Output = Result<()>> + Send + 'static,
     {
         let tree = Arc::clone(&self.tree);
-        self.spawn(call, LONG_DEADLINE, operation, move |outcome| {
+        self.spawn(call, operation, move |outcome| {
             tree.record_reply(unique, outcome.err().map_or(0, |e| e.0), 0, 0);
             reply(outcome);
         });
@@ -190,7 +224,7 @@ impl Adapter {
             tree.record_reply(unique, outcome.as_ref().err().map_or(0, |e| e.0), node, 0);
             reply_entry(reply, outcome);
         };
-        self.spawn_or_undo(call, DEADLINE, operation, reply, not_taken(&self.tree));
+        self.spawn_or_undo(call, operation, reply, not_taken(&self.tree));
     }
 }
 

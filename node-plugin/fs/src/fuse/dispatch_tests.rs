@@ -3,7 +3,9 @@
 use std::ffi::OsStr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use blob_client::Patience;
 use tokio::sync::{Notify, oneshot};
 use vsc_driver::buffer::Arena;
 
@@ -17,6 +19,13 @@ use crate::store::fake::{FakeStore, Fault};
 
 fn adapter() -> Adapter {
     adapter_of(Arc::new(FakeStore::new()), |_| {})
+}
+
+/// One whose callers wait for so long.
+fn adapter_within(timeout: Duration) -> Adapter {
+    adapter_of(Arc::new(FakeStore::new()), |config| {
+        config.timeout = Patience::of(timeout);
+    })
 }
 
 fn adapter_of(store: Arc<FakeStore>, change: impl FnOnce(&mut VolumeConfig)) -> Adapter {
@@ -33,6 +42,7 @@ fn adapter_of(store: Arc<FakeStore>, change: impl FnOnce(&mut VolumeConfig)) -> 
         tree: Tree::new(config, env, Arc::new(Log::create().unwrap())),
         runtime,
         tasks: TaskTracker::new(),
+        silence: Silence::default(),
     }
 }
 
@@ -45,19 +55,18 @@ fn call() -> Call<'static> {
 /// What `spawn` replies.
 async fn replied<T: Outcome + Send + 'static>(
     adapter: &Adapter,
-    deadline: Duration,
     operation: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
     let (send, receive) = oneshot::channel();
-    adapter.spawn(call(), deadline, operation, move |outcome| {
+    adapter.spawn(call(), operation, move |outcome| {
         let _ = send.send(outcome);
     });
     receive.await.unwrap()
 }
 
 #[tokio::test]
-async fn at_the_deadline_the_caller_gets_eio_and_the_operation_still_ends() {
-    let adapter = adapter();
+async fn after_the_timeout_the_caller_gets_eio_and_the_operation_still_ends() {
+    let adapter = adapter_within(Duration::from_millis(1));
     let (go_on, ended) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
     let operation = {
         let (go_on, ended) = (Arc::clone(&go_on), Arc::clone(&ended));
@@ -67,7 +76,7 @@ async fn at_the_deadline_the_caller_gets_eio_and_the_operation_still_ends() {
             Ok(())
         }
     };
-    let outcome = replied(&adapter, Duration::from_millis(1), operation).await;
+    let outcome = replied(&adapter, operation).await;
     assert_eq!(outcome.unwrap_err().0, libc::EIO);
     assert!(!ended.load(Ordering::SeqCst));
     go_on.notify_one();
@@ -77,8 +86,8 @@ async fn at_the_deadline_the_caller_gets_eio_and_the_operation_still_ends() {
 }
 
 #[tokio::test]
-async fn a_success_after_the_deadline_is_undone() {
-    let adapter = adapter();
+async fn a_success_after_the_timeout_is_undone() {
+    let adapter = adapter_within(Duration::from_millis(1));
     let (go_on, (undone, what)) = (Arc::new(Notify::new()), oneshot::channel());
     let operation = {
         let go_on = Arc::clone(&go_on);
@@ -90,7 +99,6 @@ async fn a_success_after_the_deadline_is_undone() {
     let (send, receive) = oneshot::channel();
     adapter.spawn_or_undo(
         call(),
-        Duration::from_millis(1),
         operation,
         move |outcome| {
             let _ = send.send(outcome.map_err(|e| e.0));
@@ -104,37 +112,63 @@ async fn a_success_after_the_deadline_is_undone() {
     assert_eq!(what.await.unwrap(), 7);
 }
 
-/// As long as a directory is being moved, whoever asks for something in it waits.
-#[tokio::test]
-async fn waiting_for_a_gate_does_not_count() {
-    let adapter = adapter();
+/// Whoever asks for something in a directory that is being moved waits as long as the volume gets on. What he
+/// asked for is not begun after he was told that it failed.
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_directory_that_moves_waits_while_the_volume_gets_on() {
+    let (store, timeout) = (Arc::new(FakeStore::new()), Duration::from_secs(2));
+    let adapter = adapter_of(Arc::clone(&store), |config| {
+        config.timeout = Patience::of(timeout);
+    });
     let moving = adapter.tree.gates_for(&[], &[1]).await.unwrap();
-    let (tree, deadline) = (Arc::clone(&adapter.tree), Duration::from_millis(1));
+    let begun = Arc::new(AtomicBool::new(false));
+    let operation = {
+        let (tree, begun) = (Arc::clone(&adapter.tree), Arc::clone(&begun));
+        async move {
+            let _gates = tree.gates(1).await?;
+            begun.store(true, Ordering::SeqCst);
+            Ok(())
+        }
+    };
     let (send, mut waits) = oneshot::channel();
-    adapter.spawn(
-        call(),
-        deadline,
-        async move { tree.gates(1).await.map(drop) },
-        move |outcome| {
-            let _ = send.send(outcome.map_err(|e| e.0));
-        },
-    );
-    // A deadline many times as long ends, and it still waits.
-    let never = std::future::pending::<Result<()>>();
-    assert!(replied(&adapter, deadline * 50, never).await.is_err());
-    assert!(waits.try_recv().is_err(), "it was given up");
+    adapter.spawn(call(), operation, move |outcome| {
+        let _ = send.send(outcome.map_err(|e| e.0));
+    });
+    let progress = crate::Store::progress(&*store);
+    for _ in 0..10 {
+        tokio::time::sleep(timeout / 10 * 9).await;
+        progress.note();
+        assert!(waits.try_recv().is_err(), "it was given up");
+    }
+    assert_eq!(waits.await.unwrap(), Err(libc::EIO));
     drop(moving);
-    assert_eq!(waits.await.unwrap(), Ok(()));
+    adapter.tasks.close();
+    adapter.tasks.wait().await;
+    assert!(!begun.load(Ordering::SeqCst), "it was carried out later");
+}
+
+/// A write is not given up: it would be carried out later.
+#[tokio::test(start_paused = true)]
+async fn what_ends_by_itself_has_no_clock() {
+    let adapter = adapter_within(Duration::from_secs(1));
+    let (send, receive) = oneshot::channel();
+    let operation = async {
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        Ok(7)
+    };
+    adapter.spawn_to_its_end(call(), operation, move |outcome| {
+        let _ = send.send(outcome);
+    });
+    assert_eq!(receive.await.unwrap().unwrap(), 7);
 }
 
 #[tokio::test]
 async fn a_panic_is_eio() {
     let adapter = adapter();
-    let long = Duration::from_secs(3600);
-    let outcome = replied::<()>(&adapter, long, async { panic!("on purpose") }).await;
+    let outcome = replied::<()>(&adapter, async { panic!("on purpose") }).await;
     assert_eq!(outcome.unwrap_err().0, libc::EIO);
     // The next operation is not affected, and neither is the thread that callbacks run on.
-    assert_eq!(replied(&adapter, long, async { Ok(7) }).await.unwrap(), 7);
+    assert_eq!(replied(&adapter, async { Ok(7) }).await.unwrap(), 7);
     adapter.guard(call(), |_, _| panic!("on purpose"));
     let mut ran = false;
     adapter.guard(call(), |_, _| ran = true);
@@ -142,8 +176,8 @@ async fn a_panic_is_eio() {
 }
 
 #[tokio::test]
-async fn a_panic_after_the_deadline_is_no_second_reply() {
-    let adapter = adapter();
+async fn a_panic_after_the_timeout_is_no_second_reply() {
+    let adapter = adapter_within(Duration::from_millis(1));
     let go_on = Arc::new(Notify::new());
     let operation = {
         let go_on = Arc::clone(&go_on);
@@ -152,7 +186,7 @@ async fn a_panic_after_the_deadline_is_no_second_reply() {
             panic!("on purpose")
         }
     };
-    let outcome = replied::<()>(&adapter, Duration::from_millis(1), operation).await;
+    let outcome = replied::<()>(&adapter, operation).await;
     assert_eq!(outcome.unwrap_err().0, libc::EIO);
     go_on.notify_one();
     adapter.tasks.close();
@@ -208,13 +242,32 @@ async fn looked_up(adapter: &Adapter, name: &'static str) -> Result<(), i32> {
     let tree = Arc::clone(&adapter.tree);
     adapter.spawn(
         Call::at(Operation::Lookup, 1, OsStr::new(name)),
-        Duration::from_secs(3600),
         async move { tree.lookup(1, OsStr::new(name)).await },
         move |outcome| {
             let _ = send.send(outcome.map(drop).map_err(|e| e.0));
         },
     );
     receive.await.unwrap()
+}
+
+/// The kernel asks one after the other for what several want: they wait once for a service that is silent.
+#[tokio::test(start_paused = true)]
+async fn who_asks_the_same_just_after_silence_is_not_kept_waiting() {
+    let (store, timeout) = (Arc::new(FakeStore::new()), Duration::from_secs(10));
+    let adapter = adapter_of(Arc::clone(&store), |config| {
+        config.timeout = Patience::of(timeout);
+    });
+    store.close();
+    let begin = tokio::time::Instant::now();
+    for _ in 0..100 {
+        assert_eq!(looked_up(&adapter, "f").await, Err(libc::EIO));
+    }
+    assert_eq!(begin.elapsed().as_secs(), 10);
+    assert_eq!(looked_up(&adapter, "g").await, Err(libc::EIO));
+    assert_eq!(begin.elapsed().as_secs(), 20, "another name is asked for");
+    store.open();
+    tokio::time::sleep(Patience::of(timeout).again()).await;
+    assert_eq!(looked_up(&adapter, "f").await, Ok(()));
 }
 
 #[tokio::test]
@@ -282,7 +335,6 @@ async fn what_is_answered_is_told_with_its_bytes_and_who_answered() {
     let (send, receive) = oneshot::channel();
     adapter.spawn(
         Call::on(Operation::Write, 1).with_bytes(9),
-        Duration::from_secs(3600),
         async { Ok(()) },
         move |outcome: Result<()>| {
             let _ = send.send(outcome);

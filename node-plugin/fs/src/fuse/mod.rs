@@ -7,6 +7,7 @@ mod mount;
 mod ops;
 mod replies;
 mod session;
+mod silence;
 mod tuning;
 
 pub use self::mount::mount;

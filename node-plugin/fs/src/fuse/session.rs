@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::dispatch::Adapter;
 use super::mount::MAX_REQUEST;
+use super::silence::Silence;
 use crate::tree::Tree;
 
 /// Requests in the background that the kernel keeps under way (read-ahead, asynchronous direct I/O,
@@ -30,6 +31,7 @@ pub(crate) fn serve(
         tree: Arc::clone(&tree),
         runtime: runtime.clone(),
         tasks,
+        silence: Silence::default(),
     };
     let mut config = Config::default();
     config.n_threads = Some(LOOP_THREADS);

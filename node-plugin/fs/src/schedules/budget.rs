@@ -222,7 +222,9 @@ fn copies_of_waiting_writes_let_those_on_disk_in() {
         let mut work: Vec<Work> = copies.into_iter().map(drops).collect();
         for share in [&share, &share, &other] {
             let share = Arc::clone(share);
-            work.push(Box::pin(async move { drop(share.charge_waiting(MIB).await) }));
+            work.push(Box::pin(
+                async move { drop(share.charge_waiting(MIB, NEVER).await) },
+            ));
         }
         together(work);
         at_rest(&budget);

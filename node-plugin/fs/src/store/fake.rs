@@ -12,7 +12,7 @@ pub use self::fault::{Counters, Fault, Op};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use blob_client::{BlobType, BlockId, Metadata, Properties, Protection, StoredHeaders, Written};
+use blob_client::{BlobType, BlockId, Metadata, Progress, Properties, Protection, StoredHeaders, Written};
 use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
 
@@ -71,6 +71,8 @@ pub struct FakeStore {
     held: watch::Sender<Option<Op>>,
     /// One permit for each call that has come to the gate, or whose answer waits.
     arrived: Semaphore,
+    /// Of calls that were answered.
+    progress: Progress,
 }
 
 impl Default for FakeStore {
@@ -80,6 +82,7 @@ impl Default for FakeStore {
             gate: watch::Sender::new(true),
             held: watch::Sender::new(None),
             arrived: Semaphore::new(0),
+            progress: Progress::default(),
         }
     }
 }

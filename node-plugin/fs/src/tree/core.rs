@@ -1,9 +1,11 @@
 //! The tree of one volume: what its parts share, and its beginning and end.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use futures::{StreamExt, stream};
 use tokio::task::AbortHandle;
 
 use super::attrs::{Attrs, Defaults, Kind};
@@ -14,6 +16,7 @@ use super::table::guard::SharedTable;
 use super::table::{Table, Timeouts};
 use super::unstored::Owed;
 use crate::budget::Share;
+use crate::caller::Clock;
 use crate::config::VolumeConfig;
 use crate::content::Env;
 use crate::errno::{Errno, Result, fail};
@@ -31,6 +34,10 @@ type Expire = Arc<dyn Fn(NodeId, &str) + Send + Sync>;
 /// Between two tries to make metadata smaller, when the last one had an effect and when it had none.
 const SHED_AGAIN: Duration = Duration::from_millis(100);
 const SHED_LATER: Duration = Duration::from_secs(2);
+/// Directories whose names the kernel is asked to forget at the same time.
+const ASKED_AT_ONCE: usize = 8;
+/// Blobs of deleted files that are deleted at the same time at the end.
+const DROPPED_AT_ONCE: usize = 16;
 
 /// The tree of one volume.
 pub(crate) struct Tree {
@@ -47,11 +54,17 @@ pub(crate) struct Tree {
     pub(super) deletes: AtomicBool,
     pub(super) invalidate: OnceLock<Invalidate>,
     expire: OnceLock<Expire>,
+    /// Directories whose names the kernel is being asked to forget.
+    asking: Arc<Mutex<HashSet<NodeId>>>,
     drop_pages: OnceLock<DropPages>,
     /// The log has it that content is encoded.
     pub(super) encoding_told: AtomicBool,
     /// Keeps metadata within its part of the budget.
     shedder: OnceLock<AbortHandle>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Tree {
@@ -113,6 +126,7 @@ impl Tree {
             deletes: AtomicBool::new(false),
             invalidate: OnceLock::new(),
             expire: OnceLock::new(),
+            asking: Arc::default(),
             drop_pages: OnceLock::new(),
             encoding_told: AtomicBool::new(false),
             shedder: OnceLock::new(),
@@ -142,17 +156,36 @@ impl Tree {
         };
         let asked = names.len();
         tracing::debug!(freed, asked, "metadata is over its part of the budget");
-        if let Some(expire) = self.expire.get().cloned().filter(|_| asked > 0) {
-            // On a thread of its own: the kernel waits for operations in the directory, and their replies
-            // come from everywhere else.
-            let expired = tokio::task::spawn_blocking(move || {
-                for (parent, name) in names {
-                    expire(parent, &name);
-                }
-            });
-            let _ = expired.await;
-        }
+        self.ask_to_forget(names).await;
         freed + asked > 0
+    }
+
+    /// Asks the kernel to forget names. Each directory on a thread of its own: the kernel waits for
+    /// operations in it, and one that is long under way there holds up no other directory.
+    pub(super) async fn ask_to_forget(&self, names: Vec<(NodeId, Arc<str>)>) {
+        let Some(expire) = self.expire.get() else { return };
+        let mut by_parent: HashMap<NodeId, Vec<Arc<str>>> = HashMap::new();
+        for (parent, name) in names {
+            by_parent.entry(parent).or_default().push(name);
+        }
+        let asking = stream::iter(by_parent).for_each_concurrent(ASKED_AT_ONCE, |(parent, names)| {
+            let (expire, busy) = (Arc::clone(expire), Arc::clone(&self.asking));
+            async move {
+                if !locked(&busy).insert(parent) {
+                    // The thread of an earlier time still waits there.
+                    return;
+                }
+                let asked = tokio::task::spawn_blocking(move || {
+                    for name in names {
+                        expire(parent, &name);
+                    }
+                    locked(&busy).remove(&parent);
+                });
+                // It may wait on; others are asked meanwhile.
+                let _ = tokio::time::timeout(SHED_LATER, asked).await;
+            }
+        });
+        asking.await;
     }
 
     /// How the kernel is told to forget a name.
@@ -184,6 +217,11 @@ impl Tree {
     /// The volume's settings.
     pub(crate) fn config(&self) -> &VolumeConfig {
         &self.config
+    }
+
+    /// How long a caller waits for an operation.
+    pub(crate) fn clock(&self) -> Clock {
+        Clock::new(self.config.timeout, &self.env.progress)
     }
 
     /// Tells volumes apart, in what all of them share.
@@ -266,16 +304,48 @@ impl Tree {
         }
     }
 
-    /// The session is over: what the kernel did not release any more is released, and everything is
-    /// committed.
+    /// The session is over: everything is committed, and what the kernel did not release any more is
+    /// released. However much that is, a service that answers nothing is waited for once.
     pub(crate) async fn finish(self: &Arc<Self>) -> Result<()> {
+        self.owed.lock().ended = true;
         let committed = self.commit_all().await;
+        let mut hidden = Vec::new();
         for fh in self.handles.all_files() {
-            // Errors of the commit were collected above; this one is about reserved names of deleted files.
-            let _ = self.release(fh).await;
+            if let Ok(handle) = self.handle(fh) {
+                // Nothing came after the commit above, and it has had its try.
+                let (_, dropped) = self.close_handle(fh, &handle, Ok(()));
+                hidden.extend(dropped);
+            }
         }
+        if !hidden.is_empty() {
+            self.drop_hidden(hidden).await;
+        }
+        // What is under way is not lost yet.
+        let _round = match self.owed.round.try_lock() {
+            Ok(round) => Some(round),
+            Err(_) => {
+                let timeout = self.config.timeout.whole();
+                tokio::time::timeout(timeout, self.owed.round.lock()).await.ok()
+            }
+        };
         self.discard_promised();
         self.hidden.drained().await;
         committed
+    }
+
+    /// Deletes blobs of files that were deleted while they were open.
+    async fn drop_hidden(&self, hidden: Vec<String>) {
+        let files = hidden.len();
+        let dropping = stream::iter(hidden).for_each_concurrent(DROPPED_AT_ONCE, |blob| async move {
+            self.hidden.drop_blob(&blob).await;
+        });
+        let dropped = tokio::time::timeout(self.config.timeout.whole(), dropping).await;
+        if dropped.is_err() {
+            tracing::warn!(
+                volume = self.config.name,
+                files,
+                "files deleted while open may still be stored; a later mount deletes them"
+            );
+        }
     }
 }

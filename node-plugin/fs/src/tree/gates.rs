@@ -1,58 +1,14 @@
 //! Gates: while something is worked on by its blob name, no directory above it moves.
 
-use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use super::core::Tree;
 use super::node::NodeId;
 use super::table::Table;
+use crate::caller::still_waits;
 use crate::errno::{Errno, Result};
-
-tokio::task_local! {
-    static WAITS: Waits;
-}
-
-/// Counts how often an operation began and stopped waiting for gates: odd while it waits.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Waits(Arc<AtomicU64>);
-
-impl Waits {
-    /// Runs an operation whose waits are counted here.
-    pub(crate) fn of<F: Future>(&self, operation: F) -> impl Future<Output = F::Output> + use<F> {
-        WAITS.scope(self.clone(), operation)
-    }
-
-    /// The count so far.
-    pub(crate) fn count(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// One wait for gates, however it ends.
-struct Wait(Option<Waits>);
-
-impl Wait {
-    async fn until<T>(free: impl Future<Output = T>) -> T {
-        let wait = Self(WAITS.try_with(Waits::clone).ok());
-        wait.count();
-        free.await
-    }
-
-    fn count(&self) {
-        if let Some(waits) = &self.0 {
-            waits.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Drop for Wait {
-    fn drop(&mut self) {
-        self.count();
-    }
-}
 
 /// Held gates.
 #[derive(Debug)]
@@ -71,7 +27,8 @@ impl Tree {
         self.gates_for(&[id], &[]).await
     }
 
-    /// Gates of all of `ids` and what is above them for reading, but those of `moving` for writing.
+    /// Gates of all of `ids` and what is above them for reading, but those of `moving` for writing. `EIO`
+    /// when whoever waits for the operation was told so meanwhile.
     pub(crate) async fn gates_for(&self, ids: &[NodeId], moving: &[NodeId]) -> Result<Gates> {
         loop {
             let wanted = wanted(&self.table.lock(), ids, moving).ok_or(Errno(libc::ENOENT))?;
@@ -84,18 +41,19 @@ impl Tree {
                 if *write {
                     gates._write.push(match gate().try_write_owned() {
                         Ok(free) => free,
-                        Err(_) => Wait::until(gate().write_owned()).await,
+                        Err(_) => gate().write_owned().await,
                     });
                 } else {
                     gates._read.push(match gate().try_read_owned() {
                         Ok(free) => free,
-                        Err(_) => Wait::until(gate().read_owned()).await,
+                        Err(_) => gate().read_owned().await,
                     });
                 }
             }
             // A directory may have moved while we waited: then these are the wrong gates.
             let now = self::wanted(&self.table.lock(), ids, moving).ok_or(Errno(libc::ENOENT))?;
             if wanted.iter().map(|w| w.1).eq(now.iter().map(|w| w.1)) {
+                still_waits()?;
                 return Ok(gates);
             }
         }

@@ -10,6 +10,7 @@ use super::core::Tree;
 use super::handles::Handle;
 use super::node::{Access, Life, Node, NodeId, State};
 use super::refusal::Wants;
+use crate::caller::still_waits;
 use crate::content::{At, File, ReadData};
 use crate::errno::{Errno, Result, fail};
 
@@ -138,6 +139,7 @@ impl Tree {
             }
             let _gates = self.gates(id).await?;
             let _change = node.change.lock().await;
+            still_waits()?;
             // Somebody has begun to write.
             if self.shared(&node, |_, _| ()).is_some() {
                 continue;
@@ -254,16 +256,37 @@ impl Tree {
         if !to.writes {
             return fail(libc::EBADF);
         }
-        // Blocks are copied by the source's blob name.
-        let _gates = self.gates_for(&[from.node.id, to.node.id], &[]).await.ok();
-        let copied = to
-            .file
-            .copy_from(&from.file, at, to_at, len)
-            .await
-            .map_err(Errno::from)?;
+        let mut copied = 0;
+        while copied < len {
+            match self
+                .copy_more(&from, at + copied, &to, to_at + copied, len - copied)
+                .await
+            {
+                Ok(0) => break,
+                Ok(more) => copied += more,
+                Err(errno) if copied == 0 => return Err(errno),
+                // The next call meets it.
+                Err(_) => break,
+            }
+        }
         if copied > 0 {
             self.wrote(&to, false);
         }
         Ok(copied)
+    }
+
+    /// Copies a part of a range.
+    async fn copy_more(&self, from: &Handle, at: u64, to: &Handle, to_at: u64, len: u64) -> Result<u64> {
+        let stored = {
+            // Blocks are copied by the source's blob name.
+            let _gates = self.gates_for(&[from.node.id, to.node.id], &[]).await.ok();
+            still_waits()?;
+            to.file.copy_stored(&from.file, at, to_at, len).await?
+        };
+        if stored > 0 {
+            return Ok(stored);
+        }
+        // No gates: it may wait for room, and directories above would wait with it.
+        Ok(to.file.copy_through(&from.file, at, to_at, len).await?)
     }
 }

@@ -75,6 +75,8 @@ mod release;
 mod rename;
 mod setattr;
 mod table;
+#[cfg(test)]
+mod tests;
 mod unlink;
 mod unstored;
 mod xattr;
@@ -83,7 +85,6 @@ pub(crate) use self::attrs::{Kind, from_seconds};
 pub(crate) use self::children::Owner;
 pub(crate) use self::core::Tree;
 pub(crate) use self::cursor::Listed;
-pub(crate) use self::gates::Waits;
 pub(crate) use self::handles::Handle;
 pub use self::held::Held;
 pub(crate) use self::lookup::Entry;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt, stream};
+use tokio::time;
 
 use super::core::Tree;
 use super::node::{Node, NodeId};
@@ -22,6 +23,9 @@ const PARALLEL: usize = 16;
 /// and what is owed is there soon after it has come back.
 const FIRST_PAUSE: Duration = Duration::from_millis(900);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// The same of a file that the service refuses for itself: each try sends some of it, for nothing. Not so
+/// long that it is not there within a minute once it is taken.
+const LONGEST_REFUSED_PAUSE: Duration = Duration::from_secs(45);
 
 /// How committing many files ended.
 struct Committed {
@@ -67,25 +71,48 @@ impl Tree {
                 ticket,
                 node: Arc::clone(node),
                 since: Instant::now(),
+                refused: 0,
+                due: time::Instant::now(),
             });
-            !std::mem::replace(&mut queue.sending, true)
+            !std::mem::replace(&mut queue.sending, true) && !queue.ended
         };
         if begins {
             self.env.runtime.spawn(send(Arc::downgrade(self)));
         }
     }
 
-    /// Sends what is owed, once. True when all went well.
+    /// Sends all that is owed, once. True when all went well.
+    #[cfg(test)]
     pub(crate) async fn send_owed(&self) -> bool {
-        let files: Vec<Owes> = self.owed.lock().files.iter().cloned().collect();
+        self.send_what(|_| true).await
+    }
+
+    /// The same of what is due.
+    pub(super) async fn send_due(&self) -> bool {
+        let now = time::Instant::now();
+        self.send_what(|owes| owes.due <= now).await
+    }
+
+    async fn send_what(&self, wanted: impl Fn(&Owes) -> bool) -> bool {
+        let _round = self.owed.round.lock().await;
+        let files: Vec<Owes> = {
+            let queue = self.owed.lock();
+            queue.files.iter().filter(|owes| wanted(owes)).cloned().collect()
+        };
         let tickets: HashMap<NodeId, u64> = files.iter().map(|owes| (owes.node.id, owes.ticket)).collect();
         let files = files.into_iter().map(|owes| owes.node).collect();
         let committed = self
             .commit_each(files, |node, committed| {
                 // By its ticket: as soon as this is over, the file may owe something anew.
+                let ticket = tickets.get(&node.id).copied();
                 if self.no_more_to_commit(node, committed) {
-                    let ticket = tickets.get(&node.id).copied();
                     self.owed.lock().files.retain(|owes| Some(owes.ticket) != ticket);
+                } else if is_refusal(committed) {
+                    let mut queue = self.owed.lock();
+                    if let Some(owes) = queue.files.iter_mut().find(|owes| Some(owes.ticket) == ticket) {
+                        owes.due = time::Instant::now() + pause_after(owes.refused);
+                        owes.refused += 1;
+                    }
                 }
             })
             .await;
@@ -192,21 +219,56 @@ impl Tree {
     }
 }
 
+/// Whether the service is there, and does not take this.
+fn is_refusal(committed: Result<()>) -> bool {
+    !matches!(committed, Ok(()) | Err(Errno(libc::EIO)))
+}
+
+/// How long a file that was refused so often before is left alone.
+fn pause_after(refused: u32) -> Duration {
+    FIRST_PAUSE
+        .saturating_mul(1 << refused.min(10))
+        .min(LONGEST_REFUSED_PAUSE)
+}
+
 /// Sends what closed files owe, with growing pauses while that fails, until nothing is owed.
 async fn send(tree: Weak<Tree>) {
     let mut pause = FIRST_PAUSE;
+    let mut next = pause;
     loop {
-        tokio::time::sleep(pause).await;
+        time::sleep(next).await;
         let Some(tree) = tree.upgrade() else { return };
-        let well = tree.send_owed().await;
-        let mut queue = tree.owed.lock();
-        if queue.files.is_empty() {
-            queue.sending = false;
+        if tree.owed.lock().ended {
             return;
         }
+        let well = tree.send_due().await;
+        let mut queue = tree.owed.lock();
+        let Some(due) = queue.files.iter().map(|owes| owes.due).min() else {
+            queue.sending = false;
+            return;
+        };
         pause = match well {
             true => FIRST_PAUSE,
             false => (2 * pause).min(LONGEST_PAUSE),
         };
+        // Not longer: what is closed meanwhile is due at once.
+        next = pause
+            .max(due.saturating_duration_since(time::Instant::now()))
+            .min(LONGEST_PAUSE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_refused_again_and_again_is_tried_less_often() {
+        let pauses: Vec<_> = (0..20).map(pause_after).collect();
+        assert_eq!(pauses[0], FIRST_PAUSE);
+        assert!(pauses.is_sorted() && pauses[5] > LONGEST_PAUSE);
+        assert_eq!(pauses[19], LONGEST_REFUSED_PAUSE);
+        assert!(is_refusal(fail(libc::EACCES)) && is_refusal(fail(libc::EBUSY)));
+        assert!(!is_refusal(fail(libc::EIO)) && !is_refusal(Ok(())));
     }
 }

@@ -65,7 +65,7 @@ impl Tree {
             }
         }
         // Directories above may be moved meanwhile: they wait for the last request only.
-        self.stage_ahead(node).await;
+        self.stage_ahead(node).await?;
         let _gates = match self.gates(node.id).await {
             Ok(gates) => gates,
             Err(Errno(libc::ENOENT)) => {
@@ -84,10 +84,11 @@ impl Tree {
     }
 
     /// Sends what a commit would send before its last request. No gates are held.
-    pub(super) async fn stage_ahead(&self, node: &Node) {
+    pub(super) async fn stage_ahead(&self, node: &Node) -> Result<()> {
         let content = node.state().content.clone().filter(|content| content.is_dirty());
-        if let Some(content) = content {
-            content.stage_ahead().await;
+        match content {
+            Some(content) => content.stage_ahead().await.map_err(Errno::from),
+            None => Ok(()),
         }
     }
 
@@ -250,6 +251,29 @@ impl Tree {
         } else {
             Ok(())
         };
+        let (kept, hidden) = self.close_handle(fh, &handle, committed);
+        if kept {
+            limited!(
+                warn, self.volume(), "what was written to a closed file is not stored yet, and is sent again",
+                node = node.id, error = ?committed.err()
+            );
+            self.commit_later(&node);
+        }
+        if let Some(hidden) = hidden {
+            self.hidden.drop_blob(&hidden).await;
+        }
+        committed
+    }
+
+    /// A handle is gone, after its commit has ended so. Whether what was written is still owed, and the
+    /// hidden blob that nobody needs any more.
+    pub(super) fn close_handle(
+        &self,
+        fh: u64,
+        handle: &Handle,
+        committed: Result<()>,
+    ) -> (bool, Option<String>) {
+        let node = &handle.node;
         self.handles.close_file(fh);
         handle.file.closed(handle.writes);
         let (last, kept, discarded, hidden) = {
@@ -262,30 +286,18 @@ impl Tree {
             // Who only reads does not hold that up.
             state.promised |= (last || handle.writes && state.writers == 0) && state.owes();
             let kept = state.promised && state.owes() && may_yet_succeed(&state, committed);
-            let discarded = last && !kept && self.finish_close(&node, &mut state, committed);
+            let discarded = last && !kept && self.finish_close(node, &mut state, committed);
             (last, kept, discarded, state.hidden.take_if(|_| last))
         };
-        if kept {
-            limited!(
-                warn, self.volume(), "what was written to a closed file is not stored yet, and is sent again",
-                node = node.id, error = ?committed.err()
-            );
-            self.commit_later(&node);
+        let mut table = self.table.lock();
+        table.record(Record::Release { fh });
+        if discarded {
+            table.record(Record::Discard { node: node.id });
         }
-        {
-            let mut table = self.table.lock();
-            table.record(Record::Release { fh });
-            if discarded {
-                table.record(Record::Discard { node: node.id });
-            }
-            if last {
-                table.reap(node.id);
-            }
+        if last {
+            table.reap(node.id);
         }
-        if let Some(hidden) = hidden {
-            self.hidden.drop_blob(&hidden).await;
-        }
-        committed
+        (kept, hidden)
     }
 
     /// Nobody has the file open any more. True when data was discarded.

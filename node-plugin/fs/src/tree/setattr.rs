@@ -10,6 +10,7 @@ use super::busy::Busy;
 use super::core::Tree;
 use super::node::{Debt, Life, Marker, Node, NodeId, ROOT, Stat, State};
 use super::table::Found;
+use crate::caller::still_waits;
 use crate::errno::{Errno, Result, fail};
 use crate::log_limit::limited;
 
@@ -162,6 +163,7 @@ impl Tree {
         }
         let _gates = self.gates(node.id).await?;
         let _change = node.change.lock().await;
+        still_waits()?;
         if self.change_locally(node, change)? {
             return Ok(());
         }

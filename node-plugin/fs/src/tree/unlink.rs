@@ -13,6 +13,7 @@ use super::hidden::{Shelters, mark};
 use super::names;
 use super::node::{Marker, Node, NodeId};
 use super::table::{Asked, Found};
+use crate::caller::still_waits;
 use crate::content::{File, FileError};
 use crate::errno::{Errno, Result, fail};
 
@@ -95,6 +96,7 @@ impl Tree {
             return fail(libc::EISDIR);
         }
         let _change = node.change.lock().await;
+        still_waits()?;
         if !self.leads_to(parent, name, &node) {
             return fail(libc::ENOENT);
         }
@@ -340,9 +342,6 @@ impl Tree {
 
     /// `ENOTEMPTY` when there is anything in a directory; else the version of its marker `d/`, if it has one.
     pub(super) async fn check_empty(&self, node: &Arc<Node>, blob: &str) -> Result<Option<ETag>> {
-        if self.table.lock().pinned_below(node.id) {
-            return fail(libc::ENOTEMPTY);
-        }
         let mut options = ListOptions {
             prefix: names::below(blob),
             max_results: Some(2),
@@ -363,8 +362,13 @@ impl Tree {
             }
             options.marker = page.next_marker;
             if options.marker.is_none() {
-                return Ok(slash);
+                break;
             }
+        }
+        // Last: it takes a look at everything below that is known, and nobody looks anything up meanwhile.
+        match self.table.lock().pinned_below(node.id) {
+            true => fail(libc::ENOTEMPTY),
+            false => Ok(slash),
         }
     }
 

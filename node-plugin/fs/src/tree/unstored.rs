@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Mutex as AsyncMutex;
+
 use super::node::Node;
 
 /// What closed files of a volume owe the service.
@@ -22,7 +24,11 @@ pub struct Owing {
 
 /// The closed files whose data the service does not have.
 #[derive(Debug, Default)]
-pub(super) struct Owed(Mutex<Queue>);
+pub(super) struct Owed {
+    queue: Mutex<Queue>,
+    /// Held by who sends them.
+    pub(super) round: AsyncMutex<()>,
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Queue {
@@ -34,6 +40,8 @@ pub(super) struct Queue {
     pub(super) tickets: u64,
     /// A task is at work for them.
     pub(super) sending: bool,
+    /// The volume ends: what is left is tried once more, and by nobody else.
+    pub(super) ended: bool,
 }
 
 /// A closed file, and since when.
@@ -43,10 +51,14 @@ pub(super) struct Owes {
     pub(super) ticket: u64,
     pub(super) node: Arc<Node>,
     pub(super) since: Instant,
+    /// How often the service has refused it since.
+    pub(super) refused: u32,
+    /// It is not sent before.
+    pub(super) due: tokio::time::Instant,
 }
 
 impl Owed {
     pub(super) fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

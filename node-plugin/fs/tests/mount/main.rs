@@ -27,6 +27,7 @@ mod sharing;
 mod times;
 mod truncation;
 mod volume;
+mod waiting;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -563,3 +563,35 @@ fn nobody_waits_for_an_upload_below_a_folder_that_is_to_move() {
     assert_eq!(store.content("e/large").unwrap(), data);
     assert_eq!(store.content("d/large"), None);
 }
+
+/// What a rename is refused for in any case is told before anything is sent for it.
+#[test]
+fn what_a_rename_is_refused_for_is_told_before_anything_is_sent() {
+    let store = store();
+    let m = Mount::with(&store, |config| config.rename_limit = 3);
+    for n in 0..5 {
+        store.foreign_put(&format!("large/{n}"), "x", Metadata::new());
+    }
+    for name in ["small/x", "full/x"] {
+        store.foreign_put(name, "x", Metadata::new());
+    }
+    let open = ["large/new", "small/new"].map(|name| {
+        let mut file = File::create(m.path(name)).unwrap();
+        file.write_all(&vec![7; 12 << 20]).unwrap();
+        file
+    });
+    // The first block of each goes by itself.
+    let asked = |op| store.counters().of(op);
+    eventually("full blocks are sent", || asked(Op::Stage) == 2);
+    let refused = |from: &str, to: &str| errno(fs::rename(m.path(from), m.path(to)));
+    assert_eq!(refused("large", "moved"), libc::EXDEV);
+    assert_eq!(refused("small", "full"), libc::ENOTEMPTY);
+    let exchanged = rename2(&m.path("small"), &m.path("large"), libc::RENAME_EXCHANGE);
+    assert_eq!(errno(exchanged), libc::EXDEV);
+    let kept = rename2(&m.path("small"), &m.path("full"), libc::RENAME_NOREPLACE);
+    assert_eq!(errno(kept), libc::EEXIST);
+    assert_eq!((asked(Op::Stage), asked(Op::Commit), asked(Op::Copy)), (2, 0, 0));
+    drop(open);
+    m.end().unwrap();
+    assert_eq!(store.content("large/new").unwrap().len(), 12 << 20);
+}

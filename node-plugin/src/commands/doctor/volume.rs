@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use blob_client::Patience;
 use blob_client::transport::failover::TransportMode;
 use blob_fs::mend::{Mended, mend};
 use blob_fs::tree::inspect::{Finding, inspect};
@@ -67,6 +68,7 @@ pub(super) async fn examine(url: &str, mending: bool, device: &DeviceArgs) -> an
         credentials,
         TransportMode::default(),
         &Keeping::default(),
+        Patience::default(),
     )?;
     let container = connect::container(&client, &container)?;
     connect::check(&account, &container, &prefix).await?;

@@ -156,9 +156,14 @@ impl NodeService {
             .connector
             .credentials(&account, attributes, secrets, pod_token)?;
         let kind = CredentialKind::of(&credentials);
-        let client =
-            self.connector
-                .client(&account, credentials, attributes.transport, &attributes.keeping)?;
+        let patience = options.timeout.unwrap_or_default();
+        let client = self.connector.client(
+            &account,
+            credentials,
+            attributes.transport,
+            &attributes.keeping,
+            patience,
+        )?;
         let container = connect::container(&client, name)?;
         let prefix = attributes.prefix.clone().unwrap_or_default();
         let read_only = read_only || options.read_only || access.read_only() || kind == CredentialKind::None;
@@ -194,6 +199,7 @@ impl NodeService {
             .unwrap_or(attributes.profile.negative_timeout());
         config.kernel_cache = options.kernel_cache.unwrap_or(config.kernel_cache);
         config.rename_limit = options.rename_limit.unwrap_or(config.rename_limit);
+        config.timeout = patience;
         config.profile = attributes.profile;
         Ok(config)
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use blob_client::{NoPatience, Patience};
 use blob_fs::config::Ownership;
 
 use super::keys::nearest;
@@ -21,6 +22,7 @@ pub(super) const KNOWN: &[&str] = &[
     "negative_timeout",
     "kernel_cache",
     "rename_limit",
+    "timeout",
 ];
 
 /// Options that ask for what every mount is anyway.
@@ -78,6 +80,8 @@ pub struct MountOptions {
     pub kernel_cache: Option<bool>,
     /// Most blobs of a folder that is renamed.
     pub rename_limit: Option<usize>,
+    /// How long anybody waits for work that makes no progress.
+    pub timeout: Option<Patience>,
 }
 
 /// Modes when nobody said anything: every user of a pod may read and write, as with blob.csi.azure.com.
@@ -124,6 +128,7 @@ impl MountOptions {
             }
             "kernel_cache" => self.kernel_cache = Some(switch(&name, value)?),
             "rename_limit" => self.rename_limit = Some(number(&name, value, 10)? as usize),
+            "timeout" => self.timeout = Some(patience(&name, value)?),
             "uid" => self.uid = Some(number(&name, value, 10)?),
             "gid" => self.gid = Some(number(&name, value, 10)?),
             "umask" => self.umask = Some(mode(&name, value)?),
@@ -213,6 +218,11 @@ fn switch(name: &str, value: Option<&str>) -> Result<bool> {
 fn number(name: &str, value: Option<&str>, radix: u32) -> Result<u32> {
     let parsed = value.and_then(|v| u32::from_str_radix(v, radix).ok());
     parsed.ok_or_else(|| bad(name, value, "a number"))
+}
+
+fn patience(name: &str, value: Option<&str>) -> Result<Patience> {
+    let parsed = value.unwrap_or_default().parse();
+    parsed.map_err(|wanted: NoPatience| bad(name, value, &wanted.to_string()))
 }
 
 /// Octal permission bits, with or without a leading `0` or `0o`.

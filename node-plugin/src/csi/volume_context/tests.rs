@@ -263,6 +263,21 @@ fn mount_options_and_blobfuse_spellings_mean_the_same() {
 }
 
 #[test]
+fn times_to_wait_have_units() {
+    let timeout = |flag: &str| MountOptions::parse(&[flag]).unwrap().timeout;
+    assert_eq!(timeout("ro"), None);
+    for (flag, seconds) in [("timeout=60s", 60), ("timeout=2m", 120), ("--timeout=2", 2)] {
+        let timeout = timeout(flag).unwrap();
+        assert_eq!(timeout.whole(), Duration::from_secs(seconds), "{flag}");
+    }
+    let (_, text) = refusal(MountOptions::parse(&["timeout=2h"]));
+    assert!(
+        text.contains("timeout=2h should be a time from 1s to 1h"),
+        "{text}"
+    );
+}
+
+#[test]
 fn what_every_mount_is_may_be_asked_for() {
     let plain = MountOptions::default();
     for flags in [mount_options::ALWAYS, &["-o rw,noatime", "--nosuid=true"]] {
@@ -299,6 +314,11 @@ fn other_mount_options_are_refused_by_name() {
         "file_mode=1777",
         "uid",
         "attr_timeout=soon",
+        "timeout=soon",
+        "timeout=0",
+        "timeout=900ms",
+        "timeout=2h",
+        "timeout",
         "ro=maybe",
         "allow_other=false",
     ] {

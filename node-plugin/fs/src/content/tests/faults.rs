@@ -524,7 +524,50 @@ async fn what_could_not_be_sent_ahead_is_sent_by_the_commit() {
     let file = world.create();
     file.write(0, &pattern(0, 20 << 20)).await.unwrap();
     world.store.fail(Op::Stage, Fault::Lost, 2);
-    file.stage_ahead().await;
+    file.stage_ahead().await.unwrap();
     commit(&file).await.unwrap();
     assert_eq!(world.content(), pattern(0, 20 << 20));
+}
+
+/// Who has waited for blocks until the client gave up is not kept waiting for them once more.
+#[tokio::test(start_paused = true)]
+async fn what_was_not_taken_for_long_is_not_waited_for_again() {
+    let world = World::usual();
+    let file = world.create();
+    file.write(0, &pattern(0, 20 << 20)).await.unwrap();
+    world.store.set_delay(std::time::Duration::from_secs(50));
+    world.store.fail(Op::Stage, Fault::Lost, u64::MAX);
+    let begin = tokio::time::Instant::now();
+    let refused = file.stage_ahead().await;
+    assert!(matches!(refused, Err(FileError::Client(_))), "{refused:?}");
+    assert_eq!(begin.elapsed().as_secs(), 50);
+    world.store.set_delay(std::time::Duration::ZERO);
+    world.store.heal();
+    file.stage_ahead().await.unwrap();
+    commit(&file).await.unwrap();
+    assert_eq!(world.content(), pattern(0, 20 << 20));
+}
+
+/// Of a large file that the service refuses one block is sent again, not all.
+#[tokio::test]
+async fn what_is_refused_is_tried_with_one_block() {
+    let world = World::usual();
+    let file = world.create();
+    file.write(0, &pattern(0, 100 << 20)).await.unwrap();
+    world
+        .store
+        .fail(Op::Stage, Fault::Status(403, "AuthorizationFailure"), u64::MAX);
+    let _ = file.stage_ahead().await;
+    for _ in 0..3 {
+        let before = world.store.counters().of(Op::Stage);
+        assert!(
+            file.stage_ahead().await.is_err(),
+            "the commit would only send more in vain"
+        );
+        assert_eq!(world.store.counters().of(Op::Stage) - before, 1);
+    }
+    world.store.heal();
+    file.stage_ahead().await.unwrap();
+    commit(&file).await.unwrap();
+    assert_eq!(world.content(), pattern(0, 100 << 20));
 }

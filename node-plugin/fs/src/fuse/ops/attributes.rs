@@ -6,7 +6,7 @@ use std::sync::Arc;
 use fuser::{ReplyAttr, ReplyEmpty, ReplyXattr};
 
 use crate::fuse::call::Call;
-use crate::fuse::dispatch::{Adapter, DEADLINE, LONG_DEADLINE};
+use crate::fuse::dispatch::Adapter;
 use crate::fuse::replies::{empty, reply_attr, reply_xattr};
 use crate::observer::Operation;
 use crate::tree::{NodeId, SetAttr};
@@ -24,12 +24,9 @@ impl Adapter {
                 Some(known) => reply_attr(reply, known),
                 None => {
                     let tree = Arc::clone(&this.tree);
-                    this.spawn(
-                        call,
-                        DEADLINE,
-                        async move { tree.getattr(node).await },
-                        |outcome| reply_attr(reply, outcome),
-                    );
+                    this.spawn(call, async move { tree.getattr(node).await }, |outcome| {
+                        reply_attr(reply, outcome)
+                    });
                 }
             }
         });
@@ -38,12 +35,9 @@ impl Adapter {
     pub(in crate::fuse) fn on_setattr(&self, node: NodeId, set: SetAttr, reply: ReplyAttr) {
         self.guard(Call::on(Operation::Setattr, node), |this, call| {
             let tree = Arc::clone(&this.tree);
-            this.spawn(
-                call,
-                LONG_DEADLINE,
-                async move { tree.setattr(node, set).await },
-                |outcome| reply_attr(reply, outcome),
-            );
+            this.spawn(call, async move { tree.setattr(node, set).await }, |outcome| {
+                reply_attr(reply, outcome)
+            });
         });
     }
 
@@ -59,7 +53,7 @@ impl Adapter {
         self.guard(call, |this, call| {
             let (tree, name, value) = (Arc::clone(&this.tree), name.to_owned(), value.to_vec());
             let operation = async move { tree.setxattr(node, &name, &value, flags).await };
-            this.spawn(call, DEADLINE, operation, empty(reply));
+            this.spawn(call, operation, empty(reply));
         });
     }
 
@@ -70,9 +64,7 @@ impl Adapter {
                 None => {
                     let (tree, name): (_, OsString) = (Arc::clone(&this.tree), name.to_owned());
                     let operation = async move { tree.getxattr(node, &name).await };
-                    this.spawn(call, DEADLINE, operation, move |outcome| {
-                        reply_xattr(reply, size, outcome)
-                    });
+                    this.spawn(call, operation, move |outcome| reply_xattr(reply, size, outcome));
                 }
             }
         });
@@ -82,9 +74,7 @@ impl Adapter {
         self.guard(Call::on(Operation::Listxattr, node), |this, call| {
             let tree = Arc::clone(&this.tree);
             let operation = async move { tree.listxattr(node).await };
-            this.spawn(call, DEADLINE, operation, move |outcome| {
-                reply_xattr(reply, size, outcome)
-            });
+            this.spawn(call, operation, move |outcome| reply_xattr(reply, size, outcome));
         });
     }
 
@@ -92,7 +82,7 @@ impl Adapter {
         self.guard(Call::on(Operation::Removexattr, node), |this, call| {
             let (tree, name) = (Arc::clone(&this.tree), name.to_owned());
             let operation = async move { tree.removexattr(node, &name).await };
-            this.spawn(call, DEADLINE, operation, empty(reply));
+            this.spawn(call, operation, empty(reply));
         });
     }
 }

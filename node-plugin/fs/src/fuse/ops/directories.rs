@@ -5,7 +5,7 @@ use std::sync::Arc;
 use fuser::{FileHandle, FopenFlags, ReplyDirectory, ReplyDirectoryPlus, ReplyOpen};
 
 use crate::fuse::call::Call;
-use crate::fuse::dispatch::{Adapter, DEADLINE};
+use crate::fuse::dispatch::Adapter;
 use crate::fuse::replies::{errno, fill, fill_plus};
 use crate::observer::Operation;
 use crate::tree::NodeId;
@@ -25,7 +25,7 @@ impl Adapter {
         self.guard(Call::on(Operation::Readdir, node), |this, call| {
             let tree = Arc::clone(&this.tree);
             let operation = async move { tree.readdir(fh, offset).await };
-            this.spawn(call, DEADLINE, operation, |outcome| match outcome {
+            this.spawn(call, operation, |outcome| match outcome {
                 Ok(listed) => {
                     fill(&listed, &mut reply);
                     reply.ok();
@@ -45,7 +45,7 @@ impl Adapter {
         self.guard(Call::on(Operation::Readdirplus, node), |this, call| {
             let (tree, table) = (Arc::clone(&this.tree), Arc::clone(&this.tree));
             let operation = async move { tree.readdir(fh, offset).await };
-            this.spawn(call, DEADLINE, operation, move |outcome| match outcome {
+            this.spawn(call, operation, move |outcome| match outcome {
                 Ok(listed) => {
                     fill_plus(&table, node, &listed, &mut reply);
                     reply.ok();

@@ -10,10 +10,10 @@ use fuser::{
 };
 
 use crate::cause;
-use crate::content::At;
+use crate::content::{At, FileError};
 use crate::errno::{Errno, Result};
 use crate::fuse::call::{Call, Copied, Offset};
-use crate::fuse::dispatch::{Adapter, DEADLINE, LONG_DEADLINE, UNTIL_IT_ENDS, not_taken};
+use crate::fuse::dispatch::{Adapter, not_taken};
 use crate::fuse::replies::{GENERATION, attributes, empty, errno, open_flags, owner, reply_data};
 use crate::observer::Operation;
 use crate::tree::{Entry, NodeId, Opened, Tree};
@@ -30,7 +30,6 @@ impl Adapter {
             let (tree, late) = (Arc::clone(&this.tree), Arc::clone(&this.tree));
             this.spawn_or_undo(
                 call,
-                DEADLINE,
                 async move { tree.open(node, flags.0, uid).await },
                 |outcome| match outcome {
                     Ok(opened) => reply.opened(FileHandle(opened.fh), open_flags(opened)),
@@ -86,7 +85,7 @@ impl Adapter {
                     Err(e) => reply.error(errno(e)),
                 }
             };
-            this.spawn_or_undo(call, DEADLINE, operation, reply, undo);
+            this.spawn_or_undo(call, operation, reply, undo);
         });
     }
 
@@ -109,7 +108,6 @@ impl Adapter {
             let tree = Arc::clone(&this.tree);
             this.spawn(
                 call,
-                DEADLINE,
                 async move { tree.read(&handle, offset, size).await },
                 |outcome| reply_data(reply, outcome),
             );
@@ -174,12 +172,15 @@ impl Adapter {
                     let _waiting = charge;
                     tree.write(&handle, at, &data, kill).await
                 };
-                return this.spawn(call, UNTIL_IT_ENDS, operation, finish);
+                return this.spawn_to_its_end(call, operation, finish);
             }
             // As many writes wait as there may be copies of.
             if let Some(spooled) = share.spool(data) {
+                let patience = tree.config().timeout.whole();
                 let operation = async move {
-                    let _waiting = share.charge_waiting(size as usize).await;
+                    let Some(_waiting) = share.charge_waiting(size as usize, patience).await else {
+                        return Err(FileError::NoRoom.into());
+                    };
                     let data = spooled.read().map_err(|error| {
                         cause::note(|| format!("data of a write that waited on disk: {error}"));
                         Errno(libc::EIO)
@@ -187,7 +188,7 @@ impl Adapter {
                     drop(spooled);
                     tree.write(&handle, at, &data, kill).await
                 };
-                return this.spawn(call, UNTIL_IT_ENDS, operation, finish);
+                return this.spawn_to_its_end(call, operation, finish);
             }
             // This one waits here, where it is, and this mount's further requests in the kernel until there
             // is room. That comes by itself, by what is sent; other mounts have threads of their own.
@@ -204,7 +205,7 @@ impl Adapter {
         self.guard(Call::on(Operation::Flush, node), |this, call| {
             let tree = Arc::clone(&this.tree);
             let operation = async move { tree.flush(fh).await };
-            this.spawn(call, LONG_DEADLINE, operation, empty(reply));
+            this.spawn(call, operation, empty(reply));
         });
     }
 
@@ -212,7 +213,7 @@ impl Adapter {
         self.guard(Call::on(Operation::Release, node), |this, call| {
             let tree = Arc::clone(&this.tree);
             let operation = async move { tree.release(fh).await };
-            this.spawn(call, LONG_DEADLINE, operation, empty(reply));
+            this.spawn(call, operation, empty(reply));
         });
     }
 
@@ -220,7 +221,7 @@ impl Adapter {
         self.guard(Call::on(Operation::Fsync, node), |this, call| {
             let tree = Arc::clone(&this.tree);
             let operation = async move { tree.fsync(fh).await };
-            this.spawn(call, LONG_DEADLINE, operation, empty(reply));
+            this.spawn(call, operation, empty(reply));
         });
     }
 
@@ -235,7 +236,7 @@ impl Adapter {
         self.guard(Call::on(Operation::Fallocate, node), |this, call| {
             let tree = Arc::clone(&this.tree);
             let operation = async move { tree.fallocate(fh, offset, length, mode).await };
-            this.spawn(call, LONG_DEADLINE, operation, empty(reply));
+            this.spawn(call, operation, empty(reply));
         });
     }
 
@@ -257,7 +258,7 @@ impl Adapter {
         self.guard(Call::on(Operation::Lseek, node), |this, call| {
             let tree = Arc::clone(&this.tree);
             let operation = async move { tree.lseek(fh, offset, hole).await.map(Offset) };
-            this.spawn(call, DEADLINE, operation, |outcome| {
+            this.spawn(call, operation, |outcome| {
                 match outcome.map(|Offset(at)| i64::try_from(at)) {
                     Ok(Ok(offset)) => reply.offset(offset),
                     Ok(Err(_)) => reply.error(fuser::Errno::EOVERFLOW),
@@ -279,7 +280,7 @@ impl Adapter {
         self.guard(Call::on(Operation::CopyFileRange, node), |this, call| {
             let tree = Arc::clone(&this.tree);
             let operation = async move { tree.copy_range(from, at, to, to_at, len).await.map(Copied) };
-            this.spawn(call, LONG_DEADLINE, operation, |outcome| match outcome {
+            this.spawn(call, operation, |outcome| match outcome {
                 Ok(Copied(copied)) => reply.written(copied as u32),
                 Err(e) => reply.error(errno(e)),
             });

@@ -9,7 +9,7 @@ use fuser::{RenameFlags, ReplyData, ReplyEmpty, ReplyEntry, Request};
 
 use crate::errno::Result;
 use crate::fuse::call::Call;
-use crate::fuse::dispatch::{Adapter, DEADLINE, not_taken};
+use crate::fuse::dispatch::{Adapter, not_taken};
 use crate::fuse::replies::{empty, errno, owner, reply_entry};
 use crate::observer::Operation;
 use crate::tree::{NodeId, Replace};
@@ -24,7 +24,6 @@ impl Adapter {
                     let (tree, name) = (Arc::clone(&this.tree), name.to_owned());
                     this.spawn_or_undo(
                         call,
-                        DEADLINE,
                         async move { tree.lookup(parent, &name).await },
                         |outcome| reply_entry(reply, outcome),
                         not_taken(&this.tree),
@@ -44,12 +43,9 @@ impl Adapter {
                 Some(known) => answer(reply, known),
                 None => {
                     let tree = Arc::clone(&this.tree);
-                    this.spawn(
-                        call,
-                        DEADLINE,
-                        async move { tree.readlink(node).await },
-                        move |outcome| answer(reply, outcome),
-                    );
+                    this.spawn(call, async move { tree.readlink(node).await }, move |outcome| {
+                        answer(reply, outcome)
+                    });
                 }
             }
         });

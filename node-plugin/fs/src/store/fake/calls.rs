@@ -5,7 +5,7 @@ use std::ops::Range;
 use async_trait::async_trait;
 use blob_client::{
     BlockId, BlockList, BlockRef, Body, Condition, ContainerState, ETag, Error, Got, ListOptions, ListPage,
-    Metadata, Piece, Properties, PutOptions, Result, StageOptions, StoredHeaders, Written,
+    Metadata, Piece, Progress, Properties, PutOptions, Result, StageOptions, StoredHeaders, Written,
 };
 use bytes::Bytes;
 use vsc_driver::buffer::Buffer;
@@ -18,6 +18,21 @@ use crate::store::Store;
 impl FakeStore {
     /// Counts the call, lets it wait, and runs it with the fault that is due.
     async fn call<T>(
+        &self,
+        op: Op,
+        run: impl Fn(&mut Service) -> Result<T> + Send + Sync + 'static,
+    ) -> Result<T> {
+        let answer = self.carry_out(op, run).await;
+        match &answer {
+            Err(Error::DeadlineExceeded { .. } | Error::Unreachable { .. }) => {}
+            Err(Error::Service { status: 500.., .. }) => {}
+            _ if op.changes() => self.progress.note_stored(),
+            _ => self.progress.note(),
+        }
+        answer
+    }
+
+    async fn carry_out<T>(
         &self,
         op: Op,
         run: impl Fn(&mut Service) -> Result<T> + Send + Sync + 'static,
@@ -272,6 +287,10 @@ impl Store for FakeStore {
             Ok(())
         })
         .await
+    }
+
+    fn progress(&self) -> Progress {
+        self.progress.clone()
     }
 }
 

@@ -30,6 +30,7 @@ use futures::{StreamExt, stream};
 use super::load::{Load, Moving, Try};
 use super::place::Moved;
 use super::proof::Proof;
+use super::silence::while_answered;
 use crate::content::binding::same;
 use crate::errno::{Errno, Result, fail};
 use crate::log_limit::limited;
@@ -408,9 +409,9 @@ impl Tree {
             .zip(&progress.others)
             .filter_map(|(moving, copied)| Some((moving, &copied.arrived()?.version)))
             .collect();
-        let all = &all;
+        let (all, silent) = (&all, &AtomicBool::new(false));
         let failed = stream::iter((0..all.len()).rev())
-            .map(|i| self.delete_one(all[i].0, all[i].1))
+            .map(|i| while_answered(silent, self.delete_one(all[i].0, all[i].1)))
             .buffer_unordered(PARALLEL)
             .filter_map(|deleted| async move { deleted.err() })
             .collect::<Vec<Errno>>()

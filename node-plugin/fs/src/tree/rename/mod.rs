@@ -10,6 +10,7 @@ mod file;
 mod load;
 mod place;
 mod proof;
+mod silence;
 mod taking_back;
 
 use std::ffi::OsStr;
@@ -26,6 +27,7 @@ use super::core::Tree;
 use super::names;
 use super::node::{Node, NodeId};
 use super::table::Found;
+use crate::caller::still_waits;
 use crate::errno::{Errno, Result, fail};
 use crate::log_limit::limited;
 
@@ -95,13 +97,21 @@ impl Tree {
             .filter(|n| n.kind == Kind::Directory)
             .map(|n| n.id)
             .collect();
-        // What was written below is sent first, as far as it can be: whoever works there waits for the rest
-        // only.
-        let mut below = self.table.lock().below(node.id);
-        below.push(Arc::clone(&node));
-        stream::iter(below)
-            .for_each_concurrent(SENT_AT_ONCE, |node| async move { self.stage_ahead(&node).await })
-            .await;
+        let mut unsent = self.table.lock().below(node.id);
+        unsent.push(Arc::clone(&node));
+        unsent.retain(|node| node.state().pinned());
+        if !unsent.is_empty() {
+            self.check_ahead((from, &node), (to, target.as_ref()), replace)
+                .await?;
+            // What was written below is sent first, as far as it can be: whoever works there waits for the
+            // rest only.
+            stream::iter(unsent)
+                .for_each_concurrent(SENT_AT_ONCE, |node| async move {
+                    // The commit below says why not.
+                    let _ = self.stage_ahead(&node).await;
+                })
+                .await;
+        }
         let _gates = self.gates_for(&[from.parent, to.parent], &moving).await?;
         // Both may have been something else before the gates were ours.
         if !self.leads_to(from.parent, from.name, &node) {
@@ -133,6 +143,7 @@ impl Tree {
             Some(node) => Some(node.change.lock().await),
             None => None,
         };
+        still_waits()?;
         let moved = match (&target, replace) {
             (Some(target), Replace::Exchange) => {
                 self.exchange(from, &node, to, target).await?;
@@ -150,6 +161,45 @@ impl Tree {
             self.touch(to.parent);
         }
         Ok(moved)
+    }
+
+    /// What a rename is refused for whatever is written below is told before any of that is sent.
+    async fn check_ahead(
+        &self,
+        (from, node): (&Place<'_>, &Arc<Node>),
+        (to, target): (&Place<'_>, Option<&Arc<Node>>),
+        replace: Replace,
+    ) -> Result<()> {
+        let folder = |node: &Node| node.kind == Kind::Directory;
+        match (replace, target) {
+            (Replace::Exchange, None) => return fail(libc::ENOENT),
+            (Replace::No, Some(_)) => return fail(libc::EEXIST),
+            (Replace::Yes, Some(target)) if folder(target) && !folder(node) => return fail(libc::EISDIR),
+            _ => {}
+        }
+        let _gates = self.gates_for(&[from.parent, to.parent], &[]).await?;
+        let (blob, new_blob) = self.blobs(node, to)?;
+        match target {
+            Some(target) if replace == Replace::Exchange && folder(target) => {
+                self.within_limit(&new_blob).await?;
+            }
+            Some(target) if replace == Replace::Yes && folder(target) => {
+                let empty = self.check_empty(target, &new_blob).await;
+                if matches!(empty, Err(Errno(libc::ENOTEMPTY))) {
+                    // What was begun is finished, however large it is.
+                    return match self.was_moving(&blob, &new_blob).await? {
+                        true => Ok(()),
+                        false => fail(libc::ENOTEMPTY),
+                    };
+                }
+                empty?;
+            }
+            _ => {}
+        }
+        match folder(node) {
+            true => self.within_limit(&blob).await,
+            false => Ok(()),
+        }
     }
 
     async fn move_over(

@@ -1,12 +1,15 @@
 //! Taking back a move of a directory that failed: what it copied, in the versions that it made, its claim
 //! last. What another mount has taken over to go on with has another version, and stays.
 
+use std::sync::atomic::AtomicBool;
+
 use blob_client::{Condition, ETag, Error, Properties, Written};
 use futures::{StreamExt, stream};
 
 use super::directory::{Copied, PARALLEL, Progress};
 use super::load::{Load, Moving};
 use super::proof::Proof;
+use super::silence::while_answered;
 use crate::content::binding::same;
 use crate::errno::Result;
 use crate::log_limit::limited;
@@ -24,13 +27,13 @@ impl Tree {
         progress: &Progress,
         before: Option<&Properties>,
     ) {
-        let all = &load.others;
+        let (all, silent) = (&load.others, &AtomicBool::new(false));
         let claimed = progress.marker.arrived().map(|arrived| &arrived.written);
         let claim = &claimed
             .or(progress.claim.as_ref())
             .map(|written| (new_blob, &written.etag));
         let left = stream::iter(0..progress.others.len())
-            .map(|i| self.take_back_one(&all[i], &progress.others[i], *claim))
+            .map(|i| while_answered(silent, self.take_back_one(&all[i], &progress.others[i], *claim)))
             .buffer_unordered(PARALLEL)
             .filter_map(|deleted| async move { deleted.err() })
             .count()

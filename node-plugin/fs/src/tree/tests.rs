@@ -1,0 +1,120 @@
+//! Who waits for whom: operations of one tree beside each other.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use blob_client::Metadata;
+use vsc_driver::buffer::Arena;
+
+use super::children::Owner;
+use super::core::Tree;
+use super::node::ROOT;
+use crate::budget::Budget;
+use crate::config::VolumeConfig;
+use crate::content::Env;
+use crate::journal::log::Log;
+use crate::store::fake::{FakeStore, Fault, Op};
+
+fn tree(store: &Arc<FakeStore>) -> Arc<Tree> {
+    let env = Env::new(
+        Arc::clone(store) as Arc<dyn crate::Store>,
+        Budget::new(0),
+        Arena::new(64 << 20).unwrap(),
+        tokio::runtime::Handle::current(),
+    );
+    let config = VolumeConfig::new("test", Arc::clone(store) as Arc<dyn crate::Store>);
+    Tree::new(config, env, Arc::new(Log::create().unwrap()))
+}
+
+/// The kernel waits for whoever works in a directory before it forgets a name there. Others go first.
+#[tokio::test]
+async fn a_directory_that_is_busy_does_not_keep_others_from_being_forgotten() {
+    let tree = tree(&Arc::new(FakeStore::new()));
+    let (free, busy) = mpsc::channel::<()>();
+    let busy = std::sync::Mutex::new(busy);
+    let (forgot, mut forgotten) = tokio::sync::mpsc::unbounded_channel();
+    tree.on_expire(Arc::new(move |parent: u64, _name: &str| {
+        if parent == 1 {
+            let _ = busy.lock().unwrap().recv();
+        }
+        let _ = forgot.send(parent);
+    }));
+    let names = |parents: &[u64]| -> Vec<(u64, Arc<str>)> {
+        parents
+            .iter()
+            .map(|parent| (*parent, Arc::from("name")))
+            .collect()
+    };
+    let asking = {
+        let (tree, names) = (Arc::clone(&tree), names(&[1, 2, 3]));
+        tokio::spawn(async move { tree.ask_to_forget(names).await })
+    };
+    let mut first = [forgotten.recv().await.unwrap(), forgotten.recv().await.unwrap()];
+    first.sort_unstable();
+    assert_eq!(first, [2, 3]);
+    asking.await.unwrap();
+    // Nobody else waits there a second time.
+    tree.ask_to_forget(names(&[1, 4])).await;
+    assert_eq!(forgotten.recv().await, Some(4));
+    drop(free);
+    assert_eq!(forgotten.recv().await, Some(1));
+}
+
+/// What is below a folder that is not empty anyway is not looked at one by one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_that_is_not_empty_is_told_by_the_service() {
+    let store = Arc::new(FakeStore::new());
+    store.foreign_put("d/f", "content", Metadata::new());
+    let tree = tree(&store);
+    let folder = tree.lookup(ROOT, OsStr::new("d")).await.unwrap().stat.unwrap().id;
+    let file = tree
+        .lookup(folder, OsStr::new("f"))
+        .await
+        .unwrap()
+        .stat
+        .unwrap()
+        .id;
+    let file = tree.node(file).unwrap();
+    let removed = {
+        let tree = Arc::clone(&tree);
+        // Whoever looks at it waits.
+        let _state = file.state();
+        let rmdir = tokio::spawn(async move { tree.rmdir(ROOT, OsStr::new("d")).await });
+        tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(tokio::time::timeout(Duration::from_secs(30), rmdir))
+        })
+    };
+    assert_eq!(
+        removed.expect("it waits").unwrap().unwrap_err().0,
+        libc::ENOTEMPTY
+    );
+}
+
+/// What is owed and was refused is not due at once.
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_refused_is_left_alone_for_a_while() {
+    let store = Arc::new(FakeStore::new());
+    let tree = tree(&store);
+    let owner = Owner { uid: 0, gid: 0 };
+    store.fail(Op::Put, Fault::Status(403, "AuthorizationFailure"), u64::MAX);
+    let (_, opened) = tree
+        .create(ROOT, OsStr::new("f"), 0o644, libc::O_WRONLY, owner)
+        .await
+        .unwrap();
+    let handle = tree.handle(opened.fh).unwrap();
+    tree.write(&handle, 0u64.into(), b"content", false).await.unwrap();
+    drop(handle);
+    assert!(tree.release(opened.fh).await.is_err());
+    assert_eq!(tree.owing().files, 1);
+    let puts = || store.counters().of(Op::Put);
+    let before = puts();
+    assert!(!tree.send_owed().await, "refused");
+    assert_eq!(puts(), before + 1);
+    assert!(tree.send_due().await, "nothing is due");
+    assert_eq!(puts(), before + 1);
+    store.heal();
+    assert!(tree.send_owed().await);
+    assert_eq!(store.content("f").unwrap(), &b"content"[..]);
+}
