@@ -125,7 +125,7 @@ async fn exercise(mode: TransportMode) {
     // A copy that only the service carries out.
     let begun = Instant::now();
     let copy = File::create(world.env.clone(), "copy".into());
-    assert_eq!(copy.copy_from(&file, 0, 0, bytes).await.unwrap(), bytes);
+    assert_eq!(copy.copy_stored(&file, 0, 0, bytes).await.unwrap(), bytes);
     copy.commit(Metadata::new()).await.unwrap().unwrap();
     world.report("copy_file_range", bytes, begun);
     check(&*world.open("copy").await, &expected).await;

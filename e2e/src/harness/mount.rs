@@ -83,7 +83,12 @@ pub struct Mount {
 impl Mount {
     /// Mounts a container of the backend at an existing folder and waits until the file system answers.
     pub fn start(backend: &Backend, container: &str, at: &Path, options: &MountOptions) -> Result<Self> {
-        let endpoint = options.endpoint.as_ref().unwrap_or(backend.endpoint());
+        Self::over(backend.endpoint(), container, at, options)
+    }
+
+    /// Likewise, over an endpoint of the emulators' account.
+    pub fn over(endpoint: &Url, container: &str, at: &Path, options: &MountOptions) -> Result<Self> {
+        let endpoint = options.endpoint.as_ref().unwrap_or(endpoint);
         let mut url = format!("{}/{container}", endpoint.as_str().trim_end_matches('/'));
         if let Some(prefix) = &options.prefix {
             url = format!("{url}/{prefix}");
