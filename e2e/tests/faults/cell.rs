@@ -7,7 +7,6 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -29,15 +28,10 @@ use crate::model::{self, Left, Step, Way};
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Programs that take the steps side by side.
 const PROGRAMS: usize = 6;
-/// A fault is over when all steps have ended, or when none has ended for so long: then those that wait are
-/// answered.
-const STUCK: Duration = Duration::from_secs(4);
 /// The service's name, where it has one.
 const NAME: &str = "faults.test";
 /// Reads, all at once, of a cell that counts what the service is asked for.
 const READERS: usize = 64;
-/// How long it counts, when they do not end before.
-const WATCHED: Duration = Duration::from_secs(4);
 /// One read.
 const READ: usize = 4096;
 /// Reads that show what one costs while all is well.
@@ -181,9 +175,13 @@ fn run_at(kind: &Kind, site: &Site<'_>, seed: u64) -> Result<()> {
     let view = site.backend.create_container(&container)?;
     let dealt = model::deal(seed, kind.rounds, PROGRAMS);
     furnish(&view, kind, dealt.iter().flatten())?;
+    let mut options = site.options.clone();
+    if let Some(timeout) = kind.timeout {
+        options = options.arg("--timeout").arg(timeout);
+    }
     let root = site.folder.join("mnt");
     fs::create_dir(&root)?;
-    let mount = Mount::start(site.backend, &container, &root, &site.options)?;
+    let mount = Mount::start(site.backend, &container, &root, &options)?;
     let left = match during(kind, site, &root, dealt) {
         Ok(left) => left,
         Err(error) => {
@@ -223,7 +221,7 @@ fn run_at(kind: &Kind, site: &Site<'_>, seed: u64) -> Result<()> {
         .collect();
     ensure!(strange.is_empty(), "blobs that nobody made: {strange:?}");
 
-    let mount = Mount::start(site.backend, &container, &root, &site.options)?;
+    let mount = Mount::start(site.backend, &container, &root, &options)?;
     check_all(kind, &left, |name| shown(&root.join(name))).context("on the next mount")?;
     for (name, mode) in left.iter().filter_map(|left| left.mode.as_ref()) {
         let now = fs::metadata(root.join(name))?.permissions().mode() & 0o777;
@@ -246,23 +244,18 @@ fn during(kind: &Kind, site: &Site<'_>, root: &Path, dealt: Vec<Vec<Step>>) -> R
         .collect::<Result<Vec<_>>>()?;
     let load = kind.loaded.then(|| Load::new(root, site)).transpose()?;
     (site.begin)()?;
-    let reading = load.map(|load| load.run(site)).transpose()?;
-    let left = programs(kind, site, root, dealt)?;
-    ensure!((site.hit)(), "the fault hit nobody: that is no test");
-    for reader in reading.into_iter().flatten() {
-        // What it read is no matter here; that it ends is.
-        let _ = reader.join();
+    if let Some(load) = load {
+        load.run(site)?;
     }
+    // All of them end while the fault lasts.
+    let left = programs(kind, root, dealt)?;
+    ensure!((site.hit)(), "the fault hit nobody: that is no test");
+    (site.end)()?;
     Ok(left)
 }
 
 /// Programs take their steps side by side, to their ends.
-fn programs(
-    kind: &Kind,
-    site: &Site<'_>,
-    root: &Path,
-    dealt: Vec<Vec<(Option<File>, Step)>>,
-) -> Result<Vec<Left>> {
+fn programs(kind: &Kind, root: &Path, dealt: Vec<Vec<(Option<File>, Step)>>) -> Result<Vec<Left>> {
     let (sender, results) = channel();
     // Not scoped: one that hangs must not hold the test up, whose end lets it go.
     for steps in dealt {
@@ -276,20 +269,13 @@ fn programs(
     }
     drop(sender);
     let mut left = Vec::new();
-    let mut limit = STUCK;
     loop {
-        match results.recv_timeout(limit) {
+        match results.recv_timeout(PATIENCE) {
             Ok(one) => left.push(one?),
-            Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) if limit == STUCK => {
-                (site.end)()?;
-                limit = 2 * PATIENCE;
-            }
+            Err(RecvTimeoutError::Disconnected) => return Ok(left),
             Err(RecvTimeoutError::Timeout) => bail!("a step waits still"),
         }
     }
-    (site.end)()?;
-    Ok(left)
 }
 
 /// Reads that each cost one request, by many at once.
@@ -325,20 +311,15 @@ impl Load {
         })
     }
 
-    /// What is asked for in an outage is hardly more than the work, and one a second. Gives the readers, who
-    /// may wait still.
-    fn run(self, site: &Site<'_>) -> Result<Vec<JoinHandle<()>>> {
+    /// What is asked for in an outage is hardly more than the work, and one a second.
+    fn run(self, site: &Site<'_>) -> Result<()> {
         let (before, began) = ((site.asked)(), Instant::now());
-        let read = |file: File| {
-            std::thread::spawn(move || {
-                let _ = file.read_exact_at(&mut [0; READ], 0);
-            })
-        };
-        let readers: Vec<JoinHandle<()>> = self.files.into_iter().map(read).collect();
-        // Long enough for several repetitions of each, were they made.
-        while began.elapsed() < WATCHED && !readers.iter().all(JoinHandle::is_finished) {
-            std::thread::sleep(LOOK_AGAIN);
-        }
+        std::thread::scope(|scope| {
+            for file in &self.files {
+                // It fails, which is no matter here.
+                scope.spawn(|| file.read_exact_at(&mut [0; READ], 0));
+            }
+        });
         let (asked, took) = ((site.asked)() - before, began.elapsed());
         let most = 1.1 * self.work + RESERVE + took.as_secs_f64() + 1.0;
         ensure!(
@@ -346,7 +327,7 @@ impl Load {
             "{asked} requests for the work of {} in {took:?}",
             self.work
         );
-        Ok(readers)
+        Ok(())
     }
 }
 

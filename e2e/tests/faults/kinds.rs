@@ -43,8 +43,8 @@ pub(crate) enum Waits {
     Repetition,
     /// As long as the service asks for.
     Asked,
-    /// For a minute, unless it is answered before.
-    Minute,
+    /// Until `timeout` is over.
+    Timeout,
     /// Nobody: it fails at once.
     Nobody,
 }
@@ -103,7 +103,7 @@ const OUTAGE: Outcome = Outcome {
     write: &[],
     store: EIO,
     change: EIO,
-    waits: Waits::Minute,
+    waits: Waits::Timeout,
     after: After::Written,
 };
 /// Nothing helps, and that is clear at once.
@@ -122,6 +122,8 @@ pub(crate) struct Kind {
     pub(crate) outcome: Outcome,
     /// How often each step of the model is taken.
     pub(crate) rounds: usize,
+    /// How long the mount waits for work that makes no progress, where a minute is too long for a test.
+    pub(crate) timeout: Option<&'static str>,
     /// Much is asked for at once, and what the service is asked for that is counted.
     pub(crate) loaded: bool,
 }
@@ -133,6 +135,7 @@ fn some(name: &'static str, what: &'static str, rule: fn() -> Rule) -> Kind {
         means: Means::Relay(rule),
         outcome: WORKS,
         rounds: 2,
+        timeout: None,
         loaded: false,
     }
 }
@@ -141,6 +144,7 @@ fn outage(name: &'static str, what: &'static str, rule: fn() -> Rule) -> Kind {
     Kind {
         outcome: OUTAGE,
         rounds: 1,
+        timeout: Some("2s"),
         ..some(name, what, rule)
     }
 }
@@ -364,12 +368,18 @@ pub(crate) fn over_https() -> Vec<Kind> {
 /// Over the channel, with HTTPS beside it.
 pub(crate) fn of_the_channel() -> Vec<Kind> {
     vec![
-        channel("held", "a request does not return", |faults| faults.hold_next = 1),
-        channel(
-            "postponed",
-            "a request is executed long after it was given up",
-            |faults| faults.postpone_next = 1,
-        ),
+        Kind {
+            timeout: Some("10s"),
+            ..channel("held", "a request does not return", |faults| faults.hold_next = 1)
+        },
+        Kind {
+            timeout: Some("10s"),
+            ..channel(
+                "postponed",
+                "a request is executed long after it was given up",
+                |faults| faults.postpone_next = 1,
+            )
+        },
         channel("late_answers", "answers come after their time", |faults| {
             faults.late_next = 3;
             faults.late_ms = 1500;

@@ -139,7 +139,7 @@ fn waits(waits: Waits) -> &'static str {
     match waits {
         Waits::Repetition => "a repetition",
         Waits::Asked => "as long as the service asks for",
-        Waits::Minute => "a minute",
+        Waits::Timeout => "`timeout`",
         Waits::Nobody => "nobody",
     }
 }
