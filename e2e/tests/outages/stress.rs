@@ -321,6 +321,7 @@ fn faults(store: &BlobStore, random: &mut SmallRng, over: &AtomicBool) {
                     entries: random.random_range(0..3),
                 },
             ),
+            54..56 => (None, Fault::Hang),
             _ => (
                 None,
                 Fault::Delay(Duration::from_millis(random.random_range(1..300))),
