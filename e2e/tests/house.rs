@@ -1,5 +1,5 @@
 //! Rules of the house that rustfmt and clippy do not know: imports run one way, each file says what it is, no
-//! file is too long, no line is too wide.
+//! file is too long, no line is too wide; tests that the docs name are there.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,6 @@
 //! The rules, each over the files it concerns.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -117,6 +118,38 @@ fn too_wide(file: &Path, text: &str) -> Vec<String> {
     text.lines().enumerate().filter_map(wide).collect()
 }
 
+/// Names of tests in a page: words in code style of four parts or more. Metrics are no tests, and what is
+/// made out of the code names things of its own.
+fn tests_named(page: &str) -> Vec<&str> {
+    let mut made = false;
+    page.lines()
+        .filter(|line| {
+            made = match line.strip_prefix("<!-- ") {
+                Some(mark) => !mark.contains("end"),
+                None => made,
+            };
+            !made
+        })
+        .flat_map(|line| line.split('`').skip(1).step_by(2))
+        .filter_map(|word| word.split("::").last())
+        .filter(|word| {
+            word.bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+                && word.matches('_').count() >= 3
+                && !word.starts_with("vsc_")
+        })
+        .collect()
+}
+
+/// Names of the functions in a source.
+fn functions(text: &str) -> impl Iterator<Item = &str> {
+    text.split("fn ").skip(1).filter_map(|rest| {
+        rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .next()
+            .filter(|name| !name.is_empty())
+    })
+}
+
 fn imports_one_way(name: &str) {
     let sources = modules::read(&repository().join(name)).unwrap();
     let graph = Graph::of(&sources).unwrap();
@@ -181,6 +214,21 @@ fn no_line_is_too_wide() {
 }
 
 #[test]
+fn each_test_that_the_docs_name_is_there() {
+    let sources = files();
+    let there: BTreeSet<&str> = sources.iter().flat_map(|(_, text)| functions(text)).collect();
+    let mut missing = Vec::new();
+    for name in ["docs/findings.md", "docs/semantics.md"] {
+        let page = fs::read_to_string(repository().join(name)).unwrap();
+        let named = tests_named(&page);
+        assert!(named.len() > 50, "{name} names {} tests", named.len());
+        let gone = named.into_iter().filter(|test| !there.contains(test));
+        missing.extend(gone.map(|test| format!("{name}: there is no test {test}")));
+    }
+    none(&missing);
+}
+
+#[test]
 fn the_rules_can_fail() {
     let file = Path::new("node-plugin/src/x.rs");
     let lines = |count: usize| "//! What it is.\n".repeat(count);
@@ -210,6 +258,14 @@ fn the_rules_can_fail() {
     ] {
         assert!(is_script(first), "{first}");
     }
+    assert_eq!(
+        tests_named("`suite::what_is_a_test`, `vsc_blob_a_b`, `a_b`\n<!-- x -->\n`a_b_c_d`\n<!-- end -->"),
+        ["what_is_a_test"]
+    );
+    assert_eq!(
+        functions("fn a_b() {}\nasync fn c() {} // fn\n").collect::<Vec<_>>(),
+        ["a_b", "c"]
+    );
     for first in [
         "",
         "#!",
