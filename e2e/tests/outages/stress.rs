@@ -472,15 +472,12 @@ fn stress(lasts: Duration, longest: Option<Duration>) -> Result<()> {
         );
     }
 
-    for entry in fs::read_dir(&at)? {
-        let path = entry?.path();
-        let removed = if path.is_dir() {
-            fs::remove_dir_all(&path)
-        } else {
-            fs::remove_file(&path)
-        };
-        removed.with_context(|| format!("removing {}", path.display()))?;
-    }
+    // A deletion behind a request that was lost, and may be executed yet, is EIO after a while.
+    wait_for("everything to be removed", LIMIT, || match remove_all(&at) {
+        Ok(()) => Ok(Some(())),
+        Err(error) if error.raw_os_error() == Some(nix::libc::EIO) => Ok(None),
+        Err(error) => Err(error.into()),
+    })?;
     let connection = fuse::connection_at(&at)?.context("the connection")?;
     let mut last = BTreeMap::new();
     let rest = wait_for("nothing to be held", LIMIT, || {
@@ -515,6 +512,18 @@ fn stress(lasts: Duration, longest: Option<Duration>) -> Result<()> {
     ensure!(peak <= BUDGET + ALLOWANCE, "peak RSS of {} MiB", peak / MIB);
     if let Some(most) = longest {
         ensure!(worst.0 <= most, "{} took {:?}", worst.1, worst.0);
+    }
+    Ok(())
+}
+
+/// Removes what is below a directory.
+fn remove_all(at: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(at)? {
+        let path = entry?.path();
+        match path.is_dir() {
+            true => fs::remove_dir_all(&path)?,
+            false => fs::remove_file(&path)?,
+        }
     }
     Ok(())
 }

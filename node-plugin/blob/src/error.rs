@@ -143,6 +143,13 @@ pub enum Error {
         /// Time waited.
         waited: Duration,
     },
+    /// Not sent: an earlier request for this blob got no answer, and what this one does would be undone if
+    /// that were executed yet.
+    #[error("an earlier request for this blob got no answer and may be executed yet (waited {waited:?})")]
+    EarlierRequest {
+        /// Time waited.
+        waited: Duration,
+    },
     /// The volume demands the channel and the channel is not usable.
     #[error("the accelerated channel is required and not usable: {reason}")]
     ChannelRequired {

@@ -315,7 +315,7 @@ impl From<blob_client::Error> for Error {
             } => Reason::ServiceBusy,
             E::Service { .. } | E::Malformed { .. } => Reason::ServiceError,
             E::Unreachable { .. } => Reason::EndpointUnreachable,
-            E::DeadlineExceeded { .. } => Reason::ServiceTimeout,
+            E::DeadlineExceeded { .. } | E::EarlierRequest { .. } => Reason::ServiceTimeout,
             E::ChannelRequired { .. } => Reason::ChannelRequired,
             E::Argument { .. } => Reason::InvalidValue,
             E::Io { .. } => Reason::NodeError,

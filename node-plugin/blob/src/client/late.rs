@@ -127,7 +127,7 @@ impl Late {
                 lost.until
             };
             if now >= deadline {
-                return Err(Error::DeadlineExceeded {
+                return Err(Error::EarlierRequest {
                     waited: now.saturating_duration_since(began),
                 });
             }

@@ -87,7 +87,7 @@ async fn what_the_host_still_has_is_waited_for() {
     c.put("b", Default::default(), &create()).await.unwrap();
     fake.keep(0);
     let error = c.delete("b", &Condition::none()).await.unwrap_err();
-    assert!(matches!(error, Error::DeadlineExceeded { .. }), "{error}");
+    assert!(matches!(error, Error::EarlierRequest { .. }), "{error}");
     fake.give_back();
     fake.will(answer(202, &[], b""));
     c.delete("b", &Condition::none()).await.unwrap();
@@ -112,5 +112,5 @@ async fn what_the_host_still_has_holds_up_its_own_blob_only() {
     fake.will(lost()).will(written());
     c.put("c", Default::default(), &create()).await.unwrap();
     let error = c.delete("a", &Condition::none()).await.unwrap_err();
-    assert!(matches!(error, Error::DeadlineExceeded { .. }), "{error}");
+    assert!(matches!(error, Error::EarlierRequest { .. }), "{error}");
 }
