@@ -228,6 +228,21 @@ pub(crate) fn over_https() -> Vec<Kind> {
         outage("foreign_407", "a proxy wants a password (407)", || {
             proxy_says(407)
         }),
+        outage("foreign_400", "a proxy takes nothing for a request (400)", || {
+            proxy_says(400)
+        }),
+        Kind {
+            outcome: Outcome {
+                look: &[],
+                read: &[],
+                ..OUTAGE
+            },
+            ..outage(
+                "foreign_413",
+                "a proxy finds each request with a body too large (413)",
+                || proxy_says(413).only(Only::Bodies),
+            )
+        },
         Kind {
             loaded: true,
             ..outage("foreign_502", "a proxy reaches nobody (502)", || proxy_says(502))
@@ -347,21 +362,11 @@ pub(crate) fn over_https() -> Vec<Kind> {
         some("doubled", "each request is executed twice", || {
             Rule::all(Fault::Doubled)
         }),
-        Kind {
-            outcome: Outcome {
-                store: EIO,
-                // A new size is sent with the content.
-                change: EIO,
-                waits: Waits::Nobody,
-                after: After::Written,
-                ..WORKS
-            },
-            ..some(
-                "expectation",
-                "each third request with a body: 417 of a proxy, before the body",
-                || Rule::each(3, Fault::Early(Canned::of_a_proxy(417))).only(Only::Bodies),
-            )
-        },
+        some(
+            "expectation",
+            "each third request with a body: 417 of a proxy, before the body",
+            || Rule::each(3, Fault::Early(Canned::of_a_proxy(417))).only(Only::Bodies),
+        ),
     ]
 }
 

@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use http::{StatusCode, header};
+use vsc_driver::buffer::Buffer;
 
 use super::call::Call;
 use super::outcome::Failed;
@@ -120,18 +121,7 @@ impl Container {
             Ok(()) => foreign(&self.account, response.status),
             Err(message) => Error::Malformed { message },
         };
-        let again = Again {
-            failed: Failed {
-                dest: response.dest,
-                ..Failed::from(error)
-            },
-            wait: Wait::Pause,
-            maybe_executed: true,
-            nobody: false,
-            by: By::Service,
-            costs: true,
-        };
-        (Attempt::Again(again), Said::Nothing)
+        (no_answer(error, response.dest, Wait::Pause), Said::Nothing)
     }
 
     /// An answer that is no success.
@@ -145,6 +135,17 @@ impl Container {
     ) -> (Attempt, Said) {
         let account = &*self.account;
         let status = response.status;
+        let asked = retry_after(&response.headers, known.server_time.unwrap_or(known.now));
+        let wait = asked.map_or(Wait::Pause, Wait::AtLeast);
+        if !known.of_the_service {
+            // Somebody on the way speaks of what he knows nothing of: his status is for the log only. (The
+            // service's front end gives no id, either, to what it takes for no request; from outside it is
+            // nobody else.)
+            return (
+                no_answer(foreign(account, status), response.dest, wait),
+                Said::Nothing,
+            );
+        }
         let (code, message) = refusal::code_and_message(&response);
         let error = refusal::error(
             account,
@@ -159,7 +160,6 @@ impl Container {
             &self.name,
             call.blob,
         );
-        let asked = retry_after(&response.headers, known.server_time.unwrap_or(known.now));
         let mut again = Again {
             failed: Failed {
                 error,
@@ -168,21 +168,12 @@ impl Container {
                 lost: None,
                 dest: response.dest,
             },
-            wait: asked.map_or(Wait::Pause, Wait::AtLeast),
+            wait,
             maybe_executed: false,
             nobody: false,
             by: By::Neither,
             costs: true,
         };
-        if !known.of_the_service && !is_of_the_front_end(status) {
-            if !matches!(status.as_u16(), 408 | 429 | 500..=599) {
-                // Somebody on the way speaks of what he knows nothing of.
-                again.failed.error = foreign(account, status);
-            }
-            again.maybe_executed = true;
-            again.by = By::Service;
-            return (Attempt::Again(again), Said::Nothing);
-        }
         match (status.as_u16(), again.failed.code.as_str()) {
             // Revoked or of an earlier key: worth one new token.
             (401, _) if account.signer.uses_tokens() && !once.rejected_token => {
@@ -245,12 +236,22 @@ fn unanswered(account: &Account, error: TransportError) -> Attempt {
     })
 }
 
-/// The service's front end turns some requests away before the service has seen them, and then without an
-/// id: those that are no HTTP, or too long. Asking again gives the same.
-fn is_of_the_front_end(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 400 | 411 | 413 | 414 | 417 | 431 | 505)
+/// An answer that is as good as none.
+fn no_answer(error: Error, dest: Option<Buffer>, wait: Wait) -> Attempt {
+    Attempt::Again(Again {
+        failed: Failed {
+            dest,
+            ..Failed::from(error)
+        },
+        wait,
+        maybe_executed: true,
+        nobody: false,
+        by: By::Service,
+        costs: true,
+    })
 }
 
+/// What somebody on the way has said.
 fn foreign(account: &Account, status: StatusCode) -> Error {
     Error::Unreachable {
         endpoint: account.endpoint(),

@@ -111,14 +111,52 @@ async fn no_status_of_a_proxy_is_believed() {
     assert!(error.contains("403") && error.contains("proxy"), "{error}");
 }
 
-/// What the front end turns away as no request at all is turned away again.
+/// Neither is one that a program would take for the last word: a size that is too large for good, a request
+/// that is none.
 #[tokio::test(start_paused = true)]
-async fn what_is_no_request_is_not_asked_again() {
-    for status in [400, 411, 413, 414, 431] {
+async fn no_status_of_a_proxy_is_final() {
+    for status in [
+        400, 401, 403, 405, 407, 408, 411, 413, 414, 417, 429, 431, 502, 505,
+    ] {
         let fake = Fake::default();
-        fake.will(stranger(status));
-        container(&fake).head("b", &Condition::none()).await.unwrap_err();
-        assert_eq!(fake.sent().len(), 1, "{status}");
+        let c = container(&fake);
+        let body = || Bytes::from_static(b"abc").into();
+        fake.will(stranger(status)).will(written());
+        c.put("b", body(), &PutOptions::default()).await.unwrap();
+        assert!(fake.nothing_left(), "{status}");
+    }
+}
+
+/// To the end: an unreachable service, and the error says who has answered what.
+#[tokio::test(start_paused = true)]
+async fn a_proxy_that_answers_for_ever_is_an_unreachable_service() {
+    macro_rules! strangers {
+        ($($status:literal),*) => { [$(($status, (|| stranger($status)) as fn() -> Step)),*] };
+    }
+    for (status, says) in strangers![
+        400, 403, 404, 407, 408, 411, 412, 413, 414, 416, 417, 429, 431, 502
+    ] {
+        let fake = Fake::default();
+        fake.always(says);
+        let c = container(&fake);
+        let begun = tokio::time::Instant::now();
+        let (any, plain) = (Condition::none(), PutOptions::default());
+        let put = c.put("b", Bytes::from_static(b"abc").into(), &plain);
+        let copy = c.copy("s", None, None, "t", None, &any);
+        let (put, copy, read) = tokio::join!(put, copy, get(&c, &any));
+        for error in [put.unwrap_err(), copy.unwrap_err(), read.unwrap_err()] {
+            assert!(matches!(error, Error::Unreachable { .. }), "{status}: {error}");
+            let text = error.to_string();
+            assert!(
+                text.contains(&status.to_string()) && text.contains("proxy"),
+                "{text}"
+            );
+        }
+        assert!(
+            begun.elapsed() > Duration::from_secs(10),
+            "{status} was tried for {:?}",
+            begun.elapsed()
+        );
     }
 }
 
