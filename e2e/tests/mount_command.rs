@@ -355,7 +355,7 @@ fn serve_some(
         }
         if answers > 0 && first.contains("include=permissions") {
             // As an account without a hierarchical namespace answers the question whether it has one.
-            let refusal = "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+            let refusal = "HTTP/1.1 400 Bad Request\r\nx-ms-request-id: 1\r\ncontent-length: 0\r\n\r\n";
             reader.get_mut().write_all(refusal.as_bytes()).unwrap();
             continue;
         }
