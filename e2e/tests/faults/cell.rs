@@ -214,6 +214,7 @@ fn run_at(kind: &Kind, site: &Site<'_>, seed: u64) -> Result<()> {
             .flatten()
             .map(|(name, _)| name.clone()),
     );
+    known.extend(left.iter().flat_map(|left| left.markers.iter().cloned()));
     let strange: Vec<String> = view
         .blobs()?
         .into_keys()
@@ -347,11 +348,11 @@ fn furnish<'a>(view: &ContainerView, kind: &Kind, steps: impl Iterator<Item = &'
         view.write(&name, bytes, &Metadata::new())?;
     }
     for step in steps {
-        let mut metadata = Metadata::new();
-        if step.is_of_a_folder() {
-            metadata.insert("hdi_isfolder".into(), "true".into());
-        }
         for (name, bytes) in step.blobs() {
+            let mut metadata = Metadata::new();
+            if step.is_folder(&name) {
+                metadata.insert("hdi_isfolder".into(), "true".into());
+            }
             view.write(&name, bytes, &metadata)?;
         }
     }

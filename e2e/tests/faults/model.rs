@@ -16,6 +16,8 @@ use crate::kinds::{Operation, Outcome};
 
 /// Sizes of files: one byte, around a page, several, more than the kernel writes at once.
 const SIZES: [usize; 4] = [1, 4097, 20_000, 150_000];
+/// Files in a folder that is renamed.
+const FILES_BELOW: u64 = 3;
 /// A folder that no step changes, and what is in it.
 pub(crate) const STILL: &str = "still";
 const STILL_FILES: usize = 5;
@@ -45,13 +47,15 @@ enum What {
     Rename,
     /// A rename onto another file.
     Replace,
+    /// A rename of a folder with files in it.
+    RenameFolder,
     Unlink,
     Mkdir,
     Rmdir,
     Chmod,
 }
 
-const ALL: [What; 17] = [
+const ALL: [What; 18] = [
     What::New,
     What::NewSynced,
     What::NewRead,
@@ -65,6 +69,7 @@ const ALL: [What; 17] = [
     What::List,
     What::Rename,
     What::Replace,
+    What::RenameFolder,
     What::Unlink,
     What::Mkdir,
     What::Rmdir,
@@ -89,11 +94,17 @@ pub(crate) struct Left {
     pub(crate) ways: Vec<Way>,
     /// Permissions that a file has.
     pub(crate) mode: Option<(String, u32)>,
+    /// Markers of folders, which may be there or not.
+    pub(crate) markers: Vec<String>,
 }
 
 impl Left {
     fn ways(ways: Vec<Way>) -> Self {
-        Self { ways, mode: None }
+        Self {
+            ways,
+            mode: None,
+            markers: vec![],
+        }
     }
 
     fn is(name: &str, content: Option<Vec<u8>>) -> Self {
@@ -146,6 +157,13 @@ impl Step {
         format!("{}-other", self.name())
     }
 
+    /// What it has in its folder.
+    fn below(&self) -> Vec<(String, Vec<u8>)> {
+        (0..FILES_BELOW)
+            .map(|n| (format!("f{n}"), self.bytes(10 + n)))
+            .collect()
+    }
+
     /// Bytes that are this step's own.
     fn bytes(&self, which: u64) -> Vec<u8> {
         let mut random = SmallRng::seed_from_u64(self.seed ^ ((self.number as u64) << 8) ^ which);
@@ -171,13 +189,20 @@ impl Step {
             What::New | What::NewSynced | What::NewRead | What::Unsent | What::List | What::Mkdir => vec![],
             What::Rmdir => vec![(self.name(), vec![])],
             What::Replace => vec![(self.name(), self.old()), (self.other_name(), self.bytes(3))],
+            What::RenameFolder => {
+                let below = self.below().into_iter();
+                below
+                    .map(|(file, bytes)| (format!("{}/{file}", self.name()), bytes))
+                    .chain([(self.name(), vec![])])
+                    .collect()
+            }
             _ => vec![(self.name(), self.old())],
         }
     }
 
-    /// Its blob is the marker of a folder.
-    pub(crate) fn is_of_a_folder(&self) -> bool {
-        self.what == What::Rmdir
+    /// A blob of its name is the marker of a folder.
+    pub(crate) fn is_folder(&self, blob: &str) -> bool {
+        matches!(self.what, What::Rmdir | What::RenameFolder) && blob == self.name()
     }
 
     /// What it opens while all is well.
@@ -318,6 +343,37 @@ impl Step {
                 match may(Operation::Change, fs::rename(&path, &other_path))? {
                     true => Left::ways(vec![done]),
                     false => Left::ways(vec![nothing, at_both, done]),
+                }
+            }
+            What::RenameFolder => {
+                let done = may(Operation::Change, fs::rename(&path, &other_path))?;
+                let mut moved = vec![(name.clone(), None), (other.clone(), Some(vec![]))];
+                let mut ways: Vec<Way> = vec![vec![]];
+                for (file, bytes) in self.below() {
+                    let (at, to) = (format!("{name}/{file}"), format!("{other}/{file}"));
+                    let [gone, there] = [None, Some(bytes)];
+                    moved.extend([(at.clone(), gone.clone()), (to.clone(), there.clone())]);
+                    // One that failed can have come half-way; each file has one of its names, or both.
+                    let names = [
+                        [(&at, &there), (&to, &gone)],
+                        [(&at, &there), (&to, &there)],
+                        [(&at, &gone), (&to, &there)],
+                    ];
+                    let each = |way: &Way| {
+                        let way = way.clone();
+                        names.map(|names| {
+                            let names = names.map(|(name, content)| (name.clone(), content.clone()));
+                            [way.clone(), names.to_vec()].concat()
+                        })
+                    };
+                    ways = ways.iter().flat_map(each).collect();
+                }
+                match done {
+                    true => Left::ways(vec![moved]),
+                    false => Left {
+                        markers: vec![name, other],
+                        ..Left::ways(ways)
+                    },
                 }
             }
             What::Unlink => match may(Operation::Change, fs::remove_file(&path))? {
