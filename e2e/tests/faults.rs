@@ -12,6 +12,8 @@
 mod cell;
 #[path = "faults/kinds.rs"]
 mod kinds;
+#[path = "faults/mapping.rs"]
+mod mapping;
 #[path = "faults/model.rs"]
 mod model;
 #[path = "faults/table.rs"]

@@ -22,7 +22,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use url::Url;
 
 use crate::kinds::{Kind, Means};
-use crate::model::{self, Left, Step, Way};
+use crate::model::{self, Left, Opened, Step, Way};
 
 /// Between two looks at what is to come.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -256,7 +256,7 @@ fn during(kind: &Kind, site: &Site<'_>, root: &Path, dealt: Vec<Vec<Step>>) -> R
 }
 
 /// Programs take their steps side by side, to their ends.
-fn programs(kind: &Kind, root: &Path, dealt: Vec<Vec<(Option<File>, Step)>>) -> Result<Vec<Left>> {
+fn programs(kind: &Kind, root: &Path, dealt: Vec<Vec<(Option<Opened>, Step)>>) -> Result<Vec<Left>> {
     let (sender, results) = channel();
     // Not scoped: one that hangs must not hold the test up, whose end lets it go.
     for steps in dealt {

@@ -13,6 +13,7 @@ use rand::seq::SliceRandom;
 use rand::{Rng, RngCore, SeedableRng};
 
 use crate::kinds::{Operation, Outcome};
+use crate::mapping::Mapping;
 
 /// Sizes of files: one byte, around a page, several, more than the kernel writes at once.
 const SIZES: [usize; 4] = [1, 4097, 20_000, 150_000];
@@ -36,6 +37,9 @@ enum What {
     Opened,
     /// The same with an fsync before the close.
     OpenedSynced,
+    /// A file that was mapped when all was well: its first half is written anew through the mapping, which is
+    /// synced.
+    Mapped,
     /// A file that was made when all was well, and not sent: written and closed.
     Unsent,
     /// A file of the service: some bytes are changed.
@@ -55,12 +59,13 @@ enum What {
     Chmod,
 }
 
-const ALL: [What; 18] = [
+const ALL: [What; 19] = [
     What::New,
     What::NewSynced,
     What::NewRead,
     What::Opened,
     What::OpenedSynced,
+    What::Mapped,
     What::Unsent,
     What::Overwrite,
     What::Append,
@@ -82,6 +87,13 @@ pub(crate) struct Step {
     what: What,
     number: usize,
     seed: u64,
+}
+
+/// What a step opened while all was well.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    file: File,
+    mapping: Option<Mapping>,
 }
 
 /// What the service has at some names; `None`: nothing.
@@ -206,19 +218,27 @@ impl Step {
     }
 
     /// What it opens while all is well.
-    pub(crate) fn open(&self, root: &Path) -> Result<Option<File>> {
+    pub(crate) fn open(&self, root: &Path) -> Result<Option<Opened>> {
         let path = root.join(self.name());
         let file = match self.what {
-            What::Opened | What::OpenedSynced => File::options().read(true).write(true).open(&path),
+            What::Opened | What::OpenedSynced | What::Mapped => {
+                File::options().read(true).write(true).open(&path)
+            }
             What::Unsent => File::create(&path),
             _ => return Ok(None),
         };
-        file.map(Some)
+        let opened = file.and_then(|file| {
+            let mapped = self.what == What::Mapped;
+            let mapping = mapped.then(|| Mapping::of(&file)).transpose()?;
+            Ok(Opened { file, mapping })
+        });
+        opened
+            .map(Some)
             .with_context(|| format!("opening {}", path.display()))
     }
 
     /// Takes the step; an error says what must not be.
-    pub(crate) fn take(&self, root: &Path, opened: Option<File>, outcome: &Outcome) -> Result<Left> {
+    pub(crate) fn take(&self, root: &Path, opened: Option<Opened>, outcome: &Outcome) -> Result<Left> {
         let (name, other) = (self.name(), self.other_name());
         let (path, other_path) = (root.join(&name), root.join(&other));
         let (old, new) = (self.old(), self.new_bytes());
@@ -261,14 +281,24 @@ impl Step {
                 Left::is(&name, Some(new))
             }
             What::Opened | What::OpenedSynced => {
-                let file = opened.context("opened before")?;
+                let file = opened.context("opened before")?.file;
                 let half = &new[..new.len().min(old.len()).div_ceil(2)];
                 may(Operation::Write, file.write_all_at(half, 0))?;
                 store(file, self.what == What::OpenedSynced)?;
                 Left::is(&name, Some([half, &old[half.len()..]].concat()))
             }
+            What::Mapped => {
+                let Opened { file, mapping } = opened.context("opened before")?;
+                let mut mapping = mapping.context("mapped before")?;
+                let half = &new[..new.len().min(old.len()).div_ceil(2)];
+                mapping.write(half);
+                may(Operation::Store, mapping.sync())?;
+                drop(mapping);
+                store(file, false)?;
+                Left::is(&name, Some([half, &old[half.len()..]].concat()))
+            }
             What::Unsent => {
-                let mut file = opened.context("made before")?;
+                let mut file = opened.context("made before")?.file;
                 may(Operation::Write, file.write_all(&new))?;
                 store(file, false)?;
                 Left::is(&name, Some(new))
