@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::graph::Graph;
 use crate::modules;
@@ -226,6 +227,37 @@ fn each_test_that_the_docs_name_is_there() {
         missing.extend(gone.map(|test| format!("{name}: there is no test {test}")));
     }
     none(&missing);
+}
+
+/// Patches that take a protection away are run by hand; that they fit is looked at each time.
+#[test]
+fn each_mutant_fits_the_sources() {
+    let mut offences = Vec::new();
+    for (patches, sources) in [
+        ("node-plugin/fs/tests/mutants", ""),
+        ("driver/kmod/test/mutants", "driver/kmod"),
+    ] {
+        let mut found = 0;
+        for entry in fs::read_dir(repository().join(patches)).unwrap() {
+            let patch = entry.unwrap().path();
+            if patch.extension().is_none_or(|extension| extension != "patch") {
+                continue;
+            }
+            found += 1;
+            let check = Command::new("git")
+                .args(["apply", "--check", &format!("--directory={sources}")])
+                .arg(&patch)
+                .current_dir(repository())
+                .output()
+                .unwrap();
+            if !check.status.success() {
+                let says = String::from_utf8_lossy(&check.stderr);
+                offences.push(format!("{}: {}", patch.display(), says.trim_end()));
+            }
+        }
+        assert!(found > 5, "{patches}: {found} patches");
+    }
+    none(&offences);
 }
 
 #[test]
