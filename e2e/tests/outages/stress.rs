@@ -1,6 +1,11 @@
 //! Many threads do what they like on one mount with little memory, while requests fail at random. Errors are
 //! allowed, those that say so. At the end what was acknowledged is there, nothing is held, and the process
 //! never had more memory than it may.
+//!
+//! What waits longest: an unlink or a rename of a file whose creation got no answer, until that cannot be
+//! executed any more (`client/late.rs`; half a minute, or `timeout`), and whoever works in its directory, as
+//! the kernel has one change of a directory at a time (seen in /proc/PID/task/TID/stack: the one in
+//! `request_wait_answer`, the others at the directory's lock). No lock is unfair.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -37,8 +42,10 @@ const WORDS: u64 = 3 * MIB / 8;
 const MARK: u64 = 0x57a1 << 48;
 /// Requests from one fault to the next: more of them would be an outage.
 const APART: std::ops::Range<u64> = 8..30;
-/// The longest that one operation may take, in the run that has time to measure it.
-const LONGEST: Duration = Duration::from_secs(60);
+/// The run of each day, and the longest that one operation may take in any: nothing is as slow as to wait for
+/// its end. Many times what [`FLAGS`] make of one wait, as several may follow each other in a directory.
+const SHORT: Duration = Duration::from_secs(30);
+const LONGEST: Duration = SHORT;
 
 /// Maps files of its own and changes them through the mapping, until it is told to end. A page that cannot be
 /// read ends a program, as everywhere.
@@ -385,7 +392,7 @@ fn maps(folder: &Path, end: &Path) -> Result<()> {
     Ok(())
 }
 
-fn stress(lasts: Duration, longest: Option<Duration>) -> Result<()> {
+fn stress(lasts: Duration) -> Result<()> {
     many_files()?;
     let backend = Backend::start(Kind::Embedded)?;
     let store = Arc::clone(backend.store().context("an embedded store")?);
@@ -510,9 +517,7 @@ fn stress(lasts: Duration, longest: Option<Duration>) -> Result<()> {
         BUDGET / MIB
     );
     ensure!(peak <= BUDGET + ALLOWANCE, "peak RSS of {} MiB", peak / MIB);
-    if let Some(most) = longest {
-        ensure!(worst.0 <= most, "{} took {:?}", worst.1, worst.0);
-    }
+    ensure!(worst.0 < LONGEST, "{} took {:?}", worst.1, worst.0);
     Ok(())
 }
 
@@ -542,11 +547,11 @@ fn tell(reports: &[Report]) {
 
 #[test]
 fn nothing_is_held_after_many_threads_and_faults() -> Result<()> {
-    stress(Duration::from_secs(30), None)
+    stress(SHORT)
 }
 
 #[test]
 #[ignore = "a quarter of an hour"]
 fn nothing_is_held_after_a_quarter_of_an_hour() -> Result<()> {
-    stress(Duration::from_secs(15 * 60), Some(LONGEST))
+    stress(Duration::from_secs(15 * 60))
 }

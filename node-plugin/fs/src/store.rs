@@ -42,6 +42,10 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     async fn set_metadata(&self, blob: &str, metadata: &Metadata, condition: &Condition) -> Result<Written>;
     /// See [`Container::delete`].
     async fn delete(&self, blob: &str, condition: &Condition) -> Result<()>;
+    /// See [`Container::wait_for_lost`]; by default nothing that was given up is executed later.
+    async fn wait_for_lost(&self, _blob: &str) -> Result<()> {
+        Ok(())
+    }
     /// See [`Container::copy`].
     async fn copy(
         &self,
@@ -108,6 +112,9 @@ impl Store for Container {
     }
     async fn delete(&self, blob: &str, condition: &Condition) -> Result<()> {
         Container::delete(self, blob, condition).await
+    }
+    async fn wait_for_lost(&self, blob: &str) -> Result<()> {
+        Container::wait_for_lost(self, blob).await
     }
     async fn copy(
         &self,

@@ -36,6 +36,8 @@ struct Lost {
     until: Instant,
     /// It makes the blob only where there is none.
     creates: bool,
+    /// How many were lost.
+    count: u32,
     /// The requests, for as long as a host may have them.
     requests: Vec<Uuid>,
 }
@@ -88,11 +90,54 @@ impl Late {
         let known = lost.entry(name).or_insert(Lost {
             until: now,
             creates: true,
+            count: 0,
             requests: Vec::new(),
         });
         known.until = now + LATEST;
+        known.count += 1;
         known.requests.push(request);
         known.creates &= kind == Kind::Creates;
+    }
+
+    /// What a creation that was lost has made is there. It makes nothing any more, if it was the only one.
+    pub(super) fn was_executed(&self, container: &str, blob: &str, transport: &dyn Transport) {
+        let name = (container.to_owned(), blob.to_owned());
+        let mut lost = self.lock();
+        let only = |lost: &Lost| {
+            lost.creates && lost.count == 1 && !lost.requests.iter().any(|request| transport.has(*request))
+        };
+        if lost.get(&name).is_some_and(only) {
+            lost.remove(&name);
+        }
+    }
+
+    /// Waits for what was lost so far of a blob, and of those below its name.
+    pub(super) async fn wait_for_lost(
+        &self,
+        container: &str,
+        blob: &str,
+        transport: &dyn Transport,
+        deadline: Instant,
+    ) -> Result<()> {
+        let (began, below) = (Instant::now(), format!("{blob}/"));
+        let until = {
+            let mut all = self.lock();
+            all.retain(|_, lost| !lost.is_over(began, transport));
+            let concerned = all
+                .iter()
+                .filter(|((at, name), _)| at == container && (name == blob || name.starts_with(&below)));
+            concerned.map(|(_, lost)| lost.until).max()
+        };
+        let Some(until) = until else {
+            return Ok(());
+        };
+        tokio::time::sleep_until(until.min(deadline)).await;
+        match until <= deadline {
+            true => Ok(()),
+            false => Err(Error::EarlierRequest {
+                waited: began.elapsed(),
+            }),
+        }
     }
 
     /// Waits until nothing that was lost can harm what this call does.

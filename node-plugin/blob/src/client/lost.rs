@@ -50,7 +50,7 @@ impl Container {
             && stored.content_length == body.len()
             && same_metadata(&stored.metadata, &options.metadata)
             && self.same_content(blob, &stored, body).await?;
-        settle(ours, stored, failed)
+        self.settled(blob, &options.condition, ours, stored, failed)
     }
 
     /// Put Block List was refused. Besides the condition, the staged blocks may be gone: the lost attempt has
@@ -81,7 +81,24 @@ impl Container {
                 .iter()
                 .map(|b| &b.id)
                 .eq(blocks.iter().map(block_id));
-        settle(ours, stored, failed)
+        self.settled(blob, &options.condition, ours, stored, failed)
+    }
+
+    /// The same as [`settle`], for what may have made the blob.
+    fn settled(
+        &self,
+        blob: &str,
+        condition: &Condition,
+        ours: bool,
+        stored: Properties,
+        failed: Failed,
+    ) -> Result<Written> {
+        let written = settle(ours, stored, failed)?;
+        if condition.if_absent {
+            let account = &self.account;
+            account.late.was_executed(&self.name, blob, &*account.transport);
+        }
+        Ok(written)
     }
 
     /// Set Blob Metadata was refused.

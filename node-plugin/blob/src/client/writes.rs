@@ -4,6 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::Method;
+use tokio::time::Instant;
 
 use super::call::Call;
 use super::keeping::refuse_customer_key;
@@ -126,6 +127,18 @@ impl Container {
             Ok(answer) => headers::written(&answer.response.headers),
             Err(failed) => self.lost_headers(blob, stored, failed).await,
         }
+    }
+
+    /// Waits for requests that got no answer and may be executed yet, where that would undo a deletion of
+    /// this blob or of one below its name: for callers that hold nothing yet that others wait for. The
+    /// deletion itself looks once more.
+    pub async fn wait_for_lost(&self, blob: &str) -> Result<()> {
+        let account = &*self.account;
+        let deadline = Instant::now() + self.deadline;
+        account
+            .late
+            .wait_for_lost(&self.name, blob, &*account.transport, deadline)
+            .await
     }
 
     /// Delete Blob. One that has snapshots stays: `SnapshotsPresent`.

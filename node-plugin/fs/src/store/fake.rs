@@ -69,6 +69,8 @@ pub struct FakeStore {
     gate: watch::Sender<bool>,
     /// Calls of this kind were executed, and their answers wait.
     held: watch::Sender<Option<Op>>,
+    /// Deletions wait: of what is deleted, requests that were lost may be executed yet.
+    unsettled: watch::Sender<bool>,
     /// One permit for each call that has come to the gate, or whose answer waits.
     arrived: Semaphore,
     /// Of calls that were answered.
@@ -81,6 +83,7 @@ impl Default for FakeStore {
             state: Mutex::default(),
             gate: watch::Sender::new(true),
             held: watch::Sender::new(None),
+            unsettled: watch::Sender::new(false),
             arrived: Semaphore::new(0),
             progress: Progress::default(),
         }
@@ -118,6 +121,11 @@ impl FakeStore {
             state.came_late.push((straggler.op, done));
         }
         std::mem::take(&mut state.came_late)
+    }
+
+    /// From now on, deletions wait for requests that were lost; or no longer.
+    pub fn unsettle(&self, unsettled: bool) {
+        self.unsettled.send_replace(unsettled);
     }
 
     /// Requests whose callers no longer wait, and that have not come to the service yet.

@@ -78,6 +78,24 @@ impl Tree {
         self.resolve(parent, name).await
     }
 
+    /// Before gates are taken: waits for requests that were lost and would bring back what is taken away, so
+    /// that nobody waits with it who only looks for names beside it. Of what was never stored nothing is
+    /// taken away.
+    pub(super) async fn wait_for_lost(&self, parent: NodeId, name: &str) -> Result<()> {
+        let (directory, node) = {
+            let table = self.table.lock();
+            (table.blob(parent), table.child(parent, name))
+        };
+        match directory {
+            Some(directory) if node.is_none_or(|node| !node.state().uncommitted()) => Ok(self
+                .env
+                .store
+                .wait_for_lost(&names::join(&directory, name))
+                .await?),
+            _ => Ok(()),
+        }
+    }
+
     /// True when the name leads to the node (still).
     pub(super) fn leads_to(&self, parent: NodeId, name: &str, node: &Node) -> bool {
         self.table
@@ -90,6 +108,7 @@ impl Tree {
     pub(crate) async fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<()> {
         self.writable()?;
         let name = self.name_in(parent, name)?;
+        self.wait_for_lost(parent, name).await?;
         let _gates = self.gates(parent).await?;
         let node = self.resolve(parent, name).await?;
         if node.kind == Kind::Directory {
@@ -312,6 +331,7 @@ impl Tree {
         self.writable()?;
         let name = self.name_in(parent, name)?;
         let id = self.resolve_ungated(parent, name).await?.id;
+        self.wait_for_lost(parent, name).await?;
         // Nothing may be made below while it is looked at.
         let _gates = self.gates_for(&[parent], &[id]).await?;
         let node = self.resolve(parent, name).await?;

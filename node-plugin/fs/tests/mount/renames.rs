@@ -564,6 +564,56 @@ fn nobody_waits_for_an_upload_below_a_folder_that_is_to_move() {
     assert_eq!(store.content("d/large"), None);
 }
 
+/// What is taken away while a request for it is lost waits until that cannot be executed any more. Nobody
+/// waits with it who looks at what is beside it, also in a folder that is to move.
+#[test]
+fn nobody_waits_with_what_waits_for_a_lost_request() {
+    let store = store();
+    for name in ["d/f", "d/g", "d/other", "d/empty/x"] {
+        store.foreign_put(name, "x", Metadata::new());
+    }
+    let m = Mount::with(&store, |config| {
+        // Each name is asked for.
+        config.entry_timeout = Duration::ZERO;
+        config.attr_timeout = Duration::ZERO;
+    });
+    fs::remove_file(m.path("d/empty/x")).unwrap();
+    // The kernel keeps a directory to itself that changes, but for names that it knows.
+    assert_eq!(fs::read(m.path("d/other")).unwrap(), b"x");
+    type Step<'a> = Box<dyn Fn() -> std::io::Result<()> + Send + Sync + 'a>;
+    let steps: [Step<'_>; 4] = [
+        Box::new(|| fs::remove_file(m.path("d/f"))),
+        Box::new(|| fs::rename(m.path("d/g"), m.path("h"))),
+        Box::new(|| fs::remove_dir(m.path("d/empty"))),
+        Box::new(|| fs::rename(m.path("d"), m.path("e"))),
+    ];
+    std::thread::scope(|scope| {
+        for step in &steps {
+            store.unsettle(true);
+            let waits = scope.spawn(step);
+            eventually("it waits", || unanswered(&m) >= 1);
+            let (told, read) = std::sync::mpsc::channel();
+            let other = m.path("d/other");
+            scope.spawn(move || told.send(fs::read(other)));
+            let read = read.recv_timeout(Duration::from_secs(30));
+            let waited = !waits.is_finished();
+            store.unsettle(false);
+            assert_eq!(read.expect("it waits with it").unwrap(), b"x");
+            assert!(waited);
+            waits.join().unwrap().unwrap();
+        }
+    });
+    drop(steps);
+    assert_eq!(fs::read(m.path("e/other")).unwrap(), b"x");
+    assert_eq!(store.content("h").unwrap(), &b"x"[..]);
+    let left = store.names();
+    assert!(
+        !left.iter().any(|name| name.split('/').next() == Some("d")),
+        "{left:?}"
+    );
+    m.end().unwrap();
+}
+
 /// What a rename is refused for in any case is told before anything is sent for it.
 #[test]
 fn what_a_rename_is_refused_for_is_told_before_anything_is_sent() {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::client::tests::container;
 use crate::transport::FailureKind;
-use crate::transport::fake::{Fake, answer, failure, refusal, written};
+use crate::transport::fake::{Fake, VERSION, answer, failure, refusal, written};
 use crate::types::{Condition, ETag, PutOptions};
 
 fn lost() -> crate::transport::fake::Step {
@@ -35,6 +35,53 @@ async fn a_deletion_waits_for_a_creation_that_was_lost() {
     c.delete("b", &version).await.unwrap();
     let sent = fake.sent();
     assert_eq!(sent[4].at, sent[3].at);
+}
+
+/// A creation whose answer was lost, and that is seen to have been executed, is executed no second time.
+#[tokio::test(start_paused = true)]
+async fn a_creation_that_was_executed_is_not_waited_for() {
+    let head = || answer(200, &[VERSION[0], VERSION[1], ("content-length", "0")], b"");
+    let version = Condition::matches(&ETag(VERSION[0].1.into()));
+    for attempts in [1, 2] {
+        let fake = Fake::default();
+        let c = container(&fake);
+        for _ in 0..attempts {
+            fake.will(lost());
+        }
+        fake.will(refusal(409, "BlobAlreadyExists"))
+            .will(head())
+            .will(answer(202, &[], b""));
+        c.put("b", Default::default(), &create()).await.unwrap();
+        let began = Instant::now();
+        c.delete("b", &version).await.unwrap();
+        // Of two, only one was.
+        assert_eq!(began.elapsed().is_zero(), attempts == 1, "{:?}", began.elapsed());
+    }
+}
+
+/// Who holds nothing yet waits for what he will delete, and for nothing else.
+#[tokio::test(start_paused = true)]
+async fn what_was_lost_of_a_name_can_be_waited_for_beforehand() {
+    let fake = Fake::default();
+    let c = container(&fake);
+    fake.will(lost()).will(written());
+    c.put("d/b", Default::default(), &create()).await.unwrap();
+    let began = Instant::now();
+    for other in ["d/b2", "d/c", "dd"] {
+        c.wait_for_lost(other).await.unwrap();
+    }
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    c.wait_for_lost("d").await.unwrap();
+    assert!(
+        began.elapsed() >= LATEST - Duration::from_secs(1),
+        "{:?}",
+        began.elapsed()
+    );
+    let began = Instant::now();
+    fake.will(answer(202, &[], b""));
+    c.wait_for_lost("d/b").await.unwrap();
+    c.delete("d/b", &Condition::none()).await.unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]

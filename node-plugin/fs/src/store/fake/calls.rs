@@ -92,6 +92,13 @@ impl FakeStore {
     }
 }
 
+impl FakeStore {
+    /// Waits until deletions need not wait for requests that were lost.
+    async fn settled(&self) {
+        let _ = self.unsettled.subscribe().wait_for(|unsettled| !*unsettled).await;
+    }
+}
+
 struct Running<'a>(&'a FakeStore);
 
 impl Drop for Running<'_> {
@@ -196,9 +203,15 @@ impl Store for FakeStore {
     }
 
     async fn delete(&self, blob: &str, condition: &Condition) -> Result<()> {
+        self.settled().await;
         let (blob, condition) = (blob.to_owned(), condition.clone());
         self.call(Op::Delete, move |service| service.delete(&blob, &condition))
             .await
+    }
+
+    async fn wait_for_lost(&self, _blob: &str) -> Result<()> {
+        self.settled().await;
+        Ok(())
     }
 
     async fn copy(

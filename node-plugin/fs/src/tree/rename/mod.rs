@@ -112,6 +112,7 @@ impl Tree {
                 })
                 .await;
         }
+        self.wait_for_lost(from.parent, from.name).await?;
         let _gates = self.gates_for(&[from.parent, to.parent], &moving).await?;
         // Both may have been something else before the gates were ours.
         if !self.leads_to(from.parent, from.name, &node) {
