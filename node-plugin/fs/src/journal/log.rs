@@ -127,14 +127,16 @@ impl Log {
         let mut position = self.position();
         self.file.write_all_at(&bytes, position.end)?;
         position.end += bytes.len() as u64;
-        if position.end - position.start > position.compact_at {
+        let run = position.end - position.start;
+        let compacted = if run > position.compact_at {
             // What it says is in memory meanwhile, and once more as the new run.
-            let run = position.end - position.start;
             position.count(2 * run);
-            self.compact(&mut position)?;
-        }
+            self.compact(&mut position)
+        } else {
+            Ok(())
+        };
         position.count(0);
-        Ok(())
+        compacted
     }
 
     /// Bytes of the run in force.
@@ -450,6 +452,29 @@ mod tests {
             etag: "e".to_owned(),
         });
         assert_eq!(file(), Default::default());
+    }
+
+    /// Also when it cannot be compacted: what that would have taken is given back.
+    #[test]
+    fn a_log_that_cannot_be_compacted_takes_no_more_than_it_has() {
+        let budget = Budget::new(32 << 20);
+        let mut log = Log::create().unwrap().charged(&budget);
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&log.file);
+        let unreadable = File::options().write(true).open(format!("/proc/self/fd/{fd}"));
+        log.file = unreadable.unwrap();
+        let record = Record::Node {
+            id: 1,
+            parent: 1,
+            name: "n".repeat(200),
+        };
+        let records = vec![record; 1000];
+        while log.append(&records).is_ok() {}
+        let counted = budget.usage().metadata as u64;
+        assert!(
+            (log.len()..=log.len() + CHARGED).contains(&counted),
+            "{counted} for {}",
+            log.len()
+        );
     }
 
     #[test]
