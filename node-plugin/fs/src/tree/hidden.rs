@@ -578,4 +578,20 @@ mod tests {
         tokio::time::sleep(RENEW + RENEWAL).await;
         assert_eq!(store.counters().of(Op::RenewLease), 80);
     }
+
+    /// The time that a round takes is no pause: the next one begins when it would have without.
+    #[tokio::test(start_paused = true)]
+    async fn a_round_that_takes_long_puts_the_next_one_off_no_further() {
+        let store = Arc::new(FakeStore::new());
+        let runtime = tokio::runtime::Handle::current();
+        let hidden = HiddenBlobs::new(store.clone(), runtime, String::new());
+        let many = 4 * RENEWED_AT_ONCE as u64 + 1;
+        for _ in 0..many {
+            hidden.reserve().await.unwrap();
+        }
+        store.set_delay(RENEWAL - Duration::from_secs(1));
+        // The first of them was renewed at once, and is again before its lease would end.
+        tokio::time::sleep(RENEW + Duration::from_secs(LEASE.into())).await;
+        assert!(store.counters().of(Op::RenewLease) > many);
+    }
 }
