@@ -328,7 +328,7 @@ impl Tree {
                 tokio::time::timeout(timeout, self.owed.round.lock()).await.ok()
             }
         };
-        self.discard_promised();
+        self.discard_owed();
         self.hidden.drained().await;
         committed
     }

@@ -192,13 +192,16 @@ impl Tree {
     }
 
     /// The volume ends: what its last commit could not send is lost, and the log names it.
-    pub(super) fn discard_promised(&self) {
+    pub(super) fn discard_owed(&self) {
         self.owed.lock().files.clear();
         let nodes = self.table.lock().nodes();
         for node in nodes {
             let owes = {
                 let state = node.state();
-                (state.promised && state.owes()).then(|| state.content.as_ref().map_or(0, |c| c.size()))
+                // Whether a close has promised it or not.
+                state
+                    .owes()
+                    .then(|| state.content.as_ref().map_or(0, |c| c.size()))
             };
             let Some(bytes) = owes else { continue };
             let blob = self.blob_of(node.id);

@@ -118,3 +118,22 @@ async fn a_file_that_is_refused_is_left_alone_for_a_while() {
     assert!(tree.send_owed().await);
     assert_eq!(store.content("f").unwrap(), &b"content"[..]);
 }
+
+/// What is lost with the end of a volume is told, whether a close has promised it or not.
+#[tokio::test(start_paused = true)]
+async fn the_end_tells_all_that_is_lost() {
+    let store = Arc::new(FakeStore::new());
+    let tree = tree(&store);
+    let owner = Owner { uid: 0, gid: 0 };
+    store.fail(Op::Put, Fault::Status(403, "AuthorizationFailure"), u64::MAX);
+    let (_, opened) = tree
+        .create(ROOT, OsStr::new("f"), 0o644, libc::O_WRONLY, owner)
+        .await
+        .unwrap();
+    let handle = tree.handle(opened.fh).unwrap();
+    tree.write(&handle, 0u64.into(), b"content", false).await.unwrap();
+    assert!(tree.release(opened.fh).await.is_err());
+    handle.node.state().promised = false;
+    assert!(tree.finish().await.is_err());
+    assert_eq!(tree.owing().lost, 1);
+}
