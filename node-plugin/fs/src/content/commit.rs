@@ -370,7 +370,7 @@ impl Core {
         state.told = Some(Arc::new(sent.given.clone()));
         state.charge_blocks(count);
         state.base_valid = sent.size.min(state.cut);
-        state.assured = sent.size;
+        (state.assured, state.given) = (sent.size, sent.size);
         state.version += 1;
         // Staged blocks that were not named are gone; there are none, because none are sent during a commit.
         state.staged.clear();

@@ -65,7 +65,7 @@ impl Core {
         let Assembled::Ready(data) = state.assemble(offset, end, &[]) else {
             return None;
         };
-        state.assured = state.assured.max(end);
+        state.gave(end);
         self.look_ahead(&mut state, reader, offset, end, false);
         Some(data)
     }
@@ -89,7 +89,7 @@ impl Core {
                 state.keep_pinned(&mut pinned, &mut pinned_version);
                 match state.assemble(offset, end, &pinned) {
                     Assembled::Ready(data) => {
-                        state.assured = state.assured.max(end);
+                        state.gave(end);
                         if !noted {
                             self.look_ahead(&mut state, reader, offset, end, false);
                         }
@@ -314,6 +314,23 @@ impl Core {
             issued = next;
         }
         streams.issued(offset, issued);
+    }
+
+    /// A small file is about to be changed: what is kept of it is sent again by the commit. Read now, its
+    /// bytes tell until then whether a new version has the same content.
+    pub(super) fn read_small(self: &Arc<Self>, state: &mut State, change: &Range<u64>) {
+        let Some(base) = &state.base else { return };
+        let all = 0..base.size;
+        let replaced = change.start == 0 && base.size <= change.end;
+        if !base.writable() || base.size > self.env.tuning.small_file || state.base_valid == 0 || replaced {
+            return;
+        }
+        if !state.flights.is_empty() || state.cache.missing(all.clone()).is_empty() {
+            return;
+        }
+        if let Some(permit) = self.env.budget.try_acquire(Kind::Cached, size_class(all.end)) {
+            self.start(state, all, Some(permit));
+        }
     }
 
     /// Starts a GET; its result goes to the cache even when nobody waits any more.

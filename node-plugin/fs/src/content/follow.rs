@@ -24,6 +24,8 @@ struct Found {
     relation: Relation,
     /// So many bytes from the beginning are known to be the same.
     proven: u64,
+    /// The rest is so by a digest that may have been only said of the old content.
+    said: bool,
     /// Its blocks, if they were asked for.
     blocks: Option<Vec<Block>>,
 }
@@ -73,7 +75,7 @@ impl Core {
                 break;
             }
             // Read or written meanwhile: more has to be proven than was.
-            if state.promised(base.size) > found.proven {
+            if state.to_prove(base.size, found.said) > found.proven {
                 now = Some(current);
                 continue;
             }
@@ -90,20 +92,21 @@ impl Core {
         base: &BaseVersion,
         now: &Properties,
     ) -> Result<Option<Found>, FileError> {
-        let found = |relation, proven, blocks| {
+        let found = |relation, proven| {
             Ok(Some(Found {
                 relation,
                 proven,
-                blocks,
+                said: false,
+                blocks: None,
             }))
         };
         if let Some(relation) = by_properties(base, now) {
-            return found(relation, base.size, None);
+            return found(relation, base.size);
         }
         let (mut proven, mut blocks) = (0, None);
-        let old = match &base.blocks {
-            Blocks::Known(old) => &old[..],
-            Blocks::Unknown | Blocks::Asked => &[],
+        let (old, known) = match &base.blocks {
+            Blocks::Known(old) => (&old[..], true),
+            Blocks::Unknown | Blocks::Asked => (&[][..], false),
         };
         let told = |content_md5, size, blocks| Told {
             size,
@@ -133,11 +136,18 @@ impl Core {
             );
             blocks = Some(list.committed);
         }
-        let needed = self.lock().promised(base.size);
+        // Nobody knows whether the old content was put in one piece. If it was not, its digest is what its
+        // writer said, perhaps of another content: that may take its place only as long as nobody has
+        // anything of the old one.
+        let said = !known && proven > 0;
+        if said {
+            proven = 0;
+        }
+        let needed = self.lock().to_prove(base.size, said);
         if proven < needed {
             match self.compare(blob, proven..needed, now).await? {
                 Some(true) => proven = needed,
-                Some(false) => return found(Relation::Replaced, 0, None),
+                Some(false) => return found(Relation::Replaced, 0),
                 None => return Ok(None),
             }
         }
@@ -145,7 +155,12 @@ impl Core {
             true => Relation::Same,
             false => Relation::Extended,
         };
-        found(relation, proven, blocks)
+        Ok(Some(Found {
+            relation,
+            proven,
+            said,
+            blocks,
+        }))
     }
 
     /// Whether the bytes of a range are what they were, if they are still in memory and no more than one
@@ -238,6 +253,26 @@ impl State {
         }
         self.charge_blocks(blocks.len());
         blocks
+    }
+
+    /// Somebody was given what is up to `end`.
+    pub(super) fn gave(&mut self, end: u64) {
+        self.assured = self.assured.max(end);
+        self.given = self.given.max(end);
+    }
+
+    /// So much of a base of `size` bytes has to be proven to be the same in a version that follows it.
+    /// `said`: a digest says that it is.
+    fn to_prove(&self, size: u64, said: bool) -> u64 {
+        if !said {
+            return self.promised(size);
+        }
+        // What was cut off is neither read nor sent any more.
+        let left = size.min(self.base_valid);
+        match self.is_dirty() && left > 0 && self.known_base(0..size).is_some() {
+            true => size,
+            false => self.given.min(left),
+        }
     }
 
     /// So much of a base of `size` bytes has to stay as it is.

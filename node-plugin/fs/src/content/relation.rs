@@ -58,7 +58,8 @@ pub(crate) struct Told<'a> {
 
 /// So many bytes at the beginning of two block blobs are told to be the same. A digest tells it only of what
 /// was put in one piece, of which the service makes it: that of a list of blocks is what its writer says, or
-/// says again of another content; and that of pages nobody makes anew.
+/// says again of another content; and that of pages nobody makes anew. Who does not know the blocks of one
+/// does not know that it has none.
 pub(crate) fn told_same(old: Told<'_>, new: Told<'_>) -> u64 {
     let one_piece = old.blocks.is_empty() && new.blocks.is_empty();
     let same_digest = old.content_md5.is_some() && old.content_md5 == new.content_md5;

@@ -60,6 +60,7 @@ impl Core {
         {
             let mut drafted = draft.lock();
             (drafted.base_valid, drafted.size, drafted.assured) = (base.size, base.size, base.size);
+            drafted.given = state.given;
             drafted.holes.clone_from(&state.holes);
             drafted.told.clone_from(&state.told);
             // Ids of blocks are of the one that sends them: the service is asked for those that are there.
@@ -97,7 +98,7 @@ impl Core {
         state.ids.reset();
         state.told = told;
         state.written = Some(written.clone());
-        state.assured = size;
+        (state.assured, state.given) = (size, size);
         state.version += 1;
         // What was read of the old version stays as it was.
         state.carried = Some((state.version, kept));

@@ -162,6 +162,8 @@ pub(crate) struct State {
     /// So much of the base was promised to somebody: the size at the last open, and what reads got since.
     /// What is behind that may change when the base follows the blob.
     pub(crate) assured: u64,
+    /// So much of the base somebody was given by a read, or has written.
+    pub(crate) given: u64,
     /// Handles that may write, at offsets that they took from the base.
     pub(crate) writers: u32,
     pub(crate) overlay: Overlay,
@@ -221,6 +223,7 @@ impl State {
             base_valid: size,
             size,
             assured: size,
+            given: 0,
             writers: 0,
             overlay: Overlay::default(),
             holes: Vec::new(),

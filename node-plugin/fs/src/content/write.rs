@@ -94,6 +94,7 @@ impl Core {
         if state.loses(range.clone()) {
             return Ok(Attempt::CommitFirst);
         }
+        let first = !state.is_dirty();
         let epoch = state.epoch;
         let log = &*self.env.log;
         if let Err(needs) = state
@@ -106,6 +107,9 @@ impl Core {
         state.size = state.size.max(range.end);
         self.register(&mut state);
         self.ask_for_blocks(&mut state);
+        if first {
+            self.read_small(&mut state, &range);
+        }
         self.stage_behind(&mut state, range);
         Ok(Attempt::Done)
     }

@@ -32,6 +32,12 @@ async fn make(world: &World, len: u64) -> Vec<u8> {
 async fn read_more(world: &World, file: &File) {
     let end = file.size().saturating_sub(1);
     file.read(&Reader::default(), end, 1).await.unwrap();
+    settled(file).await;
+    world.store.reset_counters();
+}
+
+/// Waits until what nobody waits for was asked.
+async fn settled(file: &File) {
     let known = || match &file.core.lock().base {
         Some(base) => !format!("{:?}", base.blocks).starts_with("Asked"),
         None => true,
@@ -39,7 +45,6 @@ async fn read_more(world: &World, file: &File) {
     while !known() || !file.core.lock().flights.is_empty() {
         tokio::task::yield_now().await;
     }
-    world.store.reset_counters();
 }
 
 #[tokio::test]
@@ -273,6 +278,90 @@ async fn another_content_that_looks_alike_is_another_content() {
         let commit = writer.commit(Metadata::new()).await;
         assert!(matches!(commit, Err(FileError::Stale)), "{len}: {commit:?}");
         assert_eq!(world.content(), vec![2; len]);
+    }
+}
+
+/// A tool that says a digest with Put Block List may say that of another content, and put that one later.
+#[tokio::test]
+async fn a_digest_that_was_only_said_makes_no_mixture() {
+    let blocks = |len: usize| -> Vec<(BlockId, Bytes)> {
+        (0..3u8)
+            .map(|n| (BlockId(vec![b'0', n]), Bytes::from(vec![1; len / 3])))
+            .collect()
+    };
+    let small = 3000;
+    for (len, first, writes) in [
+        (3 * MIB as usize, 10, false),
+        (small, 10, false),
+        (small, 10, true),
+        (small, 0, true),
+    ] {
+        let world = World::usual();
+        let other = vec![2; len];
+        world.store.foreign_put("file", other.clone(), Metadata::new());
+        let digest = world.store.properties("file").unwrap().content_md5;
+        assert!(digest.is_some());
+        world.store.foreign_blocks("file", blocks(len));
+        world.store.set_digest("file", digest.as_deref());
+        let file = world.open();
+        file.opened(writes);
+        assert_eq!(read(&file, 0, first).await, vec![1; first]);
+        if writes {
+            file.write(At::End, b"mine").await.unwrap();
+            settled(&file).await;
+        }
+        world.store.foreign_put("file", other.clone(), Metadata::new());
+        let case = format!("{len} {first} {writes}");
+        if writes {
+            let commit = file.commit(Metadata::new()).await;
+            assert!(matches!(commit, Err(FileError::Stale)), "{case}: {commit:?}");
+        } else {
+            let now = world.store.properties("file").unwrap();
+            let same = file.follow(now).await.unwrap();
+            assert!(!same, "{case}: a mixture");
+        }
+        assert_eq!(world.content(), other);
+    }
+    // What nobody was given may be of either.
+    let world = World::usual();
+    world.store.foreign_put("file", vec![2; small], Metadata::new());
+    let file = world.open();
+    file.opened(false);
+    world.store.foreign_metadata("file", &metadata(&[("mode", "640")]));
+    assert_eq!(read(&file, 0, small).await, vec![2; small]);
+}
+
+/// Whatever was read or written of it before: the file goes on.
+#[tokio::test]
+async fn a_change_of_attributes_of_a_small_file_disturbs_no_writer() {
+    for (before, early) in [("nothing", false), ("reads", false), ("cuts", false), ("nothing", true)] {
+        let world = World::usual();
+        let mut content = pattern(0, 5000);
+        world.store.foreign_put("file", content.clone(), Metadata::new());
+        let file = world.open();
+        file.opened(true);
+        let touch = || world.store.foreign_metadata("file", &metadata(&[("mode", "640")]));
+        match before {
+            "reads" => assert_eq!(read(&file, 0, 100).await, content[..100]),
+            "cuts" => {
+                file.truncate(0).await.unwrap();
+                content.clear();
+            }
+            _ => {}
+        }
+        if early {
+            touch();
+        }
+        file.write(At::End, b"line").await.unwrap();
+        content.extend_from_slice(b"line");
+        settled(&file).await;
+        if !early {
+            touch();
+        }
+        let stored = file.commit(Metadata::new()).await;
+        assert!(stored.is_ok(), "{before} {early}: {stored:?}");
+        assert_eq!(world.content(), content);
+        assert!(early || world.store.counters().of(Op::Get) <= 2, "{before}");
     }
 }
 
