@@ -37,7 +37,7 @@ fn is_folder(metadata: &Metadata) -> bool {
     metadata.contains_key(IS_FOLDER)
 }
 
-/// A copy that does not go on before it is told to.
+/// Copies that do not go on before they are told to.
 #[derive(Debug)]
 pub(crate) struct Held {
     target: String,
@@ -50,6 +50,12 @@ pub(crate) struct Held {
 impl Held {
     pub(crate) async fn reached(&self) {
         self.reached.notified().await;
+    }
+
+    /// Nobody waits here any more, for the copies or in them.
+    pub(crate) fn open(&self) {
+        self.reached.notify_one();
+        self.told.notify_one();
     }
 
     pub(crate) fn go_on(&self) {
@@ -75,7 +81,7 @@ impl Jitter {
         })
     }
 
-    /// The first copy to this name waits.
+    /// Copies to names that begin so wait.
     pub(crate) fn hold(&self, target: &str, gives_up: bool) -> Arc<Held> {
         let held = Held {
             target: target.to_owned(),
@@ -177,7 +183,7 @@ impl Store for Jitter {
         metadata: Option<&Metadata>,
         condition: &Condition,
     ) -> Result<Written> {
-        if let Some(held) = self.held.get().filter(|held| held.target == target) {
+        if let Some(held) = self.held.get().filter(|held| target.starts_with(&held.target)) {
             held.reached.notify_one();
             held.told.notified().await;
             if held.gives_up {

@@ -5,6 +5,7 @@
 mod client;
 pub(crate) mod jitter;
 mod oracle;
+mod renames;
 mod snapshot;
 mod steps;
 

@@ -327,20 +327,31 @@ async fn a_digest_that_was_only_said_makes_no_mixture() {
     world.store.foreign_put("file", vec![2; small], Metadata::new());
     let file = world.open();
     file.opened(false);
-    world.store.foreign_metadata("file", &metadata(&[("mode", "640")]));
+    world
+        .store
+        .foreign_metadata("file", &metadata(&[("mode", "640")]));
     assert_eq!(read(&file, 0, small).await, vec![2; small]);
 }
 
 /// Whatever was read or written of it before: the file goes on.
 #[tokio::test]
 async fn a_change_of_attributes_of_a_small_file_disturbs_no_writer() {
-    for (before, early) in [("nothing", false), ("reads", false), ("cuts", false), ("nothing", true)] {
+    for (before, early) in [
+        ("nothing", false),
+        ("reads", false),
+        ("cuts", false),
+        ("nothing", true),
+    ] {
         let world = World::usual();
         let mut content = pattern(0, 5000);
         world.store.foreign_put("file", content.clone(), Metadata::new());
         let file = world.open();
         file.opened(true);
-        let touch = || world.store.foreign_metadata("file", &metadata(&[("mode", "640")]));
+        let touch = || {
+            world
+                .store
+                .foreign_metadata("file", &metadata(&[("mode", "640")]))
+        };
         match before {
             "reads" => assert_eq!(read(&file, 0, 100).await, content[..100]),
             "cuts" => {

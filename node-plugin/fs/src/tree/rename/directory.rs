@@ -17,8 +17,9 @@
 //! new name at least. In both cases the same rename, by any mount, finds the note, knows by the ETag that it
 //! is the same directory, and goes on: it copies what is not there yet, and deletes. As the first one may be
 //! alive, only slow, the second makes what it finds its own, the claim first, by giving it a new version:
-//! that is not taken back. What somebody else wrote
-//! at a new name meanwhile (`proof.rs`) stays, as does what is at the old one, and the rename says ENOTEMPTY.
+//! that is not taken back; and so with what the first one copies meanwhile, as long as nobody else has taken
+//! the claim over in turn. So the last one to claim the name gets it. What somebody else wrote at a new name
+//! meanwhile (`proof.rs`) stays, as does what is at the old one, and the rename says ENOTEMPTY.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -64,6 +65,8 @@ pub(super) enum Copied {
     Skipped,
     /// Somebody else's blob is at the new name, and stays.
     Taken,
+    /// What is at the new name is not what it was when it was looked at.
+    Met,
     /// It may be there or not.
     Failed(Errno),
 }
@@ -77,7 +80,7 @@ impl Copied {
     }
 
     fn failed(&self) -> bool {
-        matches!(self, Self::Taken | Self::Failed(_))
+        matches!(self, Self::Taken | Self::Met | Self::Failed(_))
     }
 }
 
@@ -88,6 +91,15 @@ pub(super) struct Progress {
     /// Where the directory has no marker to copy: one that only claims the name.
     pub(super) claim: Option<Written>,
     pub(super) others: Vec<Copied>,
+}
+
+impl Progress {
+    /// The claim of the new name, in the version that was made.
+    pub(super) fn claim_at<'a>(&'a self, new_blob: &'a str) -> Option<(&'a str, &'a ETag)> {
+        let arrived = self.marker.arrived().map(|arrived| &arrived.written);
+        let written = arrived.or(self.claim.as_ref())?;
+        Some((new_blob, &written.etag))
+    }
 }
 
 /// What is at a blob's new name before it is copied.
@@ -149,7 +161,8 @@ impl Tree {
                 .map(|(name, at)| (name, There::Earlier(Box::new(at))))
                 .collect(),
         };
-        let progress = self.copy_all(&load, new_blob, &there).await;
+        let again = matches!(nth, Try::Again);
+        let progress = self.copy_all(&load, new_blob, &there, again).await;
         if let Copied::Gone = progress.marker {
             // Somebody else moves or removes the directory: what is left of it has to be looked at.
             return Ok(Moved::Again);
@@ -170,7 +183,6 @@ impl Tree {
             self.table.lock().distrust(node.id);
             deleted?;
         }
-        let again = matches!(nth, Try::Again);
         if let (Some(marker), Some(arrived)) = (&load.marker, progress.marker.arrived()) {
             // What was replaced was there for everybody, and so is what took its place, also with nothing in
             // it.
@@ -233,15 +245,21 @@ impl Tree {
         }
     }
 
-    /// Copies the marker, then everything else, until something fails.
-    async fn copy_all(&self, load: &Load, new_blob: &str, there: &HashMap<String, There>) -> Progress {
+    /// Copies the marker, then everything else, until something fails. `again`: where another try left off.
+    async fn copy_all(
+        &self,
+        load: &Load,
+        new_blob: &str,
+        there: &HashMap<String, There>,
+        again: bool,
+    ) -> Progress {
         let mut progress = Progress {
             marker: Copied::Skipped,
             claim: None,
             others: Vec::new(),
         };
         match &load.marker {
-            Some(marker) => progress.marker = self.copy_one(marker, there).await,
+            Some(marker) => progress.marker = self.copy_one(marker, there.get(&marker.to)).await,
             None => match self.claim(new_blob, there.get(new_blob)).await {
                 Ok(claim) => progress.claim = Some(claim),
                 Err(copied) => progress.marker = copied,
@@ -251,6 +269,7 @@ impl Tree {
             return progress;
         }
         let failed = AtomicBool::new(false);
+        let claim = progress.claim_at(new_blob).filter(|_| again);
         // Indices, as futures that borrow from a stream's items are not `Send` enough for a task.
         let all = &load.others;
         progress.others = stream::iter(0..all.len())
@@ -260,7 +279,7 @@ impl Tree {
                     if failed.load(Ordering::Relaxed) {
                         return Copied::Skipped;
                     }
-                    let copied = self.copy_one(&all[i], there).await;
+                    let copied = self.copy_beside(&all[i], there.get(&all[i].to), claim).await;
                     failed.fetch_or(copied.failed(), Ordering::Relaxed);
                     copied
                 }
@@ -312,8 +331,47 @@ impl Tree {
         renew_version(&*self.env.store, new_blob, &at.metadata, &at.etag).await
     }
 
-    async fn copy_one(&self, moving: &Moving, there: &HashMap<String, There>) -> Copied {
-        let condition = match there.get(&moving.to) {
+    /// Copies one blob. `claim`: of a move that goes on with an earlier try, which may still be at work: what
+    /// that has copied since is taken over as well, as long as nobody has taken over from this one. So the
+    /// last one to claim the name gets it.
+    async fn copy_beside(
+        &self,
+        moving: &Moving,
+        there: Option<&There>,
+        claim: Option<(&str, &ETag)>,
+    ) -> Copied {
+        let mut copied = self.copy_one(moving, there).await;
+        let Some(claim) = claim else { return copied };
+        for _ in 0..ATTEMPTS {
+            if !matches!(copied, Copied::Met) {
+                break;
+            }
+            match self.is_claimed(claim).await {
+                Ok(true) => {}
+                Ok(false) => return Copied::Taken,
+                Err(errno) => return Copied::Failed(errno),
+            }
+            let there = match self.env.store.head(&moving.to, &Condition::none()).await {
+                Ok(now) => Some(There::Earlier(Box::new(now))),
+                Err(Error::BlobNotFound { .. }) => None,
+                Err(error) => return Copied::Failed(error.into()),
+            };
+            copied = self.copy_one(moving, there.as_ref()).await;
+        }
+        copied
+    }
+
+    /// Whether this version of the claim of a name is still the one that is there.
+    pub(super) async fn is_claimed(&self, (name, version): (&str, &ETag)) -> Result<bool> {
+        match self.env.store.head(name, &Condition::matches(version)).await {
+            Ok(_) => Ok(true),
+            Err(Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn copy_one(&self, moving: &Moving, there: Option<&There>) -> Copied {
+        let condition = match there {
             None => Condition::absent(),
             Some(There::Empty(etag)) => Condition::matches(etag),
             Some(There::Earlier(at)) => {
@@ -350,7 +408,7 @@ impl Tree {
                             });
                         }
                         Ok(None) => Condition::absent(),
-                        Err(Error::ConditionNotMet { .. }) => return Copied::Taken,
+                        Err(Error::ConditionNotMet { .. }) => return Copied::Met,
                         Err(error) => return Copied::Failed(error.into()),
                     },
                 }
@@ -385,7 +443,7 @@ impl Tree {
                 Err(error) => return Copied::Failed(error.into()),
             }
             match self.env.store.head(&moving.from, &Condition::none()).await {
-                Ok(now) if now.etag == version => return Copied::Taken,
+                Ok(now) if now.etag == version => return Copied::Met,
                 Ok(now) => {
                     let mut moved = self.moved_metadata(&now);
                     // The note goes with the marker's new version.

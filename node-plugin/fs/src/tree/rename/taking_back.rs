@@ -28,10 +28,7 @@ impl Tree {
         before: Option<&Properties>,
     ) {
         let (all, silent) = (&load.others, &AtomicBool::new(false));
-        let claimed = progress.marker.arrived().map(|arrived| &arrived.written);
-        let claim = &claimed
-            .or(progress.claim.as_ref())
-            .map(|written| (new_blob, &written.etag));
+        let claim = &progress.claim_at(new_blob);
         let left = stream::iter(0..progress.others.len())
             .map(|i| while_answered(silent, self.take_back_one(&all[i], &progress.others[i], *claim)))
             .buffer_unordered(PARALLEL)
@@ -122,7 +119,7 @@ impl Tree {
         claim: Option<(&str, &ETag)>,
     ) -> Result<bool> {
         let etag = match copied {
-            Copied::Gone | Copied::Skipped | Copied::Taken => return Ok(true),
+            Copied::Gone | Copied::Skipped | Copied::Taken | Copied::Met => return Ok(true),
             Copied::Arrived(arrived) => arrived.written.etag.clone(),
             Copied::Failed(_) => match self.env.store.head(&moving.to, &Condition::none()).await {
                 Ok(now)
@@ -134,14 +131,10 @@ impl Tree {
                 {
                     // Who goes on with this move takes the claim over before he copies: what is there while
                     // the claim is still ours is none of his copies.
-                    if let Some((claimed, etag)) = claim {
-                        match self.env.store.head(claimed, &Condition::matches(etag)).await {
-                            Ok(_) => {}
-                            Err(Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }) => {
-                                return Ok(false);
-                            }
-                            Err(error) => return Err(error.into()),
-                        }
+                    if let Some(claim) = claim
+                        && !self.is_claimed(claim).await?
+                    {
+                        return Ok(false);
                     }
                     now.etag
                 }
