@@ -28,6 +28,8 @@ pub(crate) const MTIME: &str = "vsc_mtime";
 pub(crate) const CTIME: &str = "vsc_ctime";
 /// See the module.
 pub(crate) const TIMES_OF: &str = "vsc_times_of";
+/// Tells claims of one name from each other (`tree::rename`).
+pub(crate) const CLAIM: &str = "vsc_claim";
 
 /// What the service takes as metadata, names and values together, in bytes (REST: "Set Blob Metadata").
 pub(crate) const MAX_METADATA: usize = 8 * 1024;
@@ -173,11 +175,12 @@ fn is_of(text: &str, now: &Properties) -> Option<bool> {
     Some(now.last_modified <= latest)
 }
 
-/// The same metadata, whatever its times belong to.
+/// The same metadata, whatever its times belong to, and whoever claims the name with it.
 pub(crate) fn same(a: &Metadata, b: &Metadata) -> bool {
     let rest = |metadata: &Metadata| {
         let mut rest = metadata.clone();
         rest.remove(TIMES_OF);
+        rest.remove(CLAIM);
         rest
     };
     a == b || rest(a) == rest(b)

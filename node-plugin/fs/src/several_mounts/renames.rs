@@ -17,22 +17,29 @@ use crate::store::fake::FakeStore;
 const FILES: usize = 40;
 const SEEDS: u64 = 40;
 
+fn rename() -> Step {
+    Step::Rename {
+        from: "d".to_owned(),
+        to: "e".to_owned(),
+        replace: true,
+    }
+}
+
+fn folder() -> Metadata {
+    Metadata::from([(IS_FOLDER.to_owned(), "true".to_owned())])
+}
+
 /// One of them gets it, whatever the two meet of each other; the other one is refused, and nothing is left at
 /// the old name.
 #[tokio::test]
 async fn of_two_mounts_that_rename_a_directory_at_once_one_gets_it() {
-    let rename = Step::Rename {
-        from: "d".to_owned(),
-        to: "e".to_owned(),
-        replace: true,
-    };
+    let rename = rename();
     for seed in 0..SEEDS {
         for (marked, held) in [(false, false), (false, true), (true, false), (true, true)] {
             let store = Arc::new(FakeStore::new());
             let (budget, arena) = (Budget::new(32 << 20), Arena::new(64 << 20).unwrap());
             if marked {
-                let folder = [(IS_FOLDER.to_owned(), "true".to_owned())];
-                store.foreign_put("d", "", Metadata::from(folder));
+                store.foreign_put("d", "", folder());
             }
             let files: Vec<String> = (0..FILES).map(|n| format!("e/{n:03}")).collect();
             for name in &files {
@@ -84,5 +91,46 @@ async fn of_two_mounts_that_rename_a_directory_at_once_one_gets_it() {
                 "{case}"
             );
         }
+    }
+}
+
+/// Whoever claims a name can tell his marker from one that another mount makes at the same moment with the
+/// same attributes: also when the answer is lost, and all that tells is what the marker says.
+#[tokio::test]
+async fn no_two_claims_of_a_name_are_alike() {
+    let rename = rename();
+    for marked in [false, true] {
+        let mut claims = Vec::new();
+        for nth in 0..2 {
+            let store = Arc::new(FakeStore::new());
+            let (budget, arena) = (Budget::new(32 << 20), Arena::new(64 << 20).unwrap());
+            // A file of the directory's name is hidden by it, and there is no marker to copy.
+            let metadata = if marked { folder() } else { Metadata::new() };
+            store.foreign_put("d", "", metadata);
+            store.foreign_put("d/1", "content", Metadata::new());
+            let jitter = Jitter::new(Arc::clone(&store), nth, None);
+            let copy = jitter.hold("e/1", true);
+            let mut mount = client(jitter, true, &budget, &arena);
+            let (ended, ()) = futures::join!(mount.run(&rename), async {
+                copy.reached().await;
+                claims.push(store.properties("e").unwrap().metadata);
+                copy.go_on();
+            });
+            assert!(ended.is_err());
+            assert_eq!(store.properties("e"), None, "it is taken back");
+            // What it comes to does not say who claimed it.
+            let mut mount = client(Jitter::new(Arc::clone(&store), nth, None), true, &budget, &arena);
+            mount.run(&rename).await.unwrap();
+            let names = store.names();
+            let keys = names
+                .iter()
+                .flat_map(|name| store.properties(name).unwrap().metadata.into_keys());
+            assert!(
+                !keys
+                    .into_iter()
+                    .any(|key| key == "vsc_claim" || key == "vsc_moved_from")
+            );
+        }
+        assert_ne!(claims[0], claims[1], "marked: {marked}");
     }
 }

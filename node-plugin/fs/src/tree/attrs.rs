@@ -16,6 +16,7 @@
 //! | `hdi_isfolder` | `true`: directory marker (the field's convention) |
 //! | `is_symlink` | `true`: symbolic link, the content is its target (blobfuse2's convention) |
 //! | `vsc_moved_from` | on a directory that is being moved here: ETag of the marker at the old name |
+//! | `vsc_claim` | likewise: a random number, by which who claims the name knows his marker from another's |
 //!
 //! 1. Seconds since 1970, `.`, nanoseconds with nine digits.
 //! 2. Base64 of repeated (name length, 1 byte; name; value length, 2 bytes big-endian; value).
@@ -30,7 +31,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use blob_client::{Metadata, Properties};
 
-use crate::content::binding::{self, CTIME, Digest, MAX_METADATA, MTIME, TIMES_OF};
+use crate::content::binding::{self, CLAIM, CTIME, Digest, MAX_METADATA, MTIME, TIMES_OF};
 use crate::content::merge;
 use crate::errno::{Result, fail};
 
@@ -186,7 +187,7 @@ pub(crate) fn decode(metadata: &Metadata) -> (Kind, Attrs) {
                 None => false,
             },
             // A note about the blob at this place, not an attribute that goes where the blob goes.
-            MOVED_FROM => true,
+            MOVED_FROM | CLAIM => true,
             _ => false,
         };
         if !understood {
@@ -209,6 +210,25 @@ pub(crate) fn of(properties: &Properties) -> (Kind, Attrs) {
 pub(crate) fn merged(old: &Metadata, mine: &Metadata, theirs: &Metadata) -> Attrs {
     let attrs = decode(&merge(old, mine, theirs)).1;
     Attrs { ctime: None, ..attrs }
+}
+
+/// Makes this metadata that of a claim of its own: a marker of another mount with the same attributes, made
+/// at the same moment, is never taken for the one whose answer was lost.
+pub(crate) fn claim(metadata: &mut Metadata) {
+    let text = format!("{:016x}", rand::random::<u64>());
+    metadata.insert(CLAIM.to_owned(), text);
+}
+
+/// Whether both are of one claim, or of none.
+pub(crate) fn same_claim(a: &Metadata, b: &Metadata) -> bool {
+    a.get(CLAIM) == b.get(CLAIM)
+}
+
+/// Metadata of a directory without what a move notes in it.
+pub(crate) fn without_note(mut metadata: Metadata) -> Metadata {
+    metadata.remove(MOVED_FROM);
+    metadata.remove(CLAIM);
+    metadata
 }
 
 /// What the content of a version is, as far as its times go by it.

@@ -259,8 +259,7 @@ pub(crate) async fn clear(store: &dyn Store, prefix: &str, finding: &Finding) ->
             let condition = Condition::matches(etag);
             match store.head(marker, &condition).await {
                 Ok(properties) => {
-                    let mut metadata = properties.metadata;
-                    metadata.remove(attrs::MOVED_FROM);
+                    let metadata = attrs::without_note(properties.metadata);
                     store.set_metadata(marker, &metadata, &condition).await.map(drop)
                 }
                 Err(error) => Err(error),

@@ -25,7 +25,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use blob_client::{Body, Condition, ETag, Error, Metadata, Properties, PutOptions, StoredHeaders, Written};
+use blob_client::{Body, Condition, ETag, Error, Properties, PutOptions, StoredHeaders, Written};
 use futures::{StreamExt, stream};
 
 use super::load::{Load, Moving, Try};
@@ -296,7 +296,7 @@ impl Tree {
             None => Condition::absent(),
             Some(There::Empty(etag)) => Condition::matches(etag),
             // An earlier try came so far: that marker is the claim.
-            Some(There::Earlier(at)) => match self.take_over(new_blob, at).await {
+            Some(There::Earlier(at)) => match self.take_over(new_blob, at, true).await {
                 Ok(Some(written)) => return Ok(written),
                 Ok(None) => Condition::absent(),
                 Err(Error::ConditionNotMet { .. }) => return Err(Copied::Taken),
@@ -304,8 +304,10 @@ impl Tree {
             },
         };
         let metadata = attrs::encode(&attrs::Attrs::default(), Kind::Directory, &self.defaults);
+        let mut metadata = metadata.map_err(Copied::Failed)?;
+        attrs::claim(&mut metadata);
         let options = PutOptions {
-            metadata: metadata.map_err(Copied::Failed)?,
+            metadata,
             condition,
             stored: Some(StoredHeaders::default()),
             ..PutOptions::default()
@@ -327,8 +329,17 @@ impl Tree {
 
     /// What an earlier try copied, or claimed, becomes this one's: by a new version, as whoever made it may
     /// still be there, and takes back what has his version. `None` when he has.
-    async fn take_over(&self, new_blob: &str, at: &Properties) -> Result<Option<Written>, Error> {
-        renew_version(&*self.env.store, new_blob, &at.metadata, &at.etag).await
+    async fn take_over(
+        &self,
+        new_blob: &str,
+        at: &Properties,
+        claims: bool,
+    ) -> Result<Option<Written>, Error> {
+        let mut metadata = at.metadata.clone();
+        if claims {
+            attrs::claim(&mut metadata);
+        }
+        renew_version(&*self.env.store, new_blob, &metadata, &at.etag).await
     }
 
     /// Copies one blob. `claim`: of a move that goes on with an earlier try, which may still be at work: what
@@ -371,6 +382,7 @@ impl Tree {
     }
 
     async fn copy_one(&self, moving: &Moving, there: Option<&There>) -> Copied {
+        let claims = moving.metadata.contains_key(attrs::MOVED_FROM);
         let condition = match there {
             None => Condition::absent(),
             Some(There::Empty(etag)) => Condition::matches(etag),
@@ -399,7 +411,7 @@ impl Tree {
                 match arrived {
                     None => Condition::absent(),
                     Some(false) => Condition::matches(&at.etag),
-                    Some(true) => match self.take_over(&moving.to, at).await {
+                    Some(true) => match self.take_over(&moving.to, at, claims).await {
                         Ok(Some(written)) => {
                             return Copied::Arrived(Arrived {
                                 written,
@@ -447,8 +459,9 @@ impl Tree {
                 Ok(now) => {
                     let mut moved = self.moved_metadata(&now);
                     // The note goes with the marker's new version.
-                    if moving.metadata.contains_key(attrs::MOVED_FROM) {
+                    if claims {
                         moved.insert(attrs::MOVED_FROM.to_owned(), now.etag.0.clone());
+                        attrs::claim(&mut moved);
                     }
                     (version, metadata, stored) = (now.etag, Some(moved), Some(now.stored));
                 }
@@ -516,7 +529,7 @@ impl Tree {
             }
             return;
         }
-        let metadata = without_note(marker);
+        let metadata = attrs::without_note(marker.metadata.clone());
         match self
             .env
             .store
@@ -567,11 +580,4 @@ impl Tree {
             }
         }
     }
-}
-
-/// What a directory's marker carries after the move.
-fn without_note(marker: &Moving) -> Metadata {
-    let mut metadata = marker.metadata.clone();
-    metadata.remove(attrs::MOVED_FROM);
-    metadata
 }

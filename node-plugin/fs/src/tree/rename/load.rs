@@ -187,6 +187,7 @@ impl Tree {
     ) -> Result<(Option<Moving>, bool)> {
         let moving = |etag: ETag, modified: SystemTime, mut metadata: Metadata, stored: StoredHeaders| {
             metadata.insert(attrs::MOVED_FROM.to_owned(), etag.0.clone());
+            attrs::claim(&mut metadata);
             Some(Moving {
                 from: blob.to_owned(),
                 to: new_blob.to_owned(),

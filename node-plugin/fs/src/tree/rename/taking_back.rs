@@ -13,6 +13,7 @@ use super::silence::while_answered;
 use crate::content::binding::same;
 use crate::errno::Result;
 use crate::log_limit::limited;
+use crate::tree::attrs;
 use crate::tree::core::Tree;
 use crate::tree::node::{Marker, Node};
 
@@ -98,8 +99,8 @@ impl Tree {
             return Ok(true);
         }
         match self.env.store.head(&marker.to, &Condition::none()).await {
-            // The note names the very version of the old marker: it is this move's.
-            Ok(now) if now.etag != before.etag && same(&now.metadata, &marker.metadata) => {
+            // The note names the very version of the old marker, and nobody else's claim is this one.
+            Ok(now) if now.etag != before.etag && self.is_copy(&now, marker) => {
                 let (etag, last_modified) = (now.etag, now.last_modified);
                 let ours = Written { etag, last_modified };
                 self.restore_marker(&marker.to, &ours, before).await
@@ -108,6 +109,11 @@ impl Tree {
             Err(Error::BlobNotFound { .. }) => Ok(true),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// By its metadata, this is the copy that was asked for.
+    fn is_copy(&self, now: &Properties, moving: &Moving) -> bool {
+        same(&now.metadata, &moving.metadata) && attrs::same_claim(&now.metadata, &moving.metadata)
     }
 
     /// Deletes a copy that was made, or may have been. False when it is another's by now. `claim`: the marker
@@ -123,7 +129,7 @@ impl Tree {
             Copied::Arrived(arrived) => arrived.written.etag.clone(),
             Copied::Failed(_) => match self.env.store.head(&moving.to, &Condition::none()).await {
                 Ok(now)
-                    if same(&now.metadata, &moving.metadata)
+                    if self.is_copy(&now, moving)
                         && matches!(
                             self.proof(moving, &now).await?,
                             Proof::SameContent | Proof::OurCopy
