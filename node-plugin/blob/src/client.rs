@@ -307,6 +307,11 @@ pub struct Container {
 const NOBODY_AFTER: Duration = Duration::from_secs(2);
 
 impl Container {
+    /// What the service's clock shows, as far as its answers have told; else this machine's.
+    pub fn now(&self) -> SystemTime {
+        self.account.service_now().unwrap_or_else(SystemTime::now)
+    }
+
     /// Container name.
     pub fn name(&self) -> &str {
         &self.name

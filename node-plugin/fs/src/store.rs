@@ -3,6 +3,7 @@
 pub mod fake;
 
 use std::ops::Range;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use blob_client::{
@@ -70,6 +71,10 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     async fn acquire_container_lease(&self, seconds: u32) -> Result<String>;
     /// See [`Container::release_container_lease`].
     async fn release_container_lease(&self, lease: &str) -> Result<()>;
+    /// What the service's clock shows, as far as its answers have told; else this machine's.
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
     /// When what was asked got on last; by default nobody knows.
     fn progress(&self) -> Progress {
         Progress::default()
@@ -149,6 +154,9 @@ impl Store for Container {
     }
     async fn release_container_lease(&self, lease: &str) -> Result<()> {
         Container::release_container_lease(self, lease).await
+    }
+    fn now(&self) -> SystemTime {
+        Container::now(self)
     }
     fn progress(&self) -> Progress {
         Container::progress(self)

@@ -6,7 +6,7 @@
 //!
 //! `vsc_times_of` = `SIZE.MOMENT.DIGEST.OTHERS`
 //!
-//! the size of the content; when it was sent, in seconds since 1970 by the clock of who sent it; its
+//! the size of the content; when it was sent, in seconds since 1970 by the service's clock; its
 //! `Content-MD5`, `-` for a content of blocks, which has none, or nothing where it is not known; a hash of
 //! all other metadata. Where the digest proves the content the moment says nothing. Where it cannot, a
 //! version that the service dates much later is somebody else's.
@@ -34,9 +34,7 @@ pub(crate) const CLAIM: &str = "vsc_claim";
 /// What the service takes as metadata, names and values together, in bytes (REST: "Set Blob Metadata").
 pub(crate) const MAX_METADATA: usize = 8 * 1024;
 
-/// So much later than its sender's moment a version of ours may be by the service's clock: requests are
-/// repeated for minutes. A node whose clock is slower than that loses the times it stores with what has no
-/// digest.
+/// So much later than its moment a version of ours may be: requests are repeated for minutes.
 const LATEST: Duration = Duration::from_secs(20 * 60);
 
 /// Contents up to this are digested when they are sent.

@@ -1,7 +1,6 @@
 //! Making what was written a new version of the blob, guarded by the version it started from.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use blob_client::{Condition, Error, Metadata, PutOptions, Written};
 use tokio::time::Instant;
@@ -273,7 +272,7 @@ impl Core {
             Form::Whole(body) => Digest::of_whole(body, snapshot.size),
             Form::Blocks(_) => Digest::None,
         };
-        bind(&mut metadata, snapshot.size, digest, SystemTime::now());
+        bind(&mut metadata, snapshot.size, digest, self.env.store.now());
         let mut sent = Sent {
             form,
             metadata: metadata.clone(),

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use blob_client::{
@@ -223,5 +223,8 @@ impl Store for Jitter {
     }
     async fn release_container_lease(&self, lease: &str) -> Result<()> {
         turn!(self, self.store.release_container_lease(lease))
+    }
+    fn now(&self) -> SystemTime {
+        self.store.now()
     }
 }

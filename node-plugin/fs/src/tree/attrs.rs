@@ -253,9 +253,9 @@ impl ContentOf {
         }
     }
 
-    /// Metadata that is stored with this content now.
-    pub(crate) fn bound(self, mut metadata: Metadata) -> Metadata {
-        binding::bind(&mut metadata, self.size, self.digest, SystemTime::now());
+    /// Metadata that is stored with this content now, by the service's clock.
+    pub(crate) fn bound(self, mut metadata: Metadata, now: SystemTime) -> Metadata {
+        binding::bind(&mut metadata, self.size, self.digest, now);
         metadata
     }
 }

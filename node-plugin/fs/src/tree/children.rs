@@ -132,7 +132,8 @@ impl Tree {
             ctime: Some(now),
             ..attrs.clone()
         };
-        let metadata = of.bound(attrs::encode(&to_store, kind, &self.defaults)?);
+        let metadata = attrs::encode(&to_store, kind, &self.defaults)?;
+        let metadata = of.bound(metadata, self.env.store.now());
         let options = PutOptions {
             metadata,
             condition: Condition::absent(),

@@ -499,7 +499,7 @@ async fn clear_replaced(store: &dyn Store, blob: &str, name: &str, now: &Propert
     metadata.remove(REPLACED);
     if metadata.is_empty() {
         // None at all would be that of the copy.
-        metadata = ContentOf::of(now).bound(attrs::times_only(now.last_modified));
+        metadata = ContentOf::of(now).bound(attrs::times_only(now.last_modified), store.now());
     }
     if put_back(store, blob, (name, &metadata, &now.stored))
         .await?

@@ -243,7 +243,7 @@ impl Tree {
                 // Nobody asked for these: what does not fit is left out.
                 false => attrs::encode_fitting(&to_store, node.kind, &self.defaults)?,
             };
-            let metadata = of.bound(metadata);
+            let metadata = of.bound(metadata, self.env.store.now());
             let Some(etag) = etag else {
                 if node.kind != Kind::Directory {
                     // Lost its version (a failed commit): ask before writing anything.
@@ -400,7 +400,7 @@ impl Tree {
             ..attrs.clone()
         };
         let metadata = attrs::encode(&to_store, Kind::Directory, &self.defaults)?;
-        let metadata = ContentOf::EMPTY.bound(metadata);
+        let metadata = ContentOf::EMPTY.bound(metadata, self.env.store.now());
         let options = blob_client::PutOptions {
             metadata,
             condition: Condition::absent(),

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use blob_client::BlockId;
+use blob_fs::Store as _;
 use bytes::Bytes;
 
 use crate::common::*;
@@ -280,4 +281,29 @@ fn a_name_that_is_made_again_is_another_file_while_the_old_one_is_open() {
     store.foreign_put("f", "theirs", meta(&[]));
     let newer = File::open(m.path("f")).unwrap();
     assert!(!numbers.contains(&newer.metadata().unwrap().ino()));
+}
+
+/// The moment that a time is stored at is by the service's clock: this node's is an hour behind.
+#[test]
+fn a_time_outlives_a_clock_that_is_slow() {
+    let store = store();
+    let ahead = SystemTime::now() + Duration::from_secs(3600);
+    store.pass(ahead.duration_since(store.now()).unwrap());
+    let m = Mount::new(&store);
+    for (name, size) in [("small", 10), ("large", 20 << 20)] {
+        let mut file = File::create(m.path(name)).unwrap();
+        file.write_all(&vec![1; size]).unwrap();
+        file.set_times(FileTimes::new().set_modified(then())).unwrap();
+    }
+    drop(m);
+    let m = Mount::new(&store);
+    for name in ["small", "large"] {
+        assert_eq!(modified(&m.path(name)), then(), "{name}");
+    }
+    // Nor does a chmod, or another name, lose it.
+    fs::set_permissions(m.path("large"), Permissions::from_mode(0o600)).unwrap();
+    fs::rename(m.path("large"), m.path("moved")).unwrap();
+    drop(m);
+    let m = Mount::new(&store);
+    assert_eq!(modified(&m.path("moved")), then());
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use crate::auth::Credentials;
-use crate::client::Container;
 use crate::client::tests::{container, container_with};
+use crate::client::{Container, apart};
 use crate::error::Error;
 use crate::transport::FailureKind;
 use crate::transport::fake::{
@@ -330,6 +330,8 @@ async fn a_wrong_clock_is_corrected_by_the_services() {
         c.head("b", &Condition::none()).await.unwrap();
         c.head("b", &Condition::none()).await.unwrap();
         assert_eq!(fake.sent().len(), 4);
+        let by = apart(c.now(), theirs);
+        assert!(by < Duration::from_secs(60), "{by:?} from the service's");
     }
 }
 

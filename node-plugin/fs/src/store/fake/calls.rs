@@ -1,6 +1,7 @@
 //! The calls themselves: counted, held up, and executed with the fault that is due.
 
 use std::ops::Range;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use blob_client::{
@@ -302,6 +303,9 @@ impl Store for FakeStore {
         .await
     }
 
+    fn now(&self) -> SystemTime {
+        self.lock().service.now()
+    }
     fn progress(&self) -> Progress {
         self.progress.clone()
     }

@@ -200,11 +200,16 @@ impl Service {
         properties
     }
 
+    /// Its clock: each version is a second.
+    pub(super) fn now(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + self.version)
+    }
+
     fn written(&mut self) -> Written {
         self.version += 1;
         Written {
             etag: ETag(format!("\"0x{:016X}\"", self.version)),
-            last_modified: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + self.version),
+            last_modified: self.now(),
         }
     }
 

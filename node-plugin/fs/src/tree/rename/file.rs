@@ -352,7 +352,8 @@ impl Tree {
         };
         // Too much metadata to add to it: then the copy is as it was.
         let metadata = attrs::encode(&attrs, kind, &self.defaults);
-        ContentOf::of(properties).bound(metadata.unwrap_or_else(|_| properties.metadata.clone()))
+        let metadata = metadata.unwrap_or_else(|_| properties.metadata.clone());
+        ContentOf::of(properties).bound(metadata, self.env.store.now())
     }
 
     /// A node's blob was moved: its handles and what is known of it follow. `from`: the version that was

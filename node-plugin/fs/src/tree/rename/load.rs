@@ -216,7 +216,7 @@ impl Tree {
             }
             let attrs = node.state().attrs.clone();
             let metadata = attrs::encode(&attrs, Kind::Directory, &self.defaults)?;
-            let metadata = ContentOf::EMPTY.bound(metadata);
+            let metadata = ContentOf::EMPTY.bound(metadata, self.env.store.now());
             let options = PutOptions {
                 metadata: metadata.clone(),
                 condition: Condition::absent(),
