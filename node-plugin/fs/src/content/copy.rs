@@ -154,7 +154,8 @@ impl Core {
             let len = piece.end - piece.start;
             self.env.log.sent(&id);
             state.overlay.put(start..start + len, Content::Remote, epoch);
-            state.staged.insert(start, StagedBlock { id, len, done: true });
+            let (done, round) = (true, state.round);
+            state.staged.insert(start, StagedBlock { id, len, done, round });
         }
         state.size = state.size.max(target.end);
         self.register(&mut state);

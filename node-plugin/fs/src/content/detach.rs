@@ -87,6 +87,18 @@ impl Core {
         Ok(true)
     }
 
+    /// See [`super::File::attach`].
+    pub(crate) fn attach(self: &Arc<Self>) -> bool {
+        let mut state = self.lock();
+        if !matches!(state.place, Place::Detached { owed: true }) || state.is_superseded() {
+            return false;
+        }
+        state.place = Place::Named;
+        state.version += 1;
+        self.register(&mut state);
+        true
+    }
+
     async fn load(self: &Arc<Self>, ranges: Vec<Range<u64>>) -> Result<Vec<(u64, Slice)>, FileError> {
         let mut loaded = Vec::new();
         for range in ranges {

@@ -354,6 +354,12 @@ impl File {
         self.core.moved(blob, written);
     }
 
+    /// The blob was not deleted or replaced after [`File::detach`]: what was to be committed then still is, by
+    /// the version it was based on. False where nothing was: that content stays as it is.
+    pub fn attach(&self) -> bool {
+        self.core.attach()
+    }
+
     /// The blob could not be deleted after [`File::detach`]: what is in memory stays readable, writes and
     /// commits fail with [`FileError::Stale`].
     pub fn give_up(&self) {

@@ -10,7 +10,7 @@ use vsc_driver::buffer::Slice;
 
 use super::core::Core;
 use super::error::FileError;
-use super::state::{StagedBlock, Standing, State, Target, Turn, meets};
+use super::state::{Queued, StagedBlock, Standing, State, Target, Turn, meets};
 use crate::sync::spawn;
 
 impl Core {
@@ -44,9 +44,10 @@ impl Core {
             && !state
                 .to_stage
                 .iter()
-                .any(|r| r.start < range.end && range.start < r.end)
+                .any(|q| q.range.start < range.end && range.start < q.range.end)
         {
-            state.to_stage.push_back(range);
+            let round = state.round;
+            state.to_stage.push_back(Queued { range, round });
         }
     }
 
@@ -59,7 +60,8 @@ impl Core {
             let mut at = range.start;
             while at < range.end {
                 let end = self.layout.block_of(at).end.min(range.end);
-                state.to_stage.push_back(at..end);
+                let (range, round) = (at..end, state.round);
+                state.to_stage.push_back(Queued { range, round });
                 at = end;
             }
         }
@@ -77,9 +79,10 @@ impl Core {
         }
         if self.lock().unsent.take().is_some() {
             // What was refused is not sent all at once again.
-            self.stage_some(1).await;
-            if let Some((_, error)) = &self.lock().unsent {
-                return Err(error.clone());
+            let tried = self.stage_some(1).await;
+            match &self.lock().unsent {
+                Some((range, error)) if meets(&tried, range) => return Err(error.clone()),
+                _ => {}
             }
         }
         let wanted = self.stage_some(usize::MAX).await;
@@ -96,7 +99,7 @@ impl Core {
 
     /// Sends the first `most` of what is worth a block of its own; the ranges.
     async fn stage_some(self: &Arc<Self>, most: usize) -> Vec<Range<u64>> {
-        let wanted: Vec<Range<u64>> = {
+        let (wanted, round): (Vec<Range<u64>>, u64) = {
             let mut state = self.lock();
             let one_request = state.size <= self.env.tuning.block;
             let in_doubt = matches!(state.standing, Standing::InDoubt(_));
@@ -106,19 +109,21 @@ impl Core {
             self.queue_all(&mut state);
             if state.to_stage.len() > most {
                 let queue = std::mem::take(&mut state.to_stage);
-                let left = queue.into_iter().filter(|range| !state.is_staged(range));
+                let left = queue.into_iter().filter(|queued| !state.is_staged(&queued.range));
                 let left = left.take(most).collect();
                 state.to_stage = left;
             }
-            let wanted = state.to_stage.iter().cloned().collect();
+            let wanted = state.to_stage.iter().map(|queued| queued.range.clone());
+            let asked = (wanted.collect(), state.round);
+            state.round += 1;
             self.pump(&mut state);
-            wanted
+            asked
         };
         loop {
             let staged = self.staged.notified();
             tokio::pin!(staged);
             staged.as_mut().enable();
-            if !self.lock().stages(&wanted) {
+            if !self.lock().stages(&wanted, round) {
                 return wanted;
             }
             staged.await;
@@ -134,7 +139,7 @@ impl Core {
             state.to_stage.clear();
         }
         while state.staging < self.env.tuning.stage_parallel && state.turn != Turn::Committing {
-            let Some(range) = state.to_stage.pop_front() else {
+            let Some(Queued { range, round }) = state.to_stage.pop_front() else {
                 return;
             };
             // Changed since it was queued? Then the commit deals with it.
@@ -157,6 +162,7 @@ impl Core {
                     id: id.clone(),
                     len,
                     done,
+                    round,
                 },
             );
             state.staging += 1;

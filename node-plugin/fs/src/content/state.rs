@@ -49,6 +49,16 @@ pub(crate) struct StagedBlock {
     pub(crate) id: BlockId,
     pub(crate) len: u64,
     pub(crate) done: bool,
+    /// As of [`Queued`].
+    pub(crate) round: u64,
+}
+
+/// A range that waits for its turn to be staged.
+#[derive(Debug, Clone)]
+pub(crate) struct Queued {
+    pub(crate) range: Range<u64>,
+    /// When it was queued, by [`State::round`].
+    pub(crate) round: u64,
 }
 
 /// Where the content is kept.
@@ -174,7 +184,9 @@ pub(crate) struct State {
     /// Put Block requests on their way.
     pub(crate) staging: usize,
     /// Ranges that wait for a free slot to be staged.
-    pub(crate) to_stage: std::collections::VecDeque<Range<u64>>,
+    pub(crate) to_stage: std::collections::VecDeque<Queued>,
+    /// Goes up when somebody begins to wait for all that is queued by then.
+    pub(crate) round: u64,
     /// The last block could not be sent: which, and why.
     pub(crate) unsent: Option<(Range<u64>, FileError)>,
     /// Stamped on segments; a commit contains those up to its snapshot's.
@@ -230,6 +242,7 @@ impl State {
             staged: BTreeMap::new(),
             staging: 0,
             to_stage: std::collections::VecDeque::new(),
+            round: 0,
             unsent: None,
             epoch: 1,
             cut: u64::MAX,
@@ -298,13 +311,15 @@ impl State {
         }
     }
 
-    /// True while blocks of these ranges are on their way, or wait for their turn.
-    pub(crate) fn stages(&self, ranges: &[Range<u64>]) -> bool {
-        let on_their_way =
-            |(start, block): (&u64, &StagedBlock)| !block.done && meets(ranges, &(*start..start + block.len));
+    /// True while blocks of these ranges are on their way, or wait for their turn, that were queued up to a
+    /// round: what is written and queued since is no matter.
+    pub(crate) fn stages(&self, ranges: &[Range<u64>], round: u64) -> bool {
+        let waits = |queued: &Queued| queued.round <= round && meets(ranges, &queued.range);
+        let on_its_way = |(start, block): (&u64, &StagedBlock)| {
+            !block.done && block.round <= round && meets(ranges, &(*start..start + block.len))
+        };
         self.turn != Turn::Committing
-            && (self.to_stage.iter().any(|range| meets(ranges, range))
-                || self.staged.iter().any(on_their_way))
+            && (self.to_stage.iter().any(waits) || self.staged.iter().any(on_its_way))
     }
 
     /// True when a block that ends in or after a range holds some of it.

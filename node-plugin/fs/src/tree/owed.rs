@@ -125,6 +125,16 @@ impl Tree {
             let mut state = node.state();
             // What has no content any more was taken away while nobody had it open.
             let gone = committed.is_ok() && state.content.is_none();
+            if gone && state.promised && state.uncommitted() {
+                limited!(
+                    error,
+                    self.volume(),
+                    "what was written to a file that was closed is not stored: it could \
+                     not be replaced, and not be kept",
+                    node = node.id
+                );
+                self.owed.lock().lost += 1;
+            }
             if state.owes() && !gone && may_yet_succeed(&state, committed) {
                 return false;
             }

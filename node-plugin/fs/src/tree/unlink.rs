@@ -296,6 +296,8 @@ impl Tree {
     ) {
         match detached.content {
             How::Untouched => {}
+            // What was written to it is stored by its own commits yet.
+            How::InMemory(content) if back.is_none() && content.attach() => {}
             How::InMemory(content) => {
                 // What is written to it now would go nowhere: its writers are told, and the next open asks
                 // the service.

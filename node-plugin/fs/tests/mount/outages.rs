@@ -101,6 +101,60 @@ fn what_was_deleted_is_not_owed() {
     assert_eq!(store.content("kept").unwrap(), &b"content"[..]);
 }
 
+/// A file that is renamed onto it in vain takes nothing away from what is owed.
+#[test]
+fn a_rename_that_fails_takes_nothing_from_what_is_owed() {
+    for outage in OUTAGES {
+        let store = store();
+        let m = Mount::new(&store);
+        fs::write(m.path("other"), b"of the other").unwrap();
+        for op in [Op::Put, Op::Copy] {
+            store.fail(op, outage, 1_000_000);
+        }
+        let mut file = File::create(m.path("file")).unwrap();
+        file.write_all(b"content").unwrap();
+        drop(file);
+        eventually("it is known", || m.owing().files == 1);
+        assert!(fs::rename(m.path("other"), m.path("file")).is_err());
+        assert_eq!(m.owing().files, 1, "{outage:?}");
+        store.heal();
+        eventually("nothing is owed", || m.owing().files == 0);
+        assert_eq!(m.owing().lost, 0);
+        assert_eq!(store.content("file").unwrap(), &b"content"[..], "{outage:?}");
+        assert_eq!(
+            store.content("other").unwrap(),
+            &b"of the other"[..],
+            "{outage:?}"
+        );
+        m.end().unwrap();
+    }
+}
+
+/// Nor from who has it open, when nobody knows what has become of the file that was to replace it.
+#[test]
+fn a_rename_in_doubt_takes_nothing_from_who_writes_to_its_target() {
+    let store = store();
+    let m = Mount::new(&store);
+    let mut file = File::create(m.path("file")).unwrap();
+    let mut new = File::create(m.path("new")).unwrap();
+    for op in [Op::Put, Op::Head] {
+        store.fail(op, Fault::Lost, 1_000_000);
+    }
+    new.write_all(b"new").unwrap();
+    assert!(new.sync_all().is_err());
+    drop(new);
+    eventually("it is known", || m.owing().files == 1);
+    assert!(fs::rename(m.path("new"), m.path("file")).is_err());
+    store.heal();
+    file.write_all(b"content").unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    eventually("nothing is owed", || m.owing().files == 0);
+    assert_eq!(store.content("file").unwrap(), &b"content"[..]);
+    assert_eq!(store.content("new").unwrap(), &b"new"[..]);
+    m.end().unwrap();
+}
+
 /// Files that the service refuses for themselves do not hold up another one, nor at the end of the volume.
 #[test]
 fn files_that_are_refused_hold_up_no_other() {

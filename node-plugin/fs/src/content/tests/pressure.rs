@@ -395,3 +395,28 @@ async fn sending_ahead_ends_beside_a_writer() {
     assert!(!writer.is_finished());
     writer.abort();
 }
+
+/// Nor does somebody who writes the same again and again, faster than it is sent.
+#[tokio::test(start_paused = true)]
+async fn sending_ahead_ends_beside_somebody_who_rewrites() {
+    let world = World::usual();
+    let file = world.create();
+    file.write(0, &pattern(0, 40 << 20)).await.unwrap();
+    world.store.set_delay(Duration::from_secs(1));
+    let writer = {
+        let file = Arc::clone(&file);
+        tokio::spawn(async move {
+            for n in 0..1_000_000 {
+                let at = n % 40 * MIB;
+                file.write(at, &pattern(at, MIB as usize)).await.unwrap();
+                // It is quick, and takes its time.
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+    };
+    tokio::task::yield_now().await;
+    let ahead = tokio::time::timeout(Duration::from_secs(60), file.stage_ahead());
+    assert!(ahead.await.is_ok(), "it waits for the writer");
+    assert!(!writer.is_finished());
+    writer.abort();
+}

@@ -61,13 +61,14 @@ impl Tree {
             && uncommitted
             && !target_stored
         {
-            if let Some(target) = target {
-                self.detach_content(target, new_blob).await?;
-            }
             // Nothing is in the service: only the name of the first commit changes. (Unless memory was short,
             // and it is.)
             let _hold = content.hold().await?;
             if content.etag().is_none() {
+                // The last that can fail: what it replaces is as it was until then.
+                if let Some(target) = target {
+                    self.detach_content(target, new_blob).await?;
+                }
                 content.moved(new_blob.to_owned(), None);
                 return Ok(Moved::Done);
             }
