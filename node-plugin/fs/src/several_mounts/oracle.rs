@@ -194,7 +194,9 @@ impl Oracle {
         for (n, d) in done.iter().enumerate() {
             let elsewhere = |path: &str| {
                 let others = done.iter().enumerate().filter(|(m, _)| *m != n);
-                others.into_iter().any(|(_, other)| takes(&other.step, path))
+                others
+                    .into_iter()
+                    .any(|(_, other)| takes(before, &other.step, path))
             };
             match (&d.step, &d.shown) {
                 (Step::Write { path, content, .. }, Ok(_))
@@ -343,7 +345,7 @@ impl Oracle {
                 (nothing && go_on(before_of.clone()))
                     || (beside && copied(before_of, &this.step).is_some_and(go_on))
             }
-            (Ok(_), Err(_)) => false,
+            (Ok(_), Err(_)) => (!strict || beside) && now.unseen(&this.step).is_some_and(go_on),
             (Err(error), wanted) => {
                 // An open file has the version it was opened on, whatever its mount asks for; but what it is
                 // stored on is that version as long as its content is there.
@@ -448,7 +450,7 @@ fn moved_directory(before: &Snapshot, done: &Done) -> bool {
 }
 
 /// What it does may take away what is at the path, or what is above it.
-fn takes(step: &Step, path: &str) -> bool {
+fn takes(before: &Snapshot, step: &Step, path: &str) -> bool {
     let at = |other: &str| other == path || is_below(path, other);
     match step {
         Step::Write { path, .. }
@@ -458,7 +460,8 @@ fn takes(step: &Step, path: &str) -> bool {
         | Step::Rmdir { path }
         | Step::ForeignPut { path, .. }
         | Step::ForeignDelete { path } => at(path),
-        Step::Rename { from, .. } => at(from),
+        // A file takes the place of another one; a directory does not.
+        Step::Rename { from, to, .. } => at(from) || to == path && !before.is_dir(from),
         _ => false,
     }
 }

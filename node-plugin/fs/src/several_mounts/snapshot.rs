@@ -295,6 +295,20 @@ impl Snapshot {
         true
     }
 
+    /// A file is renamed to the name of a directory that has no marker: who has not seen what is below it
+    /// finds nothing there, and no condition of the service can tell.
+    pub(super) fn unseen(mut self, step: &Step) -> Option<Self> {
+        let Step::Rename { from, to, .. } = step else {
+            return None;
+        };
+        if self.is_dir(from) || !self.is_dir(to) || self.markers.contains_key(to) {
+            return None;
+        }
+        let file = self.files.remove(from)?;
+        self.files.insert(to.clone(), file);
+        Some(self)
+    }
+
     pub(super) fn mark(&mut self, path: &str) {
         let fresh = DirIs {
             mode: String::new(),
