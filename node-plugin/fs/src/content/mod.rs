@@ -354,8 +354,8 @@ impl File {
         self.core.moved(blob, written);
     }
 
-    /// The blob was not deleted or replaced after [`File::detach`]: what was to be committed then still is, by
-    /// the version it was based on. False where nothing was: that content stays as it is.
+    /// The blob was not deleted or replaced after [`File::detach`]: what was to be committed then still is,
+    /// by the version it was based on. False where nothing was: that content stays as it is.
     pub fn attach(&self) -> bool {
         self.core.attach()
     }

@@ -287,10 +287,18 @@ impl World {
             doubtful: true,
         }));
         let after = Snapshot::of(&self.store);
+        let mut came = false;
+        for (name, content, metadata) in self.store.made_late() {
+            let mut made = Snapshot::default();
+            made.add(name, &content, &metadata);
+            self.trace.push(format!("came late, and made: {made}"));
+            self.oracle.remember(&made);
+            came = true;
+        }
         self.trace
             .push(format!("    struck: {struck}, on their way: {pending}"));
         self.oracle
-            .explain(&before, &done, &after, on_their_way || pending || struck)
+            .explain(&before, &done, &after, on_their_way || pending || struck || came)
             .map_err(|why| {
                 let late: Vec<_> = self.late.iter().map(|step| format!("{step:?}")).collect();
                 let (strict, late) = (&strict, late.join(", "));

@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use blob_client::Metadata;
+
 use super::steps::Step;
 use crate::store::fake::FakeStore;
 
@@ -77,24 +79,28 @@ impl Snapshot {
     pub(super) fn of(store: &FakeStore) -> Self {
         let mut found = Self::default();
         for name in store.names() {
-            if name.starts_with(HIDDEN) {
-                continue;
-            }
-            let Some((content, properties)) = store.content(&name).zip(store.properties(&name)) else {
-                continue;
-            };
-            let text = |key: &str| properties.metadata.get(key).cloned().unwrap_or_default();
-            let mode = text(MODE);
-            if !text(IS_FOLDER).is_empty() {
-                let half_done = !text(MOVED_FROM).is_empty();
-                found.markers.insert(name, DirIs { mode, half_done });
-            } else {
-                let content = String::from_utf8_lossy(&content).into_owned();
-                let tag = text(TAG);
-                found.files.insert(name, FileIs { content, mode, tag });
+            if let Some((content, properties)) = store.content(&name).zip(store.properties(&name)) {
+                found.add(name, &content, &properties.metadata);
             }
         }
         found
+    }
+
+    /// Takes up a blob.
+    pub(super) fn add(&mut self, name: String, content: &[u8], metadata: &Metadata) {
+        if name.starts_with(HIDDEN) {
+            return;
+        }
+        let text = |key: &str| metadata.get(key).cloned().unwrap_or_default();
+        let mode = text(MODE);
+        if !text(IS_FOLDER).is_empty() {
+            let half_done = !text(MOVED_FROM).is_empty();
+            self.markers.insert(name, DirIs { mode, half_done });
+        } else {
+            let content = String::from_utf8_lossy(content).into_owned();
+            let tag = text(TAG);
+            self.files.insert(name, FileIs { content, mode, tag });
+        }
     }
 
     /// All directories but the root, with a marker or by what is below.

@@ -41,6 +41,8 @@ struct State {
     stragglers: Vec<Straggler>,
     /// Stragglers that came to the service, and whether it did what they ask.
     came_late: Vec<(Op, bool)>,
+    /// Blobs that stragglers made where there was none, as they made them.
+    made_late: Vec<(String, Bytes, Metadata)>,
     counters: Counters,
     running: u64,
     delay: Duration,
@@ -54,9 +56,21 @@ impl State {
         for straggler in &mut self.stragglers {
             straggler.after -= 1;
         }
+        self.straggle(due);
+    }
+
+    /// Stragglers are executed.
+    fn straggle(&mut self, due: Vec<Straggler>) {
         for straggler in due {
+            let before: Vec<String> = self.service.blobs.keys().cloned().collect();
             let done = (straggler.run)(&mut self.service);
             self.came_late.push((straggler.op, done));
+            for (name, blob) in &self.service.blobs {
+                if before.binary_search(name).is_err() {
+                    let metadata = blob.properties.metadata.clone();
+                    self.made_late.push((name.clone(), blob.data.clone(), metadata));
+                }
+            }
         }
     }
 }
@@ -116,11 +130,14 @@ impl FakeStore {
     /// and whether the service did what it asks.
     pub fn settle(&self) -> Vec<(Op, bool)> {
         let mut state = self.lock();
-        for straggler in std::mem::take(&mut state.stragglers) {
-            let done = (straggler.run)(&mut state.service);
-            state.came_late.push((straggler.op, done));
-        }
+        let due = std::mem::take(&mut state.stragglers);
+        state.straggle(due);
         std::mem::take(&mut state.came_late)
+    }
+
+    /// Blobs that stragglers have made where there was none since the last call, as they made them.
+    pub fn made_late(&self) -> Vec<(String, Bytes, Metadata)> {
+        std::mem::take(&mut self.lock().made_late)
     }
 
     /// From now on, deletions wait for requests that were lost; or no longer.
