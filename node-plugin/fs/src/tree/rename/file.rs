@@ -34,6 +34,8 @@ impl From<Error> for NotCopied {
 fn is_refusal(error: &Error) -> bool {
     match error {
         Error::Denied { .. } | Error::LeaseConflict { .. } | Error::ConditionNotMet { .. } => true,
+        // It was not sent.
+        Error::EarlierRequest { .. } => true,
         Error::Service { status, .. } => *status < 500,
         _ => false,
     }
