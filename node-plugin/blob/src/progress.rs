@@ -16,6 +16,8 @@ struct Latest {
     /// Milliseconds after `began`, and likewise below.
     any: AtomicU64,
     stored: AtomicU64,
+    /// Bytes that a call has sent at most, of those that stored nothing, since one did.
+    in_vain: AtomicU64,
 }
 
 impl Default for Progress {
@@ -24,6 +26,7 @@ impl Default for Progress {
             began: Instant::now(),
             any: AtomicU64::new(0),
             stored: AtomicU64::new(0),
+            in_vain: AtomicU64::new(0),
         }))
     }
 }
@@ -36,8 +39,20 @@ impl Progress {
             .fetch_max(millis_since(self.0.began), Ordering::Relaxed);
     }
 
-    /// The same of one that stores something.
+    /// The service has stored what was written, or takes it: what makes room for more.
     pub fn note_stored(&self) {
+        self.0.in_vain.store(0, Ordering::Relaxed);
+        self.note_storing();
+    }
+
+    /// A call is over that has sent so many bytes at most, and stored nothing: who sends as much again gets
+    /// no farther.
+    pub(crate) fn note_in_vain(&self, bytes: u64) {
+        self.0.in_vain.fetch_max(bytes, Ordering::Relaxed);
+    }
+
+    /// What is to be stored is on its way.
+    fn note_storing(&self) {
         self.note();
         self.0
             .stored
@@ -70,6 +85,8 @@ pub struct Moved {
     volume: Progress,
     /// Bytes that an earlier attempt has moved.
     before: u64,
+    /// Bytes that an earlier call has sent in vain.
+    in_vain: u64,
     began: Instant,
     /// An exchange that is over sooner is judged by its answer alone.
     long: Duration,
@@ -90,6 +107,7 @@ impl Moved {
         Self {
             volume: volume.clone(),
             before,
+            in_vain: volume.0.in_vain.load(Ordering::Relaxed),
             began: Instant::now(),
             long,
             bytes: AtomicU64::new(0),
@@ -99,8 +117,8 @@ impl Moved {
 
     /// So many bytes more were handed to the connection, or (0) the other side has acknowledged some.
     pub(crate) fn sent(&self, bytes: usize) {
-        if self.gets_on(bytes) {
-            self.volume.note_stored();
+        if self.gets_on(bytes) && self.bytes() > self.in_vain {
+            self.volume.note_storing();
         }
     }
 

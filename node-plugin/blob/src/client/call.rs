@@ -120,6 +120,12 @@ impl<'a> Call<'a> {
         self
     }
 
+    /// What it stores is data of a file: a change of names, of metadata or of a lease makes nobody room.
+    pub(super) fn stores(&self) -> bool {
+        let copies = self.headers.contains_key("x-ms-copy-source");
+        self.method == Method::PUT && (copies || !self.body.is_empty())
+    }
+
     /// Sending it twice is not the same as sending it once: only this client repeats it, and then looks what
     /// happened.
     pub(super) fn not_idempotent(mut self) -> Self {

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::Method;
 use rand::Rng as _;
 use tokio::time::Instant;
 use vsc_driver::buffer::{Arena, Buffer};
@@ -30,7 +29,18 @@ const LONG_EXCHANGE: u32 = 4;
 
 impl Container {
     /// Sends a call until it is answered for good or the deadline passes. Progress puts that off.
-    pub(super) async fn execute(&self, mut call: Call<'_>) -> Result<Answer, Failed> {
+    pub(super) async fn execute(&self, call: Call<'_>) -> Result<Answer, Failed> {
+        let mut sent = 0;
+        let stores = call.stores();
+        let answer = self.repeat(call, &mut sent).await;
+        if stores && answer.is_err() {
+            self.account.progress.note_in_vain(sent);
+        }
+        answer
+    }
+
+    /// `sent`: bytes that an attempt has moved at most.
+    async fn repeat(&self, mut call: Call<'_>, sent: &mut u64) -> Result<Answer, Failed> {
         if let Some(blob) = call.blob {
             names::check_blob(blob)?;
         }
@@ -52,7 +62,9 @@ impl Container {
             let attempted = match self.sign(&call, dated, room, tries.avoid, tries.deadline).await {
                 Ok(request) => {
                     id = request.id();
-                    match self.attempt(&call, request, dated, &mut tries).await {
+                    let attempted = self.attempt(&call, request, dated, &mut tries).await;
+                    *sent = tries.moved;
+                    match attempted {
                         Some(attempted) => attempted,
                         None => return Err(tries.end(earlier.unwrap_or_else(|| tries.too_late()))),
                     }
@@ -123,9 +135,9 @@ impl Container {
         tries.learn(&moved);
         match said {
             Said::Well => {
-                match call.method {
-                    Method::GET | Method::HEAD => account.progress.note(),
-                    _ => account.progress.note_stored(),
+                match attempted {
+                    Attempt::Done(_) if call.stores() => account.progress.note_stored(),
+                    _ => account.progress.note(),
                 }
                 turn.well();
             }

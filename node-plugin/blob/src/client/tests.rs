@@ -706,3 +706,42 @@ fn endpoints_and_names_are_checked() {
     let c = client("https://host", Credentials::Anonymous).unwrap();
     assert!(c.container("Bad_Name").is_err());
 }
+
+/// Who waits for room waits while what is written is stored; an answer that stores none of that is no reason.
+#[tokio::test(start_paused = true)]
+async fn only_what_is_stored_is_progress_of_storing() {
+    let fake = Fake::default();
+    let c = container(&fake);
+    let second = std::time::Duration::from_secs(1);
+    let stored = c.progress().latest_stored();
+    for (status, code) in [
+        (403, "AuthorizationFailure"),
+        (409, "BlobImmutableDueToPolicy"),
+        (412, "LeaseIdMissing"),
+        (507, "AccountLimit"),
+    ] {
+        tokio::time::advance(second).await;
+        fake.will(refusal(status, code));
+        put(&c, Condition::none()).await.unwrap_err();
+        assert_eq!(c.progress().latest_stored(), stored, "{status}");
+        assert!(c.progress().latest() > Instant::now() - second, "{status}");
+    }
+    tokio::time::advance(second).await;
+    fake.will(written());
+    c.set_metadata("b", &Metadata::new(), &Condition::none())
+        .await
+        .unwrap();
+    fake.will(answer(202, &[], b""));
+    c.delete("b", &Condition::none()).await.unwrap();
+    fake.will(answer(200, &VERSION, b""));
+    c.renew_lease("b", "lease").await.unwrap();
+    // An empty file.
+    fake.will(written());
+    c.put("b", Default::default(), &PutOptions::default())
+        .await
+        .unwrap();
+    assert_eq!(c.progress().latest_stored(), stored);
+    fake.will(written());
+    put(&c, Condition::none()).await.unwrap();
+    assert!(c.progress().latest_stored() > stored);
+}

@@ -17,6 +17,8 @@ pub(crate) enum Relief {
     Freed,
     /// Data is being sent; memory can be freed later.
     Working,
+    /// It was refused a moment ago: not to be tried yet.
+    Resting,
     /// There is data that could be sent.
     Idle,
 }

@@ -1,6 +1,6 @@
 //! Writers that wait for room, and the dirty data that is sent to make it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -82,6 +82,7 @@ impl Budget {
         let mut holders = std::mem::take(&mut self.lock().dirty);
         let mut keep = VecDeque::with_capacity(holders.len());
         let mut working: HashMap<usize, usize> = HashMap::new();
+        let mut refused = HashSet::new();
         let mut idle = Vec::new();
         let mut enough = false;
         while let Some(weak) = holders.pop_front() {
@@ -95,6 +96,7 @@ impl Budget {
                 Relief::Nothing => continue,
                 Relief::Freed => enough = !self.is_full(Kind::Dirty, bytes, share),
                 Relief::Working => *working.entry(volume).or_default() += 1,
+                Relief::Resting => drop(refused.insert(volume)),
                 Relief::Idle => idle.push(holder),
             }
             keep.push_back(weak);
@@ -105,8 +107,15 @@ impl Budget {
         keep.extend(holders);
         let mut started = Vec::new();
         for holder in idle.into_iter().filter(|_| !enough) {
-            let working = working.entry(holder.volume()).or_default();
-            if *working < RELIEF_PARALLEL {
+            let volume = holder.volume();
+            let working = working.entry(volume).or_default();
+            // The others are likely to fare no better.
+            let most = if refused.contains(&volume) {
+                1
+            } else {
+                RELIEF_PARALLEL
+            };
+            if *working < most {
                 *working += 1;
                 Arc::clone(&holder).relieve(true);
                 started.push(holder);

@@ -116,8 +116,8 @@ impl Core {
     pub(crate) async fn take_shelter(self: &Arc<Self>, refuge: Arc<dyn Refuge>) {
         let made = refuge.make().await;
         let mut state = self.lock();
-        state.relief_over();
         let failed = made.is_err();
+        state.relief_over(failed.then(|| self.rest()));
         let reported = std::mem::replace(&mut state.relief_failed, failed);
         match made {
             Ok(shelter) if matches!(state.place, Place::Detached { .. }) && !state.is_superseded() => {

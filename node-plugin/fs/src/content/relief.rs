@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blob_client::BlockId;
+use tokio::time::Instant;
 
 use super::core::Core;
 use super::overlay::Content;
@@ -33,11 +35,20 @@ impl Relieve for Core {
 }
 
 impl State {
-    /// The task that made room has ended.
-    pub(super) fn relief_over(&mut self) {
+    /// The task that was to make room has ended; if it could not, the next one begins after a pause.
+    pub(super) fn relief_over(&mut self, pause: Option<Duration>) {
         if self.relieving == Relieving::UnderWay {
-            self.relieving = Relieving::Offered;
+            self.relieving = match pause {
+                Some(pause) => Relieving::Resting(Instant::now() + pause),
+                None => Relieving::Offered,
+            };
         }
+    }
+
+    /// What was refused is not sent again and again while somebody waits for room.
+    fn rests(&self) -> bool {
+        let refused = self.unsent.is_some() || self.relief_failed;
+        refused && matches!(self.relieving, Relieving::Resting(until) if Instant::now() < until)
     }
 
     /// What was not sent never will be.
@@ -51,6 +62,12 @@ impl State {
 }
 
 impl Core {
+    /// How long what was refused is not sent again to make room: less than a writer waits for a volume that
+    /// is known to be stuck, who is to see that it no longer is.
+    pub(super) fn rest(&self) -> Duration {
+        self.env.patience.again() / 2
+    }
+
     /// A file with a blob: what is in the service goes from memory, else something is sent.
     fn relieve_blob(self: &Arc<Self>, state: &mut State, start: bool) -> Relief {
         if !state.is_dirty() {
@@ -66,10 +83,23 @@ impl Core {
         if state.turn == Turn::Committing || state.relieving == Relieving::UnderWay || state.staging > 0 {
             return Relief::Working;
         }
+        if state.rests() {
+            return Relief::Resting;
+        }
         if !start {
             return Relief::Idle;
         }
         self.queue_all(state);
+        if state.unsent.is_some() {
+            // Neither is all of it sent to see whether it is still refused.
+            let queue = std::mem::take(&mut state.to_stage);
+            state.to_stage = queue
+                .into_iter()
+                .find(|queued| !state.is_staged(&queued.range))
+                .into_iter()
+                .collect();
+            state.relieving = Relieving::Resting(Instant::now() + self.rest());
+        }
         self.pump(state);
         if state.staging > 0 {
             return Relief::Working;
@@ -81,7 +111,7 @@ impl Core {
         spawn(&self.env.runtime, async move {
             let sent = core.commit(None).await;
             let mut state = core.lock();
-            state.relief_over();
+            state.relief_over(sent.is_err().then(|| core.rest()));
             let reported = std::mem::replace(&mut state.relief_failed, sent.is_err());
             // It is tried again twice a second while a writer waits: once is enough to read.
             if let (Err(error), false) = (sent, reported) {
@@ -135,6 +165,9 @@ impl Core {
         };
         if state.relieving == Relieving::UnderWay {
             return Relief::Working;
+        }
+        if state.rests() {
+            return Relief::Resting;
         }
         if !start {
             return Relief::Idle;

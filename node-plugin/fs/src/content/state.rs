@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use blob_client::{Block, BlockId, Metadata, StageOptions, StoredHeaders, Written};
+use tokio::time::Instant;
 
 use super::base::{Base, BaseVersion};
 use super::error::FileError;
@@ -110,6 +111,8 @@ pub(crate) enum Relieving {
     Offered,
     /// The same, and it is being sent to make room.
     UnderWay,
+    /// The same; if that fails, it is not tried again before.
+    Resting(Instant),
 }
 
 /// Metadata of the next commit.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use blob_client::{Metadata, Patience};
-use blob_fs::store::fake::Op;
+use blob_fs::store::fake::{FakeStore, Fault, Op};
 
 use crate::common::*;
 use crate::store;
@@ -85,6 +85,46 @@ fn writers_for_which_no_room_comes_are_told() {
     });
     drop(files);
     m.end().unwrap();
+}
+
+struct Heal<'a>(&'a FakeStore);
+
+impl Drop for Heal<'_> {
+    fn drop(&mut self) {
+        self.0.heal();
+    }
+}
+
+/// A service that refuses each block and each file makes no room: who waits for some is told. Once it takes
+/// them again, so does the volume.
+#[test]
+fn a_writer_for_which_the_service_makes_no_room_is_told() {
+    let store = store();
+    let resources = resources_of(32 * MIB);
+    let m = Mount::on(&resources, &store, |config| {
+        config.timeout = Patience::of(Duration::from_secs(1));
+    });
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).custom_flags(libc::O_DIRECT);
+    let file = options.open(m.path("file")).unwrap();
+    let data = vec![7; MIB];
+    let refused = Fault::Status(403, "AuthorizationFailure");
+    store.fail(Op::Put, refused, u64::MAX);
+    store.fail(Op::Stage, refused, u64::MAX);
+    let told = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        // Also when this fails.
+        let _healed = Heal(&store);
+        scope.spawn(|| {
+            let refused = (0..64).find_map(|n| file.write_at(&data, n * MIB as u64).err());
+            assert_eq!(refused.unwrap().raw_os_error(), Some(libc::EIO));
+            told.fetch_add(1, Ordering::Relaxed);
+        });
+        eventually("the writer is told", || told.load(Ordering::Relaxed) == 1);
+    });
+    let stored = || file.write_all_at(&data, 0).and_then(|()| file.sync_all());
+    eventually("there is room", || stored().is_ok());
+    assert_eq!(store.content("file").unwrap()[..MIB], data);
 }
 
 /// A move of many files over a slow service takes many times the timeout, and nobody gives it up.

@@ -208,3 +208,22 @@ async fn what_is_moved_again_and_again_does_not_keep_a_call_alive() {
     assert!(began.elapsed() <= longest, "{:?}", began.elapsed());
     assert!(container.progress().latest() <= began + Duration::from_secs(10));
 }
+
+/// What is sent once more by another call is none, either, until the service has taken something; nor is it
+/// reason for a writer to wait for room.
+#[tokio::test(start_paused = true)]
+async fn what_no_call_gets_an_answer_to_is_stored_by_none() {
+    // Three attempts each, one that is answered, and three more.
+    let steps = [[(3, 30); 6].as_slice(), &[(0, 1)], &[(3, 30); 3]].concat();
+    let container = Breaking::container(&steps);
+    let options = Default::default();
+    let put = || container.put("b", Bytes::from_static(b"abc").into(), &options);
+    put().await.unwrap_err();
+    let first = container.progress().latest_stored();
+    put().await.unwrap_err();
+    assert_eq!(container.progress().latest_stored(), first);
+    put().await.unwrap();
+    let answered = container.progress().latest_stored();
+    put().await.unwrap_err();
+    assert!(container.progress().latest_stored() >= answered + Duration::from_secs(30));
+}

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::budget::BudgetUsage;
+use crate::store::fake::{Fault, Op};
 
 const MIB: u64 = 1 << 20;
 const SMALL: usize = 32 << 20;
@@ -100,6 +101,41 @@ async fn a_writer_reads_back_what_is_only_staged() {
     let mut expected = pattern(0, (50 << 20) + 5);
     expected[1 << 20..][..5].copy_from_slice(b"again");
     assert!(world.content() == expected);
+}
+
+/// A file that is refused is not sent again and again while somebody waits for room: one block after a pause.
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_refused_is_tried_with_one_block_after_a_pause() {
+    let world = World::new(512 << 20, tiny());
+    let file = world.create();
+    let refused = Fault::Status(403, "AuthorizationFailure");
+    world.store.fail(Op::Stage, refused, u64::MAX);
+    file.write(0, &pattern(0, 1000)).await.unwrap();
+    let relieve = async || {
+        world.env.budget.relieve(1, None);
+        while file.core.lock().staging > 0 {
+            tokio::task::yield_now().await;
+        }
+        world.store.counters().of(Op::Stage)
+    };
+    // Whatever goes out before anybody knows.
+    relieve().await;
+    tokio::time::advance(world.env.patience.again()).await;
+    let known = relieve().await;
+    for _ in 0..10 {
+        assert_eq!(relieve().await, known);
+    }
+    tokio::time::advance(world.env.patience.again()).await;
+    assert_eq!(relieve().await, known + 1);
+    world.store.heal();
+    tokio::time::advance(world.env.patience.again()).await;
+    assert_eq!(relieve().await, known + 2);
+    // What was taken tells that the rest is, too.
+    while !file.core.lock().overlay.memory(0..u64::MAX).is_empty() {
+        relieve().await;
+    }
+    commit(&file).await.unwrap();
+    assert_eq!(&world.store.content("file").unwrap()[..], pattern(0, 1000));
 }
 
 /// While somebody holds the version still, what was written stays in memory: a block staged under the old

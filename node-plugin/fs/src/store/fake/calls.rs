@@ -27,8 +27,20 @@ impl FakeStore {
         match &answer {
             Err(Error::DeadlineExceeded { .. } | Error::Unreachable { .. }) => {}
             Err(Error::Service { status: 500.., .. }) => {}
-            _ if op.changes() => self.progress.note_stored(),
             _ => self.progress.note(),
+        }
+        answer
+    }
+
+    /// The same for one that stores data of a file.
+    async fn storing<T>(
+        &self,
+        op: Op,
+        run: impl Fn(&mut Service) -> Result<T> + Send + Sync + 'static,
+    ) -> Result<T> {
+        let answer = self.call(op, run).await;
+        if answer.is_ok() {
+            self.progress.note_stored();
         }
         answer
     }
@@ -148,14 +160,17 @@ impl Store for FakeStore {
 
     async fn put(&self, blob: &str, body: Body, options: &PutOptions) -> Result<Written> {
         let (blob, data, options) = (blob.to_owned(), gather(&body), options.clone());
-        self.call(Op::Put, move |service| service.put(&blob, data.clone(), &options))
-            .await
+        let put = move |service: &mut Service| service.put(&blob, data.clone(), &options);
+        match body.is_empty() {
+            true => self.call(Op::Put, put).await,
+            false => self.storing(Op::Put, put).await,
+        }
     }
 
     async fn stage(&self, blob: &str, id: &BlockId, body: Body, options: &StageOptions<'_>) -> Result<()> {
         let (blob, id, data) = (blob.to_owned(), id.clone(), gather(&body));
         let (lease, scope) = given(options);
-        self.call(Op::Stage, move |service| {
+        self.storing(Op::Stage, move |service| {
             service.bytes_in += data.len() as u64;
             service.stage(&blob, &id, data.clone(), lease.as_deref(), &scope)
         })
@@ -174,7 +189,7 @@ impl Store for FakeStore {
         let (blob, id, source) = (blob.to_owned(), id.clone(), source.to_owned());
         let source_etag = source_etag.cloned();
         let (lease, scope) = given(options);
-        self.call(Op::StageFrom, move |service| {
+        self.storing(Op::StageFrom, move |service| {
             let data = service.source(&source, &range, source_etag.as_ref())?;
             service.stage(&blob, &id, data, lease.as_deref(), &scope)
         })
@@ -183,7 +198,7 @@ impl Store for FakeStore {
 
     async fn commit(&self, blob: &str, blocks: &[BlockRef], options: &PutOptions) -> Result<Written> {
         let (blob, blocks, options) = (blob.to_owned(), blocks.to_vec(), options.clone());
-        self.call(Op::Commit, move |service| {
+        self.storing(Op::Commit, move |service| {
             service.commit(&blob, &blocks, &options)
         })
         .await
@@ -227,7 +242,7 @@ impl Store for FakeStore {
         let (source, source_etag) = (source.to_owned(), source_etag.cloned());
         let stored = stored.cloned();
         let (target, metadata, condition) = (target.to_owned(), metadata.cloned(), condition.clone());
-        self.call(Op::Copy, move |service| {
+        self.storing(Op::Copy, move |service| {
             service.copy(
                 (&source, source_etag.as_ref(), stored.as_ref()),
                 &target,
