@@ -24,6 +24,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// Less than this is left: another attempt would only hide the reason of the last one.
 const SHORTEST_ATTEMPT: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// A signature that has waited so long is made anew: the service takes none of long ago, and a token ends.
+const SIGNED_FOR: Duration = Duration::from_secs(60);
 /// An exchange that takes this part of an attempt's time is worth telling the volume that it gets on.
 const LONG_EXCHANGE: u32 = 4;
 
@@ -57,11 +59,9 @@ impl Container {
         let mut earlier = None;
         loop {
             let room = dest.take(&account.arena)?;
-            let mut id = None;
             let dated = account.signing_time();
             let attempted = match self.sign(&call, dated, room, tries.avoid, tries.deadline).await {
                 Ok(request) => {
-                    id = request.id();
                     let attempted = self.attempt(&call, request, dated, &mut tries).await;
                     *sent = tries.moved;
                     match attempted {
@@ -78,7 +78,7 @@ impl Container {
                 Attempt::Again(again) => again,
             };
             tries.note(&again);
-            if let Some(id) = id.filter(|_| again.maybe_executed) {
+            if let Some(id) = tries.sent.take().filter(|_| again.maybe_executed) {
                 account.late.note(&self.name, &call, id, &*account.transport);
             }
             let until = tries.last_moment(&again, self.nobody_after);
@@ -108,7 +108,7 @@ impl Container {
         &self,
         call: &Call<'_>,
         mut request: Request,
-        dated: SystemTime,
+        mut dated: SystemTime,
         tries: &mut Tries,
     ) -> Option<Attempt> {
         let account = &*self.account;
@@ -120,6 +120,16 @@ impl Container {
         if account.progress.latest() > asked {
             tries.deadline += sent - asked;
         }
+        if sent - asked > SIGNED_FOR {
+            dated = account.signing_time();
+            let signed = self.sign(call, dated, request.dest.take(), tries.avoid, tries.deadline);
+            match signed.await {
+                Ok(anew) => request = anew,
+                Err(error) => return Some(unsigned(error)),
+            }
+        }
+        tries.sent = request.id();
+        let sent = Instant::now();
         let left = tries.deadline.saturating_duration_since(sent);
         request.timeout = request.timeout.min(left);
         let moved = Arc::new(Moved::new(
@@ -173,6 +183,8 @@ struct Tries {
     /// The attempt that is made now, from 0.
     attempt: u32,
     once: Once,
+    /// The request that is out.
+    sent: Option<uuid::Uuid>,
     /// An attempt may have been executed without an answer.
     lost: Option<Lost>,
     /// The path that the next attempt should not take.
@@ -190,6 +202,7 @@ impl Tries {
             since,
             attempt: 0,
             once: Once::default(),
+            sent: None,
             lost: None,
             avoid: None,
         }

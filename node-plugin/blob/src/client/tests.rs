@@ -745,3 +745,39 @@ async fn only_what_is_stored_is_progress_of_storing() {
     put(&c, Condition::none()).await.unwrap();
     assert!(c.progress().latest_stored() > stored);
 }
+
+/// However long a request waits for its turn, its signature is of the time when it goes out.
+#[tokio::test(start_paused = true)]
+async fn a_request_is_signed_when_its_turn_comes() {
+    let fake = Fake::default();
+    fake.will(written());
+    let c = container_with(
+        Credentials::SharedKey {
+            account: "acct".into(),
+            key: Secret::new("a2V5".to_owned()),
+        },
+        &fake,
+    );
+    let share = &c.account.share;
+    let minute = std::time::Duration::from_secs(60);
+    let mut turns = Vec::new();
+    while let Some(turn) = share.turn(Instant::now() + minute / 60).await {
+        turns.push(turn);
+    }
+    let in_line = put(&c, Condition::none());
+    let later = SystemTime::now() + 16 * minute;
+    let others = async {
+        for _ in 0..32 {
+            tokio::time::sleep(minute / 2).await;
+            c.progress().note();
+        }
+        // The machine's clock does not stand still either.
+        c.account
+            .note_clock(later, SystemTime::now(), std::time::Duration::ZERO);
+        drop(turns);
+    };
+    let (answer, ()) = tokio::join!(in_line, others);
+    answer.unwrap();
+    let date = httpdate::parse_http_date(fake.sent()[0].header("x-ms-date")).unwrap();
+    assert!(date + minute > later, "signed for {date:?}, sent at {later:?}");
+}
