@@ -117,9 +117,11 @@ impl Container {
         let until = || before(tries.deadline.max(account.progress.latest() + self.deadline));
         let turn = account.share.turn_while(until).await?;
         let sent = Instant::now();
-        if account.progress.latest() > asked {
-            tries.deadline += sent - asked;
-        }
+        // So long as that was allowed it is not taken from the attempt.
+        let in_line = tries.deadline + (sent - asked);
+        tries.deadline = tries
+            .deadline
+            .max(in_line.min(account.progress.latest() + self.deadline));
         if sent - asked > SIGNED_FOR {
             dated = account.signing_time();
             let signed = self.sign(call, dated, request.dest.take(), tries.avoid, tries.deadline);
@@ -131,6 +133,9 @@ impl Container {
         tries.sent = request.id();
         let sent = Instant::now();
         let left = tries.deadline.saturating_duration_since(sent);
+        if left < SHORTEST_ATTEMPT {
+            return None;
+        }
         request.timeout = request.timeout.min(left);
         let moved = Arc::new(Moved::new(
             &account.progress,

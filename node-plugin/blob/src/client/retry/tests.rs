@@ -227,3 +227,74 @@ async fn what_no_call_gets_an_answer_to_is_stored_by_none() {
     put().await.unwrap_err();
     assert!(container.progress().latest_stored() >= answered + Duration::from_secs(30));
 }
+
+/// The first attempt fails after so long, the next one is answered; how long each may be silent.
+#[derive(Debug)]
+struct Late {
+    fails_after: Duration,
+    timeouts: Mutex<Vec<Duration>>,
+}
+
+#[async_trait]
+impl Transport for Late {
+    async fn send(&self, request: Request) -> Result<Response, TransportError> {
+        let attempts = {
+            let mut timeouts = self.timeouts.lock().unwrap();
+            timeouts.push(request.timeout);
+            timeouts.len()
+        };
+        if attempts > 1 {
+            return Breaking(Mutex::new(vec![(0, Duration::ZERO)]))
+                .send(request)
+                .await;
+        }
+        tokio::time::sleep(self.fails_after).await;
+        Err(TransportError {
+            path: Path::Https,
+            kind: FailureKind::TimedOut,
+            message: "nothing came".to_owned(),
+            maybe_executed: true,
+            retryable: true,
+        })
+    }
+
+    fn stats(&self) -> Vec<PathStats> {
+        Vec::new()
+    }
+}
+
+fn container_over(transport: Arc<dyn Transport>, config: ClientConfig) -> Container {
+    let client = Client::new(config, transport, Arena::new(4 << 20).unwrap());
+    client.unwrap().container("data").unwrap()
+}
+
+/// The time in line is not taken from the attempt that follows: nobody could answer within what is left.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_whose_turn_came_late_has_time() {
+    let second = Duration::from_secs(1);
+    let late = Arc::new(Late {
+        fails_after: 45 * second,
+        timeouts: Mutex::default(),
+    });
+    let endpoint = "https://acct.blob.core.windows.net".parse().unwrap();
+    let container = container_over(
+        Arc::clone(&late) as _,
+        ClientConfig::new(endpoint, Credentials::Anonymous),
+    );
+    let others = async {
+        tokio::time::sleep(40 * second).await;
+        container.progress().note();
+        // All of the account's requests are to wait for longer than this call has left.
+        let share = &container.account.share;
+        let turn = share.turn(Instant::now() + second).await.unwrap();
+        turn.busy(Some(20 * second));
+    };
+    let condition = Condition::none();
+    let (answer, ()) = tokio::join!(container.head("b", &condition), others);
+    answer.unwrap();
+    let timeouts = late.timeouts.lock().unwrap();
+    assert!(
+        timeouts.len() == 2 && timeouts[1] >= SHORTEST_ATTEMPT,
+        "{timeouts:?}"
+    );
+}
