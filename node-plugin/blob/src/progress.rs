@@ -1,7 +1,7 @@
 //! Whether work gets on: bytes that move and answers that come are progress, requests that fail are none.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -93,6 +93,8 @@ pub struct Moved {
     bytes: AtomicU64,
     /// Milliseconds after `began`.
     latest: AtomicU64,
+    /// The other side did not take all that was handed to the connection.
+    untaken: AtomicBool,
 }
 
 impl Default for Moved {
@@ -112,7 +114,17 @@ impl Moved {
             long,
             bytes: AtomicU64::new(0),
             latest: AtomicU64::new(0),
+            untaken: AtomicBool::new(false),
         }
+    }
+
+    /// It is over, and the other side has not taken all that was handed to the connection.
+    pub(crate) fn note_untaken(&self) {
+        self.untaken.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_untaken(&self) -> bool {
+        self.untaken.load(Ordering::Relaxed)
     }
 
     /// So many bytes more were handed to the connection, or (0) the other side has acknowledged some.

@@ -26,6 +26,8 @@ const SHORTEST_ATTEMPT: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// A signature that has waited so long is made anew: the service takes none of long ago, and a token ends.
 const SIGNED_FOR: Duration = Duration::from_secs(60);
+/// A body of so many bytes goes out in one go, and says nothing of the line.
+const ONE_GO: u64 = 64 << 10;
 /// An exchange that takes this part of an attempt's time is worth telling the volume that it gets on.
 const LONG_EXCHANGE: u32 = 4;
 
@@ -145,7 +147,8 @@ impl Container {
         request.moved = Arc::clone(&moved);
         let body = request.body.len();
         let outcome = account.transport.send(request).await;
-        let stalled = is_silence(&outcome) && moved.bytes() > 0 && moved.bytes() != body;
+        let waits = moved.bytes() != body || body > ONE_GO && moved.is_untaken();
+        let stalled = is_silence(&outcome) && moved.bytes() > 0 && waits;
         let (attempted, said) = self.judge(call, outcome, (dated, sent.elapsed()), &mut tries.once);
         tries.learn(&moved);
         match said {

@@ -298,3 +298,36 @@ async fn an_attempt_whose_turn_came_late_has_time() {
         "{timeouts:?}"
     );
 }
+
+/// A server on loopback with little memory for what it does not read.
+fn listens() -> (std::net::TcpListener, url::Url) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(16 << 10).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let server = socket.listen(16).unwrap().into_std().unwrap();
+    server.set_nonblocking(false).unwrap();
+    let endpoint = format!("http://{}", server.local_addr().unwrap())
+        .parse()
+        .unwrap();
+    (server, endpoint)
+}
+
+/// A body that fits into this machine's memory and gets no farther is one that stopped on its way.
+#[tokio::test]
+async fn a_body_that_waits_in_this_machine_narrows_the_account() {
+    let (server, endpoint) = listens();
+    let accounts = Accounts::default();
+    let config = ClientConfig {
+        accounts: accounts.clone(),
+        ..ClientConfig::new(endpoint, Credentials::Anonymous).within(Patience::of(Duration::from_secs(1)))
+    };
+    let container = container_over(Arc::new(crate::transport::https::Https::new()), config);
+    let width = accounts.load().width;
+    let body = Bytes::from(vec![7; 256 << 10]);
+    container
+        .put("b", body.into(), &Default::default())
+        .await
+        .unwrap_err();
+    assert!(accounts.load().width < width, "{:?}", accounts.load());
+    drop(server);
+}

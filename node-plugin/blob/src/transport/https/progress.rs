@@ -101,6 +101,10 @@ impl Progress {
     }
 
     pub(super) fn timed_out(&self, timeout: Duration) -> TransportError {
+        // It lies in this machine, where it was seen a moment ago.
+        if !matches!(self.unacknowledged.load(Ordering::Relaxed), 0 | UNSEEN) {
+            self.call.note_untaken();
+        }
         let elapsed = self.began.elapsed();
         let message = if elapsed >= self.allowed(timeout) {
             let moved = self.moved.load(Ordering::Relaxed);
