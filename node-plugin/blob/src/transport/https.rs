@@ -105,6 +105,9 @@ impl Https {
         })?;
         progress.touch();
         let (head, body) = answer.into_parts();
+        if !head.status.is_success() {
+            progress.refused();
+        }
         let body = match &mut dest {
             Some(buffer) if head.status.is_success() => {
                 receive_into(body, buffer, progress).await?;

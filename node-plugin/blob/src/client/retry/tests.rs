@@ -331,3 +331,31 @@ async fn a_body_that_waits_in_this_machine_narrows_the_account() {
     assert!(accounts.load().width < width, "{:?}", accounts.load());
     drop(server);
 }
+
+/// What a service says that turns a request away is none, however slowly it says that.
+#[tokio::test]
+async fn the_body_of_a_refusal_is_no_progress() {
+    use std::io::{Read, Write};
+    let (server, endpoint) = listens();
+    let config =
+        ClientConfig::new(endpoint, Credentials::Anonymous).within(Patience::of(Duration::from_secs(1)));
+    let long = config.attempt_timeout / LONG_EXCHANGE;
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = server.accept() {
+            let _ = stream.read(&mut [0; 4096]);
+            std::thread::sleep(long * 2);
+            let busy = "HTTP/1.1 503 Busy\r\nx-ms-request-id: id\r\nx-ms-error-code: ServerBusy\r\n\
+                        connection: close\r\ncontent-length: 4\r\n\r\nbusy";
+            let _ = stream.write_all(busy.as_bytes());
+        }
+    });
+    let container = container_over(Arc::new(crate::transport::https::Https::new()), config);
+    let began = container.progress().latest();
+    container.head("b", &Condition::none()).await.unwrap_err();
+    let list = container.list(&crate::types::ListOptions::default()).await;
+    assert!(
+        matches!(list, Err(Error::Service { status: 503, .. })),
+        "{list:?}"
+    );
+    assert_eq!(container.progress().latest(), began);
+}

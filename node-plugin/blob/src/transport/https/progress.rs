@@ -1,6 +1,6 @@
 //! Whether an exchange still moves, and when it is given up.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -30,6 +30,7 @@ pub(super) struct Progress {
     connection: OnceLock<CaptureConnection>,
     /// Bytes that the other side had not acknowledged when they were looked at last.
     unacknowledged: AtomicU64,
+    refused: AtomicBool,
     /// Is told as well.
     call: Arc<Moved>,
 }
@@ -43,6 +44,7 @@ impl Progress {
             age: AtomicU64::new(0),
             connection: OnceLock::new(),
             unacknowledged: AtomicU64::new(UNSEEN),
+            refused: AtomicBool::new(false),
             call,
         }
     }
@@ -62,7 +64,14 @@ impl Progress {
     /// So many bytes of the answer are here.
     pub(super) fn received(&self, bytes: usize) {
         self.note(bytes);
-        self.call.received(bytes);
+        if !self.refused.load(Ordering::Relaxed) {
+            self.call.received(bytes);
+        }
+    }
+
+    /// The answer is no success: what it says more is nothing that the call asks for.
+    pub(super) fn refused(&self) {
+        self.refused.store(true, Ordering::Relaxed);
     }
 
     /// It goes on, without any bytes.
