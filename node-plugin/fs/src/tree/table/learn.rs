@@ -68,13 +68,15 @@ impl Table {
         let Some(dir) = self.dir_mut(parent) else {
             return false;
         };
-        if dir.window.is_none_or(|at| at.elapsed() > window) {
+        let worth = (dir.children.len() / ENTRIES_PER_QUESTION).max(FEW_QUESTIONS);
+        // Many questions take their time, one after the other: they count while they come as often as few do.
+        let counts = window.saturating_mul(worth.div_ceil(FEW_QUESTIONS) as u32);
+        if dir.window.is_none_or(|at| at.elapsed() > counts) {
             dir.window = Some(Instant::now());
             dir.misses = 0;
         }
         dir.misses += 1;
         let large = dir.large.is_some_and(|at| at.elapsed() < LARGE_FOR);
-        let worth = (dir.children.len() / ENTRIES_PER_QUESTION).max(FEW_QUESTIONS);
         dir.misses as usize > worth && !large && !crowded && !window.is_zero()
     }
 

@@ -481,6 +481,29 @@ fn a_listing_has_to_be_worth_its_entries() {
     assert!(wanted[10]);
 }
 
+/// However long the service takes for each of them, a walk over a large folder is soon a listing; somebody
+/// who looks now and then is not.
+#[test]
+fn a_walk_over_a_large_folder_is_worth_a_listing() {
+    let ask = |every: Duration, children: usize| {
+        let mut t = table();
+        let p = blob("1", &[]);
+        for n in 0..children {
+            let asked = t.ask();
+            t.learn(ROOT, &format!("f{n}"), file(&p), asked).unwrap();
+        }
+        (0..children).position(|_| {
+            // So long ago by now.
+            let dir = t.dir_mut(ROOT).unwrap();
+            dir.window = dir.window.and_then(|at| at.checked_sub(every));
+            t.missed(ROOT)
+        })
+    };
+    assert_eq!(ask(Duration::from_millis(20), 4000), Some(62));
+    assert_eq!(ask(Duration::from_millis(100), 4000), Some(62));
+    assert_eq!(ask(Duration::from_secs(1), 4000), None);
+}
+
 /// A directory that was too large for one page is listed again for lookups once it is smaller.
 #[test]
 fn a_large_directory_does_not_stay_one() {
