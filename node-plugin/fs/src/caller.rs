@@ -2,13 +2,13 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use blob_client::{Patience, Progress};
+use thiserror::Error;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::{Instant, timeout_at};
-
-use crate::errno::{Result, fail};
 
 tokio::task_local! {
     static CALLER: Caller;
@@ -28,14 +28,22 @@ impl Caller {
     pub(crate) fn leaves(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
+
+    fn has_left(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
-/// `EIO` once the caller of the operation that runs here was told that: what was not begun by then is not
-/// carried out later. For who has waited for a turn and has done nothing yet.
-pub(crate) fn still_waits() -> Result<()> {
-    let left = CALLER.try_with(|caller| caller.0.load(Ordering::Relaxed));
-    match left {
-        Ok(true) => fail(libc::EIO),
+/// Why what had to wait is not done (`EIO`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("not tried: nothing got on while it waited for others")]
+pub struct GivenUp;
+
+/// An error once the caller of the operation that runs here was told that it failed: what was not begun by
+/// then is not carried out later. For who has waited for a turn and has done nothing yet.
+pub(crate) fn still_waits() -> Result<(), GivenUp> {
+    match CALLER.try_with(Caller::has_left) {
+        Ok(true) => Err(GivenUp),
         // Work that nobody waits for goes on.
         Ok(false) | Err(_) => Ok(()),
     }
@@ -44,33 +52,104 @@ pub(crate) fn still_waits() -> Result<()> {
 /// How long a caller waits: as long as the volume gets on, and so much longer.
 #[derive(Debug, Clone)]
 pub(crate) struct Clock {
-    timeout: Duration,
+    patience: Patience,
     progress: Progress,
 }
 
 impl Clock {
     pub(crate) fn new(patience: Patience, progress: &Progress) -> Self {
         Self {
-            timeout: patience.whole(),
+            patience,
             progress: progress.clone(),
         }
     }
 
     /// How long that is without progress.
     pub(crate) fn timeout(&self) -> Duration {
-        self.timeout
+        self.patience.whole()
     }
 
     /// What the work gives; `None` when the volume has got nothing done for so long.
     pub(crate) async fn within<F: Future + Unpin>(&self, mut work: F) -> Option<F::Output> {
         let since = Instant::now();
-        let ends = || self.progress.latest().max(since) + self.timeout;
+        let ends = || self.progress.latest().max(since) + self.timeout();
         loop {
             match timeout_at(ends(), &mut work).await {
                 Ok(output) => return Some(output),
                 Err(_elapsed) if ends() > Instant::now() => {}
                 Err(_elapsed) => return None,
             }
+        }
+    }
+}
+
+/// Work that is done for one after the other, and that one who gets no answer keeps all others from. Who
+/// stands in line meanwhile takes that for his own answer: each would wait for it anew.
+#[derive(Debug, Default)]
+pub(crate) struct Line {
+    turn: Arc<Mutex<()>>,
+    /// Turns that ended without an answer.
+    silent: Arc<AtomicU64>,
+}
+
+/// Somebody's place in a [`Line`].
+#[derive(Debug)]
+pub(crate) struct Place(Option<(Caller, u64)>);
+
+impl Place {
+    /// [`still_waits`], also in a task of its own.
+    pub(crate) fn still_waits(&self) -> Result<(), GivenUp> {
+        match &self.0 {
+            Some((caller, _)) if caller.has_left() => Err(GivenUp),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// It is one's turn while this lives.
+#[derive(Debug)]
+pub(crate) struct Front {
+    _guard: OwnedMutexGuard<()>,
+    silent: Arc<AtomicU64>,
+    began: Instant,
+}
+
+impl Line {
+    /// The caller of the operation that runs here gets in line. Work that nobody waits for (what closed files
+    /// owe, the end of the volume) has to try for itself, whatever became of others.
+    pub(crate) fn place(&self) -> Place {
+        let silent = self.silent.load(Ordering::Relaxed);
+        Place(CALLER.try_with(|caller| (caller.clone(), silent)).ok())
+    }
+
+    /// Waits for the turn. An error when the caller was told that it failed, or when a turn meanwhile got no
+    /// answer.
+    pub(crate) async fn turn(&self, place: &Place) -> Result<Front, GivenUp> {
+        let guard = self.lock().await;
+        place.still_waits()?;
+        let silent = self.silent.load(Ordering::Relaxed);
+        if matches!(place, Place(Some((_, before))) if *before != silent) {
+            return Err(GivenUp);
+        }
+        Ok(Front {
+            _guard: guard,
+            silent: Arc::clone(&self.silent),
+            began: Instant::now(),
+        })
+    }
+
+    /// Waits until nobody else has the turn, whatever became of those before.
+    pub(crate) async fn lock(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.turn).lock_owned().await
+    }
+}
+
+impl Front {
+    /// The service did not answer. If that took so long that those in line waited for it, it is their answer,
+    /// too.
+    pub(crate) fn got_no_answer(&self, patience: Patience) {
+        if self.began.elapsed() >= patience.attempt() {
+            self.silent.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

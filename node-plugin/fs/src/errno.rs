@@ -19,6 +19,7 @@
 
 use std::fmt;
 
+use crate::caller::GivenUp;
 use crate::cause;
 use crate::content::FileError;
 use crate::log_limit::{Kind, limited};
@@ -143,6 +144,13 @@ fn is_for_the_owner(error: &blob_client::Error) -> bool {
     )
 }
 
+impl From<GivenUp> for Errno {
+    fn from(error: GivenUp) -> Self {
+        cause::note(|| error.to_string());
+        Self(libc::EIO)
+    }
+}
+
 impl From<FileError> for Errno {
     fn from(error: FileError) -> Self {
         match error {
@@ -159,6 +167,7 @@ impl From<FileError> for Errno {
                 cause::note(|| FileError::NoRoom.to_string());
                 Self(libc::EIO)
             }
+            FileError::GivenUp(error) => error.into(),
             FileError::Client(error) => match report(&error) {
                 // An open file whose blob is gone is not a missing name.
                 Errno(libc::ENOENT) => Self(libc::ESTALE),

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -141,7 +142,7 @@ impl Volume {
             .unwrap_or_else(|_| Err(io::Error::other("the FUSE session panicked")));
         tasks.close();
         let finished = wait_for(&runtime, async move {
-            tasks.wait().await;
+            operations_end(&tasks, &tree).await;
             tree.finish().await
         })?;
         finished.map_err(io::Error::from).and(ended)
@@ -167,6 +168,18 @@ impl Volume {
 /// ENODEV to who reads next (`fuse_dev_do_read` in fs/fuse/dev.c, 4.20 to 6.18).
 fn is_an_end(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ECONNABORTED)
+}
+
+/// What the kernel asked for before it ended the session ends by itself, as long as the volume gets on; what
+/// gets nowhere for as long as its caller would wait does not keep the volume from its end.
+async fn operations_end(tasks: &TaskTracker, tree: &Tree) {
+    if tree.clock().within(pin!(tasks.wait())).await.is_none() {
+        tracing::warn!(
+            volume = tree.config().name,
+            operations = tasks.len(),
+            "the volume ends while operations are under way that get nowhere"
+        );
+    }
 }
 
 /// Refuses what would only fail later, and then less clearly.
@@ -223,6 +236,23 @@ fn unreachable_root(error: blob_client::Error) -> io::Error {
 mod tests {
     use super::*;
     use crate::store::fake::FakeStore;
+
+    /// What gets nowhere is waited for as long as anybody would, and no longer.
+    #[tokio::test(start_paused = true)]
+    async fn operations_that_get_nowhere_do_not_keep_a_volume_from_its_end() {
+        let store: Arc<dyn crate::Store> = Arc::new(FakeStore::new());
+        let config = VolumeConfig::new("v", Arc::clone(&store));
+        let timeout = config.timeout.whole();
+        let arena = Arena::new(1 << 20).unwrap();
+        let env = Env::new(store, Budget::new(0), arena, tokio::runtime::Handle::current());
+        let tree = Tree::new(config, env, Arc::new(Log::create().unwrap()));
+        let tasks = TaskTracker::new();
+        let goes_on = tasks.spawn(std::future::pending::<()>());
+        tasks.close();
+        let ended = tokio::time::timeout(timeout * 2, operations_end(&tasks, &tree)).await;
+        assert!(ended.is_ok() && !goes_on.is_finished());
+        goes_on.abort();
+    }
 
     #[test]
     fn prefixes_are_checked() {

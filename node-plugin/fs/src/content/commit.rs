@@ -47,10 +47,11 @@ impl Core {
             }
         }
         // A task of its own: a caller that goes away must not leave the outcome unknown.
-        let core = Arc::clone(self);
+        let (core, place) = (Arc::clone(self), self.commits.place());
         let task = spawn(&self.env.runtime, async move {
-            let _one = core.commits.lock().await;
-            core.commit_held(metadata).await
+            let turn = core.commits.turn(&place).await?;
+            let committed = core.commit_held(metadata).await;
+            core.heed(&turn, committed)
         });
         task.await.unwrap_or_else(|_| Err(shutting_down()))
     }

@@ -112,8 +112,7 @@ impl Core {
         let target = to..to + (range.end - range.start);
         // No commit may come between: it would discard what is staged here and not placed yet.
         let _still = loop {
-            let still = self.commits.lock().await;
-            self.resolve_in_doubt(None).await?;
+            let still = self.turn_to_change(&self.commits.place()).await?;
             if !self.lock().loses(target.clone()) {
                 break still;
             }

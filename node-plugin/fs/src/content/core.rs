@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use blob_client::{Error, Metadata, Written};
-use tokio::sync::{Notify, OwnedMutexGuard};
+use tokio::sync::Notify;
 use vsc_driver::buffer::{Buffer, Slice};
 
 use super::base::{Base, Blocks};
@@ -11,9 +11,11 @@ use super::env::Env;
 use super::error::FileError;
 use super::layout::Layout;
 use super::relation::merge;
-use super::state::{CORE_BYTES, NextMetadata, Place, State, Turn};
+use super::state::{self, CORE_BYTES, NextMetadata, State, Turn};
 use super::streams::Pace;
+use super::verify::is_unclear;
 use crate::budget::{Kind, Permit};
+use crate::caller::{Front, Line, Place};
 use crate::log_limit::limited;
 use crate::sync::{Mutex, MutexGuard};
 
@@ -27,7 +29,7 @@ pub(crate) struct Core {
     pub(crate) layout: Layout,
     pub(crate) pace: Pace,
     /// Held while the base changes.
-    pub(crate) commits: Arc<tokio::sync::Mutex<()>>,
+    pub(crate) commits: Line,
     /// A block that was on its way is staged, or has failed.
     pub(crate) staged: Notify,
     state: Mutex<State>,
@@ -37,7 +39,7 @@ pub(crate) struct Core {
 #[derive(Debug)]
 pub(crate) struct Held {
     core: Arc<Core>,
-    _guard: OwnedMutexGuard<()>,
+    _turn: Front,
 }
 
 impl Drop for Held {
@@ -54,7 +56,7 @@ impl Core {
             layout: Layout::new(&env.tuning),
             env,
             pace: Pace::default(),
-            commits: Arc::default(),
+            commits: Line::default(),
             staged: Notify::new(),
             state: Mutex::new(state),
         })
@@ -87,8 +89,7 @@ impl Core {
 
     pub(crate) async fn hold(self: &Arc<Self>) -> Result<Held, FileError> {
         loop {
-            let guard = Arc::clone(&self.commits).lock_owned().await;
-            self.resolve_in_doubt(None).await?;
+            let turn = self.turn_to_change(&self.commits.place()).await?;
             {
                 let mut state = self.lock();
                 if !state.has_remote(0..u64::MAX) {
@@ -97,13 +98,29 @@ impl Core {
                     state.turn = Turn::Held;
                     return Ok(Held {
                         core: Arc::clone(self),
-                        _guard: guard,
+                        _turn: turn,
                     });
                 }
             }
-            drop(guard);
+            drop(turn);
             self.commit(None).await?;
         }
+    }
+
+    /// Waits until no commit runs, holds off others, and finds out what became of an earlier one.
+    pub(super) async fn turn_to_change(self: &Arc<Self>, place: &Place) -> Result<Front, FileError> {
+        let turn = self.commits.turn(place).await?;
+        let resolved = self.resolve_in_doubt(None).await;
+        self.heed(&turn, resolved)?;
+        Ok(turn)
+    }
+
+    /// Whether those who wait for the turn have to ask themselves.
+    pub(super) fn heed<T>(&self, turn: &Front, outcome: Result<T, FileError>) -> Result<T, FileError> {
+        if matches!(&outcome, Err(FileError::Client(error)) if is_unclear(error)) {
+            turn.got_no_answer(self.env.patience);
+        }
+        outcome
     }
 
     pub(crate) fn rebase(&self, written: &Written, metadata: &Metadata) {
@@ -146,8 +163,8 @@ impl Core {
         for (_, block) in std::mem::take(&mut state.staged) {
             self.env.log.unstaged(&block.id);
         }
-        if let Place::Hidden { .. } = state.place {
-            state.place = Place::Named;
+        if let state::Place::Hidden { .. } = state.place {
+            state.place = state::Place::Named;
             state.metadata = NextMetadata::Unknown;
         }
         state.resolve_doubt();

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::caller::GivenUp;
+
 /// Why an operation on content failed.
 #[derive(Debug, Clone, Error)]
 #[non_exhaustive]
@@ -23,6 +25,9 @@ pub enum FileError {
     /// The budget has no room for more dirty data and none could be made in time (EIO).
     #[error("no room for more unsent data: the service takes none")]
     NoRoom,
+    /// Its turn came too late (EIO).
+    #[error(transparent)]
+    GivenUp(#[from] GivenUp),
     /// The service or the way to it.
     #[error(transparent)]
     Client(Arc<blob_client::Error>),

@@ -163,12 +163,12 @@ impl Core {
         }
         // Perhaps it was this process: a commit or a change by the tree that is not over yet, or a commit
         // whose answer was lost.
-        let _still = self.commits.lock().await;
-        self.resolve_in_doubt(None).await?;
+        let turn = self.turn_to_change(&self.commits.place()).await?;
         if !needed(&self.lock()) {
             return Ok(());
         }
-        self.follow().await
+        let followed = self.follow().await;
+        self.heed(&turn, followed)
     }
 
     /// Bytes of the base for a commit, which keeps the version still itself.

@@ -160,9 +160,9 @@ impl File {
     /// The service has this version, which is not the base. Makes it the base if the content is the same, or
     /// nobody writes here and more was put behind it; false when it is another content.
     pub async fn follow(&self, now: Properties) -> Result<bool, FileError> {
-        let _still = self.core.commits.lock().await;
-        self.core.resolve_in_doubt(None).await?;
-        let followed = self.core.try_follow(Some(now)).await?;
+        let turn = self.core.turn_to_change(&self.core.commits.place()).await?;
+        let followed = self.core.try_follow(Some(now)).await;
+        let followed = self.core.heed(&turn, followed)?;
         let mut state = self.core.lock();
         // While there is something to commit the tree keeps to its own attributes.
         if followed && !state.is_dirty() {

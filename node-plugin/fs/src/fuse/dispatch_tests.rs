@@ -15,7 +15,8 @@ use crate::config::VolumeConfig;
 use crate::content::{Env, ReadData};
 use crate::journal::log::Log;
 use crate::observer::{Ended, Observer, Operation};
-use crate::store::fake::{FakeStore, Fault};
+use crate::store::fake::{FakeStore, Fault, Op};
+use crate::tree::Owner;
 
 fn adapter() -> Adapter {
     adapter_of(Arc::new(FakeStore::new()), |_| {})
@@ -268,6 +269,88 @@ async fn who_asks_the_same_just_after_silence_is_not_kept_waiting() {
     store.open();
     tokio::time::sleep(Patience::of(timeout).again()).await;
     assert_eq!(looked_up(&adapter, "f").await, Ok(()));
+}
+
+/// An adapter over a service that lets each request wait for most of the timeout, and then fails.
+fn adapter_without_answers(timeout: Duration) -> (Arc<FakeStore>, Adapter) {
+    let store = Arc::new(FakeStore::new());
+    let adapter = adapter_of(Arc::clone(&store), |config| {
+        config.timeout = Patience::of(timeout);
+    });
+    let tree = Arc::clone(&adapter.tree);
+    assert_eq!(tree.config().timeout, Patience::of(timeout));
+    store.set_delay(Patience::of(timeout).call());
+    (store, adapter)
+}
+
+/// All operations are answered with EIO, and have ended soon after.
+async fn all_end(adapter: Adapter, answers: Vec<oneshot::Receiver<Result<(), i32>>>) {
+    let (begin, timeout) = (tokio::time::Instant::now(), adapter.tree.clock().timeout());
+    for answer in answers {
+        assert_eq!(answer.await.unwrap(), Err(libc::EIO));
+    }
+    assert!(begin.elapsed() <= timeout, "somebody waited for others");
+    adapter.tasks.close();
+    adapter.tasks.wait().await;
+    let took = begin.elapsed();
+    assert!(took <= timeout * 2, "{took:?} for what nobody waits for");
+}
+
+/// Who is told that a lookup failed does not leave it behind in line.
+#[tokio::test(start_paused = true)]
+async fn lookups_in_line_for_a_listing_end_with_it() {
+    let (store, adapter) = adapter_without_answers(Duration::from_secs(10));
+    store.fail_after(0, Fault::Lost, u64::MAX);
+    let look_up = |n: usize| {
+        let (send, receive) = oneshot::channel();
+        let (tree, name) = (Arc::clone(&adapter.tree), format!("f{n}"));
+        adapter.spawn(
+            Call::on(Operation::Open, n as u64),
+            async move { tree.lookup(1, OsStr::new(&name)).await },
+            move |outcome| {
+                let _ = send.send(outcome.map(drop).map_err(|e| e.0));
+            },
+        );
+        receive
+    };
+    let answers = (0..20).map(look_up).collect();
+    all_end(adapter, answers).await;
+}
+
+/// The same of who waits for a commit of one file.
+#[tokio::test(start_paused = true)]
+async fn commits_in_line_end_with_those_before() {
+    let (store, adapter) = adapter_without_answers(Duration::from_secs(10));
+    let (tree, owner) = (Arc::clone(&adapter.tree), Owner { uid: 0, gid: 0 });
+    let flags = libc::O_WRONLY;
+    let (_, opened) = tree
+        .create(1, OsStr::new("f"), 0o644, flags, owner)
+        .await
+        .unwrap();
+    let handle = tree.handle(opened.fh).unwrap();
+    tree.write(&handle, 0u64.into(), b"content", false).await.unwrap();
+    store.fail_after(0, Fault::Lost, u64::MAX);
+    let sync = |_| {
+        let (send, receive) = oneshot::channel();
+        let tree = Arc::clone(&adapter.tree);
+        adapter.spawn(
+            call(),
+            async move { tree.fsync(opened.fh).await },
+            move |outcome| {
+                let _ = send.send(outcome.map_err(|e| e.0));
+            },
+        );
+        receive
+    };
+    let answers = (0..20).map(sync).collect();
+    all_end(adapter, answers).await;
+    store.heal();
+    tree.commit_all().await.unwrap();
+    assert_eq!(
+        store.content("f").unwrap(),
+        &b"content"[..],
+        "nothing is given up"
+    );
 }
 
 #[tokio::test]

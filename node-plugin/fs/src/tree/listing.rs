@@ -101,7 +101,7 @@ impl Tree {
         let Some(locks) = &node.directory else {
             return fail(libc::ENOTDIR);
         };
-        let _one = locks.listing.lock().await;
+        let turn = locks.listing.turn(&locks.listing.place()).await?;
         // Somebody else's listing may have answered while we waited.
         let listed_since = |table: &Table| {
             let complete = table.dir(parent).and_then(|d| d.complete);
@@ -119,7 +119,11 @@ impl Tree {
             }
         }
         let mut cursor = Cursor::default();
-        self.next_page(parent, directory, &mut cursor).await?;
+        let page = self.next_page(parent, directory, &mut cursor).await;
+        if matches!(page, Err(Errno(libc::EIO))) {
+            turn.got_no_answer(self.config.timeout);
+        }
+        page?;
         let mut table = self.table.lock();
         if !cursor.done {
             table.note_large(parent);

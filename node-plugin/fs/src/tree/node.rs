@@ -8,6 +8,7 @@ use blob_client::{BlobType, ETag, Metadata, Properties, Written};
 use tokio::sync::{Mutex as AsyncMutex, RwLock};
 
 use super::attrs::{self, Attrs, ContentOf, Defaults, Kind};
+use crate::caller::Line;
 use crate::content::File;
 use crate::content::binding::Digest;
 use crate::errno::Result;
@@ -43,7 +44,7 @@ pub(crate) struct DirectoryLocks {
     /// Read: something below is worked on by its blob name. Write: the directory itself moves.
     pub(crate) gate: Arc<RwLock<()>>,
     /// One listing on behalf of lookups at a time.
-    pub(crate) listing: AsyncMutex<()>,
+    pub(crate) listing: Line,
 }
 
 /// Where a directory's own attributes are kept.

@@ -22,6 +22,7 @@ use super::names;
 use super::node::{Access, Debt, Life, Node, NodeId, State};
 use super::refusal::Wants;
 use super::table::Found;
+use crate::caller::still_waits;
 use crate::config::Profile;
 use crate::content::{Base, File, Reader};
 use crate::errno::{Errno, Result, fail};
@@ -126,6 +127,7 @@ impl Tree {
                 // Gone as a name since the kernel looked it up: ESTALE makes the kernel look again.
                 let _gates = self.gates(id).await.map_err(|_| Errno(libc::ESTALE))?;
                 let _change = node.change.lock().await;
+                still_waits()?;
                 match self.shared(&node, take) {
                     Some(opening) => (opening, true),
                     None => (self.current(&node, wants, take).await?, false),

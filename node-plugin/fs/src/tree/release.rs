@@ -11,6 +11,7 @@ use super::busy::Busy;
 use super::core::Tree;
 use super::handles::Handle;
 use super::node::{Debt, Life, Node, State};
+use crate::caller::still_waits;
 use crate::content::File;
 use crate::content::binding::same;
 use crate::errno::{Errno, Result, fail};
@@ -80,6 +81,7 @@ impl Tree {
             Err(errno) => return Err(errno),
         };
         let _change = node.change.lock().await;
+        still_waits()?;
         self.commit_changing(node).await
     }
 

@@ -3,6 +3,7 @@
 use blob_client::{BlockId, Condition};
 
 use super::*;
+use crate::caller::Caller;
 use crate::store::fake::{Fault, Op};
 
 const MIB: u64 = 1 << 20;
@@ -570,4 +571,39 @@ async fn what_is_refused_is_tried_with_one_block() {
     file.stage_ahead().await.unwrap();
     commit(&file).await.unwrap();
     assert_eq!(world.content(), pattern(0, 100 << 20));
+}
+
+/// Who waits for a commit of somebody else that gets no answer takes that for his own; the end of a volume
+/// tries for itself.
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_commit_without_an_answer_has_his_own() {
+    let w = World::usual();
+    let file = w.create();
+    file.try_write(0, b"content").unwrap();
+    w.store.set_delay(w.env.patience.call());
+    w.store.fail_after(0, Fault::Lost, u64::MAX);
+    let commit = || {
+        let file = Arc::clone(&file);
+        async move { file.commit(Metadata::new()).await }
+    };
+    let held = |file: &Arc<File>| {
+        let file = Arc::clone(file);
+        tokio::spawn(Caller::default().waits_for(async move { file.hold().await.map(drop) }))
+    };
+    let begin = tokio::time::Instant::now();
+    let first = tokio::spawn(commit());
+    tokio::task::yield_now().await;
+    let (second, hold) = (tokio::spawn(Caller::default().waits_for(commit())), held(&file));
+    assert!(matches!(first.await.unwrap(), Err(FileError::Client(_))));
+    assert!(matches!(second.await.unwrap(), Err(FileError::GivenUp(_))));
+    assert!(matches!(hold.await.unwrap(), Err(FileError::GivenUp(_))));
+    assert_eq!(begin.elapsed(), w.env.patience.call());
+    // What nobody waits for is tried.
+    let (first, last) = (tokio::spawn(commit()), tokio::spawn(commit()));
+    for outcome in [first.await.unwrap(), last.await.unwrap()] {
+        assert!(matches!(outcome, Err(FileError::Client(_))));
+    }
+    w.store.heal();
+    assert!(commit().await.unwrap().is_some());
+    assert_eq!(w.content(), b"content");
 }
