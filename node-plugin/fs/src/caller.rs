@@ -69,6 +69,11 @@ impl Clock {
         self.patience.whole()
     }
 
+    /// Whether the volume has got on after that.
+    pub(crate) fn got_on_after(&self, at: Instant) -> bool {
+        self.progress.latest() > at
+    }
+
     /// What the work gives; `None` when the volume has got nothing done for so long.
     pub(crate) async fn within<F: Future + Unpin>(&self, mut work: F) -> Option<F::Output> {
         let since = Instant::now();

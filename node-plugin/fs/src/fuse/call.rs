@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::silence::Question;
+use super::silence::Locked;
 use crate::content::ReadData;
 use crate::errno::{Errno, Result};
 use crate::log_limit::{Kind, limited};
@@ -20,6 +20,10 @@ pub(super) struct Call<'a> {
     node: NodeId,
     /// In the directory `node`.
     name: Option<Cow<'a, OsStr>>,
+    /// The directory that it leads to, of a rename.
+    to: Option<NodeId>,
+    /// The kernel writes its pages back: no program is at work.
+    of_pages: bool,
     /// Of data that came with it.
     bytes: u64,
     began: Instant,
@@ -32,6 +36,8 @@ impl<'a> Call<'a> {
             operation,
             node,
             name: None,
+            to: None,
+            of_pages: false,
             bytes: 0,
             began: Instant::now(),
         }
@@ -43,6 +49,19 @@ impl<'a> Call<'a> {
             name: Some(Cow::Borrowed(name)),
             ..Self::on(operation, directory)
         }
+    }
+
+    /// To another directory, or within the same.
+    pub(super) fn to(self, directory: NodeId) -> Self {
+        Self {
+            to: Some(directory),
+            ..self
+        }
+    }
+
+    /// A write of the kernel's own.
+    pub(super) fn of_pages(self, of_pages: bool) -> Self {
+        Self { of_pages, ..self }
     }
 
     /// With so many bytes of data.
@@ -59,6 +78,8 @@ impl<'a> Call<'a> {
             operation: self.operation,
             node: self.node,
             name: self.name.map(|name| Cow::Owned(name.into_owned())),
+            to: self.to,
+            of_pages: self.of_pages,
             bytes: self.bytes,
             began: self.began,
         }
@@ -72,14 +93,40 @@ impl<'a> Call<'a> {
         self.operation
     }
 
-    /// What is asked, if the kernel lets nobody else ask it at the same time.
-    pub(super) fn question(&self) -> Option<Question> {
+    /// What nobody else can work on in the kernel until this is answered.
+    pub(super) fn locks(&self) -> Vec<Locked> {
+        use Operation as O;
         match self.operation {
-            Operation::Lookup | Operation::Read | Operation::Readlink => {
-                let name = self.name.as_ref().map(|name| name.clone().into_owned());
-                Some((self.operation, self.node, name))
+            O::Write if self.of_pages => Vec::new(),
+            O::Rename => {
+                let mut locks = vec![Locked::Changes(self.node)];
+                if let Some(to) = self.to.filter(|to| *to != self.node) {
+                    locks.extend([Locked::Changes(to), Locked::Renames]);
+                }
+                locks
             }
-            _ => None,
+            O::Lookup | O::Readdir | O::Readdirplus | O::Readlink | O::Read => vec![Locked::Asks(self.node)],
+            O::Create
+            | O::Mknod
+            | O::Mkdir
+            | O::Symlink
+            | O::Unlink
+            | O::Rmdir
+            | O::Setattr
+            | O::Setxattr
+            | O::Removexattr
+            | O::Write
+            | O::Fsync
+            | O::Fallocate
+            | O::CopyFileRange => vec![Locked::Changes(self.node)],
+            O::Getattr
+            | O::Getxattr
+            | O::Listxattr
+            | O::Open
+            | O::Flush
+            | O::Release
+            | O::Opendir
+            | O::Lseek => Vec::new(),
         }
     }
 

@@ -88,12 +88,12 @@ impl Adapter {
         U: Future<Output = ()> + Send,
     {
         let patience = self.tree.config().timeout;
-        let question = call.question();
-        if question
-            .as_ref()
-            .is_some_and(|q| self.silence.is_known(q, patience.again()))
+        let locks = call.locks();
+        if self
+            .silence
+            .is_known(&locks, patience.again(), &self.tree.clock())
         {
-            let cause = "the same question got no answer just now".to_owned();
+            let cause = "what was asked there just before got no answer".to_owned();
             call.ended(&self.tree, &fail::<T>(libc::EIO), Way::Inline, Some(cause));
             return reply(fail(libc::EIO));
         }
@@ -105,10 +105,8 @@ impl Adapter {
                 let mut operation = pin!(caller.waits_for(operation));
                 let answer = |outcome: Result<T>, cause| {
                     let silent = matches!(outcome, Err(Errno(libc::EIO)));
-                    if let Some(question) =
-                        question.filter(|_| silent && since.elapsed() >= patience.attempt())
-                    {
-                        silence.note(question, patience.again());
+                    if silent && since.elapsed() >= patience.attempt() {
+                        silence.note(&locks, patience.again());
                     }
                     call.ended(&tree, &outcome, Way::Task, cause);
                     reply(outcome);

@@ -239,35 +239,76 @@ fn log() -> (Lines, tracing::subscriber::DefaultGuard) {
 
 /// Looks a name up by a task, and waits for the answer.
 async fn looked_up(adapter: &Adapter, name: &'static str) -> Result<(), i32> {
-    let (send, receive) = oneshot::channel();
     let tree = Arc::clone(&adapter.tree);
-    adapter.spawn(
+    answered(
+        adapter,
         Call::at(Operation::Lookup, 1, OsStr::new(name)),
         async move { tree.lookup(1, OsStr::new(name)).await },
-        move |outcome| {
-            let _ = send.send(outcome.map(drop).map_err(|e| e.0));
-        },
-    );
+    )
+    .await
+}
+
+/// The answer to a call.
+async fn answered<T: Outcome + Send + 'static>(
+    adapter: &Adapter,
+    call: Call<'_>,
+    operation: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<(), i32> {
+    let (send, receive) = oneshot::channel();
+    adapter.spawn(call, operation, move |outcome| {
+        let _ = send.send(outcome.map(drop).map_err(|e| e.0));
+    });
     receive.await.unwrap()
 }
 
-/// The kernel asks one after the other for what several want: they wait once for a service that is silent.
+/// The kernel has one inode worked on by one after the other: they wait once for a service that is silent.
 #[tokio::test(start_paused = true)]
-async fn who_asks_the_same_just_after_silence_is_not_kept_waiting() {
+async fn who_asks_where_there_was_silence_just_now_is_not_kept_waiting() {
     let (store, timeout) = (Arc::new(FakeStore::new()), Duration::from_secs(10));
+    store.foreign_put("d/f", "content", blob_client::Metadata::new());
     let adapter = adapter_of(Arc::clone(&store), |config| {
         config.timeout = Patience::of(timeout);
     });
+    let owner = Owner { uid: 0, gid: 0 };
+    let entry = adapter.tree.lookup(1, OsStr::new("d")).await.unwrap();
+    let folder = entry.stat.unwrap().id;
     store.close();
     let begin = tokio::time::Instant::now();
-    for _ in 0..100 {
-        assert_eq!(looked_up(&adapter, "f").await, Err(libc::EIO));
+    for name in ["f", "f", "g", "h"] {
+        assert_eq!(looked_up(&adapter, name).await, Err(libc::EIO));
     }
-    assert_eq!(begin.elapsed().as_secs(), 10);
-    assert_eq!(looked_up(&adapter, "g").await, Err(libc::EIO));
-    assert_eq!(begin.elapsed().as_secs(), 20, "another name is asked for");
-    store.open();
+    for n in 0..10 {
+        let (tree, name) = (Arc::clone(&adapter.tree), format!("new{n}"));
+        let call = Call::at(Operation::Mkdir, 1, OsStr::new("new"));
+        let made = async move { tree.mkdir(1, OsStr::new(&name), 0o755, owner).await };
+        assert_eq!(answered(&adapter, call, made).await, Err(libc::EIO));
+    }
+    // Each for itself: who only asks, and who changes.
+    assert_eq!(begin.elapsed().as_secs(), 20);
+    let rename = || Call::at(Operation::Rename, folder, OsStr::new("f")).to(1);
+    let never = || std::future::pending::<Result<()>>();
+    assert_eq!(answered(&adapter, rename(), never()).await, Err(libc::EIO));
+    assert_eq!(begin.elapsed().as_secs(), 20);
+    // Another folder is asked, and a write of the kernel's own pages fails for nothing that others met.
+    let elsewhere = || Call::on(Operation::Readdir, folder);
+    assert_eq!(answered(&adapter, elsewhere(), never()).await, Err(libc::EIO));
+    assert_eq!(begin.elapsed().as_secs(), 30);
+    let sync = || Call::on(Operation::Fsync, folder);
+    assert_eq!(answered(&adapter, sync(), never()).await, Err(libc::EIO));
+    let pages = Call::on(Operation::Write, folder).of_pages(true);
+    assert_eq!(answered(&adapter, pages, async { Ok(()) }).await, Ok(()));
+    let known = answered(&adapter, sync(), async { Ok(()) }).await;
+    assert_eq!(known, Err(libc::EIO));
+    // As soon as anything of the volume gets on, everybody is heard again.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    crate::Store::progress(&*store).note();
+    assert_eq!(answered(&adapter, elsewhere(), async { Ok(()) }).await, Ok(()));
+    assert_eq!(answered(&adapter, sync(), async { Ok(()) }).await, Ok(()));
+    assert_eq!(answered(&adapter, rename(), never()).await, Err(libc::EIO));
+    assert_eq!(begin.elapsed().as_secs(), 50);
+    // Otherwise after a while.
     tokio::time::sleep(Patience::of(timeout).again()).await;
+    store.open();
     assert_eq!(looked_up(&adapter, "f").await, Ok(()));
 }
 

@@ -1,40 +1,51 @@
-//! Questions that got no answer just now: whoever asks the same next does not wait for that anew.
+//! Operations that got no answer just now: who has waited for one in the kernel does not wait for that anew.
 //!
-//! The kernel asks one after the other: who looks a name up, or reads where somebody else reads already,
-//! waits for the answer to that, and asks himself when it is an error. Of a hundred programs the last one
-//! would wait a hundred times as long as the first.
+//! The kernel has one inode worked on by one program at a time: a folder by who looks a name up in it, makes
+//! or removes one, a file by who writes it, changes its size or makes it durable. It asks for the next one
+//! when the one before was answered, also with an error: of a hundred programs the last one would wait a
+//! hundred times as long as the first.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::observer::Operation;
+use crate::caller::Clock;
 use crate::tree::NodeId;
 
-/// What was asked: an operation on a node, or on a name in it.
-pub(super) type Question = (Operation, NodeId, Option<OsString>);
+/// What the kernel locks while it waits for an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Locked {
+    /// One inode, for who only asks. Looking a name up in a folder counts: it waits for who changes that.
+    Asks(NodeId),
+    /// One inode, for who changes it: what cannot be stored may well be read.
+    Changes(NodeId),
+    /// All renames from one folder to another.
+    Renames,
+}
 
 /// See the module; clones share it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Silence(Arc<Mutex<HashMap<Question, Instant>>>);
+pub(super) struct Silence(Arc<Mutex<HashMap<Locked, Instant>>>);
 
 impl Silence {
-    /// A question got no answer. It need not be asked again for so long.
-    pub(super) fn note(&self, question: Question, long: Duration) {
+    /// An operation under these locks got no answer. For so long nobody need wait there, unless the volume
+    /// gets on.
+    pub(super) fn note(&self, locks: &[Locked], long: Duration) {
         let mut known = self.lock();
         known.retain(|_, at| at.elapsed() < long);
-        known.insert(question, Instant::now());
+        known.extend(locks.iter().map(|lock| (*lock, Instant::now())));
     }
 
-    /// Whether the question got no answer so shortly before.
-    pub(super) fn is_known(&self, question: &Question, long: Duration) -> bool {
-        self.lock().get(question).is_some_and(|at| at.elapsed() < long)
+    /// Whether who held one of these locks got no answer so shortly before, and nobody else did since.
+    pub(super) fn is_known(&self, locks: &[Locked], long: Duration, clock: &Clock) -> bool {
+        let known = self.lock();
+        let mut noted = locks.iter().filter_map(|lock| known.get(lock));
+        noted.any(|at| at.elapsed() < long && !clock.got_on_after(*at))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Question, Instant>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Locked, Instant>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -50,8 +50,10 @@ fn a_service_that_does_not_answer_keeps_nobody_waiting() {
         eventually("all are told", || told.load(Ordering::Relaxed) == 5);
         store.open();
     });
+    // Nobody waits again right after that, until anything gets on.
+    eventually("the service is asked again", || fs::read(m.path("d/old")).is_ok());
     assert_eq!(fs::read(m.path("d/old")).unwrap(), b"content");
-    written.sync_all().unwrap();
+    eventually("it takes what is written", || written.sync_all().is_ok());
     assert_eq!(store.content("written").unwrap(), &b"content"[..]);
 }
 

@@ -123,12 +123,14 @@ impl Adapter {
         flags: OpenFlags,
         reply: ReplyWrite,
     ) {
-        let call = Call::on(Operation::Write, node).with_bytes(data.len());
+        let of_pages = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let call = Call::on(Operation::Write, node)
+            .with_bytes(data.len())
+            .of_pages(of_pages);
         self.with_handle(call, fh, reply, ReplyWrite::error, |this, call, handle, reply| {
             let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
             // Pages that were stored to through a mapping are written back where they are.
-            let appends =
-                flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+            let appends = flags.0 & libc::O_APPEND != 0 && !of_pages;
             let at = if appends { At::End } else { At::Offset(offset) };
             let size = data.len() as u32;
             // A write at the end of the file is not the same twice; at an offset it is.
@@ -143,7 +145,7 @@ impl Adapter {
                     Err(e) => reply.error(errno(e)),
                 }
             };
-            let direct = flags.0 & libc::O_DIRECT != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+            let direct = flags.0 & libc::O_DIRECT != 0 && !of_pages;
             // Of a write at the end nobody has read the range yet.
             let range = (offset, data.len() as u64);
             // Pages that the kernel has of what is written past them go before the answer; never in this

@@ -133,7 +133,8 @@ impl Adapter {
         } else {
             return reply.error(fuser::Errno::EINVAL);
         };
-        self.guard(Call::at(Operation::Rename, parent, name), |this, call| {
+        let call = Call::at(Operation::Rename, parent, name).to(new_parent);
+        self.guard(call, |this, call| {
             let tree = Arc::clone(&this.tree);
             let (name, new_name) = (name.to_owned(), new_name.to_owned());
             let operation = async move { tree.rename(parent, &name, new_parent, &new_name, replace).await };
