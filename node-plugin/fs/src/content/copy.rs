@@ -13,6 +13,7 @@ use super::error::FileError;
 use super::overlay::Content;
 use super::state::{StagedBlock, Standing, State, Target};
 use super::streams::Reader;
+use crate::caller::still_waits;
 
 /// What goes through memory at once, in bytes.
 const CHUNK: u64 = 1 << 20;
@@ -44,6 +45,7 @@ impl Core {
         }
         let mut done = 0;
         while done < len {
+            still_waits()?;
             let at = from + done;
             let run = source.lock().run_at(at, from + len);
             let Some(run) = run else { break };
@@ -79,6 +81,8 @@ impl Core {
         while done < len.min(THROUGH_MEMORY) {
             let part = (len - done).min(CHUNK) as usize;
             let data = source.read(&Reader::default(), from + done, part).await?;
+            // Who was told that it failed may have written something else there since.
+            still_waits()?;
             if data.is_empty() {
                 break;
             }
@@ -131,6 +135,7 @@ impl Core {
                 let into = &into;
                 let at = to + (piece.start - range.start);
                 async move {
+                    still_waits()?;
                     let id = self.copy_block(into, at, source, piece.clone(), etag).await?;
                     Ok::<_, FileError>(id.map(|id| (piece, id)))
                 }
@@ -141,6 +146,7 @@ impl Core {
         let Some(copied) = copied.into_iter().collect::<Option<Vec<_>>>() else {
             return Ok(false);
         };
+        still_waits()?;
         let mut state = self.lock();
         if state.loses(target.clone()) || state.blob != into.blob {
             // Memory was short, or the blob was renamed, just now.

@@ -88,8 +88,13 @@ impl Core {
     }
 
     pub(crate) async fn hold(self: &Arc<Self>) -> Result<Held, FileError> {
+        self.hold_at(&self.commits.place()).await
+    }
+
+    /// The same for whoever got in line there.
+    pub(super) async fn hold_at(self: &Arc<Self>, place: &Place) -> Result<Held, FileError> {
         loop {
-            let turn = self.turn_to_change(&self.commits.place()).await?;
+            let turn = self.turn_to_change(place).await?;
             {
                 let mut state = self.lock();
                 if !state.has_remote(0..u64::MAX) {
@@ -112,6 +117,8 @@ impl Core {
         let turn = self.commits.turn(place).await?;
         let resolved = self.resolve_in_doubt(None).await;
         self.heed(&turn, resolved)?;
+        // Whoever was told meanwhile that it failed does not have it carried out.
+        place.still_waits()?;
         Ok(turn)
     }
 

@@ -20,9 +20,9 @@ impl Core {
         metadata: Metadata,
     ) -> Result<Option<Written>, FileError> {
         // A task of its own: a caller that goes away must not leave the outcome unknown.
-        let core = Arc::clone(self);
+        let (core, place) = (Arc::clone(self), self.commits.place());
         let task = spawn(&self.env.runtime, async move {
-            let _held = core.hold().await?;
+            let _held = core.hold_at(&place).await?;
             core.resize_held(size, metadata).await
         });
         task.await.unwrap_or_else(|_| Err(shutting_down()))

@@ -9,6 +9,7 @@ use super::error::FileError;
 use super::overlay::{Content, Need, Spare};
 use super::state::{Place, Relieving, State};
 use crate::budget::Permit;
+use crate::caller::still_waits;
 
 enum Attempt {
     Done,
@@ -39,6 +40,7 @@ impl Core {
                 Attempt::Done => return Ok(()),
                 Attempt::CommitFirst => {
                     self.commit(None).await?;
+                    still_waits()?;
                 }
                 Attempt::Needs(needs) => {
                     if self.spares_now(&needs, &mut spares)? {
@@ -50,6 +52,7 @@ impl Core {
                     let sum = needs.iter().map(class).sum();
                     let waited = self.env.share.acquire(sum, self.env.patience.whole()).await;
                     let mut room = waited.ok_or(FileError::NoRoom)?;
+                    still_waits()?;
                     for need in &needs {
                         let charge = room.split(class(need));
                         let buffer = self.buffer(need.least)?;
@@ -147,6 +150,7 @@ impl Core {
     pub(crate) async fn truncate(self: &Arc<Self>, size: u64) -> Result<(), FileError> {
         while !self.try_truncate(size)? {
             self.commit(None).await?;
+            still_waits()?;
         }
         Ok(())
     }
@@ -191,6 +195,7 @@ impl Core {
                 }
             }
             self.commit(None).await?;
+            still_waits()?;
         }
     }
 

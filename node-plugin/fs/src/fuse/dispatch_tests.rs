@@ -394,6 +394,119 @@ async fn commits_in_line_end_with_those_before() {
     );
 }
 
+/// A volume that knows its files for long.
+fn adapter_that_knows(store: &Arc<FakeStore>, timeout: Duration) -> Adapter {
+    adapter_of(Arc::clone(store), |config| {
+        let long = Duration::from_secs(3600);
+        (config.attr_timeout, config.entry_timeout) = (long, long);
+        config.negative_timeout = long;
+        config.timeout = Patience::of(timeout);
+    })
+}
+
+/// A move asks first whether the container keeps its blobs.
+#[tokio::test(start_paused = true)]
+async fn a_rename_that_was_told_to_have_failed_moves_nothing() {
+    let (store, timeout) = (Arc::new(FakeStore::new()), Duration::from_secs(10));
+    store.foreign_put("f", "content", blob_client::Metadata::new());
+    let adapter = adapter_that_knows(&store, timeout);
+    let (from, to) = (OsStr::new("f"), OsStr::new("g"));
+    adapter.tree.lookup(1, from).await.unwrap();
+    adapter.tree.lookup(1, to).await.unwrap();
+    store.fail(Op::ContainerMetadata, Fault::Lost, 1);
+    store.set_delay(Patience::of(timeout).call());
+    let (send, receive) = oneshot::channel();
+    let tree = Arc::clone(&adapter.tree);
+    adapter.spawn(
+        call(),
+        async move { tree.rename(1, from, 1, to, crate::tree::Replace::Yes).await },
+        move |outcome| {
+            let _ = send.send(outcome.map_err(|e| e.0));
+        },
+    );
+    tokio::time::sleep(timeout / 10).await;
+    // Slow answers, from the next request on: the first comes when the caller has gone.
+    store.set_delay(timeout / 10 * 3);
+    assert_eq!(receive.await.unwrap(), Err(libc::EIO));
+    adapter.tasks.close();
+    adapter.tasks.wait().await;
+    assert_eq!(
+        (store.names(), store.counters().of(Op::Copy)),
+        (vec!["f".to_owned()], 0)
+    );
+}
+
+/// What waits for a file that somebody keeps still (a commit, say) is not done to it after its caller was
+/// told that it failed.
+#[tokio::test(start_paused = true)]
+async fn a_change_that_waits_in_line_is_not_made_when_its_caller_has_gone() {
+    let timeout = Duration::from_secs(10);
+    for what in ["chmod", "truncate", "unlink", "rename"] {
+        let store = Arc::new(FakeStore::new());
+        store.foreign_put("f", "content", blob_client::Metadata::new());
+        let adapter = adapter_that_knows(&store, timeout);
+        let tree = Arc::clone(&adapter.tree);
+        let (file, other) = (OsStr::new("f"), OsStr::new("g"));
+        let id = tree.lookup(1, file).await.unwrap().stat.unwrap().id;
+        let opened = tree.open(id, libc::O_RDONLY, 0).await.unwrap();
+        let content = Arc::clone(&tree.handle(opened.fh).unwrap().file);
+        let held = content.hold().await.unwrap();
+        let before = store.properties("f").unwrap().etag;
+        let (send, receive) = oneshot::channel();
+        let operation = async move {
+            let set = |mode, size| crate::tree::SetAttr {
+                mode,
+                size,
+                ..Default::default()
+            };
+            match what {
+                "chmod" => tree.setattr(id, set(Some(0o600), None)).await.map(drop),
+                "truncate" => tree.setattr(id, set(None, Some(3))).await.map(drop),
+                "unlink" => tree.unlink(1, file).await,
+                _ => tree.rename(1, file, 1, other, crate::tree::Replace::Yes).await,
+            }
+        };
+        adapter.spawn(call(), operation, move |outcome| {
+            let _ = send.send(outcome.map_err(|e| e.0));
+        });
+        assert_eq!(receive.await.unwrap(), Err(libc::EIO), "{what}");
+        drop(held);
+        adapter.tasks.close();
+        adapter.tasks.wait().await;
+        let now = store.properties("f").map(|now| now.etag);
+        assert_eq!(now, Some(before), "{what} was carried out");
+    }
+}
+
+/// A file is not emptied by an open that failed.
+#[tokio::test(start_paused = true)]
+async fn an_open_that_failed_does_not_empty_the_file_later() {
+    let (store, timeout) = (Arc::new(FakeStore::new()), Duration::from_secs(10));
+    store.foreign_put("f", "content", blob_client::Metadata::new());
+    let adapter = adapter_that_knows(&store, timeout);
+    let tree = Arc::clone(&adapter.tree);
+    let id = tree.lookup(1, OsStr::new("f")).await.unwrap().stat.unwrap().id;
+    store.close();
+    let (send, receive) = oneshot::channel();
+    let (opens, closes) = (Arc::clone(&tree), Arc::clone(&tree));
+    adapter.spawn_or_undo(
+        call(),
+        async move { opens.open(id, libc::O_WRONLY | libc::O_TRUNC, 0).await },
+        move |outcome| {
+            let _ = send.send(outcome.map(drop).map_err(|e| e.0));
+        },
+        |opened| async move {
+            let _ = closes.release(opened.fh).await;
+        },
+    );
+    assert_eq!(receive.await.unwrap(), Err(libc::EIO));
+    store.open();
+    adapter.tasks.close();
+    adapter.tasks.wait().await;
+    tree.commit_all().await.unwrap();
+    assert_eq!(store.content("f").unwrap(), &b"content"[..]);
+}
+
 #[tokio::test]
 async fn a_failure_says_which_operation_on_which_path_failed_and_why() {
     let (lines, _log) = log();

@@ -130,6 +130,7 @@ impl Tree {
                     self.commit(&node).await?;
                     // Of a file that no name leads to, nothing is ever stored.
                     if node.state().nameless() {
+                        still_waits()?;
                         file.truncate(size).await?;
                         self.resized(&node, kill);
                         return Ok(());

@@ -139,6 +139,7 @@ impl Tree {
             return fail(libc::EPERM);
         }
         if truncates {
+            still_waits()?;
             file.truncate(0).await?;
             let mut state = node.state();
             state.content_changed(SystemTime::now());

@@ -607,3 +607,26 @@ async fn who_waits_for_a_commit_without_an_answer_has_his_own() {
     assert!(commit().await.unwrap().is_some());
     assert_eq!(w.content(), b"content");
 }
+
+/// A copy whose caller was told that it failed goes no further: something else may be written there by now.
+#[tokio::test]
+async fn a_copy_ends_with_its_caller() {
+    let w = World::usual();
+    w.store
+        .foreign_put("file", pattern(0, 3 * MIB as usize), Metadata::new());
+    let from = w.open();
+    let to = File::create(w.env.clone(), "to".into());
+    let caller = Caller::default();
+    w.store.close();
+    let copying = tokio::spawn(caller.waits_for({
+        let (from, to) = (Arc::clone(&from), Arc::clone(&to));
+        async move { to.copy_through(&from, 0, 0, 3 * MIB).await }
+    }));
+    while w.store.counters().of(Op::Get) == 0 {
+        tokio::task::yield_now().await;
+    }
+    caller.leaves();
+    w.store.open();
+    assert!(matches!(copying.await.unwrap(), Err(FileError::GivenUp(_))));
+    assert_eq!(to.size(), 0);
+}

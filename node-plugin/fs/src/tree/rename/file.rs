@@ -257,7 +257,7 @@ impl Tree {
     }
 
     /// `EPERM` in a container that keeps its blobs: a copy would stay beside what it was made of. Nobody
-    /// knows without the right to ask.
+    /// knows without the right to ask. A service that does not answer would not move anything either.
     pub(super) async fn may_move(&self) -> Result<()> {
         if self.deletes.load(Ordering::Relaxed) {
             return Ok(());
@@ -268,6 +268,14 @@ impl Tree {
                 self.deletes.store(true, Ordering::Relaxed);
                 Ok(())
             }
+            Err(
+                error @ (Error::Unreachable { .. }
+                | Error::DeadlineExceeded { .. }
+                | Error::Service {
+                    status: 500 | 502..=504,
+                    ..
+                }),
+            ) => Err(error.into()),
             Err(error) => {
                 tracing::debug!(%error, "nobody knows whether the container keeps its blobs");
                 Ok(())
