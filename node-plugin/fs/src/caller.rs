@@ -74,6 +74,11 @@ impl Clock {
         self.progress.latest() > at
     }
 
+    /// Whether nothing got on for as long as an attempt of a call has, of work that began then.
+    pub(crate) fn was_silent_since(&self, began: Instant) -> bool {
+        self.progress.latest().max(began).elapsed() >= self.patience.attempt()
+    }
+
     /// What the work gives; `None` when the volume has got nothing done for so long.
     pub(crate) async fn within<F: Future + Unpin>(&self, mut work: F) -> Option<F::Output> {
         let since = Instant::now();

@@ -151,14 +151,18 @@ impl Tree {
     }
 
     /// Commits files, the first ones first, several at a time; gives up when as many failed one after the
-    /// other as are sent at a time: then the service takes nothing, and each further one would wait for
-    /// that anew.
+    /// other as are sent at a time, or one for which nothing got on any more: then the service takes nothing,
+    /// and each further one would wait for that anew.
     async fn commit_each(&self, nodes: Vec<Arc<Node>>, done: impl Fn(&Arc<Node>, Result<()>)) -> Committed {
-        let failures = AtomicUsize::new(0);
+        let (failures, began) = (AtomicUsize::new(0), time::Instant::now());
         let (failures, done) = (&failures, &done);
+        let takes_nothing = || {
+            let failed = failures.load(Ordering::Relaxed);
+            failed >= PARALLEL || failed > 0 && self.clock().was_silent_since(began)
+        };
         let mut all = stream::iter(nodes)
             .map(|node| async move {
-                if failures.load(Ordering::Relaxed) >= PARALLEL {
+                if takes_nothing() {
                     return None;
                 }
                 let committed = self.commit(&node).await;

@@ -62,6 +62,40 @@ async fn a_directory_that_is_busy_does_not_keep_others_from_being_forgotten() {
     assert_eq!(forgotten.recv().await, Some(1));
 }
 
+/// At the end no file is tried anew once the service has let others wait in vain.
+#[tokio::test(start_paused = true)]
+async fn the_end_begins_nothing_after_silence() {
+    let store = Arc::new(FakeStore::new());
+    let tree = tree(&store);
+    let owner = Owner { uid: 0, gid: 0 };
+    let mut held = Vec::new();
+    for n in 0..40 {
+        let (name, flags) = (format!("f{n}"), libc::O_WRONLY);
+        let opened = tree.create(ROOT, OsStr::new(&name), 0o644, flags, owner).await;
+        let handle = tree.handle(opened.unwrap().1.fh).unwrap();
+        tree.write(&handle, 0u64.into(), b"content", false).await.unwrap();
+        held.push(handle.file.hold().await.unwrap());
+    }
+    let begin = tokio::time::Instant::now();
+    store.set_delay(tree.config().timeout.call());
+    store.fail(Op::Put, Fault::Lost, u64::MAX);
+    let finishing = {
+        let tree = Arc::clone(&tree);
+        tokio::spawn(async move { tree.finish().await })
+    };
+    // They fail one after the other.
+    for hold in held {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        drop(hold);
+    }
+    assert!(finishing.await.unwrap().is_err());
+    assert!(
+        begin.elapsed() <= tree.config().timeout.whole(),
+        "it waited again"
+    );
+    assert_eq!(store.counters().of(Op::Put), 16);
+}
+
 /// What is below a folder that is not empty anyway is not looked at one by one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_folder_that_is_not_empty_is_told_by_the_service() {
