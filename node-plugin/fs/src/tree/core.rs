@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt, stream};
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
 use super::attrs::{Attrs, Defaults, Kind};
@@ -36,6 +37,10 @@ const SHED_AGAIN: Duration = Duration::from_millis(100);
 const SHED_LATER: Duration = Duration::from_secs(2);
 /// Directories whose names the kernel is asked to forget at the same time.
 const ASKED_AT_ONCE: usize = 8;
+/// Directories of one volume that the kernel may be waiting for meanwhile, each on a thread.
+const ASKED_AT_MOST: usize = 16;
+/// The same of all volumes: threads that wait are missing elsewhere.
+static ASKING: Semaphore = Semaphore::const_new(128);
 /// Blobs of deleted files that are deleted at the same time at the end.
 const DROPPED_AT_ONCE: usize = 16;
 
@@ -171,11 +176,16 @@ impl Tree {
         let asking = stream::iter(by_parent).for_each_concurrent(ASKED_AT_ONCE, |(parent, names)| {
             let (expire, busy) = (Arc::clone(expire), Arc::clone(&self.asking));
             async move {
-                if !locked(&busy).insert(parent) {
-                    // The thread of an earlier time still waits there.
-                    return;
+                let Ok(thread) = ASKING.try_acquire() else { return };
+                {
+                    let mut busy = locked(&busy);
+                    if busy.len() >= ASKED_AT_MOST || !busy.insert(parent) {
+                        // Threads of an earlier time still wait, perhaps there.
+                        return;
+                    }
                 }
                 let asked = tokio::task::spawn_blocking(move || {
+                    let _thread = thread;
                     for name in names {
                         expire(parent, &name);
                     }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -60,6 +61,25 @@ async fn a_directory_that_is_busy_does_not_keep_others_from_being_forgotten() {
     assert_eq!(forgotten.recv().await, Some(4));
     drop(free);
     assert_eq!(forgotten.recv().await, Some(1));
+}
+
+/// However many directories are busy, few threads wait for them.
+#[tokio::test]
+async fn directories_that_are_busy_take_few_threads() {
+    let tree = tree(&Arc::new(FakeStore::new()));
+    let (free, busy) = mpsc::channel::<()>();
+    let busy = std::sync::Mutex::new(busy);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&asked);
+    tree.on_expire(Arc::new(move |_parent: u64, _name: &str| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        let _ = busy.lock().unwrap().recv();
+    }));
+    let names = (1..=100).map(|parent| (parent, Arc::from("name"))).collect();
+    tree.ask_to_forget(names).await;
+    let asked = asked.load(Ordering::Relaxed);
+    assert!((1..=16).contains(&asked), "{asked} threads");
+    drop(free);
 }
 
 /// At the end no file is tried anew once the service has let others wait in vain.
