@@ -8,12 +8,12 @@ use tokio::time::Instant;
 use super::base::BaseVersion;
 use super::binding::{Digest, bind, same};
 use super::core::Core;
-use super::error::{FileError, shutting_down};
+use super::error::{FileError, is_unclear, shutting_down};
 use super::overlay::Content;
 use super::sent::{Form, Sent};
 use super::snapshot::Snapshot;
 use super::state::{Place, Standing, Turn};
-use super::verify::{Verdict, is_foreign, is_unclear};
+use super::verify::{Verdict, is_foreign};
 use crate::log_limit::limited;
 use crate::sync::spawn;
 

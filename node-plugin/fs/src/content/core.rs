@@ -8,12 +8,11 @@ use vsc_driver::buffer::{Buffer, Slice};
 
 use super::base::{Base, Blocks};
 use super::env::Env;
-use super::error::FileError;
+use super::error::{FileError, is_unclear};
 use super::layout::Layout;
 use super::relation::merge;
 use super::state::{self, CORE_BYTES, NextMetadata, State, Turn};
 use super::streams::Pace;
-use super::verify::is_unclear;
 use crate::budget::{Kind, Permit};
 use crate::caller::{Front, Line, Place};
 use crate::log_limit::limited;

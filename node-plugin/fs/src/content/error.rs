@@ -46,3 +46,16 @@ pub(crate) fn shutting_down() -> FileError {
         source: std::io::Error::other("the file system is shutting down"),
     })
 }
+
+/// The request may have been executed although there is no good answer.
+pub(super) fn is_unclear(error: &blob_client::Error) -> bool {
+    use blob_client::Error;
+    match error {
+        Error::Service { status, .. } => *status >= 500,
+        Error::Unreachable { .. }
+        | Error::DeadlineExceeded { .. }
+        | Error::Malformed { .. }
+        | Error::Io { .. } => true,
+        _ => false,
+    }
+}

@@ -86,15 +86,3 @@ pub(super) fn is_foreign(error: &Error) -> bool {
         Error::ConditionNotMet { .. } | Error::AlreadyExists { .. } | Error::BlobNotFound { .. }
     )
 }
-
-/// The request may have been executed although there is no good answer.
-pub(super) fn is_unclear(error: &Error) -> bool {
-    match error {
-        Error::Service { status, .. } => *status >= 500,
-        Error::Unreachable { .. }
-        | Error::DeadlineExceeded { .. }
-        | Error::Malformed { .. }
-        | Error::Io { .. } => true,
-        _ => false,
-    }
-}
