@@ -92,12 +92,7 @@ impl Core {
         self.queue_all(state);
         if state.unsent.is_some() {
             // Neither is all of it sent to see whether it is still refused.
-            let queue = std::mem::take(&mut state.to_stage);
-            state.to_stage = queue
-                .into_iter()
-                .find(|queued| !state.is_staged(&queued.range))
-                .into_iter()
-                .collect();
+            state.keep_queued(1);
             state.relieving = Relieving::Resting(Instant::now() + self.rest());
         }
         self.pump(state);

@@ -108,10 +108,7 @@ impl Core {
             }
             self.queue_all(&mut state);
             if state.to_stage.len() > most {
-                let queue = std::mem::take(&mut state.to_stage);
-                let left = queue.into_iter().filter(|queued| !state.is_staged(&queued.range));
-                let left = left.take(most).collect();
-                state.to_stage = left;
+                state.keep_queued(most);
             }
             let wanted = state.to_stage.iter().map(|queued| queued.range.clone());
             let asked = (wanted.collect(), state.round);

@@ -325,6 +325,14 @@ impl State {
             && (self.to_stage.iter().any(waits) || self.staged.iter().any(on_its_way))
     }
 
+    /// Leaves the first `most` of the queued ranges that are not staged yet, and forgets the others.
+    pub(crate) fn keep_queued(&mut self, most: usize) {
+        let queue = std::mem::take(&mut self.to_stage);
+        let left = queue.into_iter().filter(|queued| !self.is_staged(&queued.range));
+        let left = left.take(most).collect();
+        self.to_stage = left;
+    }
+
     /// True when a block that ends in or after a range holds some of it.
     pub(crate) fn is_staged(&self, range: &Range<u64>) -> bool {
         let last = self.staged.range(..range.end).next_back();

@@ -6,12 +6,13 @@
 //! hundred times as long as the first.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::caller::Clock;
+use crate::sync::Mutex;
 use crate::tree::NodeId;
 
 /// What the kernel locks while it waits for an answer.
@@ -33,19 +34,15 @@ impl Silence {
     /// An operation under these locks got no answer. For so long nobody need wait there, unless the volume
     /// gets on.
     pub(super) fn note(&self, locks: &[Locked], long: Duration) {
-        let mut known = self.lock();
+        let mut known = self.0.lock();
         known.retain(|_, at| at.elapsed() < long);
         known.extend(locks.iter().map(|lock| (*lock, Instant::now())));
     }
 
     /// Whether who held one of these locks got no answer so shortly before, and nobody else did since.
     pub(super) fn is_known(&self, locks: &[Locked], long: Duration, clock: &Clock) -> bool {
-        let known = self.lock();
+        let known = self.0.lock();
         let mut noted = locks.iter().filter_map(|lock| known.get(lock));
         noted.any(|at| at.elapsed() < long && !clock.got_on_after(*at))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Locked, Instant>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

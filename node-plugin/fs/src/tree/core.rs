@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt, stream};
@@ -23,6 +23,7 @@ use crate::content::Env;
 use crate::errno::{Errno, Result, fail};
 use crate::journal::log::Log;
 use crate::journal::record::Record;
+use crate::sync::Mutex;
 
 /// Called with a node whose attributes the kernel should ask for again.
 type Invalidate = Box<dyn Fn(NodeId) + Send + Sync>;
@@ -66,10 +67,6 @@ pub(crate) struct Tree {
     pub(super) encoding_told: AtomicBool,
     /// Keeps metadata within its part of the budget.
     shedder: OnceLock<AbortHandle>,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Tree {
@@ -178,7 +175,7 @@ impl Tree {
             async move {
                 let Ok(thread) = ASKING.try_acquire() else { return };
                 {
-                    let mut busy = locked(&busy);
+                    let mut busy = busy.lock();
                     if busy.len() >= ASKED_AT_MOST || !busy.insert(parent) {
                         // Threads of an earlier time still wait, perhaps there.
                         return;
@@ -189,7 +186,7 @@ impl Tree {
                     for name in names {
                         expire(parent, &name);
                     }
-                    locked(&busy).remove(&parent);
+                    busy.lock().remove(&parent);
                 });
                 // It may wait on; others are asked meanwhile.
                 let _ = tokio::time::timeout(SHED_LATER, asked).await;

@@ -11,7 +11,7 @@ use vsc_driver::buffer::Arena;
 
 use super::children::Owner;
 use super::core::Tree;
-use super::node::ROOT;
+use super::node::{Node, ROOT};
 use crate::budget::Budget;
 use crate::config::VolumeConfig;
 use crate::content::Env;
@@ -146,11 +146,8 @@ async fn a_folder_that_is_not_empty_is_told_by_the_service() {
     );
 }
 
-/// What is owed and was refused is not due at once.
-#[tokio::test(start_paused = true)]
-async fn a_file_that_is_refused_is_left_alone_for_a_while() {
-    let store = Arc::new(FakeStore::new());
-    let tree = tree(&store);
+/// A file that was written and closed, and that the service refuses.
+async fn refused_file(store: &FakeStore, tree: &Arc<Tree>) -> Arc<Node> {
     let owner = Owner { uid: 0, gid: 0 };
     store.fail(Op::Put, Fault::Status(403, "AuthorizationFailure"), u64::MAX);
     let (_, opened) = tree
@@ -159,8 +156,16 @@ async fn a_file_that_is_refused_is_left_alone_for_a_while() {
         .unwrap();
     let handle = tree.handle(opened.fh).unwrap();
     tree.write(&handle, 0u64.into(), b"content", false).await.unwrap();
-    drop(handle);
     assert!(tree.release(opened.fh).await.is_err());
+    Arc::clone(&handle.node)
+}
+
+/// What is owed and was refused is not due at once.
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_refused_is_left_alone_for_a_while() {
+    let store = Arc::new(FakeStore::new());
+    let tree = tree(&store);
+    refused_file(&store, &tree).await;
     assert_eq!(tree.owing().files, 1);
     let puts = || store.counters().of(Op::Put);
     let before = puts();
@@ -178,16 +183,7 @@ async fn a_file_that_is_refused_is_left_alone_for_a_while() {
 async fn the_end_tells_all_that_is_lost() {
     let store = Arc::new(FakeStore::new());
     let tree = tree(&store);
-    let owner = Owner { uid: 0, gid: 0 };
-    store.fail(Op::Put, Fault::Status(403, "AuthorizationFailure"), u64::MAX);
-    let (_, opened) = tree
-        .create(ROOT, OsStr::new("f"), 0o644, libc::O_WRONLY, owner)
-        .await
-        .unwrap();
-    let handle = tree.handle(opened.fh).unwrap();
-    tree.write(&handle, 0u64.into(), b"content", false).await.unwrap();
-    assert!(tree.release(opened.fh).await.is_err());
-    handle.node.state().promised = false;
+    refused_file(&store, &tree).await.state().promised = false;
     assert!(tree.finish().await.is_err());
     assert_eq!(tree.owing().lost, 1);
 }
