@@ -326,6 +326,11 @@ impl Slice {
         Bytes::from_owner(self.clone())
     }
 
+    /// Views of the buffer that there are now, this one among them: its memory is free when all are gone.
+    pub fn views(&self) -> usize {
+        Arc::strong_count(&self.buffer)
+    }
+
     /// The buffer itself again, when this is its last view; otherwise the view comes back.
     ///
     /// The buffer has its full length, not that of this view.

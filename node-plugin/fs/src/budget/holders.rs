@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 /// Cached data that can be dropped. Called with no lock of the budget held; must not block.
 pub(crate) trait Evict: Send + Sync + std::fmt::Debug {
-    /// Drops the memory and returns true, or returns false when it was used since it was asked last.
+    /// Drops the memory and returns true, or returns false when it was used since it was asked last, or
+    /// somebody holds it, so that dropping it would free nothing.
     fn evict(&self) -> bool;
 }
 

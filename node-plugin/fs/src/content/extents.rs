@@ -32,7 +32,12 @@ impl Evict for Extent {
         if self.used.swap(false, Ordering::Relaxed) {
             return false;
         }
-        let taken = self.data().take();
+        let mut data = self.data();
+        // Each extent of a buffer has one view and one share of its charge. A view more is an answer that is
+        // being sent: dropped now, the memory would be charged to nobody while it is still there.
+        let free = |(slice, charge): &(Slice, Arc<Permit>)| slice.views() <= Arc::strong_count(charge);
+        let taken = data.take_if(|held| free(held));
+        drop(data);
         if taken.is_some() {
             self.dead.fetch_add(1, Ordering::Relaxed);
         }
@@ -205,6 +210,23 @@ mod tests {
         cache.remove(0..u64::MAX, &budget);
         assert_eq!(budget.usage().cached, 0);
         assert_eq!(arena.usage().allocated, 0);
+    }
+
+    #[test]
+    fn what_an_answer_still_holds_is_not_evicted() {
+        let (arena, budget) = (Arena::new(1 << 20).unwrap(), Budget::new(0));
+        let mut cache = Extents::default();
+        fill(&mut cache, &arena, &budget, 0, 8192, 1);
+        let answer = cache.get(100, 200).unwrap();
+        assert!(!budget.evict_one());
+        assert_eq!(budget.usage().cached, 8192);
+        // The rest of a buffer that was cut in two has one charge.
+        cache.remove(4000..5000, &budget);
+        assert!(!budget.evict_one());
+        drop(answer);
+        assert!(budget.evict_one());
+        assert!(budget.evict_one());
+        assert_eq!((budget.usage().cached, arena.usage().allocated), (0, 0));
     }
 
     #[test]
