@@ -1,11 +1,14 @@
 //! The node plugin as a library: CSI services, mounts, the cluster, telemetry and the commands of
 //! `vsc-blob-csi`.
 
+pub mod access;
 pub mod allocator;
 pub mod cluster;
 pub mod commands;
 pub mod csi;
+pub mod error;
 pub mod folders;
+pub mod grpc;
 pub mod mounts;
 pub mod privileges;
 pub mod telemetry;

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use vsc_blob_csi::csi::status::{Change, Reason};
+use vsc_blob_csi::error::{Change, Reason};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/troubleshooting.md");
 

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 
 use csi_proto::csi::NodeStageVolumeRequest;
 use csi_proto::csi::node_client::NodeClient;
-use vsc_blob_csi::csi::server;
+use vsc_blob_csi::grpc::server;
 
 /// A running `node` or `controller`; killed at the end.
 struct Program {

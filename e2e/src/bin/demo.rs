@@ -32,7 +32,7 @@ use vsc_blob_csi::commands::controller::{self, ControllerArgs};
 use vsc_blob_csi::commands::node::{NodeArgs, NodePlugin};
 use vsc_blob_csi::commands::size::ByteSize;
 use vsc_blob_csi::commands::{BudgetArgs, DeviceArgs, KubernetesArgs, KubernetesMode};
-use vsc_blob_csi::csi::server;
+use vsc_blob_csi::grpc::server;
 use vsc_blob_csi::telemetry::health::HealthArgs;
 use vsc_blob_csi::telemetry::metrics::Metrics;
 

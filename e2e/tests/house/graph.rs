@@ -69,6 +69,30 @@ impl Graph {
         cycles
     }
 
+    /// The cycles between the folders of the crate, each told by the edges that cross from one to another. A
+    /// file beside the folders counts as one of its own, or as part of the folder of its name.
+    pub(crate) fn folder_cycles(&self, sources: &Sources) -> Vec<String> {
+        let crossing = self
+            .edges
+            .iter()
+            .filter(|((from, to), _)| folder(from) != folder(to));
+        let crossing: BTreeMap<(PathBuf, PathBuf), usize> =
+            crossing.map(|(edge, line)| (edge.clone(), *line)).collect();
+        let between = crossing
+            .iter()
+            .map(|((from, to), line)| ((folder(from), folder(to)), *line));
+        let folders = Graph {
+            edges: between.collect(),
+        };
+        let crossing = Graph { edges: crossing };
+        let told = folders.cycles().into_iter().map(|cycle| {
+            let files = crossing.edges().flat_map(|(from, to)| [from, to]);
+            let files = files.filter(|file| cycle.contains(&folder(file)));
+            crossing.describe(&files.map(Path::to_path_buf).collect(), sources)
+        });
+        told.collect()
+    }
+
     /// A cycle for a reader: each edge with an example.
     pub(crate) fn describe(&self, cycle: &Cycle, sources: &Sources) -> String {
         let mut text = format!("a cycle of {} files\n", cycle.len());
@@ -84,6 +108,12 @@ impl Graph {
         }
         text
     }
+}
+
+/// The folder of the crate in which a file lies, or whose module it is.
+fn folder(file: &Path) -> PathBuf {
+    let first = file.iter().next().unwrap_or_default();
+    Path::new(first).with_extension("")
 }
 
 fn reachable<'a>(next: &BTreeMap<&'a Path, BTreeSet<&'a Path>>, from: &'a Path) -> BTreeSet<&'a Path> {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::graph::Graph;
 use crate::modules::{self, Sources};
-use crate::rules::{CRATES, repository};
+use crate::rules::{CRATES, NODE_PLUGIN, repository};
 
 /// The edges of a crate that is given as its files.
 fn edges(files: &[(&str, &str)]) -> Vec<String> {
@@ -143,6 +143,42 @@ fn a_cycle_is_told_with_its_lines() {
         "a cycle of 3 files\n  a.rs:2 -> b.rs: use crate::b::B;\n  b.rs:1 -> c.rs: use crate::c::C;\n  \
          c.rs:1 -> a.rs: pub struct C(crate::a::A);\n"
     );
+}
+
+#[test]
+fn a_cycle_of_folders_is_told_with_the_lines_that_cross() {
+    let sources: Sources = [
+        ("lib.rs", "mod a; mod b; mod c;"),
+        ("a/mod.rs", "mod x; mod y;"),
+        ("a/x.rs", "use super::y::Y;\npub struct X(crate::b::B);"),
+        ("a/y.rs", "pub struct Y(super::x::X);"),
+        ("b.rs", "mod deep; pub struct B;"),
+        ("b/deep.rs", "use super::B;\nuse crate::a::y::Y;"),
+        ("c.rs", "use crate::b::B;"),
+    ]
+    .into_iter()
+    .map(|(name, text)| (name.into(), text.to_owned()))
+    .collect();
+    let graph = Graph::of(&sources).unwrap();
+    assert_eq!(
+        graph.folder_cycles(&sources),
+        [
+            "a cycle of 4 files\n  a/x.rs:2 -> b.rs: pub struct X(crate::b::B);\n  b/deep.rs:2 -> a/y.rs: \
+             use crate::a::y::Y;\n"
+        ]
+    );
+}
+
+/// The mutant: mounts that know the services above them.
+#[test]
+fn one_wrong_use_between_folders_is_found() {
+    let mut sources = modules::read(&repository().join(NODE_PLUGIN)).unwrap();
+    let file = Path::new("mounts/manager.rs");
+    let wrong = "use crate::csi::node::NodeService as wrong;";
+    let text = format!("{}\n{wrong}\n", sources[file]);
+    sources.insert(file.to_path_buf(), text);
+    let told = Graph::of(&sources).unwrap().folder_cycles(&sources);
+    assert!(told.iter().any(|text| text.contains(wrong)), "{told:?}");
 }
 
 /// The mutant: each crate with one `use` that turns an edge into a cycle.

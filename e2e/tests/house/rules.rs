@@ -17,6 +17,9 @@ pub(crate) const CRATES: [&str; 4] = [
     "e2e/src",
 ];
 
+/// The crate whose folders do.
+pub(crate) const NODE_PLUGIN: &str = "node-plugin/src";
+
 /// Columns of a line, of code or of a comment: rustfmt's `max_width`, which leaves comments and strings
 /// alone.
 const COLUMNS: usize = 110;
@@ -181,6 +184,13 @@ fn the_driver_imports_one_way() {
 #[test]
 fn the_store_the_mock_and_the_harness_import_one_way() {
     imports_one_way("e2e/src");
+}
+
+/// Its services are modules of many files that know each other; what lies in different folders does not.
+#[test]
+fn the_folders_of_the_node_plugin_import_one_way() {
+    let sources = modules::read(&repository().join(NODE_PLUGIN)).unwrap();
+    none(&Graph::of(&sources).unwrap().folder_cycles(&sources));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::pace::{Pauses, Told};
 use super::queue::{About, Notice, Queue};
 use super::volumes::{self, VolumeAt};
 use super::{Error, EventView, Membership, ObjectRef, Result};
-use crate::csi::status::Change;
+use crate::error::Change;
 
 /// Longest message the API server accepts, in bytes (core/v1 Event validation).
 const LONGEST_MESSAGE: usize = 1024;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{Membership, Reporter, Unsaved, VolumeAt};
-use crate::csi::status::Change;
+use crate::error::Change;
 
 /// How often volumes are looked at.
 const PERIOD: Duration = Duration::from_secs(10);

@@ -13,7 +13,7 @@ use super::{DeviceArgs, KubernetesArgs};
 use crate::csi::connect::Connector;
 use crate::csi::controller::ControllerService;
 use crate::csi::identity::IdentityService;
-use crate::csi::server;
+use crate::grpc::server;
 use crate::telemetry::health::HealthArgs;
 use crate::telemetry::metrics::Metrics;
 

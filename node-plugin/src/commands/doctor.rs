@@ -158,7 +158,7 @@ pub async fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
 pub async fn examine(config: LoaderConfig) -> anyhow::Result<Report> {
     let channel = examine_channel(config).await?;
     let mut mounts = Vec::new();
-    for mount in mountinfo::read()?.into_iter().filter(mountinfo::Mount::is_ours) {
+    for mount in mountinfo::read()?.into_iter().filter(mountinfo::Entry::is_ours) {
         let at = mount.at.clone();
         let answer = bounded("stat", PATIENCE, move || Kernel.answers(&at)).await;
         mounts.push(MountReport {

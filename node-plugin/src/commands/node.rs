@@ -23,7 +23,7 @@ use crate::csi::connect::Connector;
 use crate::csi::identity::{Check, IdentityService};
 use crate::csi::node::{NodeService, unstored};
 use crate::csi::registration::RegistrationService;
-use crate::csi::server;
+use crate::grpc::server;
 use crate::mounts::calls::Patience;
 use crate::mounts::{Kernel, Mounts};
 use crate::telemetry::health::HealthArgs;
@@ -187,7 +187,7 @@ impl NodePlugin {
                 Box::pin(async move { identity.ready().await.map_err(|error| error.message) })
             }),
             targets: Arc::new(move || {
-                let records = mounts.records().all().into_iter();
+                let records = mounts.records().into_iter();
                 let over_channel =
                     records.filter(|record| record.context.get("transport").is_none_or(|t| t != "https"));
                 over_channel
@@ -204,7 +204,7 @@ impl NodePlugin {
 fn volumes_unstored(mounts: &Mounts) -> Vec<(VolumeAt, Unsaved)> {
     let owing = mounts.all_owing().into_iter();
     let told = owing.filter_map(|(path, owing)| {
-        let handle = mounts.records().get(&path)?.volume_id;
+        let handle = mounts.record(&path)?.volume_id;
         let unsaved = Unsaved {
             message: unstored(&owing),
             lost: owing.lost,
@@ -225,9 +225,11 @@ pub async fn run(
     let listener = server::listen(&socket)?;
     let stopping = CancellationToken::new();
     tokio::spawn({
-        let stopping = stopping.clone();
+        let (stopping, mounts) = (stopping.clone(), plugin.mounts.clone());
         async move {
             stop.await;
+            // Calls at work have their time out of the same two minutes.
+            mounts.end_soon();
             stopping.cancel();
         }
     });
@@ -295,8 +297,7 @@ fn fuse_check() -> Check {
 fn state_check(mounts: Arc<Mounts>) -> Check {
     Arc::new(move || {
         mounts
-            .records()
-            .check()
+            .check_folder()
             .map_err(|e| format!("--state-dir cannot be written: {e}"))
     })
 }

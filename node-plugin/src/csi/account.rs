@@ -4,8 +4,8 @@ use blob_client::auth::Credentials;
 use blob_client::secret::Secret;
 use url::{Host, Url};
 
-use super::status::{Error, Reason, Result};
 use super::volume_context::{Attributes, AuthType, Secrets};
+use crate::error::{Error, Reason, Result};
 
 /// Suffix of the public cloud.
 const PUBLIC_CLOUD: &str = "core.windows.net";

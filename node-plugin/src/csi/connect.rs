@@ -17,8 +17,8 @@ use vsc_driver::buffer::Arena;
 
 use super::account::Account;
 use super::entra;
-use super::status::{Error, Reason, Result};
 use super::volume_context::{Attributes, Keeping, Secrets};
+use crate::error::{Error, Reason, Result};
 
 /// The first question to a container, which a CSI call waits for.
 pub const FIRST_ANSWER: Duration = Duration::from_secs(20);

@@ -19,15 +19,15 @@ use tonic::{Request, Response, Status};
 use self::create::Place;
 use self::ownership::Mark;
 use super::account::Account;
-use super::capability::Access;
 use super::connect::{self, Connector};
-use super::guard::Guards;
+use super::in_flight::InFlight;
 use super::named_secret::{self, SecretRef};
-use super::status::{Error, Reason, Result};
 use super::volume_context::{Attributes, AuthType, Identity, MountOptions, Scope, Secrets};
 use super::volume_id::VolumeId;
 use super::{answer, required};
+use crate::access::Access;
 use crate::cluster::Cluster;
+use crate::error::{Error, Reason, Result};
 
 const CAPABILITIES: [rpc::Type; 2] = [rpc::Type::CreateDeleteVolume, rpc::Type::SingleNodeMultiWriter];
 
@@ -36,7 +36,7 @@ const CAPABILITIES: [rpc::Type; 2] = [rpc::Type::CreateDeleteVolume, rpc::Type::
 pub struct ControllerService {
     connector: Connector,
     cluster: Option<Arc<dyn Cluster>>,
-    guards: Guards,
+    in_flight: InFlight,
     looked: delete::Looked,
 }
 
@@ -46,7 +46,7 @@ impl ControllerService {
         Self {
             connector,
             cluster: None,
-            guards: Guards::default(),
+            in_flight: InFlight::default(),
             looked: delete::Looked::default(),
         }
     }

@@ -13,8 +13,8 @@ use serde::Deserialize;
 use url::Url;
 
 use super::account;
-use super::status::{Error, Reason, Result};
 use super::volume_context::{Attributes, AuthType, Secrets};
+use crate::error::{Error, Reason, Result};
 
 /// Under this key kubelet hands over tokens of the pod's service account (CSIDriver `tokenRequests`): in the
 /// secrets with `serviceAccountTokenInSecrets`, in the volume context without.

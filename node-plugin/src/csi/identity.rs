@@ -9,7 +9,7 @@ use csi_proto::csi::*;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
-use super::status::{Error, Reason, Result};
+use crate::error::{Error, Reason, Result};
 use crate::mounts::bounded::bounded;
 
 /// A check that Probe runs; the sentence says what is missing.

@@ -1,26 +1,24 @@
 //! The CSI services and what they are made of.
 
 pub mod account;
-mod authority;
-pub mod capability;
 pub mod connect;
 pub mod controller;
 pub mod entra;
-pub mod guard;
 pub mod identity;
+pub mod in_flight;
 pub mod named_secret;
 pub mod node;
 pub mod registration;
-pub mod server;
-pub mod status;
 pub mod volume_context;
 pub mod volume_id;
 
+use crate::error;
+
 /// A required field of a request.
-fn required<'a>(field: &str, value: &'a str) -> status::Result<&'a str> {
+fn required<'a>(field: &str, value: &'a str) -> error::Result<&'a str> {
     if value.is_empty() {
         let message = format!("{field}: it is not set");
-        return Err(status::Error::new(status::Reason::MissingField, message));
+        return Err(error::Error::new(error::Reason::MissingField, message));
     }
     Ok(value)
 }
@@ -29,7 +27,7 @@ fn required<'a>(field: &str, value: &'a str) -> status::Result<&'a str> {
 fn answer<T>(
     rpc: &'static str,
     volume: &str,
-    result: status::Result<T>,
+    result: error::Result<T>,
 ) -> Result<tonic::Response<T>, tonic::Status> {
     match result {
         Ok(response) => {

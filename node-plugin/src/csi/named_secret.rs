@@ -6,9 +6,9 @@ use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
 
-use super::status::{Error, Reason, Result};
 use super::volume_context::{Attributes, AuthType, Secrets};
 use crate::cluster::{self, Cluster, Link, ObjectRef, VolumeAt};
+use crate::error::{Error, Reason, Result};
 
 /// All requests together; kubelet and the provisioner repeat the call.
 const PATIENCE: Duration = Duration::from_secs(15);

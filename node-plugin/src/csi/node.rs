@@ -7,19 +7,17 @@ mod stage;
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use blob_client::auth::entra::GivenToken;
 use csi_proto::csi::node_server::Node;
 use csi_proto::csi::node_service_capability::{self, Rpc, rpc};
 use csi_proto::csi::*;
 use tonic::{Request, Response, Status};
 
 use super::connect::Connector;
-use super::guard::Guards;
-use super::status::{Error, Reason, Result};
 use super::{answer, required};
 use crate::cluster::{Link, ObjectRef, VolumeAt};
+use crate::error::{Error, Reason, Result};
 use crate::mounts::Mounts;
 
 pub(crate) use self::health::unstored;
@@ -45,31 +43,19 @@ pub struct NodeService {
     node_id: String,
     mounts: Arc<Mounts>,
     connector: Connector,
-    guards: Guards,
-    failures: health::Failures,
     device: Option<PathBuf>,
     link: Option<Link>,
-    /// Tokens of pods in use, by target path: replaced as kubelet brings newer ones.
-    tokens: Arc<Mutex<BTreeMap<PathBuf, GivenToken>>>,
 }
 
 impl NodeService {
-    fn tokens(&self) -> MutexGuard<'_, BTreeMap<PathBuf, GivenToken>> {
-        // Whole after a panic elsewhere: every change is one insert or remove.
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A service of this node. `device` is the channel's device node, for NodeGetStorageHealth.
     pub fn new(node_id: &str, mounts: Arc<Mounts>, connector: Connector, device: Option<PathBuf>) -> Self {
         Self {
             node_id: node_id.to_owned(),
             mounts,
             connector,
-            guards: Guards::default(),
-            failures: health::Failures::default(),
             device,
             link: None,
-            tokens: Arc::default(),
         }
     }
 
@@ -89,6 +75,11 @@ impl NodeService {
             let (handle, path) = (volume_id.to_owned(), PathBuf::from(path));
             tell(link, VolumeAt { handle, path });
         }
+    }
+
+    /// Remembers how a call ended, by its path as it was given.
+    fn note(&self, volume_id: &str, path: &str, failure: Option<&Error>) {
+        self.mounts.note(volume_id, Path::new(path), failure);
     }
 
     /// Runs a call to its end also when nobody waits for it any more: the server drops a call whose caller
@@ -157,9 +148,9 @@ impl Node for NodeService {
         let request = request.into_inner();
         self.to_its_end(|node| async move {
             let result = node.stage(&request).await;
-            node.failures.note(&request.volume_id, result.as_ref().err());
+            let (id, path) = (&request.volume_id, &request.staging_target_path);
+            node.note(id, path, result.as_ref().err());
             if let Err(error) = &result {
-                let (id, path) = (&request.volume_id, &request.staging_target_path);
                 node.report(id, path, error, |link, volume| {
                     let (reason, message) = (error.reason.to_string(), error.to_string());
                     link.reporter.staging_failed(volume, &reason, &message);
@@ -182,7 +173,7 @@ impl Node for NodeService {
         self.to_its_end(|node| async move {
             let result = node.unstage(&request).await;
             if result.is_ok() {
-                node.failures.note(&request.volume_id, None);
+                node.mounts.forget_failures(&request.volume_id);
             }
             answer(
                 "NodeUnstageVolume",
@@ -200,9 +191,9 @@ impl Node for NodeService {
         let request = request.into_inner();
         self.to_its_end(|node| async move {
             let result = node.publish(&request).await;
-            node.failures.note(&request.volume_id, result.as_ref().err());
+            let (id, path) = (&request.volume_id, &request.target_path);
+            node.note(id, path, result.as_ref().err());
             if let Err(error) = &result {
-                let (id, path) = (&request.volume_id, &request.target_path);
                 node.report(id, path, error, |link, volume| {
                     let (reason, message) = (error.reason.to_string(), error.to_string());
                     let pod = pod_of(&request.volume_context);
@@ -225,6 +216,9 @@ impl Node for NodeService {
         let request = request.into_inner();
         self.to_its_end(|node| async move {
             let result = node.unpublish(&request).await;
+            if result.is_ok() {
+                node.note(&request.volume_id, &request.target_path, None);
+            }
             answer(
                 "NodeUnpublishVolume",
                 &request.volume_id,

@@ -1,17 +1,16 @@
 //! System calls on mounts and directories of the node, each with its limit.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use blob_fs::{Resources, VolumeConfig};
 
 use super::bounded::{BoundedError, bounded, bounded_or};
 use super::mounter::{Mounter, Serving, Usage, unmount_only};
-use super::mountinfo::Mount;
-use crate::csi::status::{Error, Reason, Result};
+use super::mountinfo::Entry;
+use crate::error::{Error, Reason, Result};
 
 /// How long each kind of step may take before it counts as hung.
 #[derive(Debug, Clone, Copy)]
@@ -26,8 +25,8 @@ pub struct Patience {
     pub unmount: Duration,
     /// Committing what is dirty at the end. Kubelet gives a call two minutes.
     pub commit: Duration,
-    /// The end of all volumes together when the process ends. The chart gives it two minutes, calls at work
-    /// among them.
+    /// The end of all volumes together, and of the calls at work, from the moment at which the process is
+    /// told to end. The chart gives it two minutes.
     pub shut_down: Duration,
 }
 
@@ -49,52 +48,33 @@ impl Default for Patience {
 pub(super) struct Calls {
     mounter: Arc<dyn Mounter>,
     pub(super) patience: Patience,
-    /// Connections of which a stat has not returned in time; gone with the thread that waits for it.
-    stuck: Mutex<BTreeMap<u32, Weak<()>>>,
 }
 
 impl Calls {
     pub(super) fn new(mounter: Arc<dyn Mounter>, patience: Patience) -> Self {
-        Self {
-            mounter,
-            patience,
-            stuck: Mutex::default(),
-        }
+        Self { mounter, patience }
     }
 
     /// The mount table.
-    pub(super) async fn table(&self) -> Result<Vec<Mount>> {
+    pub(super) async fn table(&self) -> Result<Vec<Entry>> {
         let mounter = self.mounter.clone();
         let table = bounded("mountinfo", self.patience.local, move || mounter.table()).await;
         flatten(table).map_err(|e| Error::new(Reason::NodeError, format!("/proc/self/mountinfo: {e}")))
     }
 
-    /// Asks the file system of a mount. While one stat hangs there is no second one, which would leave one
-    /// more thread behind.
-    pub(super) async fn ask(&self, mount: &Mount) -> io::Result<()> {
-        let stuck = |connection| {
-            let stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
-            stuck
-                .get(&connection)
-                .is_some_and(|asking: &Weak<()>| asking.strong_count() > 0)
-        };
-        if stuck(mount.minor) {
-            let text = "an earlier stat has not returned yet";
-            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
-        }
-        let (mounter, at, asking) = (self.mounter.clone(), mount.at.clone(), Arc::new(()));
-        let returned = Arc::downgrade(&asking);
+    /// The kernel itself, for threads that may block.
+    pub(super) fn mounter(&self) -> Arc<dyn Mounter> {
+        self.mounter.clone()
+    }
+
+    /// Asks the file system at a path; `asking` is dropped when the thread that asks has its answer.
+    pub(super) async fn ask(&self, at: &Path, asking: Arc<()>) -> io::Result<()> {
+        let (mounter, at) = (self.mounter.clone(), at.to_owned());
         let answer = bounded("stat", self.patience.answer, move || {
             let _asking = asking;
             mounter.answers(&at)
-        })
-        .await;
-        if let Err(BoundedError::TimedOut { .. }) = answer {
-            let mut stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
-            stuck.retain(|_, asking| asking.strong_count() > 0);
-            stuck.insert(mount.minor, returned);
-        }
-        flatten(answer)
+        });
+        flatten(answer.await)
     }
 
     /// Mounts and serves a volume. A mount that comes when nobody waits for it any more is taken away again.
@@ -122,7 +102,7 @@ impl Calls {
     }
 
     /// Makes a mount of ours appear at a directory too; likewise.
-    pub(super) async fn bind(&self, staged: &Mount, target: &Path, read_only: bool) -> io::Result<()> {
+    pub(super) async fn bind(&self, staged: &Entry, target: &Path, read_only: bool) -> io::Result<()> {
         let (late, connection) = ((self.mounter.clone(), target.to_owned()), staged.minor);
         let late = move |bound: io::Result<()>| {
             let (mounter, at) = late;
@@ -154,7 +134,7 @@ impl Calls {
     }
 
     /// Takes a mount out of the tree, whoever uses it.
-    pub(super) async fn detach(&self, mount: &Mount, abort: bool) -> Result<()> {
+    pub(super) async fn detach(&self, mount: &Entry, abort: bool) -> Result<()> {
         let (mounter, doomed) = (self.mounter.clone(), mount.clone());
         let detached = bounded("umount -l", self.patience.local, move || {
             // First: whoever is blocked on it holds locks that the unmount may want. Without it they stay

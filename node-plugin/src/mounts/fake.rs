@@ -9,7 +9,7 @@ use blob_fs::{Held, Owing, Resources, VolumeConfig};
 use tokio_util::sync::CancellationToken;
 
 use super::mounter::{Mounter, Serving, Usage};
-use super::mountinfo::{FS_TYPE, Mount};
+use super::mountinfo::{Entry, FS_TYPE};
 
 /// How file systems behave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -26,7 +26,7 @@ pub(crate) enum Health {
 
 #[derive(Debug, Default)]
 struct State {
-    mounts: Vec<Mount>,
+    mounts: Vec<Entry>,
     health: Health,
     aborted: Vec<u32>,
     busy: Vec<PathBuf>,
@@ -45,6 +45,8 @@ struct State {
     asked: usize,
     /// Connections whose sessions were let go of.
     dropped: Vec<u32>,
+    /// What happened to sessions, in order: `sync`, `abort`, `join`.
+    ends: Vec<(&'static str, u32)>,
     /// What closed files of every file system owe the service.
     owing: Owing,
 }
@@ -76,6 +78,8 @@ impl Serving for FakeServing {
         self.ended.clone()
     }
     fn sync(&self) -> io::Result<()> {
+        self.kernel
+            .change(|state| state.ends.push(("sync", self.connection)));
         self.kernel.wait_while(|state| state.hold_commits);
         Ok(())
     }
@@ -89,6 +93,8 @@ impl Serving for FakeServing {
         self.kernel.wait_while(|state| state.hold_sessions);
         self.ended.cancel();
         self.kernel.wait_while(|state| state.hold_commits);
+        self.kernel
+            .change(|state| state.ends.push(("join", self.connection)));
         Ok(())
     }
 }
@@ -137,6 +143,16 @@ impl FakeKernel {
     pub(crate) fn aborted(&self) -> Vec<u32> {
         self.state.lock().unwrap().aborted.clone()
     }
+    /// What happened to sessions, in order.
+    pub(crate) fn ends(&self) -> Vec<&'static str> {
+        self.state
+            .lock()
+            .unwrap()
+            .ends
+            .iter()
+            .map(|(what, _)| *what)
+            .collect()
+    }
     pub(crate) fn asked(&self) -> usize {
         self.state.lock().unwrap().asked
     }
@@ -171,7 +187,7 @@ impl FakeKernel {
     }
     pub(crate) fn add(&self, at: &Path, fs_type: &str) -> u32 {
         let minor = self.next.fetch_add(1, Ordering::Relaxed) + 100;
-        self.state.lock().unwrap().mounts.push(Mount {
+        self.state.lock().unwrap().mounts.push(Entry {
             major: 0,
             minor,
             root: "/".into(),
@@ -194,7 +210,7 @@ impl FakeKernel {
         }
     }
 
-    fn top(&self, at: &Path) -> io::Result<Mount> {
+    fn top(&self, at: &Path) -> io::Result<Entry> {
         let state = self.state.lock().unwrap();
         super::mountinfo::at(&state.mounts, at)
             .cloned()
@@ -203,7 +219,7 @@ impl FakeKernel {
 }
 
 impl Mounter for FakeKernel {
-    fn table(&self) -> io::Result<Vec<Mount>> {
+    fn table(&self) -> io::Result<Vec<Entry>> {
         Ok(self.state.lock().unwrap().mounts.clone())
     }
     fn serve(&self, _: VolumeConfig, at: &Path, _: &Resources) -> io::Result<Box<dyn Serving>> {
@@ -265,11 +281,14 @@ impl Mounter for FakeKernel {
             .map(|i| drop(state.mounts.remove(i)))
             .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
     }
-    fn abort(&self, mount: &Mount) -> io::Result<()> {
+    fn abort(&self, mount: &Entry) -> io::Result<()> {
         if self.state.lock().unwrap().refuse_abort {
             return Err(io::Error::from_raw_os_error(libc::EROFS));
         }
-        self.change(|state| state.aborted.push(mount.minor));
+        self.change(|state| {
+            state.aborted.push(mount.minor);
+            state.ends.push(("abort", mount.minor));
+        });
         Ok(())
     }
 }

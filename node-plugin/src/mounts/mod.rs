@@ -3,16 +3,20 @@
 //! A mount lives as long as this process: the process serves it. After a restart the old mounts are dead
 //! (ENOTCONN) until their volume is staged again; [`record`] remembers them.
 
+mod bind;
 pub mod bounded;
 pub mod calls;
-mod ending;
+mod drain;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod holdings;
 pub mod manager;
+pub mod mount;
 pub mod mounter;
 pub mod mountinfo;
+mod probe;
 pub mod record;
 
-pub use manager::{Condition, Mounts};
+pub use manager::Mounts;
 pub use mounter::{Kernel, Mounter};
+pub use probe::Condition;

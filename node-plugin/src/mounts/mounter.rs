@@ -12,7 +12,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio_util::sync::CancellationToken;
 
-use super::mountinfo::{self, Mount};
+use super::mountinfo::{self, Entry};
 
 /// Where FUSE connections can be aborted.
 const CONNECTIONS: &str = "/sys/fs/fuse/connections";
@@ -48,7 +48,7 @@ pub struct Usage {
 /// through [`super::bounded`].
 pub trait Mounter: Send + Sync + Debug + 'static {
     /// The mount table.
-    fn table(&self) -> io::Result<Vec<Mount>>;
+    fn table(&self) -> io::Result<Vec<Entry>>;
     /// Mounts a file system at a directory, spelled as the mount table spells it, and serves it; returns once
     /// the kernel has shaken hands. After an error nothing of it is mounted.
     fn serve(&self, config: VolumeConfig, at: &Path, resources: &Resources) -> io::Result<Box<dyn Serving>>;
@@ -61,7 +61,7 @@ pub trait Mounter: Send + Sync + Debug + 'static {
     /// Unmounts the uppermost mount at a path; `detach` takes it out of the tree even when it is in use.
     fn unmount(&self, at: &Path, detach: bool) -> io::Result<()>;
     /// Ends a FUSE connection: everything blocked on it returns with an error.
-    fn abort(&self, mount: &Mount) -> io::Result<()>;
+    fn abort(&self, mount: &Entry) -> io::Result<()>;
 }
 
 /// The real thing.
@@ -136,7 +136,7 @@ fn connection_at(at: &Path) -> io::Result<u32> {
 }
 
 impl Mounter for Kernel {
-    fn table(&self) -> io::Result<Vec<Mount>> {
+    fn table(&self) -> io::Result<Vec<Entry>> {
         mountinfo::read()
     }
 
@@ -215,7 +215,7 @@ impl Mounter for Kernel {
         Ok(umount2(at, flags)?)
     }
 
-    fn abort(&self, mount: &Mount) -> io::Result<()> {
+    fn abort(&self, mount: &Entry) -> io::Result<()> {
         let control = Path::new(CONNECTIONS).join(mount.minor.to_string()).join("abort");
         if !control.exists() {
             mount_control()?;

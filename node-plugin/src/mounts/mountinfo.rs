@@ -11,7 +11,7 @@ pub const FS_TYPE: &str = "fuse.vsc-blob";
 
 /// One line of mountinfo (proc(5)).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mount {
+pub struct Entry {
     /// Device numbers of the file system; the minor of a FUSE mount is its connection's id.
     pub major: u32,
     /// See `major`.
@@ -30,7 +30,7 @@ pub struct Mount {
     pub super_options: String,
 }
 
-impl Mount {
+impl Entry {
     /// True for a mount of this driver, or a bind of one.
     pub fn is_ours(&self) -> bool {
         self.fs_type == FS_TYPE
@@ -50,22 +50,22 @@ impl Mount {
 
 /// The mounts of this process's namespace, in the kernel's order (a later one at the same path covers an
 /// earlier one).
-pub fn read() -> io::Result<Vec<Mount>> {
+pub fn read() -> io::Result<Vec<Entry>> {
     Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
 }
 
 /// Parses mountinfo; lines of an unknown shape are left out.
-pub fn parse(text: &[u8]) -> Vec<Mount> {
+pub fn parse(text: &[u8]) -> Vec<Entry> {
     text.split(|b| *b == b'\n').filter_map(line).collect()
 }
 
 /// The uppermost mount at a path.
-pub fn at<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
+pub fn at<'a>(mounts: &'a [Entry], path: &Path) -> Option<&'a Entry> {
     mounts.iter().rev().find(|m| m.at == path)
 }
 
 /// `ID PARENT MAJOR:MINOR ROOT MOUNTPOINT OPTIONS [TAGS...] - TYPE SOURCE SUPEROPTIONS`
-fn line(line: &[u8]) -> Option<Mount> {
+fn line(line: &[u8]) -> Option<Entry> {
     let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
     let dash = fields.iter().position(|f| *f == b"-")?;
     let (major, minor) = std::str::from_utf8(fields.get(2)?).ok()?.split_once(':')?;
@@ -74,7 +74,7 @@ fn line(line: &[u8]) -> Option<Mount> {
             .get(index)
             .map(|f| unescape(f).to_string_lossy().into_owned())
     };
-    Some(Mount {
+    Some(Entry {
         major: major.parse().ok()?,
         minor: minor.parse().ok()?,
         root: unescape(fields.get(3)?).into(),

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::csi::capability::Access;
+use crate::access::Access;
 
 /// Format of the files; one of another format is left alone and reported.
 const VERSION: u32 = 1;
@@ -56,32 +56,40 @@ impl Record {
     }
 }
 
-/// All records, in memory and in one file each.
-#[derive(Debug)]
-pub struct Records {
-    folder: PathBuf,
-    by_path: Mutex<BTreeMap<PathBuf, (PathBuf, Record)>>,
+/// A record and the file it is in.
+#[derive(Debug, Clone)]
+pub(super) struct Stored {
+    /// The file.
+    pub(super) file: PathBuf,
+    /// What is in it.
+    pub(super) record: Record,
 }
 
-impl Records {
+/// The folder of the records, one file each.
+#[derive(Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+    /// Changes are made one after the other: what one has read no other one may have changed.
+    changing: Mutex<()>,
+}
+
+impl Folder {
     /// Reads the folder, creating it (0700) when it is not there.
-    pub fn open(folder: &Path) -> io::Result<Self> {
+    pub(super) fn open(path: &Path) -> io::Result<(Self, Vec<Stored>)> {
         use std::os::unix::fs::DirBuilderExt as _;
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(folder)?;
-        let mut by_path = BTreeMap::new();
-        for entry in std::fs::read_dir(folder)? {
+            .create(path)?;
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(path)? {
             let file = entry?.path();
             if file.extension().is_none_or(|e| e != "json") {
                 continue;
             }
             let read = std::fs::read(&file).and_then(|text| Ok(serde_json::from_slice::<Record>(&text)?));
             match read {
-                Ok(record) if record.version == VERSION => {
-                    by_path.insert(record.path.clone(), (file, record));
-                }
+                Ok(record) if record.version == VERSION => found.push(Stored { file, record }),
                 Ok(record) => {
                     tracing::warn!(
                         file = %file.display(), version = record.version,
@@ -91,64 +99,38 @@ impl Records {
                 Err(error) => tracing::warn!(file = %file.display(), %error, "unreadable record; left alone"),
             }
         }
-        Ok(Self {
-            folder: folder.to_owned(),
-            by_path: Mutex::new(by_path),
-        })
-    }
-
-    /// The record of a mount.
-    pub fn get(&self, path: &Path) -> Option<Record> {
-        self.lock().get(path).map(|(_, record)| record.clone())
-    }
-
-    /// All of them.
-    pub fn all(&self) -> Vec<Record> {
-        self.lock().values().map(|(_, record)| record.clone()).collect()
-    }
-
-    /// Writes a record, replacing the one of the same path.
-    pub fn put(&self, record: Record) -> io::Result<()> {
-        let mut by_path = self.lock();
-        let file = match by_path.get(&record.path) {
-            Some((file, _)) => file.clone(),
-            None => self.folder.join(format!("{}.json", uuid::Uuid::new_v4())),
+        let folder = Self {
+            path: path.to_owned(),
+            changing: Mutex::default(),
         };
+        Ok((folder, found))
+    }
+
+    /// Held while a record is read, changed and written.
+    pub(super) fn changing(&self) -> MutexGuard<'_, ()> {
+        // Nothing is in it.
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a record, to the file of the one that it replaces if there is one.
+    pub(super) fn write(&self, file: Option<PathBuf>, record: Record) -> io::Result<Stored> {
+        let new = || self.path.join(format!("{}.json", uuid::Uuid::new_v4()));
+        let file = file.unwrap_or_else(new);
         write(&file, &serde_json::to_vec_pretty(&record)?)?;
-        by_path.insert(record.path.clone(), (file, record));
-        Ok(())
+        Ok(Stored { file, record })
     }
 
-    /// Changes a record, if it is there.
-    pub fn update(&self, path: &Path, change: impl FnOnce(&mut Record)) -> io::Result<()> {
-        let Some(mut record) = self.get(path) else {
-            return Ok(());
-        };
-        change(&mut record);
-        self.put(record)
-    }
-
-    /// Forgets a mount.
-    pub fn remove(&self, path: &Path) -> io::Result<()> {
-        let mut by_path = self.lock();
-        if let Some((file, _)) = by_path.get(path) {
-            match std::fs::remove_file(file) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            by_path.remove(path);
+    /// Removes a record's file; gone is gone.
+    pub(super) fn remove(&self, file: &Path) -> io::Result<()> {
+        match std::fs::remove_file(file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Can a record be written? For Probe.
-    pub fn check(&self) -> io::Result<()> {
-        tempfile_in(&self.folder).map(drop)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, (PathBuf, Record)>> {
-        // Whole after a panic elsewhere: the file is written before the map changes.
-        self.by_path.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn check(&self) -> io::Result<()> {
+        tempfile_in(&self.path).map(drop)
     }
 }
 
@@ -172,7 +154,7 @@ fn tempfile_in(folder: &Path) -> io::Result<std::fs::File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::csi::status::Reason;
+    use crate::error::Reason;
 
     fn access() -> Access {
         use csi_proto::csi::volume_capability::{AccessMode, AccessType, MountVolume, access_mode::Mode};
@@ -189,26 +171,25 @@ mod tests {
     fn records_survive_and_are_forgotten() {
         let folder = tempfile::tempdir().unwrap();
         let path = Path::new("/staging/1");
-        let records = Records::open(folder.path()).unwrap();
-        records
-            .put(Record::new("v", path, access(), BTreeMap::new()))
-            .unwrap();
+        let (records, found) = Folder::open(folder.path()).unwrap();
+        assert!(found.is_empty());
+        let record = Record::new("v", path, access(), BTreeMap::new());
+        let mut stored = records.write(None, record).unwrap();
         let target = Target {
             read_only: true,
             access: access(),
         };
-        records
-            .update(path, |r| drop(r.targets.insert("/pods/1".into(), target.clone())))
-            .unwrap();
+        stored.record.targets.insert("/pods/1".into(), target);
+        let file = stored.file.clone();
+        let changed = records.write(Some(stored.file), stored.record.clone()).unwrap();
+        assert_eq!(changed.file, file);
 
-        let records = Records::open(folder.path()).unwrap();
-        let record = records.get(path).unwrap();
-        assert_eq!(record.volume_id, "v");
-        assert_eq!(record.targets.get(Path::new("/pods/1")), Some(&target));
-        assert_eq!(records.all().len(), 1);
-        records.remove(path).unwrap();
-        records.remove(path).unwrap();
-        assert!(Records::open(folder.path()).unwrap().all().is_empty());
+        let (records, found) = Folder::open(folder.path()).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].record, stored.record);
+        records.remove(&file).unwrap();
+        records.remove(&file).unwrap();
+        assert!(Folder::open(folder.path()).unwrap().1.is_empty());
     }
 
     #[test]
@@ -217,12 +198,39 @@ mod tests {
         std::fs::write(folder.path().join("x.json"), "{").unwrap();
         // Not even readable.
         std::fs::create_dir(folder.path().join("y.json")).unwrap();
-        let records = Records::open(folder.path()).unwrap();
-        assert!(records.all().is_empty());
+        let (records, found) = Folder::open(folder.path()).unwrap();
+        assert!(found.is_empty());
         records.check().unwrap();
         assert!(
             folder.path().join("x.json").exists(),
             "left for somebody to look at"
         );
+    }
+
+    /// As the released version wrote them: a node is upgraded with its mounts.
+    #[test]
+    fn a_record_of_an_earlier_release_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = r#"{
+            "version": 1,
+            "volume_id": "v",
+            "path": "/staging/1",
+            "inline": false,
+            "access": {"mode": 5, "mount_flags": ["uid=1000"], "group": 2000},
+            "context": {"containername": "photos"},
+            "targets": {"/pods/1": {
+                "read_only": true,
+                "access": {"mode": 5, "mount_flags": ["uid=1000"], "group": 2000}
+            }}
+        }"#;
+        std::fs::write(folder.path().join("x.json"), text).unwrap();
+        let (_, found) = Folder::open(folder.path()).unwrap();
+        let record = &found[0].record;
+        assert_eq!(
+            (record.volume_id.as_str(), record.path.as_path()),
+            ("v", Path::new("/staging/1"))
+        );
+        assert_eq!(record.access.group, Some(2000));
+        assert!(record.targets[Path::new("/pods/1")].read_only);
     }
 }

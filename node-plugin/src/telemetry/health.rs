@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::metrics::Metrics;
-use crate::csi::server;
+use crate::grpc::server;
 
 /// How long the own socket may take to answer. Longer than any check of Probe.
 const DEADLINE: Duration = Duration::from_secs(5);

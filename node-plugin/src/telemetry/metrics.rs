@@ -14,7 +14,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::operations::Operations;
-use super::rpc::Rpcs;
+use crate::grpc::rpc::Rpcs;
 use crate::mounts::Mounts;
 
 /// What all names begin with.

@@ -4,6 +4,5 @@ pub mod health;
 pub mod log;
 pub mod metrics;
 pub mod operations;
-pub mod rpc;
 
 pub use log::{LogFormat, start};

@@ -98,7 +98,8 @@ impl GivenToken {
     pub fn replace(&self, token: Secret<String>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = token;
     }
-    fn get(&self) -> Secret<String> {
+    /// The latest one.
+    pub fn get(&self) -> Secret<String> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

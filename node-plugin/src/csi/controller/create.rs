@@ -9,14 +9,14 @@ use csi_proto::csi::{CapacityRange, CreateVolumeRequest, Volume};
 
 use super::ownership::{Mark, name_digest, short_digest};
 use super::{ControllerService, explain_identity, pods_identity};
+use crate::access::Access;
 use crate::csi::account::Account;
-use crate::csi::capability::Access;
 use crate::csi::connect;
 use crate::csi::named_secret;
 use crate::csi::required;
-use crate::csi::status::{Error, Reason, Result};
 use crate::csi::volume_context::{Attributes, AuthType, Identity, MountOptions, OnDelete, Scope, Secrets};
 use crate::csi::volume_id::VolumeId;
+use crate::error::{Error, Reason, Result};
 
 /// Longest name of a container (REST, "Naming and referencing containers").
 const LONGEST_NAME: usize = 63;
@@ -49,7 +49,7 @@ impl ControllerService {
         let client = self.client(&account, &attributes, &secrets)?;
         let container = connect::container(&client, &place.container)?.for_a_verdict(connect::FIRST_ANSWER);
 
-        let _guard = self.guards.enter(name)?;
+        let _guard = self.in_flight.enter(name)?;
         let mark = Mark::new(name, capacity, &request.parameters);
         let found = match place.prefix.as_str() {
             "" => create_container(&container, &mark).await,

@@ -11,9 +11,9 @@ use super::ownership::{Mark, name_digest};
 use super::{ControllerService, explain_identity, own_identity};
 use crate::csi::connect;
 use crate::csi::required;
-use crate::csi::status::{Error, Reason, Result};
 use crate::csi::volume_context::{Attributes, OnDelete, Scope, Secrets};
 use crate::csi::volume_id::VolumeId;
+use crate::error::{Error, Reason, Result};
 
 /// Deletions under way at once.
 const AT_ONCE: usize = 16;
@@ -62,7 +62,7 @@ impl ControllerService {
         if id.on_delete == OnDelete::Retain {
             return Ok(());
         }
-        let _guard = self.guards.enter(volume_id)?;
+        let _guard = self.in_flight.enter(volume_id)?;
         let secrets = self
             .secrets(Secrets::parse(&request.secrets)?, id.secret.as_ref())
             .await?;

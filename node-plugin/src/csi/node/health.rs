@@ -1,7 +1,5 @@
 //! Statistics and health: what kubelet asks about a volume, in the words of old and new interfaces.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use csi_proto::csi::node_get_storage_health_response::StorageBackendHealth;
@@ -13,7 +11,7 @@ use blob_fs::Owing;
 
 use super::{NodeService, resolved};
 use crate::csi::required;
-use crate::csi::status::{Change, Error, Reason, Result};
+use crate::error::{Change, Error, Reason, Result};
 use crate::mounts::Condition;
 use crate::mounts::holdings::Holdings;
 use crate::mounts::mounter::Usage;
@@ -21,39 +19,6 @@ use crate::mounts::record::Record;
 
 /// How long closed files may be on their way to the service before it is told: longer than any hiccup.
 const TOLD_AFTER: Duration = Duration::from_secs(30);
-
-/// Failures of volumes that could not be staged or published, newest last; bounded, because volumes come and
-/// go.
-const REMEMBERED: usize = 256;
-
-/// The last failure per volume: NodeGetVolumeHealth is asked about volumes that could not be mounted, too.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Failures(Arc<Mutex<VecDeque<(String, Error)>>>);
-
-impl Failures {
-    /// Remembers or forgets the outcome of a call.
-    pub(super) fn note(&self, volume: &str, failure: Option<&Error>) {
-        // "Another call is at work" says nothing about the volume.
-        if volume.is_empty() || failure.is_some_and(|f| f.reason == Reason::OperationPending) {
-            return;
-        }
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|(v, _)| v != volume);
-        if let Some(failure) = failure {
-            if all.len() == REMEMBERED {
-                all.pop_front();
-            }
-            all.push_back((volume.to_owned(), failure.clone()));
-        }
-    }
-
-    fn of(&self, volume: &str) -> Option<Error> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter()
-            .find(|(v, _)| v == volume)
-            .map(|(_, failure)| failure.clone())
-    }
-}
 
 impl NodeService {
     pub(super) async fn stats(
@@ -67,7 +32,7 @@ impl NodeService {
             Error::new(Reason::PathNotFound, text)
         };
         let path = resolved("volume_path", path).map_err(|_| not_there())?;
-        let known = self.mounts.records().all().into_iter().find(|record| {
+        let known = self.mounts.records().into_iter().find(|record| {
             record.volume_id == volume_id && (record.path == path || record.targets.contains_key(&path))
         });
         let Some(record) = known else {
@@ -100,16 +65,18 @@ impl NodeService {
         let mounted: Vec<Record> = self
             .mounts
             .records()
-            .all()
             .into_iter()
             .filter(|r| r.volume_id == volume_id)
             .collect();
-        let failure = self.failures.of(volume_id);
-        if mounted.is_empty() && failure.is_none() {
-            let text = format!("volume_id: {volume_id:?} is not on this node");
-            return Err(Error::new(Reason::VolumeNotFound, text));
-        }
         let mut health_statuses = Vec::new();
+        if mounted.is_empty() {
+            // What is mounted here says more than a call for another pod that failed.
+            let failure = self.mounts.failure(volume_id).ok_or_else(|| {
+                let text = format!("volume_id: {volume_id:?} is not on this node");
+                Error::new(Reason::VolumeNotFound, text)
+            })?;
+            health_statuses.push(inaccessible(failure.reason, failure.message));
+        }
         for record in mounted {
             let (reason, message) = match self.mounts.condition(&record.path).await? {
                 Condition::Healthy => match unstored(&self.mounts.owing(&record.path)) {
@@ -133,11 +100,6 @@ impl NodeService {
             health_statuses.push(inaccessible(reason, message));
             // (status, reason) must be unique.
             break;
-        }
-        if let Some(failure) = failure
-            && health_statuses.is_empty()
-        {
-            health_statuses.push(inaccessible(failure.reason, failure.message));
         }
         let volume_health = VolumeHealth {
             volume_id: volume_id.to_owned(),

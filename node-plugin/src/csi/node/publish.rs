@@ -7,14 +7,15 @@ use csi_proto::csi::{NodePublishVolumeRequest, NodeUnpublishVolumeRequest};
 
 use super::stage::context_difference;
 use super::{NodeService, resolved, stable_context};
+use crate::access::Access;
 use crate::cluster::VolumeAt;
-use crate::csi::capability::Access;
 use crate::csi::entra;
 use crate::csi::named_secret::{self, Owner};
 use crate::csi::required;
-use crate::csi::status::{Error, Reason, Result};
 use crate::csi::volume_context::{Attributes, MountOptions, Scope, Secrets};
+use crate::error::{Error, Reason, Result};
 use crate::mounts::Condition;
+use crate::mounts::mount::Credentials;
 use crate::mounts::record::{Record, Target};
 
 impl NodeService {
@@ -23,7 +24,7 @@ impl NodeService {
         let target = resolved("target_path", &request.target_path)?;
         let access = Access::parse(request.volume_capability.as_ref(), Reason::CapabilityExceeded)?;
         let attributes = Attributes::parse(&request.volume_context, Scope::Attributes)?;
-        let _guard = self.guards.enter(volume_id)?;
+        let _in_flight = self.mounts.enter(volume_id, &target)?;
         if attributes.ephemeral || attributes.identity.with_pod_token {
             return self.publish_inline(request, &target, access, &attributes).await;
         }
@@ -76,7 +77,7 @@ impl NodeService {
     pub(super) async fn unpublish(&self, request: &NodeUnpublishVolumeRequest) -> Result<()> {
         let volume_id = required("volume_id", &request.volume_id)?;
         let target = resolved("target_path", &request.target_path)?;
-        let _guard = self.guards.enter(volume_id)?;
+        let _in_flight = self.mounts.enter(volume_id, &target)?;
         let there = self.mounts.volumes_at(&target).await?;
         let own = there.iter().find(|record| record.volume_id == volume_id);
         let staged_there = own.is_some_and(|record| record.path == target && !record.inline);
@@ -87,7 +88,6 @@ impl NodeService {
         }
         if own.is_some_and(|record| record.inline) || self.mounts.serves(&target) {
             self.mounts.stop(&target).await?;
-            self.tokens().remove(&target);
             return self.mounts.remove_target(&target).await;
         }
         self.mounts.unbind(&target).await
@@ -117,11 +117,13 @@ impl NodeService {
             access: record.access.clone(),
         };
         record.targets.insert(target.to_owned(), args);
-        let known = self.mounts.records().get(target);
+        let token = token.map(GivenToken::new);
+        let credentials = Credentials::of_pod(token.clone());
+        let known = self.mounts.record(target);
         let alike = known.as_ref() == Some(&record);
-        if alike && let (Some(given), Some(token)) = (self.tokens().get(target), &token) {
+        if alike {
             // Before the mount is asked anything: with the old token it may not answer.
-            given.replace(token.clone());
+            self.mounts.replace_credentials(target, &credentials);
         }
         match self.mounts.condition(target).await? {
             Condition::Healthy | Condition::Silent(_) if alike => return Ok(()),
@@ -151,7 +153,6 @@ impl NodeService {
             context: &request.volume_context,
         };
         let secrets = named_secret::on_node(self.link.as_ref(), attributes, secrets, owner).await?;
-        let token = token.map(GivenToken::new);
         let config = self
             .configure(
                 attributes,
@@ -163,11 +164,7 @@ impl NodeService {
             )
             .await?;
         self.mounts.prepare_target(target).await?;
-        self.mounts.start(record, config).await?;
-        if let Some(token) = token {
-            self.tokens().insert(target.to_owned(), token);
-        }
-        Ok(())
+        self.mounts.start(record, config, credentials).await
     }
 
     /// The arguments of a publish must be those of the stage, as far as the stage knew them.

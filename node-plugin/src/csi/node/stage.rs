@@ -7,15 +7,16 @@ use blob_fs::VolumeConfig;
 use csi_proto::csi::{NodeStageVolumeRequest, NodeUnstageVolumeRequest};
 
 use super::{NodeService, resolved, stable_context};
+use crate::access::Access;
 use crate::cluster::VolumeAt;
 use crate::csi::account::Account;
-use crate::csi::capability::Access;
 use crate::csi::connect::{self, CredentialKind};
 use crate::csi::named_secret::{self, Owner};
 use crate::csi::required;
-use crate::csi::status::{Error, Reason, Result};
 use crate::csi::volume_context::{Attributes, MountOptions, Scope, Secrets};
+use crate::error::{Error, Reason, Result};
 use crate::mounts::Condition;
+use crate::mounts::mount::Credentials;
 use crate::mounts::record::Record;
 
 impl NodeService {
@@ -28,19 +29,26 @@ impl NodeService {
         let secrets = Secrets::parse(&request.secrets)?;
         let mut record = Record::new(volume_id, &path, access, stable_context(&request.volume_context));
 
-        let _guard = self.guards.enter(volume_id)?;
+        let _in_flight = self.mounts.enter(volume_id, &path)?;
         if attributes.identity.with_pod_token {
             // The token comes with the publish: each pod gets a mount of its own, with its own rights.
             return Ok(());
         }
         match self.mounts.condition(&path).await? {
+            Condition::Healthy | Condition::Silent(_) if self.is_forgotten(&path).await? => {
+                tracing::warn!(
+                    volume_id, path = %path.display(),
+                    "nothing is remembered of the mount, and no pod uses it: it is made anew"
+                );
+                self.mounts.stop(&path).await?;
+            }
             Condition::Healthy | Condition::Silent(_) => return self.staged_alike(&record),
             Condition::Dead(why) => {
                 tracing::info!(
                     volume_id, path = %path.display(), why,
                     "taking a dead mount down before staging"
                 );
-                let former = self.mounts.records().get(&path);
+                let former = self.mounts.record(&path);
                 self.mounts.stop(&path).await?;
                 if let Some(former) = former.filter(|former| former.volume_id == volume_id) {
                     // Pods of the dead mount are still asked about, and taken away.
@@ -78,14 +86,14 @@ impl NodeService {
         let config = self
             .configure(&attributes, &options, &record.access, &secrets, None, false)
             .await?;
-        self.mounts.start(record, config).await
+        self.mounts.start(record, config, Credentials::default()).await
     }
 
     pub(super) async fn unstage(&self, request: &NodeUnstageVolumeRequest) -> Result<()> {
         let volume_id = required("volume_id", &request.volume_id)?;
         let path = resolved("staging_target_path", &request.staging_target_path)?;
-        let _guard = self.guards.enter(volume_id)?;
-        if let Some(record) = self.mounts.records().get(&path)
+        let _in_flight = self.mounts.enter(volume_id, &path)?;
+        if let Some(record) = self.mounts.record(&path)
             && (record.volume_id != volume_id || record.inline)
         {
             // Idempotent: this volume is not staged there, and the other one, or the pod's own mount, is not
@@ -111,6 +119,12 @@ impl NodeService {
         self.mounts.stop(&path).await
     }
 
+    /// Whether nothing is remembered of the mount at a path (its record is lost) and no pod uses it: nobody
+    /// can say what it was staged with, and it is in the way of every stage.
+    async fn is_forgotten(&self, path: &Path) -> Result<bool> {
+        Ok(self.mounts.record(path).is_none() && self.mounts.bound_at(path).await?.is_empty())
+    }
+
     /// A second stage: fine with the same arguments.
     fn staged_alike(&self, wanted: &Record) -> Result<()> {
         let path = wanted.path.display();
@@ -120,7 +134,7 @@ impl NodeService {
                 format!("staging_target_path: {path} is staged already with another {what}"),
             ))
         };
-        let Some(staged) = self.mounts.records().get(&wanted.path) else {
+        let Some(staged) = self.mounts.record(&wanted.path) else {
             return differs("driver instance (no record of it)");
         };
         if staged.volume_id != wanted.volume_id {
@@ -206,7 +220,7 @@ impl NodeService {
 
     /// The record of the volume staged at a path, or why it cannot be published from there.
     pub(super) fn staged(&self, volume_id: &str, path: &Path) -> Result<Record> {
-        match self.mounts.records().get(path) {
+        match self.mounts.record(path) {
             Some(record) if record.volume_id == volume_id => Ok(record),
             Some(record) => Err(Error::new(
                 Reason::NotStaged,

@@ -10,11 +10,12 @@ use tokio_util::sync::CancellationToken;
 use vsc_driver::buffer::Arena;
 
 use super::*;
+use crate::access::Access;
 use crate::cluster::fake::{FakeCluster, NODE, claim, pod};
 use crate::cluster::{Membership, Reporter};
-use crate::csi::capability::Access;
 use crate::mounts::calls::Patience;
 use crate::mounts::fake::FakeKernel;
+use crate::mounts::mount::Credentials;
 use crate::mounts::mountinfo::FS_TYPE;
 use crate::mounts::record::Record;
 use crate::mounts::{Kernel, Mounter};
@@ -133,7 +134,7 @@ async fn a_call_that_has_to_wait_is_no_event() {
         volume_context: map(&[("containerName", "photos")]),
         ..NodeStageVolumeRequest::default()
     };
-    let first = world.service.guards.enter("h").unwrap();
+    let first = world.service.mounts.enter("h", Path::new("/elsewhere")).unwrap();
     let status = world
         .service
         .node_stage_volume(Request::new(request.clone()))
@@ -192,7 +193,11 @@ async fn staged(service: &NodeService, folder: &tempfile::TempDir) -> PathBuf {
     let staging = folder.path().join("globalmount");
     let config = VolumeConfig::new("acct/photos", Arc::new(FakeStore::new()));
     let record = record("h", &staging, &HashMap::new());
-    service.mounts.start(record, config).await.unwrap();
+    service
+        .mounts
+        .start(record, config, Credentials::default())
+        .await
+        .unwrap();
     staging
 }
 
@@ -210,15 +215,20 @@ async fn a_target_that_its_record_lost_is_remembered_again() {
         volume_context: map(&[("containerName", "photos")]),
         ..NodePublishVolumeRequest::default()
     };
-    let records = service.mounts.records();
-    records
-        .put(record("h", &staging, &request.volume_context))
-        .unwrap();
+    let staged = record("h", &staging, &request.volume_context);
+    service.mounts.remember(staged).unwrap();
     kernel.add(&staging, FS_TYPE);
     // The process ended between the bind and the record of it.
     kernel.bind(&staging, &target, false).unwrap();
     service.node_publish_volume(Request::new(request)).await.unwrap();
-    assert!(records.get(&staging).unwrap().targets.contains_key(&target));
+    assert!(
+        service
+            .mounts
+            .record(&staging)
+            .unwrap()
+            .targets
+            .contains_key(&target)
+    );
     assert_eq!(kernel.mounts(), [staging, target], "and bound once");
 }
 
@@ -281,6 +291,91 @@ async fn what_the_service_does_not_take_is_the_volumes_condition() {
     assert_eq!(health().await, []);
 }
 
+/// A mount of which nothing is remembered - the state folder is lost - is no dead end for every stage to
+/// come, as long as no pod uses it.
+#[tokio::test]
+async fn a_mount_that_nobody_remembers_is_in_nobodys_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = FakeKernel::new();
+    let service = service(kernel.clone(), folder.path());
+    let (staging, target) = (folder.path().join("globalmount"), folder.path().join("mount"));
+    std::fs::create_dir(&staging).unwrap();
+    let request = NodeStageVolumeRequest {
+        volume_id: "h".into(),
+        staging_target_path: staging.display().to_string(),
+        volume_capability: Some(capability()),
+        volume_context: map(&[("containerName", "photos")]),
+        ..NodeStageVolumeRequest::default()
+    };
+    let stage = async || {
+        let staged = service.node_stage_volume(Request::new(request.clone())).await;
+        staged.unwrap_err().message().to_owned()
+    };
+    kernel.add(&staging, FS_TYPE);
+    kernel.bind(&staging, &target, false).unwrap();
+    let refused = stage().await;
+    assert!(refused.contains("StagedDifferently"), "a pod uses it: {refused}");
+    kernel.unmount(&target, false).unwrap();
+    // This volume names no account, which is looked at when the mount is no obstacle any more.
+    let refused = stage().await;
+    assert!(refused.contains("MissingField"), "{refused}");
+}
+
+/// A volume that works for one pod is not told to be broken because another pod's call failed.
+#[tokio::test]
+async fn a_failed_publish_is_not_the_condition_of_a_mounted_volume() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = service(FakeKernel::new(), folder.path());
+    let health = async || {
+        let request = NodeGetVolumeHealthRequest {
+            volume_id: "h".into(),
+            ..NodeGetVolumeHealthRequest::default()
+        };
+        let health = service.node_get_volume_health(Request::new(request)).await;
+        health.map(|health| health.into_inner().volume_health.unwrap().health_statuses)
+    };
+    let staging = folder.path().join("globalmount");
+    let publish = async |target: &Path| {
+        let request = NodePublishVolumeRequest {
+            volume_id: "h".into(),
+            staging_target_path: staging.display().to_string(),
+            target_path: target.display().to_string(),
+            volume_capability: Some(capability()),
+            ..NodePublishVolumeRequest::default()
+        };
+        service.node_publish_volume(Request::new(request)).await
+    };
+    let (good, bad) = (folder.path().join("good"), folder.path().join("bad"));
+    std::fs::write(&bad, "a file").unwrap();
+    publish(&good).await.unwrap_err();
+    let told = health().await.unwrap();
+    assert_eq!(
+        told[0].reason, "NotStaged",
+        "nothing is mounted: the failure is all there is"
+    );
+    staged(&service, &folder).await;
+    publish(&good).await.unwrap();
+    let refused = publish(&bad).await.unwrap_err();
+    assert!(refused.message().contains("TargetNotDirectory"), "{refused}");
+    assert_eq!(health().await.unwrap(), []);
+    // And it goes with its pod.
+    let unpublish = |target: &Path| NodeUnpublishVolumeRequest {
+        volume_id: "h".into(),
+        target_path: target.display().to_string(),
+    };
+    service
+        .node_unpublish_volume(Request::new(unpublish(&good)))
+        .await
+        .unwrap();
+    std::fs::remove_file(&bad).unwrap();
+    service
+        .node_unpublish_volume(Request::new(unpublish(&bad)))
+        .await
+        .unwrap();
+    service.mounts.stop(&staging).await.unwrap();
+    assert_eq!(health().await.unwrap_err().code(), tonic::Code::NotFound);
+}
+
 #[tokio::test]
 async fn a_call_goes_on_when_its_caller_has_gone() {
     let folder = tempfile::tempdir().unwrap();
@@ -301,7 +396,7 @@ async fn a_call_goes_on_when_its_caller_has_gone() {
     let again = unstage().await.unwrap_err();
     assert_eq!(again.code(), tonic::Code::Aborted, "the first call is at work");
     kernel.hold_commits(false);
-    until(|| service.mounts.records().all().is_empty()).await;
+    until(|| service.mounts.records().is_empty()).await;
     // It lets go of the volume a moment later.
     while let Err(status) = unstage().await {
         assert_eq!(status.code(), tonic::Code::Aborted);

@@ -10,10 +10,10 @@ use super::keys::{CLASS_ONLY, EVERYWHERE};
 use super::mount_options::{ALWAYS, KNOWN};
 use super::secrets;
 use super::{Attributes, MountOptions, Scope, Secrets};
+use crate::access::Access;
 use crate::csi::account::Account;
-use crate::csi::capability::Access;
 use crate::csi::connect::CredentialKind;
-use crate::csi::status::{Error, Reason, Result};
+use crate::error::{Error, Reason, Result};
 
 /// What nobody may be told.
 const SECRET: &str = "c2VjcmV0LXNlY3JldA";

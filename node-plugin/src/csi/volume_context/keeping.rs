@@ -3,7 +3,7 @@
 use blob_client::{ContentTypes, StoredHeaders, UnreadableTags};
 
 use super::keys::{Keys, nearest};
-use crate::csi::status::{Error, Reason, Result};
+use crate::error::{Error, Reason, Result};
 
 /// `contentType` and `indexTags`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::csi::status::{Error, Reason, Result};
+use crate::error::{Error, Reason, Result};
 
 /// Where a set of keys comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -23,7 +23,7 @@ pub use mount_options::MountOptions;
 pub use secrets::Secrets;
 pub use template::Claim;
 
-use super::status::{Error, Reason, Result};
+use crate::error::{Error, Reason, Result};
 
 /// `AzureStorageAuthType`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

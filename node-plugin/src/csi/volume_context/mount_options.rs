@@ -6,7 +6,7 @@ use blob_client::{NoPatience, Patience};
 use blob_fs::config::Ownership;
 
 use super::keys::nearest;
-use crate::csi::status::{Error, Reason, Result};
+use crate::error::{Error, Reason, Result};
 
 /// Options in the spelling of volumes.md.
 pub(super) const KNOWN: &[&str] = &[

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use blob_client::secret::Secret;
 
 use super::keys::nearest;
-use crate::csi::status::{Error, Reason, Result};
+use crate::error::{Error, Reason, Result};
 
 const ACCOUNT: &str = "azurestorageaccountname";
 const KEY: &str = "azurestorageaccountkey";

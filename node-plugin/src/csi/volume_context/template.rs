@@ -1,6 +1,6 @@
 //! `${pvc.metadata.name}` and its siblings in a StorageClass.
 
-use crate::csi::status::{Error, Reason, Result};
+use crate::error::{Error, Reason, Result};
 
 /// What external-provisioner (started with `--extra-create-metadata`) says about the claim.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

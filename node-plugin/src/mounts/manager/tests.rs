@@ -10,7 +10,7 @@ use vsc_driver::buffer::Arena;
 use super::super::fake::{FakeKernel, Health};
 use super::super::record::Target;
 use super::*;
-use crate::csi::capability::Access;
+use crate::access::Access;
 
 /// Nothing of a test should come near it.
 const LONG: Duration = Duration::from_secs(60);
@@ -26,14 +26,14 @@ const PATIENCE: Patience = Patience {
     shut_down: LONG,
 };
 
-struct House {
-    kernel: Arc<FakeKernel>,
-    mounts: Mounts,
+pub(crate) struct House {
+    pub(crate) kernel: Arc<FakeKernel>,
+    pub(crate) mounts: Mounts,
     folder: tempfile::TempDir,
 }
 
 impl House {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let kernel = FakeKernel::new();
         let folder = tempfile::tempdir().unwrap();
         let mounts = Self::open(&kernel, &folder);
@@ -66,7 +66,7 @@ impl House {
         self.mounts.condition(&self.staging()).await.unwrap()
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -76,13 +76,17 @@ impl House {
 
     /// Where the volume is remembered to be published.
     fn targets(&self) -> BTreeMap<PathBuf, Target> {
-        self.mounts.records().get(&self.staging()).unwrap().targets
+        self.mounts.record(&self.staging()).unwrap().targets
     }
 
     async fn start(&self) -> Result<()> {
         let record = Record::new("v", &self.staging(), access(), BTreeMap::new());
         self.mounts
-            .start(record, VolumeConfig::new("acct/c", Arc::new(FakeStore::new())))
+            .start(
+                record,
+                VolumeConfig::new("acct/c", Arc::new(FakeStore::new())),
+                Credentials::default(),
+            )
             .await
     }
 }
@@ -133,7 +137,7 @@ async fn a_volume_is_mounted_bound_unbound_and_gone() {
     house.mounts.stop(&house.staging()).await.unwrap();
     house.mounts.stop(&house.staging()).await.unwrap();
     assert!(house.kernel.mounts().is_empty());
-    assert!(house.mounts.records().all().is_empty());
+    assert!(house.mounts.records().is_empty());
 }
 
 #[tokio::test]
@@ -143,7 +147,7 @@ async fn a_file_system_that_does_not_answer_is_taken_down_again() {
     let error = house.start().await.unwrap_err();
     assert_eq!(error.reason, Reason::FileSystemSilent, "{error}");
     assert!(house.kernel.mounts().is_empty());
-    assert!(house.mounts.records().all().is_empty());
+    assert!(house.mounts.records().is_empty());
 }
 
 #[tokio::test]
@@ -297,11 +301,11 @@ async fn what_is_not_committed_is_not_unmounted_well() {
     }
     let error = house.start().await.unwrap_err();
     assert_eq!(error.reason, Reason::CommitPending, "{error}");
-    assert_eq!(house.mounts.records().all().len(), 1, "kubelet comes again");
+    assert_eq!(house.mounts.records().len(), 1, "kubelet comes again");
     house.kernel.hold_commits(false);
     house.mounts.calls.patience.commit = LONG;
     house.mounts.stop(&house.staging()).await.unwrap();
-    assert!(house.mounts.records().all().is_empty());
+    assert!(house.mounts.records().is_empty());
     house.start().await.unwrap();
 }
 
@@ -312,7 +316,7 @@ async fn a_file_system_that_others_hold_does_not_keep_the_unmount() {
     house.kernel.hold_sessions(true);
     house.mounts.calls.patience.commit = SHORT;
     house.mounts.stop(&house.staging()).await.unwrap();
-    assert!(house.mounts.records().all().is_empty());
+    assert!(house.mounts.records().is_empty());
     house.kernel.hold_sessions(false);
 }
 
@@ -354,14 +358,13 @@ async fn a_path_belongs_to_the_volume_that_is_there() {
     let mut other = Record::new("a", &house.path("a"), access(), BTreeMap::new());
     other.targets.insert(pod.clone(), target(false));
     other.targets.insert(house.path("2"), target(false));
-    house.mounts.records().put(other).unwrap();
+    house.mounts.remember(other).unwrap();
     assert_eq!(at(&pod).await, ["v"]);
     assert_eq!(at(&house.path("2")).await, ["a"]);
     // Also when the process ended between the bind and its record.
     let forgotten = house
         .mounts
-        .records()
-        .update(&house.staging(), |record| record.targets.clear());
+        .change_record(&house.staging(), |record| record.targets.clear());
     forgotten.unwrap();
     assert_eq!(at(&pod).await, ["v"]);
 }
@@ -440,14 +443,14 @@ async fn after_a_restart_the_dead_mount_is_known_and_can_be_cleaned() {
     // The process ends; the kernel keeps the mount, nobody serves it.
     house.kernel.set(Health::Dead);
     let mounts = House::open(&house.kernel, &house.folder);
-    assert_eq!(mounts.records().get(&house.staging()).unwrap().volume_id, "v");
+    assert_eq!(mounts.record(&house.staging()).unwrap().volume_id, "v");
     assert!(matches!(
         mounts.condition(&house.staging()).await.unwrap(),
         Condition::Dead(_)
     ));
     mounts.stop(&house.staging()).await.unwrap();
     assert!(house.kernel.mounts().is_empty());
-    assert!(mounts.records().all().is_empty());
+    assert!(mounts.records().is_empty());
 }
 
 #[tokio::test]
@@ -455,10 +458,10 @@ async fn after_a_reboot_nothing_is_left_to_remember() {
     let house = House::new();
     house.start().await.unwrap();
     house.mounts.forget_gone().await.unwrap();
-    assert_eq!(house.mounts.records().all().len(), 1, "still mounted");
+    assert_eq!(house.mounts.records().len(), 1, "still mounted");
     let rebooted = House::open(&FakeKernel::new(), &house.folder);
     rebooted.forget_gone().await.unwrap();
-    assert!(rebooted.records().all().is_empty());
+    assert!(rebooted.records().is_empty());
 }
 
 #[tokio::test]
@@ -473,9 +476,68 @@ async fn shutting_down_leaves_what_pods_use() {
         .unwrap();
     assert_eq!(house.mounts.shut_down().await, 1);
     assert_eq!(house.kernel.mounts().len(), 2);
-    house.mounts.unbind(&pod).await.unwrap();
-    assert_eq!(house.mounts.shut_down().await, 0);
+    assert_eq!(house.mounts.records().len(), 1, "the next process knows it");
+    // What pods wrote while most was being committed is committed too, and they can write no more.
+    assert_eq!(house.kernel.ends(), ["sync", "abort", "join"]);
+}
+
+#[tokio::test]
+async fn a_call_does_not_wait_for_a_commit_when_the_process_ends() {
+    let house = House::new();
+    house.start().await.unwrap();
+    house.kernel.hold_commits(true);
+    let staging = house.staging();
+    let stop = house.mounts.stop(&staging);
+    let end = async {
+        while !house.kernel.mounts().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        house.mounts.end_soon();
+    };
+    let (stopped, ()) = tokio::join!(stop, end);
+    assert_eq!(stopped.unwrap_err().reason, Reason::CommitPending);
+    // The end does: what was accepted is in the service before the process is gone.
+    let release = async { house.kernel.hold_commits(false) };
+    let (left, ()) = tokio::join!(house.mounts.shut_down(), release);
+    assert_eq!(left, 0);
+    assert_eq!(house.kernel.ends(), ["join"]);
+}
+
+#[tokio::test]
+async fn the_time_of_the_end_runs_from_its_announcement() {
+    let mut house = House::new();
+    house.start().await.unwrap();
+    house.kernel.hold_commits(true);
+    house.mounts.calls.patience.shut_down = SHORT;
+    house.mounts.end_soon();
+    // Not from here: calls at work may have had it all.
+    house.mounts.calls.patience.shut_down = LONG;
+    assert_eq!(house.mounts.shut_down().await, 1);
+    house.kernel.hold_commits(false);
+}
+
+#[tokio::test]
+async fn the_end_waits_for_a_call_at_work() {
+    let house = House::new();
+    house.start().await.unwrap();
+    let call = house.mounts.enter("v", &house.staging()).unwrap();
+    let mut ends = std::pin::pin!(house.mounts.shut_down());
+    assert!(futures::poll!(&mut ends).is_pending());
+    assert_eq!(house.kernel.mounts(), [house.staging()]);
+    drop(call);
+    assert_eq!(ends.await, 0);
     assert!(house.kernel.mounts().is_empty());
+}
+
+/// A mount that somebody takes away from outside leaves its session behind, with what it has accepted.
+#[tokio::test]
+async fn a_session_without_a_mount_is_committed_before_the_next() {
+    let house = House::new();
+    house.start().await.unwrap();
+    house.kernel.unmount(&house.staging(), true).unwrap();
+    house.start().await.unwrap();
+    assert_eq!(house.kernel.ends(), ["join"]);
+    assert_eq!(house.mounts.served(), 1);
 }
 
 #[tokio::test]
@@ -485,7 +547,11 @@ async fn all_volumes_end_at_once_and_within_one_limit() {
     for path in &paths {
         let record = Record::new(&path.display().to_string(), path, access(), BTreeMap::new());
         let config = VolumeConfig::new("acct/c", Arc::new(FakeStore::new()));
-        house.mounts.start(record, config).await.unwrap();
+        house
+            .mounts
+            .start(record, config, Credentials::default())
+            .await
+            .unwrap();
     }
     // None of them can commit, and the process does not wait for ever.
     house.kernel.hold_commits(true);
@@ -493,6 +559,7 @@ async fn all_volumes_end_at_once_and_within_one_limit() {
     assert_eq!(house.mounts.shut_down().await, 4);
     // One after the other, the first would keep the others from being begun with.
     house.mounts.calls.patience.shut_down = LONG;
+    house.mounts.end_by.send_replace(None);
     let all_begun = async {
         while !house.kernel.mounts().is_empty() {
             tokio::task::yield_now().await;

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Abort, Mounts, node_error};
-use crate::csi::status::{Error, Reason, Result};
-use crate::mounts::mountinfo::{self, Mount};
-use crate::mounts::record::{Record, Target};
+use super::drain::Abort;
+use super::manager::Mounts;
+use super::mountinfo::{self, Entry};
+use super::record::{Record, Target};
+use crate::error::{Error, Reason, Result};
 
 impl Mounts {
     /// Binds a mounted volume to a pod's directory, creating it.
@@ -43,26 +44,18 @@ impl Mounts {
 
     /// Notes where a volume is published.
     pub fn remember_target(&self, source: &Path, target: &Path, args: Target) -> Result<()> {
-        let remembered = self.records.update(source, |record| {
+        self.change_record(source, |record| {
             record.targets.insert(target.to_owned(), args);
-        });
-        remembered.map_err(|e| node_error(source, &e))
+        })
     }
 
     /// Takes a pod's directory away. Nothing there is fine; files left in it are not ours to delete.
     pub async fn unbind(&self, target: &Path) -> Result<()> {
         self.unmount(target, Abort::Never).await?;
         self.remove_target(target).await?;
-        for record in self
-            .records
-            .all()
-            .iter()
-            .filter(|r| r.targets.contains_key(target))
-        {
-            let forgotten = self
-                .records
-                .update(&record.path, |r| drop(r.targets.remove(target)));
-            forgotten.map_err(|e| node_error(target, &e))?;
+        let records = self.records();
+        for record in records.iter().filter(|r| r.targets.contains_key(target)) {
+            self.change_record(&record.path, |r| drop(r.targets.remove(target)))?;
         }
         Ok(())
     }
@@ -108,7 +101,7 @@ impl Mounts {
     /// Whose path this is: the volume whose file system is mounted or bound there; when it is none of them,
     /// those that are remembered there.
     pub async fn volumes_at(&self, path: &Path) -> Result<Vec<Record>> {
-        let mut records = self.records.all();
+        let mut records = self.records();
         let table = self.calls.table().await?;
         if let Some(there) = mountinfo::at(&table, path).filter(|m| m.is_ours()) {
             let of = |record: &Record| {
@@ -128,12 +121,12 @@ impl Mounts {
         mut targets: BTreeMap<PathBuf, Target>,
     ) -> Result<BTreeMap<PathBuf, Target>> {
         let table = self.calls.table().await?;
-        targets.retain(|target, _| mountinfo::at(&table, target).is_some_and(Mount::is_ours));
+        targets.retain(|target, _| mountinfo::at(&table, target).is_some_and(Entry::is_ours));
         Ok(targets)
     }
 
     /// The mount at a path, if it is one of this driver.
-    pub async fn mount_at(&self, path: &Path) -> Result<Option<Mount>> {
+    pub async fn mount_at(&self, path: &Path) -> Result<Option<Entry>> {
         Ok(mountinfo::at(&self.calls.table().await?, path)
             .filter(|m| m.is_ours())
             .cloned())

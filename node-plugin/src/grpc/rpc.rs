@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tonic::Code;
 use tower::{Layer, Service};
 
-use crate::csi::status::REASON;
+use crate::error::REASON;
 
 /// Calls of methods that no service has.
 const OTHER: &str = "other";
@@ -52,7 +52,7 @@ fn histogram() -> Histogram {
 }
 
 impl Rpcs {
-    pub(super) fn register(&self, registry: &mut Registry) {
+    pub(crate) fn register(&self, registry: &mut Registry) {
         registry.register_with_unit(
             "rpc_duration",
             "Time from the arrival of a CSI call to its answer",
@@ -175,7 +175,7 @@ mod tests {
     use tower::{ServiceExt as _, service_fn};
 
     use super::*;
-    use crate::csi::status::{Error, Reason};
+    use crate::error::{Error, Reason};
 
     fn scrape(rpcs: &Rpcs) -> String {
         let mut registry = Registry::default();

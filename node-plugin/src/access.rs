@@ -5,7 +5,7 @@ use csi_proto::csi::volume_capability::access_mode::Mode;
 use csi_proto::csi::volume_capability::{AccessType, MountVolume};
 use serde::{Deserialize, Serialize};
 
-use super::status::{Error, Reason, Result};
+use crate::error::{Error, Reason, Result};
 
 /// A capability this driver can offer: file system access in one mode.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

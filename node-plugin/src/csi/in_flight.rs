@@ -1,22 +1,23 @@
-//! One call per volume at a time; the second is told to come again (ABORTED).
+//! One call of the controller per volume at a time; the second is told to come again (ABORTED). On the node
+//! a mount knows this itself ([`crate::mounts::mount`]).
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::status::{Error, Reason, Result};
+use crate::error::{Error, Reason, Result};
 
 /// Volumes with a call at work.
 #[derive(Debug, Clone, Default)]
-pub struct Guards(Arc<Mutex<HashSet<String>>>);
+pub struct InFlight(Arc<Mutex<HashSet<String>>>);
 
 /// Held while a call works on a volume.
 #[derive(Debug)]
 pub struct Guard {
-    guards: Guards,
+    in_flight: InFlight,
     volume: String,
 }
 
-impl Guards {
+impl InFlight {
     /// Enters a volume, or ABORTED when another call is inside.
     pub fn enter(&self, volume: &str) -> Result<Guard> {
         // The set is whole after a panic elsewhere: every change is one insert or remove.
@@ -28,7 +29,7 @@ impl Guards {
             ));
         }
         Ok(Guard {
-            guards: self.clone(),
+            in_flight: self.clone(),
             volume: volume.to_owned(),
         })
     }
@@ -36,7 +37,7 @@ impl Guards {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.guards
+        self.in_flight
             .0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -50,11 +51,14 @@ mod tests {
 
     #[test]
     fn the_second_call_is_aborted_until_the_first_is_done() {
-        let guards = Guards::default();
-        let first = guards.enter("v").unwrap();
-        assert_eq!(guards.enter("v").unwrap_err().reason.code(), tonic::Code::Aborted);
-        let _other = guards.enter("w").unwrap();
+        let in_flight = InFlight::default();
+        let first = in_flight.enter("v").unwrap();
+        assert_eq!(
+            in_flight.enter("v").unwrap_err().reason.code(),
+            tonic::Code::Aborted
+        );
+        let _other = in_flight.enter("w").unwrap();
         drop(first);
-        let _again = guards.enter("v").unwrap();
+        let _again = in_flight.enter("v").unwrap();
     }
 }

@@ -14,8 +14,8 @@ use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint, Server};
 use tower::service_fn;
 
-use crate::csi::authority;
-use crate::telemetry::rpc::Rpcs;
+use super::authority;
+use super::rpc::Rpcs;
 
 /// The path of `unix:///path`, `unix:/path` or `/path`, as other CSI drivers take it.
 pub fn socket_path(endpoint: &str) -> anyhow::Result<PathBuf> {

@@ -1,0 +1,5 @@
+//! gRPC on unix sockets: serving and connecting, kubelet's odd requests, and what calls come to.
+
+mod authority;
+pub mod rpc;
+pub mod server;

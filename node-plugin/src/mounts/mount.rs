@@ -1,0 +1,321 @@
+//! One mount: all that is known of a path at which this driver mounts a file system.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+
+use blob_client::auth::entra::GivenToken;
+
+use super::drain::Drain;
+use super::holdings::Counter;
+use super::manager::Mounts;
+use super::mounter::Serving;
+use super::record::Stored;
+use crate::error::{Error, Reason, Result};
+
+/// Where a mount is in its life.
+#[derive(Debug)]
+pub(super) enum State {
+    /// Nothing of it has been served yet: a call is at work on it, or has failed.
+    Starting,
+    /// This process serves it.
+    Serving(Session),
+    /// Nobody serves it any more: the process that did has ended.
+    Dead,
+    /// It is not served any more, and what was accepted is being committed.
+    Ending(Drain),
+}
+
+/// A file system being served.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) serving: Box<dyn Serving>,
+    pub(super) counter: Arc<Counter>,
+}
+
+/// What a mount proves its rights with, as far as that can be replaced while it serves.
+#[derive(Debug, Clone, Default)]
+pub struct Credentials {
+    /// The token of the pod's service account.
+    token: Option<GivenToken>,
+}
+
+impl Credentials {
+    /// Those of a pod that gave a token, or of a volume whose credentials stay as they are.
+    pub fn of_pod(token: Option<GivenToken>) -> Self {
+        Self { token }
+    }
+
+    /// Takes newer ones over; those that cannot be replaced stay.
+    pub fn replace(&self, newer: &Self) {
+        if let (Some(token), Some(newer)) = (&self.token, &newer.token) {
+            token.replace(newer.get());
+        }
+    }
+}
+
+/// Why a volume could not be staged or published at a path.
+#[derive(Debug)]
+struct Failure {
+    volume: String,
+    error: Error,
+    /// Counts all failures, so that the oldest is known.
+    number: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Mount {
+    pub(super) state: State,
+    /// What is remembered of it across restarts.
+    pub(super) record: Option<Stored>,
+    pub(super) credentials: Credentials,
+    /// A stat of this connection has not returned in time; gone with the thread that waits for it.
+    pub(super) probing: Option<(u32, Weak<()>)>,
+    /// The volume for which a call is at work.
+    in_flight: Option<String>,
+    failure: Option<Failure>,
+}
+
+impl Mount {
+    /// A mount of which nothing is known.
+    pub(super) fn new() -> Self {
+        Self {
+            state: State::Starting,
+            record: None,
+            credentials: Credentials::default(),
+            probing: None,
+            in_flight: None,
+            failure: None,
+        }
+    }
+
+    /// What a former process has mounted.
+    pub(super) fn of_record(stored: Stored) -> Self {
+        Self {
+            state: State::Dead,
+            record: Some(stored),
+            ..Self::new()
+        }
+    }
+
+    /// The file system of this process.
+    pub(super) fn session(&self) -> Option<&Session> {
+        match &self.state {
+            State::Serving(session) => Some(session),
+            State::Starting | State::Dead | State::Ending(_) => None,
+        }
+    }
+
+    /// Whether a stat of a connection hangs.
+    pub(super) fn is_probing(&self, connection: u32) -> bool {
+        let hangs = |(probed, asking): &(u32, Weak<()>)| *probed == connection && asking.strong_count() > 0;
+        self.probing.as_ref().is_some_and(hangs)
+    }
+
+    /// Whether there is anything to be known of it.
+    fn is_known(&self) -> bool {
+        self.record.is_some()
+            || self.in_flight.is_some()
+            || self.failure.is_some()
+            || matches!(self.state, State::Serving(_) | State::Ending(_))
+            || self
+                .probing
+                .as_ref()
+                .is_some_and(|(_, asking)| asking.strong_count() > 0)
+    }
+}
+
+/// Failures that are remembered, at most: volumes come and go.
+const FAILURES: usize = 256;
+
+/// Forgets paths of which nothing is known any more.
+pub(super) fn prune(all: &mut BTreeMap<PathBuf, Mount>) {
+    all.retain(|_, mount| mount.is_known());
+}
+
+/// Held while a call works on a volume: the lock of a mount.
+#[derive(Debug)]
+pub struct InFlight<'a> {
+    mounts: &'a Mounts,
+    path: PathBuf,
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        let mut all = self.mounts.lock();
+        if let Some(mount) = all.get_mut(&self.path) {
+            mount.in_flight = None;
+        }
+        prune(&mut all);
+        drop(all);
+        self.mounts.left.notify_waiters();
+    }
+}
+
+impl Mounts {
+    /// Begins a call for a volume at a path.
+    ///
+    /// # Errors
+    /// `OperationPending` while another one is at work for the volume, wherever, or at the path.
+    pub fn enter(&self, volume: &str, path: &Path) -> Result<InFlight<'_>> {
+        let mut all = self.lock();
+        let of_volume = |mount: &Mount| mount.in_flight.as_deref() == Some(volume);
+        let at_path = |mount: &Mount| mount.in_flight.is_some();
+        if all.values().any(of_volume) || all.get(path).is_some_and(at_path) {
+            return Err(Error::new(
+                Reason::OperationPending,
+                format!("volume {volume:?}: another call is at work"),
+            ));
+        }
+        let mount = all.entry(path.to_owned()).or_insert_with(Mount::new);
+        mount.in_flight = Some(volume.to_owned());
+        Ok(InFlight {
+            mounts: self,
+            path: path.to_owned(),
+        })
+    }
+
+    /// The same for who has time to wait for the others.
+    pub(super) async fn enter_patiently(&self, volume: &str, path: &Path) -> InFlight<'_> {
+        loop {
+            // Before the look: a call that ends in between is not missed.
+            let left = self.left.notified();
+            tokio::pin!(left);
+            left.as_mut().enable();
+            if let Ok(entered) = self.enter(volume, path) {
+                return entered;
+            }
+            left.await;
+        }
+    }
+
+    /// Remembers how a call for a volume at a path ended: NodeGetVolumeHealth is asked about volumes that
+    /// could not be mounted, too.
+    pub fn note(&self, volume: &str, path: &Path, failure: Option<&Error>) {
+        // "Another call is at work" says nothing about the volume.
+        if volume.is_empty() || failure.is_some_and(|f| f.reason == Reason::OperationPending) {
+            return;
+        }
+        let mut all = self.lock();
+        let Some(error) = failure.cloned() else {
+            if let Some(mount) = all.get_mut(path) {
+                mount.failure.take_if(|failure| failure.volume == volume);
+            }
+            prune(&mut all);
+            return;
+        };
+        let numbers = || {
+            all.values()
+                .filter_map(|mount| Some(mount.failure.as_ref()?.number))
+        };
+        let number = numbers().max().map_or(0, |last| last + 1);
+        if numbers().count() >= FAILURES
+            && let Some(oldest) = numbers().min()
+        {
+            for mount in all.values_mut() {
+                mount.failure.take_if(|failure| failure.number == oldest);
+            }
+        }
+        let mount = all.entry(path.to_owned()).or_insert_with(Mount::new);
+        mount.failure = Some(Failure {
+            volume: volume.to_owned(),
+            error,
+            number,
+        });
+        prune(&mut all);
+    }
+
+    /// The latest failure of a volume, at whichever path.
+    pub fn failure(&self, volume: &str) -> Option<Error> {
+        let all = self.lock();
+        let failures = all.values().filter_map(|mount| mount.failure.as_ref());
+        let of_volume = failures.filter(|failure| failure.volume == volume);
+        let latest = of_volume.max_by_key(|failure| failure.number);
+        latest.map(|failure| failure.error.clone())
+    }
+
+    /// Forgets all failures of a volume.
+    pub fn forget_failures(&self, volume: &str) {
+        let mut all = self.lock();
+        for mount in all.values_mut() {
+            mount.failure.take_if(|failure| failure.volume == volume);
+        }
+        prune(&mut all);
+    }
+
+    /// Gives the mount at a path newer credentials.
+    pub fn replace_credentials(&self, path: &Path, newer: &Credentials) {
+        let held = self.lock().get(path).map(|mount| mount.credentials.clone());
+        if let Some(held) = held {
+            held.replace(newer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mounts::manager::tests::House;
+
+    #[tokio::test]
+    async fn the_second_call_is_aborted_until_the_first_is_done() {
+        let house = House::new();
+        let (here, there) = (house.path("1"), house.path("2"));
+        let first = house.mounts.enter("v", &here).unwrap();
+        for (volume, path) in [("v", &here), ("v", &there), ("w", &here)] {
+            let error = house.mounts.enter(volume, path).unwrap_err();
+            assert_eq!(
+                error.reason.code(),
+                tonic::Code::Aborted,
+                "{volume} at {}",
+                path.display()
+            );
+        }
+        let other = house.mounts.enter("w", &there).unwrap();
+        drop((first, other));
+        assert!(
+            house.mounts.lock().is_empty(),
+            "nothing is known of them any more"
+        );
+        let _again = house.mounts.enter("v", &there).unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_has_time_waits_for_the_call_at_work() {
+        let house = House::new();
+        let path = house.path("1");
+        let first = house.mounts.enter("v", &path).unwrap();
+        let mut waits = std::pin::pin!(house.mounts.enter_patiently("v", &path));
+        assert!(futures::poll!(&mut waits).is_pending());
+        drop(first);
+        waits.await;
+    }
+
+    #[tokio::test]
+    async fn failures_are_kept_by_volume_and_path_and_within_bounds() {
+        let house = House::new();
+        let error = |n: usize| Error::new(Reason::MountFailed, n.to_string());
+        let (here, there) = (house.path("1"), house.path("2"));
+        house.mounts.note("v", &here, Some(&error(1)));
+        house.mounts.note("v", &there, Some(&error(2)));
+        let pending = Error::new(Reason::OperationPending, "x");
+        house.mounts.note("v", &there, Some(&pending));
+        assert_eq!(house.mounts.failure("v"), Some(error(2)), "the latest");
+        house.mounts.note("v", &there, None);
+        assert_eq!(
+            house.mounts.failure("v"),
+            Some(error(1)),
+            "that of the other path stays"
+        );
+        for n in 0..FAILURES {
+            house
+                .mounts
+                .note("w", &house.path(&format!("w{n}")), Some(&error(n)));
+        }
+        assert_eq!(house.mounts.failure("v"), None, "the oldest went");
+        assert_eq!(house.mounts.lock().len(), FAILURES);
+        house.mounts.forget_failures("w");
+        assert!(house.mounts.lock().is_empty());
+    }
+}
