@@ -39,6 +39,8 @@ pub(super) struct Client {
     names: HashMap<(NodeId, String), (NodeId, Kind)>,
     keeps_names: bool,
     held: Option<Held>,
+    /// The operation under way has its file open: errors from here on are the program's, as they are.
+    opened: bool,
 }
 
 fn fail<T>(errno: i32) -> Result<T> {
@@ -52,6 +54,7 @@ impl Client {
             names: HashMap::new(),
             keeps_names,
             held: None,
+            opened: false,
         }
     }
 
@@ -144,12 +147,11 @@ impl Client {
     }
 
     pub(super) async fn run(&mut self, step: &Step) -> Shown {
+        self.opened = matches!(step, Step::Scribble { .. } | Step::Sync { .. });
         let first = self.once(step, false).await;
         match first {
             // What path_lookup does: everything is asked for again.
-            Err(Errno(libc::ESTALE)) if !matches!(step, Step::Scribble { .. } | Step::Sync { .. }) => {
-                self.once(step, true).await.map_err(|e| e.0)
-            }
+            Err(Errno(libc::ESTALE)) if !self.opened => self.once(step, true).await.map_err(|e| e.0),
             other => other.map_err(|e| e.0),
         }
     }
@@ -318,11 +320,14 @@ impl Client {
 
     async fn open(&mut self, path: &str, flags: i32, fresh: bool) -> Result<u64> {
         let id = self.file(path, fresh).await?;
-        Ok(self.tree.open(id, flags, 0).await?.fh)
+        let fh = self.tree.open(id, flags, 0).await?.fh;
+        self.opened = true;
+        Ok(fh)
     }
 
     /// Writes through a handle and closes it, as a program does that looks at each answer.
-    async fn finish(&self, fh: u64, at: At, content: &str) -> Result<String> {
+    async fn finish(&mut self, fh: u64, at: At, content: &str) -> Result<String> {
+        self.opened = true;
         let handle = self.tree.handle(fh)?;
         let written = self.tree.write(&handle, at, content.as_bytes(), false).await;
         drop(handle);

@@ -2,6 +2,7 @@
 //! beside each other, with requests that fail, come late or come twice. After each, the container must hold
 //! what the operations say (see `oracle`). A seed gives the same run again.
 
+mod believed;
 mod client;
 pub(crate) mod jitter;
 mod oracle;
@@ -41,13 +42,15 @@ const ROUNDS: usize = 40;
 const NOTICED_WITHIN: u64 = 2000;
 /// Runs that found something: a rename of a directory that another mount renamed at the same time, which
 /// succeeded without its target; rmdir of one that was made anew elsewhere; an empty file whose name became a
-/// directory; a mode that was taken for the moved directory's. And what looked wrong and was not: a file that
-/// a late request made once more, beside a writer, and before who deletes it; a directory that only its mount
+/// directory; a mode that was taken for the moved directory's; another file's content under a name that was
+/// renamed; a file that took a directory's place. And what looked wrong and was not: a file that a late
+/// request made once more, beside a writer, and before who deletes it; a directory that only its mount
 /// knows, and that replaces an empty one; a file that is renamed onto a directory without a marker, of which
-/// its mount has not heard; one that is replaced by a rename as soon as it is written.
-const ONCE_WRONG: [u64; 11] = [
+/// its mount has not heard; one that is replaced by a rename as soon as it is written; the old name of a file
+/// that goes late; one that is written once more after it was deleted.
+const ONCE_WRONG: [u64; 15] = [
     1_005_299, 1_009_557, 1_019_034, 1_108_627, 1_014_603, 1_029_625, 1_016_524, 1_120_452, 1_131_380,
-    1_133_424, 1_011_858,
+    1_133_424, 1_011_858, 1_183_539, 1_475_658, 1_178_363, 1_246_015,
 ];
 /// Runs that fail before the rest is left alone.
 const MOST_FAILURES: usize = 25;

@@ -39,12 +39,18 @@ pub(super) struct Oracle {
     history: BTreeMap<String, BTreeSet<String>>,
     /// Directories that were ever there.
     directories: BTreeSet<String>,
+    /// Permission bits that any of them ever had.
+    modes: BTreeSet<String>,
     half_done: HalfDone,
+    /// Files that a rename which failed has copied, and what: their old name may go late.
+    half_renamed: BTreeSet<(String, String, String)>,
 }
 
 impl Oracle {
     pub(super) fn remember(&mut self, now: &Snapshot) {
         self.directories.extend(now.directories());
+        self.modes
+            .extend(now.markers.values().map(|marker| marker.mode.clone()));
         for ((from, to), copied) in &mut self.half_done {
             note_copies(now, (from.as_str(), to.as_str()), copied);
         }
@@ -83,6 +89,7 @@ impl Oracle {
         };
         for d in done {
             self.note_half_done(before, d, after);
+            self.note_half_renamed(d, done, before, after);
             self.note_directories(&d.step);
         }
         result
@@ -145,6 +152,56 @@ impl Oracle {
         note_copies(after, (from.as_str(), to.as_str()), copied);
     }
 
+    /// A file's rename that failed, and left it under both names: its old name goes when the deletion comes,
+    /// whatever has become of the new one by then.
+    fn note_half_renamed(&mut self, this: &Done, done: &[Done], before: &Snapshot, after: &Snapshot) {
+        let Step::Rename { from, to, .. } = &this.step else {
+            return;
+        };
+        if !this.doubtful || this.shown.is_ok() || from == to || before.is_dir(from) {
+            return;
+        }
+        let Some(old) = after.files.get(from) else { return };
+        let copy = after.files.get(to).is_some_and(|new| new.content == old.content);
+        let changed = |d: &Done| !std::ptr::eq(d, this) && takes(before, &d.step, to);
+        if copy || done.iter().any(changed) {
+            let renamed = (from.clone(), to.clone(), old.content.clone());
+            self.half_renamed.insert(renamed);
+        }
+    }
+
+    /// The old name of a file that was copied goes late.
+    fn gone_late(&self, mut now: Snapshot, step: &Step) -> Option<Snapshot> {
+        let Step::Rename { from, to, .. } = step else {
+            return None;
+        };
+        let file = now.files.remove(from)?;
+        let renamed = (from.clone(), to.clone(), file.content);
+        self.half_renamed.contains(&renamed).then_some(now)
+    }
+
+    /// What the move of a directory that only its mount knows makes of its names: a marker where it goes,
+    /// with what the mount knows of its permission bits; one where it was, or both, when it was `cut_off`.
+    fn believed(&self, now: &Snapshot, step: &Step, cut_off: bool) -> Vec<Snapshot> {
+        let Step::Rename { from, to, .. } = step else {
+            return Vec::new();
+        };
+        if !self.directories.contains(from) || now.is_dir(from) {
+            return Vec::new();
+        }
+        let mut found = Vec::new();
+        for mode in self.modes.iter().map(String::as_str).chain([""]) {
+            for names in [&[to][..], &[from], &[from, to]] {
+                if (cut_off || names == [to]) && names.iter().all(|name| !now.files.contains_key(*name)) {
+                    let mut marked = now.clone();
+                    names.iter().for_each(|name| marked.mark_with(name, mode));
+                    found.push(marked);
+                }
+            }
+        }
+        found
+    }
+
     /// Directories' moves that were cut off, and that the same rename would go on with.
     pub(super) fn to_be_finished(&self, now: &Snapshot) -> Vec<(String, String)> {
         let moves = self.half_done.keys();
@@ -183,6 +240,16 @@ impl Oracle {
                     excused.insert(to.as_str());
                 }
                 _ => {}
+            }
+        }
+        // What was renamed and then changed is not there under either name.
+        for (n, Done { step, .. }) in done.iter().enumerate() {
+            let mut others = done.iter().enumerate().filter(|(m, _)| *m != n);
+            if let Step::Rename { from, to, .. } = step
+                && !before.is_dir(from)
+                && others.any(|(_, other)| takes(before, &other.step, to))
+            {
+                excused.insert(from.as_str());
             }
         }
         for (path, file) in &before.files {
@@ -255,21 +322,33 @@ impl Oracle {
         // A request that makes a file where there is none may come late, and once more: this one found it.
         on_their_way
             && self
-                .came_late(&now, &this.step)
+                .came_late(&now, &this.step, done)
                 .into_iter()
                 .any(|now| self.explains(now, this, beside, before, after, &go_on))
     }
 
-    /// What is there when a file comes that an earlier operation made.
-    fn came_late(&self, now: &Snapshot, step: &Step) -> Vec<Snapshot> {
+    /// What is there when something comes that an earlier operation made, or one beside this that was told
+    /// nothing of it, and makes it once more.
+    fn came_late(&self, now: &Snapshot, step: &Step, done: &[Done]) -> Vec<Snapshot> {
         let mut found = Vec::new();
         for path in step.paths() {
             if now.files.contains_key(path) || now.is_dir(path) {
                 continue;
             }
-            for content in self.history.get(path).into_iter().flatten() {
+            let beside = done.iter().filter(|d| d.doubtful).filter_map(|d| match &d.step {
+                Step::Write {
+                    path: of, content, ..
+                } if of == path => Some(content),
+                _ => None,
+            });
+            for content in self.history.get(path).into_iter().flatten().chain(beside) {
                 let mut with = now.clone();
                 with.files.insert(path.to_owned(), FileIs::new(content));
+                found.push(with);
+            }
+            if self.directories.contains(path) {
+                let mut with = now.clone();
+                with.mark(path);
                 found.push(with);
             }
         }
@@ -313,17 +392,9 @@ impl Oracle {
                 beside && copied(now, &this.step).is_some_and(go_on)
             }
             (Ok(_), Err(_)) if matches!(this.step, Step::List { .. }) && !strict => go_on(now),
-            // Below what has become a file elsewhere.
-            (Ok(shown), Err(libc::ENOTDIR)) if matches!(this.step, Step::Read { .. }) && !strict => {
-                let Step::Read { path } = &this.step else {
-                    return false;
-                };
-                now.files.get(path).is_some_and(|file| file.content == *shown) && go_on(now)
-            }
             // A directory is what is below it: who believes in one that is gone elsewhere makes it again.
             (Ok(_), Err(libc::ENOENT | libc::ENOTDIR)) if !strict || beside => {
-                let (before_of, mut applied) = (now.clone(), now);
-                if applied.apply_anyway(&this.step, before) && go_on(applied) {
+                if now.anyway(&this.step, before).into_iter().any(go_on) {
                     return true;
                 }
                 // It was gone already.
@@ -332,18 +403,14 @@ impl Oracle {
                 // What only its mount knows takes the place of an empty directory that is there.
                 if let Step::Rename { to, .. } = &this.step
                     && lingers
-                    && before_of.is_dir(to)
-                    && before_of.children(to).is_empty()
+                    && now.is_dir(to)
+                    && now.children(to).is_empty()
+                    && self.believed(&now, &this.step, false).into_iter().any(go_on)
                 {
-                    let mut replaced = before_of.clone();
-                    replaced.mark(to);
-                    if go_on(replaced) {
-                        return true;
-                    }
+                    return true;
                 }
                 let nothing = lingers || matches!(this.step, Step::Rmdir { .. } | Step::Chmod { .. });
-                (nothing && go_on(before_of.clone()))
-                    || (beside && copied(before_of, &this.step).is_some_and(go_on))
+                (nothing && go_on(now.clone())) || (beside && copied(now, &this.step).is_some_and(go_on))
             }
             (Ok(_), Err(_)) => (!strict || beside) && now.unseen(&this.step).is_some_and(go_on),
             (Err(error), wanted) => {
@@ -367,14 +434,16 @@ impl Oracle {
                 if this.doubtful && wanted.is_ok() && go_on(applied) {
                     return true;
                 }
-                let mut anyway = now.clone();
-                if this.doubtful && anyway.apply_anyway(&this.step, before) && go_on(anyway) {
+                if this.doubtful && now.anyway(&this.step, before).into_iter().any(go_on) {
                     return true;
                 }
                 match &this.step {
-                    // Copied, and not deleted.
+                    // Copied, and not deleted; or deleted later.
                     step @ Step::Rename { .. } if this.doubtful => {
-                        copied(now.clone(), step).is_some_and(go_on) || finished(now, step).is_some_and(go_on)
+                        copied(now.clone(), step).is_some_and(go_on)
+                            || finished(now.clone(), step).is_some_and(go_on)
+                            || self.gone_late(now.clone(), step).is_some_and(go_on)
+                            || self.believed(&now, step, true).into_iter().any(go_on)
                     }
                     // Made or cut, and not written.
                     Step::Write { path, .. } => {

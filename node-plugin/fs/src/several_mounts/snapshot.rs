@@ -145,7 +145,8 @@ impl Snapshot {
         let mut above = parent(path);
         let mut missing = false;
         while !above.is_empty() {
-            if self.is_file(above) {
+            // A file that a directory of its name hides is in nobody's way.
+            if self.is_file(above) && !self.is_dir(above) {
                 return Err(libc::ENOTDIR);
             }
             missing |= !self.is_dir(above);
@@ -280,25 +281,30 @@ impl Snapshot {
         }
     }
 
-    /// [`Snapshot::apply`] for what makes something in a directory that is gone, of which somebody still
-    /// knows. False where it makes nothing.
-    pub(super) fn apply_anyway(&mut self, step: &Step, before: &Self) -> bool {
+    /// What [`Snapshot::apply`] comes to where it makes something in a directory that is gone, of which
+    /// somebody still knows. Nothing where it makes nothing.
+    pub(super) fn anyway(&self, step: &Step, before: &Self) -> Vec<Self> {
+        let mut made = self.clone();
         match step {
             Step::Write { path, content, .. } if !self.is_dir(path) => {
-                if let Some(file) = before.files.get(path) {
-                    self.files.entry(path.clone()).or_insert_with(|| file.clone());
+                made.put(path, content);
+                // Opened as it was, or made anew.
+                if let (Some(file), false) = (before.files.get(path), self.is_file(path)) {
+                    let mut as_it_was = self.clone();
+                    as_it_was.files.insert(path.clone(), file.clone());
+                    as_it_was.put(path, content);
+                    return vec![made, as_it_was];
                 }
-                self.put(path, content);
             }
             Step::Chmod { path, mode } if !self.is_file(path) => {
                 let (mode, half_done) = (format!("{mode:o}"), false);
-                self.markers.insert(path.clone(), DirIs { mode, half_done });
+                made.markers.insert(path.clone(), DirIs { mode, half_done });
             }
-            Step::Mkdir { path } if !self.is_dir(path) && !self.is_file(path) => self.mark(path),
-            Step::Rename { from, to, replace } => return self.rename_there(from, to, *replace).is_ok(),
-            _ => return false,
+            Step::Mkdir { path } if !self.is_dir(path) && !self.is_file(path) => made.mark(path),
+            Step::Rename { from, to, replace } if made.rename_there(from, to, *replace).is_ok() => {}
+            _ => return Vec::new(),
         }
-        true
+        vec![made]
     }
 
     /// A file is renamed to the name of a directory that has no marker: who has not seen what is below it
@@ -316,8 +322,12 @@ impl Snapshot {
     }
 
     pub(super) fn mark(&mut self, path: &str) {
+        self.mark_with(path, "");
+    }
+
+    pub(super) fn mark_with(&mut self, path: &str, mode: &str) {
         let fresh = DirIs {
-            mode: String::new(),
+            mode: mode.to_owned(),
             half_done: false,
         };
         self.markers.insert(path.to_owned(), fresh);
@@ -364,9 +374,11 @@ impl Snapshot {
             _ => None,
         };
         let marked = self.markers.get(from).cloned();
+        // A file that it hides stays.
+        let below = |name: &String| moved(name).filter(|_| name != from);
         self.files = std::mem::take(&mut self.files)
             .into_iter()
-            .map(|(name, file)| (moved(&name).unwrap_or(name), file))
+            .map(|(name, file)| (below(&name).unwrap_or(name), file))
             .collect();
         self.markers.remove(to);
         self.markers = std::mem::take(&mut self.markers)

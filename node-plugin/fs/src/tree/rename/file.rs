@@ -150,7 +150,8 @@ impl Tree {
         fail(libc::EBUSY)
     }
 
-    /// The version of a target, asked for where it is not known. `None`: there is none.
+    /// The version of a target, asked for where it is not known. `None`: there is no file, and no name to
+    /// take from anybody.
     async fn known_version(&self, target: &Node, new_blob: &str) -> Result<Option<(ETag, BlobType)>> {
         let known = {
             let mut state = target.state();
@@ -162,6 +163,8 @@ impl Tree {
             return Ok(Some((etag, BlobType::Block)));
         }
         match self.env.store.head(new_blob, &Condition::none()).await {
+            // By now: a file does not take the place of a directory.
+            Ok(now) if kind_of(&now) == Kind::Directory => Ok(None),
             Ok(now) => Ok(Some((now.etag, now.blob_type))),
             Err(Error::BlobNotFound { .. }) => Ok(None),
             Err(error) => Err(error.into()),

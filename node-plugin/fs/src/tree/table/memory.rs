@@ -70,6 +70,7 @@ impl Table {
     pub(super) fn free(&mut self, id: NodeId) {
         if let Some(link) = self.links.remove(&id) {
             self.names = self.names.saturating_sub(2 * link.name.len());
+            self.stays_superseded(id, link.superseded_from);
             self.record(Record::Forget { id });
             self.numbers.freed(&link.node);
             // Children of a directory that is gone are gone.

@@ -6,7 +6,7 @@ mod memory;
 mod names;
 mod numbers;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -98,7 +98,7 @@ pub(crate) struct Link {
     lookups: u64,
     /// Until when the kernel may use the name without asking.
     dentry_until: Option<Instant>,
-    /// Directory that a name somebody else took away was in.
+    /// Directory that the name (which somebody else took away) would be in now.
     superseded_from: Option<NodeId>,
     pub(crate) dir: Option<Box<Dir>>,
 }
@@ -148,6 +148,8 @@ pub(crate) struct Dir {
 #[derive(Debug)]
 pub(crate) struct Table {
     links: HashMap<NodeId, Link>,
+    /// Nodes that lost a name in a directory to somebody else, and that the kernel may still hold under it.
+    superseded: HashMap<NodeId, HashSet<NodeId>>,
     numbers: Numbers,
     clock: u64,
     listings: u64,
@@ -177,6 +179,7 @@ impl Table {
     ) -> Self {
         let mut table = Self {
             links: HashMap::new(),
+            superseded: HashMap::new(),
             numbers: Numbers::new(volume),
             clock: 0,
             listings: 0,

@@ -104,10 +104,51 @@ impl Table {
     /// The service says that the name of a node is gone, or something else's.
     pub(super) fn supersede(&mut self, id: NodeId) {
         if let Some(link) = self.links.get_mut(&id) {
-            link.superseded_from = Some(link.parent).filter(|parent| *parent != 0);
+            let parent = link.parent;
             link.node.state().life = Life::Superseded;
+            if parent != 0 {
+                link.superseded_from = Some(parent);
+                self.superseded.entry(parent).or_default().insert(id);
+            }
         }
         self.orphan(id);
+    }
+
+    /// Nodes that lost this name to somebody else.
+    fn superseded_at(&self, parent: NodeId, name: &str) -> Vec<NodeId> {
+        let all = self.superseded.get(&parent).into_iter().flatten().copied();
+        all.filter(|id| self.links.get(id).is_some_and(|link| &*link.name == name))
+            .collect()
+    }
+
+    /// The node is not one that may have its name back any more.
+    pub(super) fn stays_superseded(&mut self, id: NodeId, from: Option<NodeId>) {
+        let Some(parent) = from else { return };
+        if let Some(nodes) = self.superseded.get_mut(&parent) {
+            nodes.remove(&id);
+            if nodes.is_empty() {
+                self.superseded.remove(&parent);
+            }
+        }
+        if let Some(link) = self.links.get_mut(&id) {
+            link.superseded_from = None;
+        }
+    }
+
+    /// This mount has moved a name. The kernel took along what it holds under it, which may be a node that
+    /// lost the name to what was moved: that name is the one it may have back, and no other file's.
+    fn superseded_move(&mut self, nodes: Vec<NodeId>, parent: NodeId, name: &str) {
+        let name: Arc<str> = name.into();
+        for id in nodes {
+            let from = self.links.get(&id).and_then(|link| link.superseded_from);
+            self.stays_superseded(id, from);
+            if let Some(link) = self.links.get_mut(&id) {
+                self.names = (self.names + 2 * name.len()).saturating_sub(2 * link.name.len());
+                link.name = Arc::clone(&name);
+                link.superseded_from = Some(parent);
+                self.superseded.entry(parent).or_default().insert(id);
+            }
+        }
     }
 
     /// A file that lost its name to a newer version, and that nobody has open any more, gets it back, unless
@@ -140,8 +181,8 @@ impl Table {
         if let Some(other) = self.leave(parent, &name) {
             self.orphan(other);
         }
+        self.stays_superseded(id, Some(parent));
         if let Some(link) = self.links.get_mut(&id) {
-            link.superseded_from = None;
             let mut state = link.node.state();
             state.life = Life::Named(Debt::Nothing);
             (state.content, state.etag, state.cached) = (None, None, false);
@@ -230,6 +271,11 @@ impl Table {
         {
             self.orphan(replaced);
         }
+        let moved = self.superseded_at(parent, name);
+        for replaced in self.superseded_at(new_parent, new_name) {
+            self.stays_superseded(replaced, Some(new_parent));
+        }
+        self.superseded_move(moved, new_parent, new_name);
         self.place(id, new_parent, new_name, stamp);
     }
 
@@ -238,6 +284,12 @@ impl Table {
         let (Some(a), Some(b)) = (self.leave(parent, name), self.leave(new_parent, new_name)) else {
             return;
         };
+        let (here, there) = (
+            self.superseded_at(parent, name),
+            self.superseded_at(new_parent, new_name),
+        );
+        self.superseded_move(here, new_parent, new_name);
+        self.superseded_move(there, parent, name);
         let stamp = self.tick();
         self.place(a, new_parent, new_name, stamp);
         self.place(b, parent, name, stamp);

@@ -148,6 +148,36 @@ fn later_than(asked: Asked) -> Asked {
     }
 }
 
+/// The kernel moves the node that it holds under a name, whatever the name leads to here.
+#[test]
+fn what_lost_its_name_to_a_file_goes_with_its_rename() {
+    let mut t = table();
+    let p = blob("1", &[]);
+    let lost = |t: &mut Table, name: &str| {
+        let asked = t.ask();
+        let old = t.learn(ROOT, name, file(&p), asked).unwrap();
+        t.refer(old, Duration::ZERO);
+        let asked = later_than(asked);
+        t.learn(ROOT, name, NOTHING, asked);
+        let new = t.learn(ROOT, name, file(&p), later_than(asked)).unwrap();
+        assert_ne!(old, new);
+        old
+    };
+    let (a, b, c) = (lost(&mut t, "a"), lost(&mut t, "b"), lost(&mut t, "c"));
+    t.exchange(ROOT, "b", ROOT, "c");
+    t.rename(ROOT, "a", ROOT, "b");
+    assert!(!t.restore(c), "what was replaced has no name");
+    assert!(t.restore(a));
+    assert_eq!(t.blob(a).unwrap(), "p/b");
+    assert!(t.restore(b));
+    assert_eq!(t.blob(b).unwrap(), "p/c");
+    for id in [a, b, c] {
+        t.forget(id, 1);
+    }
+    assert!(t.node(c).is_none());
+    assert!(t.superseded.is_empty());
+}
+
 #[test]
 fn an_older_answer_does_not_undo_a_younger_one() {
     let mut t = table();
