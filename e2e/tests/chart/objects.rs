@@ -471,6 +471,47 @@ fn health_is_served_at_the_address_of_the_pod() {
     }
 }
 
+/// A thousand claims at once go at the provisioner's rate; a leader that cannot renew its Lease is ended.
+#[test]
+fn the_provisioner_has_a_rate_a_probe_and_metrics() {
+    for helm in value_sets() {
+        let objects = helm.objects();
+        let deployment = object(&objects, "Deployment", "vsc-blob-csi-controller");
+        let [own, provisioner] = [0, 1].map(|at| &deployment["spec"]["template"]["spec"]["containers"][at]);
+        let port = &provisioner["ports"][0];
+        let number = &port["containerPort"];
+        assert_ne!(*number, own["ports"][0]["containerPort"]);
+        let arguments = provisioner["args"].as_array().unwrap();
+        for wanted in [
+            "--kube-api-qps=20".to_owned(),
+            "--kube-api-burst=100".to_owned(),
+            format!("--http-endpoint=:{number}"),
+        ] {
+            assert!(arguments.contains(&json!(wanted)), "{wanted}: {arguments:?}");
+        }
+        assert_eq!(
+            provisioner["livenessProbe"]["httpGet"],
+            json!({"path": "/healthz/leader-election", "port": port["name"]})
+        );
+        let named = |kind: &'static str| objects.iter().filter(move |object| object["kind"] == kind);
+        for monitor in named("PodMonitor") {
+            let endpoints = monitor["spec"]["podMetricsEndpoints"].as_array().unwrap();
+            let ports: Vec<&str> = endpoints.iter().map(|e| e["port"].as_str().unwrap()).collect();
+            let name = monitor["metadata"]["name"].as_str().unwrap();
+            match name.ends_with("-controller") {
+                true => assert_eq!(ports, ["health", "provisioner"]),
+                false => assert_eq!(ports, ["health"], "{name}"),
+            }
+        }
+        for policy in named("NetworkPolicy") {
+            for rule in policy["spec"]["ingress"].as_array().unwrap() {
+                let ports = rule["ports"].as_array().unwrap();
+                assert!(ports.iter().any(|port| port["port"] == *number), "{ports:?}");
+            }
+        }
+    }
+}
+
 /// The programs that speak to the Blob service get the proxy; the provisioner, which speaks to the API
 /// server, does not.
 #[test]
