@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use blob_client::auth::Credentials;
 use blob_client::auth::entra::GivenToken;
+use blob_client::auth::token_sources::TokenSources;
 use blob_client::transport::failover::{Paths, TransportMode};
 use blob_client::transport::{PathStats, Transport};
 use blob_client::{
@@ -37,12 +38,15 @@ pub struct Connector {
     transports: Arc<Mutex<Vec<Known>>>,
     /// What all mounts of an account share.
     accounts: Accounts,
+    /// What all volumes of an identity share.
+    sources: TokenSources,
 }
 
 impl Connector {
     /// A connector over shared paths.
     pub fn new(paths: Arc<Paths>, arena: Arc<Arena>) -> Self {
         Self {
+            sources: TokenSources::new(paths.https()),
             paths,
             arena,
             transports: Arc::default(),
@@ -79,7 +83,7 @@ impl Connector {
     ) -> Result<Credentials> {
         account.credentials(attributes, secrets, |kind| {
             let env = |name: &str| std::env::var(name).ok();
-            entra::credentials(kind, attributes, secrets, pod_token, self.paths.https(), env)
+            entra::credentials(kind, attributes, secrets, pod_token, &self.sources, env)
         })
     }
 

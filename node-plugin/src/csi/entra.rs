@@ -3,12 +3,11 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use blob_client::auth::Credentials;
-use blob_client::auth::entra::{Assertion, GivenToken, Identity, UserAssigned, token_source};
+use blob_client::auth::entra::{Assertion, GivenToken, Identity, UserAssigned};
+use blob_client::auth::token_sources::TokenSources;
 use blob_client::secret::Secret;
-use blob_client::transport::Transport;
 use serde::Deserialize;
 use url::Url;
 
@@ -27,14 +26,14 @@ const CLIENT_ID: &str = "AZURE_CLIENT_ID";
 const TENANT_ID: &str = "AZURE_TENANT_ID";
 const TOKEN_FILE: &str = "AZURE_FEDERATED_TOKEN_FILE";
 
-/// Credentials of one of the three kinds. `https` carries token requests, `env` reads the driver's
-/// environment.
+/// Credentials of one of the three kinds. Volumes of the same identity share a source of tokens. `env` reads
+/// the driver's environment.
 pub fn credentials(
     kind: AuthType,
     attributes: &Attributes,
     secrets: &Secrets,
     pod_token: Option<&GivenToken>,
-    https: Arc<dyn Transport>,
+    sources: &TokenSources,
     env: impl Fn(&str) -> Option<String>,
 ) -> Result<Credentials> {
     let identity = identity(kind, attributes, secrets, pod_token, env)?;
@@ -42,7 +41,7 @@ pub fn credentials(
         "AzureStorageAADEndpoint",
         attributes.identity.aad_endpoint.as_deref(),
     )?;
-    Ok(Credentials::Token(token_source(identity, authority, https)?))
+    Ok(Credentials::Token(sources.get(identity, authority)?))
 }
 
 fn identity(

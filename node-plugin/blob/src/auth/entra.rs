@@ -33,8 +33,8 @@ const PUBLIC_AUTHORITY: &str = "https://login.microsoftonline.com";
 /// One fetch, its retries included. A call's own deadline is longer.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Who asks for tokens.
-#[derive(Debug, Clone)]
+/// Who asks for tokens. Two are the same when their secrets are, too.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Identity {
     /// A federated token (of the pod's or the driver's service account) is exchanged for an access token.
     Workload {
@@ -77,7 +77,7 @@ pub enum UserAssigned {
 }
 
 /// Where the federated token of a workload identity comes from.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Assertion {
     /// A projected service account token; read anew for every exchange, because the kubelet renews it.
     File(PathBuf),
@@ -103,6 +103,15 @@ impl GivenToken {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
+
+/// Clones are the same one; each pod has its own, whatever it says at the moment.
+impl PartialEq for GivenToken {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for GivenToken {}
 
 #[async_trait]
 impl ClientAssertion for Assertion {

@@ -4,6 +4,7 @@ pub mod entra;
 mod sas;
 mod shared_key;
 mod token_cache;
+pub mod token_sources;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -20,6 +20,12 @@ const LEAST_LIFE: Duration = Duration::from_secs(60);
 const REFRESH_PAUSE: Duration = Duration::from_secs(15);
 /// A token fetched less than this ago is not thrown away because an older request was refused.
 const FRESH: Duration = Duration::from_secs(5);
+/// A token that replaced a refused one is not thrown away for this long: many share it, and a service that
+/// refuses that one too has another reason.
+const REFUSED_ONCE: Duration = Duration::from_secs(60);
+/// When the next token is fetched in the background, as a part of the lifetime: what is left is for an outage
+/// of the identity service. Sources that began at the same time do not go on at the same time.
+const REFRESH: std::ops::Range<f64> = 0.65..0.85;
 /// A failed fetch answers callers for this long before the next one is tried.
 const FAILURE_KEPT: Duration = Duration::from_secs(2);
 
@@ -51,6 +57,8 @@ struct Inner {
 struct State {
     held: Option<Held>,
     failed: Option<(Instant, Failure)>,
+    /// When a token was thrown away.
+    refused: Option<Instant>,
     /// A fetch that is under way; ends with its outcome, or without one if its task died.
     fetching: Option<watch::Receiver<Option<Outcome>>>,
 }
@@ -146,8 +154,7 @@ impl Inner {
                     token: fetched.token.clone(),
                     fetched: now,
                     expires: now + fetched.lifetime,
-                    // Three quarters leave a quarter of the lifetime for an outage of the identity service.
-                    refresh: now + fetched.lifetime.mul_f64(0.75),
+                    refresh: now + fetched.lifetime.mul_f64(rand::random_range(REFRESH)),
                 });
                 Ok(fetched.token)
             }
@@ -203,12 +210,15 @@ impl TokenSource for CachedToken {
 
     fn reject(&self) {
         let mut state = self.0.lock();
+        let lately = |at: Instant| at.elapsed() < REFUSED_ONCE;
         if state
             .held
             .as_ref()
             .is_some_and(|held| held.fetched.elapsed() >= FRESH)
+            && !state.refused.is_some_and(lately)
         {
             state.held = None;
+            state.refused = Some(Instant::now());
         }
     }
 }

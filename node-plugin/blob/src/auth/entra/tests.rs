@@ -12,6 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 
 use super::*;
+use crate::auth::token_sources::TokenSources;
 use crate::transport::https::Https;
 
 /// What the fake was asked.
@@ -297,4 +298,55 @@ async fn wrong_ids_are_refused_before_anything_is_sent() {
         "{error}"
     );
     token_source(good, Some("http://localhost:1".parse().unwrap()), https()).unwrap();
+}
+
+#[tokio::test]
+async fn a_hundred_volumes_of_one_identity_fetch_one_token() {
+    let (fake, url) = Fake::start().await;
+    let sources = TokenSources::new(https());
+    let principal = |secret: &str| Identity::ServicePrincipal {
+        tenant_id: "tenant-1".into(),
+        client_id: "client-1".into(),
+        secret: Secret::new(secret.to_owned()),
+    };
+    let volumes: Vec<_> = (0..100)
+        .map(|_| sources.get(principal("s"), Some(url.clone())).unwrap())
+        .collect();
+    fake.will_give("access-1");
+    let tokens = futures::future::join_all(volumes.iter().map(token)).await;
+    assert!(tokens.iter().all(|token| token == "access-1"));
+    assert_eq!(fake.asked.lock().unwrap().len(), 1);
+    // Another secret, another authority, another pod: another source.
+    let elsewhere = format!("{url}other").parse().unwrap();
+    let given = || GivenToken::new("first.jwt".to_owned().into());
+    let pods = [given(), given()].map(|token| workload(Assertion::Given(token)));
+    let own = Identity::Managed {
+        user_assigned: None,
+        endpoint: None,
+        secret: None,
+    };
+    let others = [
+        (principal("t"), Some(url.clone())),
+        (principal("s"), Some(elsewhere)),
+        (principal("s"), None),
+        (pods[0].clone(), Some(url.clone())),
+        (pods[1].clone(), Some(url.clone())),
+        (own, None),
+    ];
+    let mut seen = vec![volumes[0].clone()];
+    for (identity, authority) in others {
+        let source = sources.get(identity.clone(), authority.clone()).unwrap();
+        assert!(
+            seen.iter().all(|seen| !Arc::ptr_eq(seen, &source)),
+            "{identity:?}"
+        );
+        let again = sources.get(identity, authority).unwrap();
+        assert!(Arc::ptr_eq(&again, &source));
+        seen.push(source);
+    }
+    // Gone with the last volume.
+    drop((volumes, seen));
+    fake.will_give("access-2");
+    let source = sources.get(principal("s"), Some(url)).unwrap();
+    assert_eq!(token(&source).await, "access-2");
 }

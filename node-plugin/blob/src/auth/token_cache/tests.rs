@@ -50,9 +50,10 @@ async fn refreshed_in_the_background_before_it_expires() {
     let source = Arc::new(Counting::default());
     let cache = CachedToken::new(Arc::clone(&source));
     assert_eq!(token(&cache).await, "t1");
-    tokio::time::advance(Duration::from_secs(2699)).await;
+    tokio::time::advance(Duration::from_secs(2339)).await;
     assert_eq!(token(&cache).await, "t1");
-    tokio::time::advance(Duration::from_secs(2)).await;
+    assert_eq!(source.fetched.load(Ordering::Relaxed), 1);
+    tokio::time::advance(Duration::from_secs(722)).await;
     // Nobody waits for the refresh.
     let before = Instant::now();
     assert_eq!(token(&cache).await, "t1");
@@ -128,4 +129,34 @@ async fn a_rejected_token_is_replaced_but_not_a_fresh_one() {
     tokio::time::advance(Duration::from_secs(60)).await;
     cache.reject();
     assert_eq!(token(&cache).await, "t2");
+}
+
+/// After a reboot of a region all nodes fetch at the same time; they must not do so for ever.
+#[tokio::test(start_paused = true)]
+async fn sources_that_began_together_do_not_refresh_together() {
+    let caches: Vec<CachedToken> = (0..100)
+        .map(|_| CachedToken::new(Arc::<Counting>::default()))
+        .collect();
+    futures::future::join_all(caches.iter().map(token)).await;
+    let now = Instant::now();
+    let due = |cache: &CachedToken| cache.0.lock().held.as_ref().unwrap().refresh - now;
+    let mut due: Vec<u64> = caches.iter().map(|cache| due(cache).as_secs()).collect();
+    due.sort_unstable();
+    assert!(due[0] >= 2339 && due[99] <= 3060, "{due:?}");
+    assert!(due[99] - due[0] > 300, "{due:?}");
+}
+
+/// Many volumes share a source: one that is refused whatever it brings must not take the token of the others
+/// again and again.
+#[tokio::test(start_paused = true)]
+async fn whoever_is_always_refused_costs_a_fetch_a_minute() {
+    let source = Arc::new(Counting::default());
+    let cache = CachedToken::new(Arc::clone(&source));
+    for _ in 0..300 {
+        token(&cache).await;
+        cache.reject();
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    let fetched = source.fetched.load(Ordering::Relaxed);
+    assert!((2..=7).contains(&fetched), "{fetched}");
 }
