@@ -483,6 +483,37 @@ async fn a_server_that_is_gone_or_silent_is_unavailable() {
     );
 }
 
+/// Whatever they are for and however many wait: a node with much trouble is none of the API server.
+#[tokio::test(start_paused = true)]
+async fn requests_keep_to_the_rate() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let service = tower::service_fn({
+        let asked = asked.clone();
+        move |_: Request<kube::client::Body>| {
+            asked.lock().unwrap().push(tokio::time::Instant::now());
+            let body = Full::new(Bytes::from(node(json!([])).to_string()));
+            std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+        }
+    });
+    let client = kube::Client::new(service, "default");
+    let cluster = KubeCluster::with_client(client, DRIVER, "node-1");
+    let start = tokio::time::Instant::now();
+    let all = (0..100).map(|_| {
+        // Clones share it.
+        let cluster = cluster.clone();
+        async move { cluster.node("node-1").await.unwrap() }
+    });
+    futures::future::join_all(all).await;
+    let asked = asked.lock().unwrap();
+    assert_eq!(asked.len(), 100);
+    for (number, at) in asked.iter().enumerate() {
+        // Ten at once, then five a second; the clock counts in milliseconds.
+        let seconds = (*at - start).as_secs_f64();
+        let least = (number as f64 - 9.0) / 5.0 - 0.01;
+        assert!(seconds >= least, "request {number} after {seconds} s");
+    }
+}
+
 fn marked(name: &str, labels: Value, annotations: Value) -> Value {
     json!({"metadata": {"name": name, "labels": labels, "annotations": annotations}})
 }

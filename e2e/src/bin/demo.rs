@@ -182,6 +182,7 @@ impl Demo {
         };
         let kubernetes = KubernetesArgs {
             kubernetes: KubernetesMode::Off,
+            ..KubernetesArgs::default()
         };
         let plugin = NodePlugin::open(&NodeArgs {
             endpoint: endpoint(&sockets[0]),

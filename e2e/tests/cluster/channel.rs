@@ -202,7 +202,7 @@ pub(crate) async fn channel_stops_under_load(space: &Space) -> Result<()> {
     Ok(())
 }
 
-/// An Event with this reason about each pod with a volume, and about the node.
+/// An Event with this reason about the node; it comes when the channel has settled.
 async fn told(space: &Space, reason: &str, kind: &str) -> Result<()> {
     let ours = |event: &Event| {
         event.reason.as_deref() == Some(reason)
@@ -214,13 +214,6 @@ async fn told(space: &Space, reason: &str, kind: &str) -> Result<()> {
                     .and_then(|source| source.component.as_deref())
                     == Some(DRIVER))
     };
-    for pod in ["one", "two"] {
-        let event = space.event(pod, reason, ours).await?;
-        println!(
-            "Event of pod {pod}: {reason}: {}",
-            event.message.unwrap_or_default()
-        );
-    }
     let node = space.lab.node_name().await?;
     poll(
         &format!("an Event of the node tells {reason}"),

@@ -8,7 +8,7 @@ use crate::lab::DRIVER;
 use crate::objects::PodPlan;
 use crate::space::Space;
 
-/// Whether the Event is the driver's own (the kubelet and the provisioner tell the same in theirs).
+/// Whether the Event is the driver's own (kubelet tells the pod, and the provisioner the claim, in theirs).
 fn is_ours(event: &Event) -> bool {
     event.reporting_component.as_deref() == Some(DRIVER)
         || event
@@ -18,8 +18,8 @@ fn is_ours(event: &Event) -> bool {
             == Some(DRIVER)
 }
 
-/// Makes a pod whose volume cannot be had, and looks for the Events that say why: the driver's own with this
-/// reason, and the kubelet's, both with these words.
+/// Makes a pod whose volume cannot be had, and looks for the Events that say why: the driver's own about the
+/// claim, with this reason, and the kubelet's about the pod, both with these words.
 async fn told(space: &Space, reason: &str, words: &[&str]) -> Result<()> {
     space.create_pod(&PodPlan::new("app").claim("data")).await?;
     let all = |event: &Event| {
@@ -31,21 +31,16 @@ async fn told(space: &Space, reason: &str, words: &[&str]) -> Result<()> {
             event.reason.as_deref() == Some("FailedMount") && all(event)
         })
         .await?;
-    let ours = space
-        .event("app", &format!("{words:?} ({reason})"), |event| {
-            is_ours(event) && event.reason.as_deref() == Some(reason) && all(event)
-        })
-        .await?;
-    ensure!(
-        ours.type_.as_deref() == Some("Warning"),
-        "its type is {:?}",
-        ours.type_
-    );
     let of_claim = space
         .event("data", &format!("{words:?} ({reason})"), |event| {
             is_ours(event) && event.reason.as_deref() == Some(reason) && all(event)
         })
         .await?;
+    ensure!(
+        of_claim.type_.as_deref() == Some("Warning"),
+        "its type is {:?}",
+        of_claim.type_
+    );
     ensure!(
         of_claim.involved_object.kind.as_deref() == Some("PersistentVolumeClaim"),
         "an Event of {:?}",

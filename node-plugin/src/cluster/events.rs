@@ -1,8 +1,8 @@
-//! Events: what failed, on the pod and the claim that wait for it; what became of the channel, on the node
-//! and its pods.
+//! Events: what failed, on the claim of the volume; what became of the channel, on the node.
+//!
+//! The pod has kubelet's own Event, with the same words, for each call that fails.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::kube::now;
 use super::pace::{Pauses, Told};
 use super::queue::{About, Notice, Queue};
-use super::volumes::{self, VolumeAt};
+use super::volumes::VolumeAt;
 use super::{Error, EventView, Membership, ObjectRef, Result};
 use crate::error::Change;
 
@@ -19,8 +19,15 @@ use crate::error::Change;
 const LONGEST_MESSAGE: usize = 1024;
 /// The API server forgets Events after an hour by default; a repetition after this time is a new one.
 const REPEATED_WITHIN: Duration = Duration::from_secs(50 * 60);
+/// Kind of the object of a node.
+const NODE: &str = "Node";
 /// Events remembered for counting.
 const REMEMBERED: usize = 1024;
+/// How long a channel may come and go before it is told: a flap is one thing to tell, and a fleet that loses
+/// its channels at the same time does not come at the same time.
+const SETTLES: Duration = Duration::from_secs(30);
+/// Longest time for which the node is believed to be the same object.
+const SAME_NODE: Duration = Duration::from_secs(600);
 /// A notice that could not be told for this long is given up: it would only confuse.
 const GIVE_UP: Duration = Duration::from_secs(15 * 60);
 
@@ -29,21 +36,16 @@ const GIVE_UP: Duration = Duration::from_secs(15 * 60);
 pub struct Reporter(Arc<Queue>);
 
 impl Reporter {
-    /// A volume could not be staged. `reason`: the word of the error table; `message`: what the call
-    /// answered.
-    pub fn staging_failed(&self, volume: VolumeAt, reason: &str, message: &str) {
-        self.failed(About::Staging(volume), reason, message);
-    }
-
-    /// A volume could not be published; `pod` from the volume context, where kubelet puts it.
-    pub fn publishing_failed(&self, volume: VolumeAt, pod: Option<ObjectRef>, reason: &str, message: &str) {
-        self.failed(About::Publishing { volume, pod }, reason, message);
+    /// A volume could not be staged or published. `reason`: the word of the error table; `message`: what the
+    /// call answered.
+    pub fn failed(&self, volume: VolumeAt, reason: &str, message: &str) {
+        self.put(About::Volume(volume), reason, message, true);
     }
 
     /// Something became of a volume that is staged.
     pub(super) fn changed(&self, volume: VolumeAt, change: Change, message: &str) {
         self.put(
-            About::Staging(volume),
+            About::Volume(volume),
             &change.to_string(),
             message,
             change.is_warning(),
@@ -53,10 +55,6 @@ impl Reporter {
     /// How many Events were given up: the API server was away for too long, or too much happened meanwhile.
     pub fn dropped(&self) -> u64 {
         self.0.dropped()
-    }
-
-    fn failed(&self, about: About, reason: &str, message: &str) {
-        self.put(about, reason, message, true);
     }
 
     fn put(&self, about: About, reason: &str, message: &str, warning: bool) {
@@ -84,7 +82,7 @@ fn shortened(message: &str) -> String {
     format!("{}…", &message[..end])
 }
 
-/// Notes every change of the channel; never ends.
+/// Notes the changes of the channel, those of half a minute together; never ends.
 pub(super) async fn watch_transport(membership: &Membership, reporter: &Reporter) {
     let mut channel = membership.channel.clone();
     let mut seen = channel.borrow_and_update().changes;
@@ -93,13 +91,17 @@ pub(super) async fn watch_transport(membership: &Membership, reporter: &Reporter
             // Switched off: there are no changes.
             std::future::pending::<()>().await;
         }
+        let first = channel.borrow_and_update().clone();
+        // Another reason for the same state is no change.
+        if first.changes == seen {
+            continue;
+        }
+        tokio::time::sleep(SETTLES.mul_f64(rand::random_range(0.8..1.2))).await;
         let state = channel.borrow_and_update().clone();
         let missed = state.changes.saturating_sub(seen);
         seen = state.changes;
-        let targets = (membership.targets)();
         let usable = state.unusable.is_none();
         let tell = |usable: bool, why: &str| {
-            let about = About::Transport(targets.clone());
             let (change, text) = if usable {
                 (
                     Change::ChannelRestored,
@@ -109,15 +111,13 @@ pub(super) async fn watch_transport(membership: &Membership, reporter: &Reporter
                 let text = format!("{}: {why}", Change::ChannelLost.message());
                 (Change::ChannelLost, text)
             };
-            reporter.put(about, &change.to_string(), &text, change.is_warning());
+            reporter.put(About::Transport, &change.to_string(), &text, change.is_warning());
         };
-        // Another reason for the same state is no change.
         if missed > 1 {
-            tell(!usable, "the channel was away for a moment");
+            let why = first.unusable.as_deref();
+            tell(!usable, why.unwrap_or("the channel was away for a moment"));
         }
-        if missed > 0 {
-            tell(usable, state.unusable.as_deref().unwrap_or_default());
-        }
+        tell(usable, state.unusable.as_deref().unwrap_or_default());
     }
 }
 
@@ -126,10 +126,8 @@ pub(super) async fn send(membership: &Membership, reporter: &Reporter) {
     let mut sender = Sender {
         membership,
         told: Told::new("Events"),
-        finding: [
-            Told::new("which claim an Event is for"),
-            Told::new("which pods an Event is for"),
-        ],
+        finding: Told::new("which claim an Event is for"),
+        node: None,
         sent: HashMap::new(),
     };
     loop {
@@ -149,7 +147,9 @@ struct Sender<'a> {
     membership: &'a Membership,
     told: Told,
     /// Separate, because the rights for it are others.
-    finding: [Told; 2],
+    finding: Told,
+    /// The node and when it was read.
+    node: Option<(ObjectRef, Instant)>,
     /// By object and reason.
     sent: HashMap<(ObjectRef, String), Sent>,
 }
@@ -158,15 +158,17 @@ impl Sender<'_> {
     /// False when it could not be told.
     async fn tell(&mut self, notice: &Notice) -> bool {
         let until = Instant::now() + GIVE_UP;
-        let membership = self.membership;
-        let finding = &self.finding;
-        let objects = patiently(&self.told, until, || objects(membership, &notice.about, finding)).await;
-        let Some(objects) = objects else { return false };
-        let mut all = true;
-        for object in objects {
-            all &= self.tell_one(notice, object, until).await;
-        }
-        all
+        let known = self.node.take();
+        let known = known.filter(|(_, at)| at.elapsed() < SAME_NODE);
+        let found = patiently(&self.told, until, || {
+            object(self.membership, &notice.about, &self.finding, known.as_ref())
+        });
+        let Some(object) = found.await else { return false };
+        self.node = match &known {
+            None if object.kind == NODE => Some((object.clone(), Instant::now())),
+            _ => known,
+        };
+        self.tell_one(notice, object, until).await
     }
 
     async fn tell_one(&mut self, notice: &Notice, object: ObjectRef, until: Instant) -> bool {
@@ -256,49 +258,30 @@ fn event_name(object: &str) -> String {
     format!("{kept}.{:016x}", rand::random::<u64>())
 }
 
-/// Whom a notice is for: as many as the rights allow to find.
-async fn objects(
+/// Whom a notice is for: the claim of a volume, else the node.
+async fn object(
     membership: &Membership,
     about: &About,
-    [claims, pods]: &[Told; 2],
-) -> Result<Vec<ObjectRef>> {
-    let (cluster, node) = (&*membership.cluster, membership.node.as_str());
-    let claim = async |volume| {
-        let found = volumes::claim_of(cluster, &membership.driver, node, volume).await;
-        where_allowed(found, claims).map(Option::flatten)
-    };
-    let pods_at =
-        async |targets| Ok(where_allowed(pods_at(membership, targets).await, pods)?.unwrap_or_default());
-    match about {
-        About::Staging(volume) => {
-            let Some(claim) = claim(volume).await? else {
-                return Ok(Vec::new());
-            };
-            let mut objects = volumes::users(cluster.pods(node).await?, &claim);
-            objects.push(claim);
-            Ok(objects)
-        }
-        About::Publishing { volume, pod } => {
-            let mut objects: Vec<ObjectRef> = match pod {
-                Some(pod) => vec![pod.clone()],
-                None => pods_at(std::slice::from_ref(&volume.path)).await?,
-            };
-            // An inline volume has no claim, and a file that names a volume of its own: none is found.
-            objects.extend(claim(volume).await?);
-            Ok(objects)
-        }
-        About::Transport(targets) => {
-            let uid = cluster.node(node).await?.uid;
-            let mut objects = vec![ObjectRef {
-                kind: "Node",
-                namespace: String::new(),
-                name: node.to_owned(),
-                uid,
-            }];
-            objects.extend(pods_at(targets).await?);
-            Ok(objects)
+    finding: &Told,
+    node: Option<&(ObjectRef, Instant)>,
+) -> Result<ObjectRef> {
+    if let About::Volume(volume) = about {
+        // An inline volume has no claim.
+        let claim = where_allowed(membership.claims.of(volume).await, finding)?.flatten();
+        if let Some(claim) = claim {
+            return Ok(claim);
         }
     }
+    if let Some((node, _)) = node {
+        return Ok(node.clone());
+    }
+    let uid = membership.cluster.node(&membership.node).await?.uid;
+    Ok(ObjectRef {
+        kind: NODE,
+        namespace: String::new(),
+        name: membership.node.clone(),
+        uid,
+    })
 }
 
 /// `None` for what cannot be found out, now or later.
@@ -309,20 +292,6 @@ fn where_allowed<T>(found: Result<T>, told: &Told) -> Result<Option<T>> {
         Err(error) if error.is_passing() => Err(error),
         Err(_) => Ok(None),
     }
-}
-
-/// The pods that target paths belong to.
-async fn pods_at(membership: &Membership, targets: &[PathBuf]) -> Result<Vec<ObjectRef>> {
-    let uids: Vec<&str> = targets
-        .iter()
-        .filter_map(|target: &PathBuf| volumes::pod_uid(Path::new(target)))
-        .collect();
-    if uids.is_empty() {
-        return Ok(Vec::new());
-    }
-    let pods = membership.cluster.pods(&membership.node).await?;
-    let there = pods.into_iter().map(|pod| pod.object);
-    Ok(there.filter(|pod| uids.contains(&pod.uid.as_str())).collect())
 }
 
 #[cfg(test)]

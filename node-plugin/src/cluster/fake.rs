@@ -93,6 +93,7 @@ pub(crate) fn pod(namespace: &str, name: &str, claims: &[&str]) -> PodView {
             uid: format!("uid-of-pod-{name}"),
         },
         claims: claims.iter().map(|&name| name.to_owned()).collect(),
+        waits: false,
     }
 }
 

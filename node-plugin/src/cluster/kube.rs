@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::error::Error as _;
 use std::fmt;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,6 +17,7 @@ pub use kube::Config;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
+use super::rate::{Limiter, Rate};
 use super::{
     CHANNEL_LABEL, CHANNEL_REASON, Cluster, Error, EventView, Marks, NodeView, ObjectRef, PodView, Result,
     Taint, VolumeView,
@@ -36,6 +38,8 @@ pub struct KubeCluster {
     driver: String,
     node: String,
     patience: Duration,
+    /// Shared by all that speak for this program.
+    limiter: Arc<Limiter>,
 }
 
 impl fmt::Debug for KubeCluster {
@@ -54,12 +58,24 @@ impl KubeCluster {
         config.default_retry = false;
         config.proxy_url = None;
         blob_client::crypto::install();
-        Ok(Self {
-            client: kube::Client::try_from(config)?,
+        Ok(Self::with_client(kube::Client::try_from(config)?, driver, node))
+    }
+
+    /// Speaks through a client that is there, at the rate of a node ([`Rate::NODE`]).
+    pub fn with_client(client: kube::Client, driver: &str, node: &str) -> Self {
+        Self {
+            client,
             driver: driver.to_owned(),
             node: node.to_owned(),
             patience: REQUEST,
-        })
+            limiter: Arc::new(Limiter::new(Rate::NODE)),
+        }
+    }
+
+    /// Asks at this rate. Call it before the client is shared: each call begins with a full burst.
+    pub fn with_rate(mut self, rate: Rate) -> Self {
+        self.limiter = Arc::new(Limiter::new(rate));
+        self
     }
 
     /// Waits at most this long for an answer, instead of ten seconds.
@@ -69,6 +85,8 @@ impl KubeCluster {
     }
 
     async fn ask<T>(&self, what: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T> {
+        // The server's time begins when it is asked.
+        self.limiter.turn().await;
         match tokio::time::timeout(self.patience, request).await {
             Ok(answer) => answer.map_err(|error| told(what, &error)),
             Err(_) => Err(Error::Unavailable(format!(
@@ -319,6 +337,7 @@ impl KubeCluster {
 
 fn pod_view(pod: core::Pod) -> PodView {
     let name = pod.metadata.name.unwrap_or_default();
+    let waits = pod.status.and_then(|status| status.phase).as_deref() == Some("Pending");
     let volumes = pod.spec.and_then(|spec| spec.volumes).unwrap_or_default();
     let claims = volumes.into_iter().filter_map(|volume| {
         let named = volume.persistent_volume_claim.map(|claim| claim.claim_name);
@@ -334,6 +353,7 @@ fn pod_view(pod: core::Pod) -> PodView {
             uid: pod.metadata.uid.unwrap_or_default(),
         },
         claims,
+        waits,
     }
 }
 

@@ -11,7 +11,7 @@
 //! |---|---|---|---|---|
 //! | node | core | nodes | get, patch | label and annotation of the channel, the startup taint |
 //! | node | storage.k8s.io | csinodes | get | does kubelet know the driver? then the taint can go |
-//! | node | core | pods | list (field selector `spec.nodeName`) | which pods an Event is for |
+//! | node | core | pods | list (field selector `spec.nodeName`) | which claim a volume is of (before 1.37) |
 //! | node | core | persistentvolumes, persistentvolumeclaims | get | whose claim a Secret or an Event is of |
 //! | node | core | events | create, patch | Events and their count |
 //! | node, controller | core | secrets, in namespaces that are named | get | `secretName` |
@@ -19,6 +19,10 @@
 //! | uninstall hook | core | nodes | list, patch | label and annotation of nodes that are down |
 //!
 //! RBAC cannot limit `nodes: patch` to the node a pod runs on; a ValidatingAdmissionPolicy can.
+//!
+//! # Rate
+//! All requests of a program go through one token bucket ([`Rate`]), and what was found out about claims is
+//! believed for ten minutes ([`Claims`]): a thousand nodes with the same trouble are none of the API server.
 
 mod cleanup;
 mod events;
@@ -28,12 +32,12 @@ mod kube;
 mod node;
 mod pace;
 mod queue;
+mod rate;
 mod unstored;
 mod volumes;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,8 +52,9 @@ use tokio_util::sync::CancellationToken;
 pub use self::kube::{Config, KubeCluster};
 pub use cleanup::{Cleaned, Cleanup};
 pub use events::Reporter;
+pub use rate::Rate;
 pub(crate) use volumes::pod_uid;
-pub use volumes::{VolumeAt, claim_of};
+pub use volumes::{Claims, VolumeAt};
 
 /// Label of the node: `available` or `unavailable`. It is there while the driver runs on the node.
 pub const CHANNEL_LABEL: &str = "vsc-blob.csi.azure.com/channel";
@@ -133,6 +138,8 @@ pub struct PodView {
     pub object: ObjectRef,
     /// Names of claims in the pod's namespace.
     pub claims: Vec<String>,
+    /// It has not started yet.
+    pub waits: bool,
 }
 
 /// A PersistentVolume of any CSI driver.
@@ -208,9 +215,6 @@ pub struct Marks {
 /// Tells whether the node can serve; the sentence says what is missing.
 pub type Ready = Arc<dyn Fn() -> BoxFuture<'static, std::result::Result<(), String>> + Send + Sync>;
 
-/// Target paths of the volumes that a change of transport concerns.
-pub type Targets = Arc<dyn Fn() -> Vec<PathBuf> + Send + Sync>;
-
 /// The cluster as the CSI services see it.
 #[derive(Debug, Clone)]
 pub struct Link {
@@ -220,6 +224,8 @@ pub struct Link {
     pub driver: String,
     /// Name of the node the program runs on.
     pub node: String,
+    /// Whose the volumes of this node are.
+    pub claims: Arc<Claims>,
     /// Takes failures, to be told as Events.
     pub reporter: Reporter,
 }
@@ -245,12 +251,12 @@ pub struct Membership {
     pub node: String,
     /// Name of the driver.
     pub driver: String,
+    /// Whose the volumes of this node are.
+    pub claims: Arc<Claims>,
     /// State of the channel.
     pub channel: watch::Receiver<ChannelState>,
     /// See [`Ready`].
     pub ready: Ready,
-    /// See [`Targets`].
-    pub targets: Targets,
     /// See [`Unstored`].
     pub unstored: Unstored,
 }

@@ -12,7 +12,7 @@ use super::{CHANNEL_LABEL, CHANNEL_REASON, Marks, Membership, NodeView, Result, 
 const LOOK_AGAIN: Duration = Duration::from_secs(300);
 /// Least time between two changes of the label: a channel that comes and goes is no reason to burden the API
 /// server.
-const BETWEEN: Duration = Duration::from_secs(2);
+const BETWEEN: Duration = Duration::from_secs(10);
 /// Taking the label away may not keep the program from ending.
 const LEAVING: Duration = Duration::from_secs(5);
 /// Longest annotation, in characters; the reason is one sentence.
@@ -83,7 +83,7 @@ async fn changed_within(channel: &mut tokio::sync::watch::Receiver<ChannelState>
 }
 
 async fn reconcile(membership: &Membership, channel: &ChannelState) -> Result<Left> {
-    let node = membership.cluster.node(&membership.node).await?;
+    let mut node = membership.cluster.node(&membership.node).await?;
     let (label, reason) = marks_of(channel);
     let there = |map: &std::collections::BTreeMap<String, String>, key, value: &str| {
         map.get(key).is_some_and(|v| v == value)
@@ -94,8 +94,12 @@ async fn reconcile(membership: &Membership, channel: &ChannelState) -> Result<Le
             annotations: [(CHANNEL_REASON.to_owned(), Some(reason))].into(),
         };
         membership.cluster.mark_node(&membership.node, &marks).await?;
+        if is_tainted(&node) {
+            // The label has changed the version.
+            node = membership.cluster.node(&membership.node).await?;
+        }
     }
-    untaint(membership).await
+    untaint(membership, &node).await
 }
 
 fn marks_of(channel: &ChannelState) -> (&'static str, String) {
@@ -106,10 +110,8 @@ fn marks_of(channel: &ChannelState) -> (&'static str, String) {
 }
 
 /// Takes the startup taint off when this node can serve and kubelet knows the driver.
-async fn untaint(membership: &Membership) -> Result<Left> {
-    // Read anew: the label may just have changed the version.
-    let node = membership.cluster.node(&membership.node).await?;
-    if !is_tainted(&node) {
+async fn untaint(membership: &Membership, node: &NodeView) -> Result<Left> {
+    if !is_tainted(node) {
         return Ok(Left::Nothing);
     }
     if let Err(why) = (membership.ready)().await {
@@ -128,7 +130,7 @@ async fn untaint(membership: &Membership) -> Result<Left> {
         .filter(|taint| taint.key != STARTUP_TAINT)
         .cloned()
         .collect();
-    membership.cluster.set_taints(&node, &others).await?;
+    membership.cluster.set_taints(node, &others).await?;
     tracing::info!("took the startup taint off this node");
     Ok(Left::Nothing)
 }
@@ -146,7 +148,7 @@ mod tests {
 
     use super::*;
     use crate::cluster::fake::{FakeCluster, NODE, taint};
-    use crate::cluster::{Error, Reporter};
+    use crate::cluster::{Claims, Error, Reporter};
 
     fn lost(reason: &str, changes: u64) -> ChannelState {
         ChannelState {
@@ -172,6 +174,7 @@ mod tests {
             cluster: cluster.clone(),
             node: NODE.into(),
             driver: crate::DRIVER_NAME.into(),
+            claims: Arc::new(Claims::new(cluster.clone(), crate::DRIVER_NAME, NODE)),
             channel: receiver,
             ready: Arc::new({
                 let ready = ready.clone();
@@ -183,7 +186,6 @@ mod tests {
                     Box::pin(std::future::ready(ready))
                 }
             }),
-            targets: Arc::new(Vec::new),
             unstored: Arc::new(Vec::new),
         };
         let stop = tokio_util::sync::CancellationToken::new();
@@ -245,7 +247,8 @@ mod tests {
             1,
             "{calls:?}"
         );
-        assert!(calls.len() > 5, "{calls:?}");
+        let looks = calls.iter().filter(|c| c.starts_with("node ")).count();
+        assert!((5..=7).contains(&looks), "one request for each look: {calls:?}");
         world.cluster.set(|state| state.node.labels.clear());
         world.cluster.until(|state| marks(state).0.is_some()).await;
     }

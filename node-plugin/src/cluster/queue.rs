@@ -1,13 +1,12 @@
 //! What is still to be told as Events: bounded, and never waited for by those who fill it.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::jiff::Timestamp;
 use tokio::sync::Notify;
 
-use super::{ObjectRef, VolumeAt};
+use super::VolumeAt;
 
 /// Most notices that wait while the API server is away.
 const LONGEST: usize = 256;
@@ -25,32 +24,23 @@ pub(super) struct Notice {
     pub(super) last: Timestamp,
 }
 
-/// Where to look for the objects.
+/// Where to look for the object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum About {
-    /// A volume that could not be staged, or that is.
-    Staging(VolumeAt),
-    /// A volume that could not be published; the pod where kubelet told it.
-    Publishing {
-        volume: VolumeAt,
-        pod: Option<ObjectRef>,
-    },
-    /// The channel: the node, and the pods of these target paths.
-    Transport(Vec<PathBuf>),
+    /// A volume: its claim is told.
+    Volume(VolumeAt),
+    /// The channel: the node is told.
+    Transport,
 }
 
 impl Notice {
     fn is_failure(&self) -> bool {
-        !matches!(self.about, About::Transport(_))
+        self.about != About::Transport
     }
 
     /// The same thing again?
     fn same(&self, other: &Self) -> bool {
-        let about = match (&self.about, &other.about) {
-            (About::Transport(_), About::Transport(_)) => true,
-            (mine, others) => mine == others,
-        };
-        about && self.reason == other.reason
+        self.about == other.about && self.reason == other.reason
     }
 }
 
@@ -81,7 +71,6 @@ impl Queue {
             same.count = same.count.saturating_add(notice.count);
             same.last = notice.last;
             same.message = notice.message;
-            same.about = notice.about;
         } else {
             if inner.waiting.len() >= LONGEST {
                 let oldest = inner.waiting.iter().position(|waiting| !waiting.is_failure());
@@ -138,7 +127,7 @@ mod tests {
             handle: handle.to_string(),
             path: "/p".into(),
         };
-        notice(About::Staging(volume), "ContainerNotFound")
+        notice(About::Volume(volume), "ContainerNotFound")
     }
 
     #[tokio::test]
@@ -159,7 +148,7 @@ mod tests {
     fn a_full_queue_gives_up_changes_of_transport_first() {
         let queue = Queue::default();
         queue.push(failure(0));
-        queue.push(notice(About::Transport(Vec::new()), "ChannelLost"));
+        queue.push(notice(About::Transport, "ChannelLost"));
         for handle in 1..LONGEST {
             queue.push(failure(handle));
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 
-use crate::cluster::{Cleanup, Config, KubeCluster};
+use crate::cluster::{Cleanup, Config, KubeCluster, Rate};
 
 /// Options of `cluster-cleanup`.
 #[derive(Debug, Clone, Args)]
@@ -30,7 +30,7 @@ pub struct CleanupArgs {
 /// Does it.
 pub async fn run(args: CleanupArgs) -> anyhow::Result<ExitCode> {
     let config = Config::incluster().context("this command runs in a pod, with a service account")?;
-    let cluster = KubeCluster::new(config, crate::DRIVER_NAME, "")?;
+    let cluster = KubeCluster::new(config, crate::DRIVER_NAME, "")?.with_rate(Rate::CLEANUP);
     let cleanup = Cleanup {
         namespace: args.namespace,
         daemon_set: args.daemon_set,

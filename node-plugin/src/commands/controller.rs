@@ -10,6 +10,7 @@ use tonic::service::Routes;
 use vsc_driver::buffer::Arena;
 
 use super::{DeviceArgs, KubernetesArgs};
+use crate::cluster::Rate;
 use crate::csi::connect::Connector;
 use crate::csi::controller::ControllerService;
 use crate::csi::identity::IdentityService;
@@ -59,7 +60,10 @@ pub fn routes(args: &ControllerArgs) -> anyhow::Result<(Routes, Metrics)> {
     );
     let metrics = Metrics::new(paths.clone(), None);
     let mut service = ControllerService::new(Connector::new(paths, arena));
-    if let Some(cluster) = args.kubernetes.connect(&args.driver_name, &args.node_id) {
+    if let Some(cluster) = args
+        .kubernetes
+        .connect(&args.driver_name, &args.node_id, Rate::CONTROLLER)
+    {
         service = service.in_cluster(cluster);
     }
     // Nothing of the machine is needed but the network, which every call needs anew: no checks.

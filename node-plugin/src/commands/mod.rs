@@ -21,7 +21,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use vsc_driver::buffer::Arena;
 
-use crate::cluster::{Cluster, Config, KubeCluster};
+use crate::cluster::{Cluster, Config, KubeCluster, Rate};
 use crate::telemetry::LogFormat;
 use size::ByteSize;
 
@@ -105,6 +105,20 @@ pub struct KubernetesArgs {
     /// in a cluster, with its service account; off = never. Volumes are served in both cases.
     #[arg(long, value_enum, value_name = "auto|off", default_value_t)]
     pub kubernetes: KubernetesMode,
+    /// Requests a second to the API server, on the average [default: 5; the controller's 20].
+    #[arg(long, value_name = "N", value_parser = per_second)]
+    pub kube_api_qps: Option<f64>,
+    /// Requests to the API server at once, after a quiet time [default: 10; the controller's 40].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub kube_api_burst: Option<u32>,
+}
+
+fn per_second(text: &str) -> Result<f64, String> {
+    let rate = text
+        .parse()
+        .ok()
+        .filter(|rate: &f64| (0.01..=10_000.0).contains(rate));
+    rate.ok_or_else(|| "a number from 0.01 to 10000".to_owned())
 }
 
 /// See [`KubernetesArgs`].
@@ -121,8 +135,13 @@ pub enum KubernetesMode {
 const IN_CLUSTER: &str = "KUBERNETES_SERVICE_HOST";
 
 impl KubernetesArgs {
-    /// The API server, when there is one to speak to. Call it inside the runtime.
-    pub fn connect(&self, driver: &str, node: &str) -> Option<Arc<dyn Cluster>> {
+    /// The API server, when there is one to speak to; asked at the `usual` rate where the options say no
+    /// other. Call it inside the runtime.
+    pub fn connect(&self, driver: &str, node: &str, usual: Rate) -> Option<Arc<dyn Cluster>> {
+        let rate = Rate {
+            per_second: self.kube_api_qps.unwrap_or(usual.per_second),
+            burst: self.kube_api_burst.unwrap_or(usual.burst),
+        };
         if self.kubernetes == KubernetesMode::Off {
             return None;
         }
@@ -132,7 +151,7 @@ impl KubernetesArgs {
         }
         let config = Config::incluster().map_err(anyhow::Error::from);
         match config.and_then(|config| KubeCluster::new(config, driver, node)) {
-            Ok(cluster) => Some(Arc::new(cluster)),
+            Ok(cluster) => Some(Arc::new(cluster.with_rate(rate))),
             Err(error) => {
                 tracing::warn!(
                     "in a Kubernetes cluster, but without access to it: {error:#}; no node label, no \
@@ -218,6 +237,14 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_rate_of_nothing_is_refused() {
+        for refused in ["0", "-1", "nan", "inf", "x", ""] {
+            assert!(per_second(refused).is_err(), "{refused}");
+        }
+        assert_eq!(per_second("0.5"), Ok(0.5));
     }
 
     /// A command line is world-readable: nothing on it may carry a secret.

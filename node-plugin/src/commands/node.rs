@@ -18,7 +18,7 @@ use tonic::service::Routes;
 
 use super::size::ByteSize;
 use super::{BudgetArgs, DeviceArgs, KubernetesArgs};
-use crate::cluster::{Link, Membership, Reporter, Unsaved, VolumeAt};
+use crate::cluster::{Claims, Link, Membership, Rate, Reporter, Unsaved, VolumeAt};
 use crate::csi::connect::Connector;
 use crate::csi::identity::{Check, IdentityService};
 use crate::csi::node::{NodeService, unstored};
@@ -135,8 +135,10 @@ impl NodePlugin {
         );
         let device = Some(args.device.device.clone());
         let mut service = NodeService::new(&args.node_id, mounts.clone(), connector.clone(), device);
-        let cluster = args.kubernetes.connect(&args.driver_name, &args.node_id);
+        let (driver, node) = (&args.driver_name, &args.node_id);
+        let cluster = args.kubernetes.connect(driver, node, Rate::NODE);
         let link = cluster.map(|cluster| Link {
+            claims: Arc::new(Claims::new(cluster.clone(), driver, node)),
             cluster,
             driver: args.driver_name.clone(),
             node: args.node_id.clone(),
@@ -175,24 +177,16 @@ impl NodePlugin {
             };
             watch::channel(state).1
         });
-        let (identity, mounts) = (self.identity.clone(), self.mounts.clone());
-        let owing = mounts.clone();
+        let (identity, owing) = (self.identity.clone(), self.mounts.clone());
         let membership = Membership {
             cluster: link.cluster,
             node: link.node,
             driver: link.driver,
+            claims: link.claims,
             channel,
             ready: Arc::new(move || {
                 let identity = identity.clone();
                 Box::pin(async move { identity.ready().await.map_err(|error| error.message) })
-            }),
-            targets: Arc::new(move || {
-                let records = mounts.records().into_iter();
-                let over_channel =
-                    records.filter(|record| record.context.get("transport").is_none_or(|t| t != "https"));
-                over_channel
-                    .flat_map(|record| record.targets.into_keys())
-                    .collect()
             }),
             unstored: Arc::new(move || volumes_unstored(&owing)),
         };

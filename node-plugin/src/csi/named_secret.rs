@@ -143,8 +143,7 @@ async fn namespace_of_claim(link: &Link, written: Option<&str>, at: &VolumeAt) -
     if let Some(written) = written {
         return Ok(written.to_owned());
     }
-    let found = cluster::claim_of(&*link.cluster, &link.driver, &link.node, at).await;
-    let claim = found.map_err(|error| {
+    let claim = link.claims.now_of(at).await.map_err(|error| {
         Error::new(
             Reason::ClusterUnavailable,
             format!("secretNamespace: it is not set, and looking for the volume's claim failed: {error}"),

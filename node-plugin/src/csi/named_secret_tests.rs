@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::cluster::Reporter;
 use crate::cluster::fake::{FakeCluster, NODE, claim, pod};
+use crate::cluster::{Claims, Reporter};
 use crate::csi::volume_context::Scope;
 
 const UID: &str = "0a1b-2c3d";
@@ -39,6 +39,7 @@ fn cluster() -> (Arc<FakeCluster>, Link) {
         cluster: cluster.clone(),
         driver: crate::DRIVER_NAME.into(),
         node: NODE.into(),
+        claims: Arc::new(Claims::new(cluster.clone(), crate::DRIVER_NAME, NODE)),
         reporter: Reporter::default(),
     };
     (cluster, link)

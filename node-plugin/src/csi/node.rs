@@ -153,7 +153,7 @@ impl Node for NodeService {
             if let Err(error) = &result {
                 node.report(id, path, error, |link, volume| {
                     let (reason, message) = (error.reason.to_string(), error.to_string());
-                    link.reporter.staging_failed(volume, &reason, &message);
+                    link.reporter.failed(volume, &reason, &message);
                 });
             }
             answer(
@@ -196,8 +196,7 @@ impl Node for NodeService {
             if let Err(error) = &result {
                 node.report(id, path, error, |link, volume| {
                     let (reason, message) = (error.reason.to_string(), error.to_string());
-                    let pod = pod_of(&request.volume_context);
-                    link.reporter.publishing_failed(volume, pod, &reason, &message);
+                    link.reporter.failed(volume, &reason, &message);
                 });
             }
             answer(

@@ -12,7 +12,7 @@ use vsc_driver::buffer::Arena;
 use super::*;
 use crate::access::Access;
 use crate::cluster::fake::{FakeCluster, NODE, claim, pod};
-use crate::cluster::{Membership, Reporter};
+use crate::cluster::{Claims, Membership, Reporter};
 use crate::mounts::calls::Patience;
 use crate::mounts::fake::FakeKernel;
 use crate::mounts::mount::Credentials;
@@ -57,15 +57,16 @@ fn world() -> World {
         cluster: cluster.clone(),
         driver: crate::DRIVER_NAME.into(),
         node: NODE.into(),
+        claims: Arc::new(Claims::new(cluster.clone(), crate::DRIVER_NAME, NODE)),
         reporter: Reporter::default(),
     };
     let membership = Membership {
         cluster: cluster.clone(),
         node: NODE.into(),
         driver: crate::DRIVER_NAME.into(),
+        claims: link.claims.clone(),
         channel: tokio::sync::watch::channel(ChannelState::default()).1,
         ready: Arc::new(|| Box::pin(std::future::ready(Ok(())))),
-        targets: Arc::new(Vec::new),
         unstored: Arc::new(Vec::new),
     };
     let stop = CancellationToken::new();
@@ -97,7 +98,7 @@ fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
 }
 
 #[tokio::test]
-async fn a_failed_stage_becomes_an_event_of_the_pod_and_the_claim() {
+async fn a_failed_stage_becomes_an_event_of_the_claim() {
     let world = world();
     let staging = world.folder.path().join("globalmount");
     std::fs::create_dir(&staging).unwrap();
@@ -110,10 +111,7 @@ async fn a_failed_stage_becomes_an_event_of_the_pod_and_the_claim() {
     };
     let status = world.service.node_stage_volume(Request::new(request)).await;
     let said = status.unwrap_err().message().to_owned();
-    let told = [
-        ("PersistentVolumeClaim", "data", "UnknownKey", 1),
-        ("Pod", "reader", "UnknownKey", 1),
-    ];
+    let told = [("PersistentVolumeClaim", "data", "UnknownKey", 1)];
     world.cluster.until(|state| state.told() == told).await;
     world.cluster.set(|state| {
         for event in state.events.values() {
@@ -146,15 +144,12 @@ async fn a_call_that_has_to_wait_is_no_event() {
     request.volume_context = map(&[("contianerName", "photos")]);
     let status = world.service.node_stage_volume(Request::new(request)).await;
     assert_eq!(status.unwrap_err().code(), tonic::Code::InvalidArgument);
-    let told = [
-        ("PersistentVolumeClaim", "data", "UnknownKey", 1),
-        ("Pod", "reader", "UnknownKey", 1),
-    ];
+    let told = [("PersistentVolumeClaim", "data", "UnknownKey", 1)];
     world.cluster.until(|state| state.told() == told).await;
 }
 
 #[tokio::test]
-async fn a_failed_inline_volume_becomes_an_event_of_its_pod() {
+async fn a_failed_inline_volume_becomes_an_event_of_the_node() {
     let world = world();
     let target = world
         .folder
@@ -178,7 +173,7 @@ async fn a_failed_inline_volume_becomes_an_event_of_its_pod() {
     };
     let status = world.service.node_publish_volume(Request::new(request)).await;
     assert_eq!(status.unwrap_err().code(), tonic::Code::PermissionDenied);
-    let told = [("Pod", "reader", "SecretNamespaceRefused", 1)];
+    let told = [("Node", NODE, "SecretNamespaceRefused", 1)];
     world.cluster.until(|state| state.told() == told).await;
     assert!(!target.exists(), "nothing is left behind");
 }
