@@ -331,6 +331,11 @@ impl Slice {
         Arc::strong_count(&self.buffer)
     }
 
+    /// Whether both are views of one buffer.
+    pub fn is_of_buffer(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.buffer, &other.buffer)
+    }
+
     /// The buffer itself again, when this is its last view; otherwise the view comes back.
     ///
     /// The buffer has its full length, not that of this view.

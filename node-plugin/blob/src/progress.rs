@@ -1,7 +1,8 @@
 //! Whether work gets on: bytes that move and answers that come are progress, requests that fail are none.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -16,9 +17,12 @@ struct Latest {
     /// Milliseconds after `began`, and likewise below.
     any: AtomicU64,
     stored: AtomicU64,
-    /// Bytes that a call has sent at most, of those that stored nothing, since one did.
-    in_vain: AtomicU64,
+    /// What was sent by calls that stored nothing, since one did: bytes at most, by what it was.
+    in_vain: Mutex<BTreeMap<u64, u64>>,
 }
+
+/// Contents that are known to have been sent in vain, at most.
+const VAIN: usize = 4096;
 
 impl Default for Progress {
     fn default() -> Self {
@@ -26,7 +30,7 @@ impl Default for Progress {
             began: Instant::now(),
             any: AtomicU64::new(0),
             stored: AtomicU64::new(0),
-            in_vain: AtomicU64::new(0),
+            in_vain: Mutex::default(),
         }))
     }
 }
@@ -41,14 +45,23 @@ impl Progress {
 
     /// The service has stored what was written, or takes it: what makes room for more.
     pub fn note_stored(&self) {
-        self.0.in_vain.store(0, Ordering::Relaxed);
+        self.in_vain().clear();
         self.note_storing();
     }
 
-    /// A call is over that has sent so many bytes at most, and stored nothing: who sends as much again gets
-    /// no farther.
-    pub(crate) fn note_in_vain(&self, bytes: u64) {
-        self.0.in_vain.fetch_max(bytes, Ordering::Relaxed);
+    /// A call is over that has sent so many bytes of this content at most, and stored nothing: who sends as
+    /// much of it again gets no farther.
+    pub(crate) fn note_in_vain(&self, content: u64, bytes: u64) {
+        let mut in_vain = self.in_vain();
+        if in_vain.len() >= VAIN {
+            in_vain.pop_first();
+        }
+        let known = in_vain.entry(content).or_default();
+        *known = bytes.max(*known);
+    }
+
+    fn in_vain(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
+        self.0.in_vain.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is to be stored is on its way.
@@ -99,17 +112,17 @@ pub struct Moved {
 
 impl Default for Moved {
     fn default() -> Self {
-        Self::new(&Progress::default(), 0, Duration::ZERO)
+        Self::new(&Progress::default(), 0, 0, Duration::ZERO)
     }
 }
 
 impl Moved {
-    /// Of an attempt after one that has moved so many bytes `before`.
-    pub(crate) fn new(volume: &Progress, before: u64, long: Duration) -> Self {
+    /// Of an attempt to send this content, after one that has moved so many bytes `before`.
+    pub(crate) fn new(volume: &Progress, content: u64, before: u64, long: Duration) -> Self {
         Self {
             volume: volume.clone(),
             before,
-            in_vain: volume.0.in_vain.load(Ordering::Relaxed),
+            in_vain: volume.in_vain().get(&content).copied().unwrap_or_default(),
             began: Instant::now(),
             long,
             bytes: AtomicU64::new(0),
@@ -175,7 +188,7 @@ mod tests {
         let volume = Progress::default();
         let began = volume.latest();
         tokio::time::advance(LONG * 2).await;
-        let again = Moved::new(&volume, 100, LONG);
+        let again = Moved::new(&volume, 0, 100, LONG);
         tokio::time::advance(LONG).await;
         again.sent(100);
         assert_eq!((again.got_on(), volume.latest()), (None, began));
@@ -185,10 +198,32 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_was_sent_in_vain_says_nothing_of_another_content() {
+        let volume = Progress::default();
+        let began = volume.latest();
+        volume.note_in_vain(1, 100);
+        let (again, other) = (Moved::new(&volume, 1, 0, LONG), Moved::new(&volume, 2, 0, LONG));
+        tokio::time::advance(LONG * 2).await;
+        again.sent(100);
+        assert_eq!(volume.latest_stored(), began);
+        other.sent(50);
+        assert_eq!(volume.latest_stored(), Instant::now());
+        volume.note_stored();
+        let again = Moved::new(&volume, 1, 0, LONG);
+        tokio::time::advance(LONG * 2).await;
+        again.sent(100);
+        assert_eq!(volume.latest_stored(), Instant::now());
+        for content in 0..2 * VAIN as u64 {
+            volume.note_in_vain(content, 1);
+        }
+        assert_eq!(volume.in_vain().len(), VAIN);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_is_soon_over_is_judged_by_its_answer() {
         let volume = Progress::default();
         let began = volume.latest();
-        let moved = Moved::new(&volume, 0, LONG);
+        let moved = Moved::new(&volume, 0, 0, LONG);
         tokio::time::advance(LONG / 2).await;
         moved.sent(100);
         moved.received(100);

@@ -11,7 +11,8 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::{Instant, timeout_at};
 
 tokio::task_local! {
-    static CALLER: Caller;
+    /// `None`: what runs here is done whoever waits for it, or does not any more.
+    static CALLER: Option<Caller>;
 }
 
 /// Whoever waits for an operation.
@@ -21,7 +22,7 @@ pub(crate) struct Caller(Arc<AtomicBool>);
 impl Caller {
     /// Runs an operation that this one waits for.
     pub(crate) fn waits_for<F: Future>(&self, operation: F) -> impl Future<Output = F::Output> + use<F> {
-        CALLER.scope(self.clone(), operation)
+        CALLER.scope(Some(self.clone()), operation)
     }
 
     /// The caller was told that the operation failed.
@@ -42,11 +43,17 @@ pub struct GivenUp;
 /// An error once the caller of the operation that runs here was told that it failed: what was not begun by
 /// then is not carried out later. For who has waited for a turn and has done nothing yet.
 pub(crate) fn still_waits() -> Result<(), GivenUp> {
-    match CALLER.try_with(Caller::has_left) {
+    let left = CALLER.try_with(|caller| caller.as_ref().is_some_and(Caller::has_left));
+    match left {
         Ok(true) => Err(GivenUp),
         // Work that nobody waits for goes on.
         Ok(false) | Err(_) => Ok(()),
     }
+}
+
+/// Takes back what an operation has begun: that is done also when its caller has left.
+pub(crate) fn undoing<F: Future>(undo: F) -> impl Future<Output = F::Output> {
+    CALLER.scope(None, undo)
 }
 
 /// How long a caller waits: as long as the volume gets on, and so much longer.
@@ -94,12 +101,20 @@ impl Clock {
 }
 
 /// Work that is done for one after the other, and that one who gets no answer keeps all others from. Who
-/// stands in line meanwhile takes that for his own answer: each would wait for it anew.
+/// stands in line meanwhile takes that for his own answer, if nobody in between got a better one: each would
+/// wait for it anew.
 #[derive(Debug, Default)]
 pub(crate) struct Line {
     turn: Arc<Mutex<()>>,
+    outcomes: Arc<Outcomes>,
+}
+
+#[derive(Debug, Default)]
+struct Outcomes {
     /// Turns that ended without an answer.
-    silent: Arc<AtomicU64>,
+    silent: AtomicU64,
+    /// Nobody got an answer since the last of these.
+    silence: AtomicBool,
 }
 
 /// Somebody's place in a [`Line`].
@@ -114,13 +129,18 @@ impl Place {
             _ => Ok(()),
         }
     }
+
+    /// Runs what was waited for there, in whatever task: for the same caller.
+    pub(crate) fn waits_for<F: Future>(&self, operation: F) -> impl Future<Output = F::Output> + use<F> {
+        CALLER.scope(self.0.as_ref().map(|(caller, _)| caller.clone()), operation)
+    }
 }
 
 /// It is one's turn while this lives.
 #[derive(Debug)]
 pub(crate) struct Front {
     _guard: OwnedMutexGuard<()>,
-    silent: Arc<AtomicU64>,
+    outcomes: Arc<Outcomes>,
     began: Instant,
 }
 
@@ -128,22 +148,24 @@ impl Line {
     /// The caller of the operation that runs here gets in line. Work that nobody waits for (what closed files
     /// owe, the end of the volume) has to try for itself, whatever became of others.
     pub(crate) fn place(&self) -> Place {
-        let silent = self.silent.load(Ordering::Relaxed);
-        Place(CALLER.try_with(|caller| (caller.clone(), silent)).ok())
+        let silent = self.outcomes.silent.load(Ordering::Relaxed);
+        let caller = CALLER.try_with(Clone::clone).ok().flatten();
+        Place(caller.map(|caller| (caller, silent)))
     }
 
     /// Waits for the turn. An error when the caller was told that it failed, or when a turn meanwhile got no
-    /// answer.
+    /// answer, and none did since.
     pub(crate) async fn turn(&self, place: &Place) -> Result<Front, GivenUp> {
         let guard = self.lock().await;
         place.still_waits()?;
-        let silent = self.silent.load(Ordering::Relaxed);
-        if matches!(place, Place(Some((_, before))) if *before != silent) {
+        let silent = self.outcomes.silent.load(Ordering::Relaxed);
+        let silence = self.outcomes.silence.load(Ordering::Relaxed);
+        if matches!(place, Place(Some((_, before))) if silence && *before != silent) {
             return Err(GivenUp);
         }
         Ok(Front {
             _guard: guard,
-            silent: Arc::clone(&self.silent),
+            outcomes: Arc::clone(&self.outcomes),
             began: Instant::now(),
         })
     }
@@ -159,8 +181,14 @@ impl Front {
     /// too.
     pub(crate) fn got_no_answer(&self, patience: Patience) {
         if self.began.elapsed() >= patience.attempt() {
-            self.silent.fetch_add(1, Ordering::Relaxed);
+            self.outcomes.silent.fetch_add(1, Ordering::Relaxed);
+            self.outcomes.silence.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// The service answers: those in line may ask it.
+    pub(crate) fn got_an_answer(&self) {
+        self.outcomes.silence.store(false, Ordering::Relaxed);
     }
 }
 
@@ -193,5 +221,27 @@ mod tests {
         assert!(caller.waits_for(async { still_waits() }).await.is_ok());
         caller.leaves();
         assert!(caller.waits_for(async { still_waits() }).await.is_err());
+        let undone = caller.waits_for(undoing(async { still_waits() }));
+        assert!(undone.await.is_ok(), "what was begun is taken back");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_ends_the_silence_for_those_in_line() {
+        let patience = Patience::of(Duration::from_secs(10));
+        for answered in [false, true] {
+            let (line, caller) = (Arc::new(Line::default()), Caller::default());
+            let place = caller.waits_for(async { line.place() }).await;
+            let nobody = line.place();
+            let turn = line.turn(&nobody).await.unwrap();
+            tokio::time::advance(patience.whole()).await;
+            turn.got_no_answer(patience);
+            drop(turn);
+            let turn = line.turn(&nobody).await.unwrap();
+            if answered {
+                turn.got_an_answer();
+            }
+            drop(turn);
+            assert_eq!(line.turn(&place).await.is_ok(), answered);
+        }
     }
 }

@@ -60,6 +60,16 @@ pub(crate) fn fail<T>(errno: i32) -> Result<T> {
     Err(Errno(errno))
 }
 
+/// Nobody says anything, or says that it cannot now: whoever is asked next will not either.
+pub(crate) fn no_answer(error: &blob_client::Error) -> bool {
+    use blob_client::Error as E;
+    match error {
+        E::Unreachable { .. } | E::DeadlineExceeded { .. } => true,
+        E::Service { status, .. } => matches!(status, 500 | 502..=504),
+        _ => false,
+    }
+}
+
 /// Codes of conflicts (409) that are over after a while.
 const PASSING: [&str; 6] = [
     "AccountBeingCreated",

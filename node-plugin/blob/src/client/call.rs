@@ -1,16 +1,20 @@
 //! One REST call before it is signed.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use vsc_driver::buffer::Buffer;
 
 use crate::auth::{header_value, secret_header};
-use crate::body::Body;
+use crate::body::{Body, Piece};
 use crate::error::{Error, Result};
 use crate::names;
 use crate::request::COLLECT;
 use crate::types::{Condition, Metadata};
+
+/// Bytes at the ends of each piece of a body that tell it from another one.
+const SAMPLE: usize = 4096;
 
 /// A call before it is signed.
 #[derive(Debug)]
@@ -124,6 +128,24 @@ impl<'a> Call<'a> {
     pub(super) fn stores(&self) -> bool {
         let copies = self.headers.contains_key("x-ms-copy-source");
         self.method == Method::PUT && (copies || !self.body.is_empty())
+    }
+
+    /// Tells what is sent from other content, however often a call for it is made (blocks have another name
+    /// each time): by the blob, the length and a sample.
+    pub(super) fn content(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (self.blob, self.body.len()).hash(&mut hasher);
+        for piece in &self.body.0 {
+            let bytes: &[u8] = match piece {
+                Piece::Bytes(bytes) => bytes,
+                Piece::Slice(slice) => slice,
+            };
+            // All of a body could be told by no less than all of it; beginnings and ends differ in most.
+            let ends = SAMPLE.min(bytes.len());
+            bytes[..ends].hash(&mut hasher);
+            bytes[bytes.len() - ends..].hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     /// Sending it twice is not the same as sending it once: only this client repeats it, and then looks what

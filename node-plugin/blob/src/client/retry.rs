@@ -35,22 +35,25 @@ impl Container {
     /// Sends a call until it is answered for good or the deadline passes. Progress puts that off.
     pub(super) async fn execute(&self, call: Call<'_>) -> Result<Answer, Failed> {
         let mut sent = 0;
-        let stores = call.stores();
-        let answer = self.repeat(call, &mut sent).await;
-        if stores && answer.is_err() {
-            self.account.progress.note_in_vain(sent);
+        let content = call.stores().then(|| call.content());
+        let answer = self.repeat(call, content.unwrap_or_default(), &mut sent).await;
+        if let Some(content) = content
+            && answer.is_err()
+        {
+            self.account.progress.note_in_vain(content, sent);
         }
         answer
     }
 
     /// `sent`: bytes that an attempt has moved at most.
-    async fn repeat(&self, mut call: Call<'_>, sent: &mut u64) -> Result<Answer, Failed> {
+    async fn repeat(&self, mut call: Call<'_>, content: u64, sent: &mut u64) -> Result<Answer, Failed> {
         if let Some(blob) = call.blob {
             names::check_blob(blob)?;
         }
         let account = &*self.account;
         let mut dest = Destination::new(call.dest.take());
         let mut tries = Tries::begin(self.deadline, account.service_now());
+        tries.content = content;
         account
             .late
             .wait(&self.name, &call, &*account.transport, tries.deadline)
@@ -141,6 +144,7 @@ impl Container {
         request.timeout = request.timeout.min(left);
         let moved = Arc::new(Moved::new(
             &account.progress,
+            tries.content,
             tries.moved,
             request.timeout / LONG_EXCHANGE,
         ));
@@ -184,6 +188,8 @@ struct Tries {
     patience: Duration,
     /// When that is over, as things stand.
     deadline: Instant,
+    /// See [`Call::content`].
+    content: u64,
     /// Bytes that one of them has moved at most.
     moved: u64,
     /// Service's clock when the call began, when known.
@@ -206,6 +212,7 @@ impl Tries {
             began,
             patience,
             deadline: began + patience,
+            content: 0,
             moved: 0,
             since,
             attempt: 0,

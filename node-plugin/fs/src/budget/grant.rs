@@ -4,12 +4,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::sync::SemaphorePermit;
-
 use super::holders::Evict;
 use super::ledger::{Budget, DIRTY_SHARE, Inner, Kind, RESEND_SHARE, RESEND_UNIT, unused};
 use super::own::Own;
 use super::permit::Permit;
+use super::right::Right;
 use super::share::Share;
 
 impl Share {
@@ -22,6 +21,34 @@ impl Share {
     /// meanwhile. `None` when the volume got no room for as long as `patience`.
     pub async fn acquire(self: &Arc<Self>, bytes: usize, patience: Duration) -> Option<Permit> {
         self.budget.acquire_dirty(bytes, patience, Some(self)).await
+    }
+
+    /// Room for a read that somebody waits for: granted even when nothing can be dropped, but then only to a
+    /// few reads at a time, and always to one of each volume. The right is to be kept until the bytes have
+    /// arrived.
+    pub(crate) async fn acquire_read(&self, bytes: usize) -> (Permit, Option<Right<'_>>) {
+        let budget = &self.budget;
+        if let Some(permit) = budget.try_acquire(Kind::Cached, bytes) {
+            return (permit, None);
+        }
+        let progress = self.reads.get(&budget.progress, 1).await;
+        match budget.try_acquire(Kind::Cached, bytes) {
+            Some(permit) => (permit, None),
+            None => (budget.force(Kind::Cached, bytes), Some(progress)),
+        }
+    }
+
+    /// Waits for the right to hold `bytes` of a blob that a commit has read only to send them again; kept
+    /// until they are sent. Room for them is set aside, for as many as all volumes have at a time; one of
+    /// each volume goes on beyond that.
+    pub(crate) async fn acquire_resend(&self, bytes: u64) -> Option<Right<'_>> {
+        if bytes == 0 {
+            return None;
+        }
+        let budget = &self.budget;
+        let most = budget.total / RESEND_SHARE / RESEND_UNIT;
+        let units = bytes.div_ceil(RESEND_UNIT as u64).min(most as u64) as u32;
+        Some(self.resends.get(&budget.resend, units).await)
     }
 }
 
@@ -49,32 +76,9 @@ impl Budget {
             }
             drop(inner);
             if !self.evict_one() {
-                return None;
+                return self.take_own_part(kind, bytes, share, ticket);
             }
         }
-    }
-
-    /// Room for a read that somebody waits for: granted even when nothing can be dropped, but then only to a
-    /// few reads at a time. The progress permit is to be kept until the bytes have arrived.
-    pub async fn acquire_read(self: &Arc<Self>, bytes: usize) -> (Permit, Option<SemaphorePermit<'_>>) {
-        if let Some(permit) = self.try_acquire(Kind::Cached, bytes) {
-            return (permit, None);
-        }
-        // The semaphore is never closed.
-        let progress = self.progress.acquire().await.ok();
-        match self.try_acquire(Kind::Cached, bytes) {
-            Some(permit) => (permit, None),
-            None => (self.force(Kind::Cached, bytes), progress),
-        }
-    }
-
-    /// Waits for the right to hold `bytes` of a blob that a commit has read only to send them again; kept
-    /// until they are sent. Cached data that is dropped meanwhile stays in memory that long; room for it is
-    /// set aside.
-    pub(crate) async fn acquire_resend(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
-        let most = self.total / RESEND_SHARE / RESEND_UNIT;
-        let units = bytes.div_ceil(RESEND_UNIT as u64).min(most as u64) as u32;
-        self.resend.acquire_many(units).await.ok()
     }
 
     /// Charges metadata. Always granted; grow and shrink it with [`Permit::resize`].
@@ -123,6 +127,28 @@ impl Budget {
             share.own.stuck.store(false, Ordering::Relaxed);
         }
         Some(self.permit(kind, bytes, share))
+    }
+
+    /// What every volume can hold whatever the others do, it can hold also while nothing of what is cached
+    /// can be dropped: requests of a service that does not answer hold that.
+    fn take_own_part(
+        self: &Arc<Self>,
+        kind: Kind,
+        bytes: usize,
+        share: Option<&Arc<Share>>,
+        ticket: Option<u64>,
+    ) -> Option<Permit> {
+        let share = share.filter(|_| kind == Kind::Dirty)?;
+        let mut inner = self.lock();
+        let own = share.own.dirty.load(Ordering::Relaxed) + bytes;
+        let full = own > DIRTY_SHARE || inner.of(Kind::Dirty) + bytes > self.dirty_limit;
+        if full || !self.in_turn(&inner, bytes, Some(share), ticket) {
+            return None;
+        }
+        inner.add(kind, bytes, Some(&share.own));
+        drop(inner);
+        share.own.stuck.store(false, Ordering::Relaxed);
+        Some(self.permit(kind, bytes, Some(share)))
     }
 
     pub(super) fn no_room(

@@ -15,6 +15,7 @@ mod own;
 mod permit;
 mod queues;
 mod relief;
+mod right;
 mod share;
 mod spool;
 #[cfg(test)]

@@ -7,6 +7,7 @@ use tokio::sync::Mutex as AsyncMutex;
 
 use super::ledger::{Budget, DIRTY_SHARE};
 use super::own::Own;
+use super::right::Rights;
 
 /// One volume's part of what dirty data may take. A volume whose service does not answer fills up to a limit
 /// of its own, and the others go on.
@@ -18,6 +19,10 @@ pub struct Share {
     pub(super) spooled: AsyncMutex<()>,
     /// When the volume's work got on last: what is being stored makes room, however long it takes.
     pub(super) progress: Progress,
+    /// Reads that are granted without room.
+    pub(super) reads: Rights,
+    /// What is read to be sent again.
+    pub(super) resends: Rights,
 }
 
 impl Share {
@@ -61,6 +66,8 @@ impl Budget {
             own: Arc::default(),
             spooled: AsyncMutex::new(()),
             progress,
+            reads: Rights::default(),
+            resends: Rights::default(),
         })
     }
 }

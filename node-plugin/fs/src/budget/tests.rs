@@ -140,18 +140,44 @@ async fn a_read_is_granted_even_when_everything_is_dirty() {
     let budget = Budget::new(512 * MIB);
     let _dirty = budget.try_acquire(Kind::Dirty, budget.dirty_limit).unwrap();
     let _meta = budget.charge_metadata(budget.limit - budget.dirty_limit);
+    let (share, other) = (budget.join(), budget.join());
     let mut held = Vec::new();
     for _ in 0..PROGRESS_READS {
-        let (permit, progress) = budget.acquire_read(MIB).await;
+        let (permit, progress) = share.acquire_read(MIB).await;
         assert!(progress.is_some());
         held.push((permit, progress));
     }
-    let mut next = Box::pin(budget.acquire_read(MIB));
+    let mut next = Box::pin(share.acquire_read(MIB));
     assert!(futures::poll!(next.as_mut()).is_pending());
+    let others = other.acquire_read(MIB).await;
+    assert!(others.1.is_some(), "each volume has one of its own");
     held.pop();
     let (permit, progress) = next.await;
     assert_eq!(permit.bytes(), MIB);
     assert!(progress.is_some());
+}
+
+/// Requests of a service that does not answer hold what they asked room for: no other volume's writes or
+/// commits wait for that.
+#[tokio::test]
+async fn what_a_silent_volume_holds_keeps_no_other_from_its_part() {
+    let budget = Budget::new(32 * MIB);
+    let (silent, other) = (budget.join(), budget.join());
+    let _flights = budget.try_acquire(Kind::Cached, budget.limit).unwrap();
+    let right = silent.acquire_resend(u64::MAX).await;
+    let mut next = Box::pin(silent.acquire_resend(1));
+    assert!(futures::poll!(next.as_mut()).is_pending());
+    let others = other.acquire_resend(u64::MAX).await;
+    assert!(others.is_some());
+    let mut more = Box::pin(other.acquire_resend(1));
+    assert!(futures::poll!(more.as_mut()).is_pending(), "one at a time");
+    drop(others);
+    assert!(futures::poll!(more.as_mut()).is_ready());
+    let write = other.try_acquire(MIB);
+    assert!(write.is_some());
+    assert!(other.try_acquire(DIRTY_SHARE).is_none(), "more than its part");
+    drop(right);
+    assert!(next.await.is_some());
 }
 
 /// What is granted without room has room of its own: the limit of everything else, and all of it, are
@@ -160,7 +186,8 @@ async fn a_read_is_granted_even_when_everything_is_dirty() {
 async fn what_is_granted_without_room_stays_within_the_budget() {
     for total in [32 * MIB, 256 * MIB, 512 * MIB, 4096 * MIB] {
         let budget = Budget::new(total);
-        let resend = budget.acquire_resend(u64::MAX).await;
+        let share = budget.join();
+        let resend = share.acquire_resend(u64::MAX).await;
         assert!(resend.is_some());
         assert!(
             budget.resend.try_acquire().is_err(),
@@ -169,7 +196,7 @@ async fn what_is_granted_without_room_stays_within_the_budget() {
         let _all = budget.try_acquire(Kind::Cached, budget.limit).unwrap();
         let mut held = Vec::new();
         while budget.progress.available_permits() > 0 {
-            held.push(budget.acquire_read(PROGRESS_BYTES).await);
+            held.push(share.acquire_read(PROGRESS_BYTES).await);
         }
         assert!(!held.is_empty());
         assert!(budget.usage().peak + total / RESEND_SHARE <= total, "{total}");

@@ -80,14 +80,7 @@ impl Digest {
         if size > MAX_DIGESTED {
             return Self::Unknown;
         }
-        let mut md5 = Md5::new();
-        for piece in &body.0 {
-            match piece {
-                Piece::Bytes(bytes) => md5.update(bytes),
-                Piece::Slice(slice) => md5.update(&slice[..]),
-            }
-        }
-        Self::Md5(md5.finalize().into())
+        Self::Md5(md5_of(body))
     }
 
     /// As it is said to the service with the content, so that what is stored there is this one: not every
@@ -95,6 +88,23 @@ impl Digest {
     pub(crate) fn said(&self) -> Option<String> {
         matches!(self, Self::Md5(_)).then(|| self.to_string())
     }
+}
+
+/// The digest of what is sent.
+pub(super) fn md5_of(body: &Body) -> [u8; 16] {
+    let mut md5 = Md5::new();
+    for piece in &body.0 {
+        match piece {
+            Piece::Bytes(bytes) => md5.update(bytes),
+            Piece::Slice(slice) => md5.update(&slice[..]),
+        }
+    }
+    md5.finalize().into()
+}
+
+/// The digest of what came back.
+pub(super) fn md5_of_bytes(bytes: &[u8]) -> [u8; 16] {
+    Md5::digest(bytes).into()
 }
 
 impl std::fmt::Display for Digest {

@@ -16,6 +16,7 @@ use super::gather::zeros_body;
 use super::plan::{Out, plan};
 use super::snapshot::Snapshot;
 use super::verify::is_foreign;
+use crate::caller::still_waits;
 
 impl Core {
     /// Stages everything that is not in the service yet; the list to commit, and the same as blocks with
@@ -113,7 +114,8 @@ impl Core {
             } else {
                 range.end
             };
-            let _right = self.env.budget.acquire_resend(snapshot.kept_of(at..end)).await;
+            let _right = self.env.share.acquire_resend(snapshot.kept_of(at..end)).await;
+            still_waits()?;
             let body = self.gather(snapshot, at..end).await?;
             blocks.push(self.stage_body(snapshot, at, body).await?);
             at = end;

@@ -14,6 +14,7 @@ use super::sent::{Form, Sent};
 use super::snapshot::Snapshot;
 use super::state::{Place, Standing, Turn};
 use super::verify::{Verdict, is_foreign};
+use crate::caller::still_waits;
 use crate::log_limit::limited;
 use crate::sync::spawn;
 
@@ -50,7 +51,10 @@ impl Core {
         let (core, place) = (Arc::clone(self), self.commits.place());
         let task = spawn(&self.env.runtime, async move {
             let turn = core.commits.turn(&place).await?;
-            let committed = core.commit_held(metadata).await;
+            let committed = place.waits_for(core.commit_held(metadata)).await;
+            if let Ok(Some(_)) = &committed {
+                turn.got_an_answer();
+            }
             core.heed(&turn, committed)
         });
         task.await.unwrap_or_else(|_| Err(shutting_down()))
@@ -263,7 +267,8 @@ impl Core {
             && (snapshot.size <= tuning.small_file
                 || snapshot.size <= tuning.block && snapshot.kept_base() == 0);
         let resent = if whole { snapshot.kept_base() } else { 0 };
-        let _right = self.env.budget.acquire_resend(resent).await;
+        let _right = self.env.share.acquire_resend(resent).await;
+        still_waits()?;
         let form = if whole {
             Form::Whole(self.gather(snapshot, 0..snapshot.size).await?)
         } else {
@@ -271,7 +276,7 @@ impl Core {
         };
         let digest = match &form {
             Form::Whole(body) => Digest::of_whole(body, snapshot.size),
-            Form::Blocks(_) => Digest::None,
+            Form::Sum(_) | Form::Blocks(_) => Digest::None,
         };
         bind(&mut metadata, snapshot.size, digest, self.env.store.now());
         let mut sent = Sent {
@@ -321,6 +326,7 @@ impl Core {
         // Who waited so long for an answer that did not come does not wait once more for what became of the
         // request: the next commit asks first.
         if !foreign && begun.elapsed() >= self.env.patience.attempt() {
+            let sent = sent.without_body();
             self.lock().leave_in_doubt(Arc::new(sent));
             return Err(error.into());
         }
@@ -333,6 +339,7 @@ impl Core {
             Ok(Verdict::Foreign) => Err(FileError::Stale),
             Ok(Verdict::Unchanged) if foreign => Err(FileError::Stale),
             Ok(Verdict::Unchanged) | Err(_) => {
+                let sent = sent.without_body();
                 self.lock().leave_in_doubt(Arc::new(sent));
                 Err(error.into())
             }
@@ -345,7 +352,7 @@ impl Core {
         let state = &mut *state;
         let committed = state.overlay.take_committed(sent.epoch);
         let blocks = match &sent.form {
-            Form::Whole(_) => {
+            Form::Whole(_) | Form::Sum(_) => {
                 state.ids.reset();
                 Vec::new()
             }

@@ -60,24 +60,18 @@ impl Core {
         let owed = state.is_dirty();
         // Writes may have come meanwhile: they stay on top.
         let epoch = state.epoch;
-        for gap in gaps(&state) {
-            for (start, slice) in &loaded {
-                let range = gap.start.max(*start)..gap.end.min(start + slice.len() as u64);
-                if range.is_empty() {
-                    continue;
-                }
-                let part = slice.slice((range.start - start) as usize..(range.end - start) as usize);
-                // Gaps only got smaller meanwhile.
-                let Some(charge) = room.as_mut().map(|room| room.split(part.len())) else {
-                    continue;
-                };
-                state
-                    .overlay
-                    .put(range, Content::Mem(part, Arc::new(charge)), epoch);
+        // Gaps only got smaller meanwhile.
+        for (parts, bytes) in by_buffer(&gaps(&state), &loaded) {
+            let Some(charge) = room.as_mut().map(|room| Arc::new(room.split(bytes))) else {
+                continue;
+            };
+            for (range, part) in parts {
+                let content = Content::Mem(part, Arc::clone(&charge));
+                state.overlay.put(range, content, epoch);
             }
         }
         state.base_valid = 0;
-        state.place = Place::Detached { owed };
+        state.place = Place::Detached { owed, gone: false };
         state.version += 1;
         state.to_stage.clear();
         state.forget_past(0, &self.env.budget);
@@ -90,13 +84,21 @@ impl Core {
     /// See [`super::File::attach`].
     pub(crate) fn attach(self: &Arc<Self>) -> bool {
         let mut state = self.lock();
-        if !matches!(state.place, Place::Detached { owed: true }) || state.is_superseded() {
+        if !matches!(state.place, Place::Detached { owed: true, .. }) || state.is_superseded() {
             return false;
         }
         state.place = Place::Named;
         state.version += 1;
         self.register(&mut state);
         true
+    }
+
+    /// See [`super::File::departed`].
+    pub(crate) fn departed(self: &Arc<Self>) {
+        let mut state = self.lock();
+        if let Place::Detached { gone, .. } = &mut state.place {
+            *gone = true;
+        }
     }
 
     async fn load(self: &Arc<Self>, ranges: Vec<Range<u64>>) -> Result<Vec<(u64, Slice)>, FileError> {
@@ -152,4 +154,31 @@ impl Core {
             Err(_) => {}
         }
     }
+}
+
+/// The bytes of the gaps, those of one buffer together, and how many these are: they have one charge, as long
+/// as one of them is there.
+type Parts = (Vec<(Range<u64>, Slice)>, usize);
+
+fn by_buffer(gaps: &[Range<u64>], loaded: &[(u64, Slice)]) -> Vec<Parts> {
+    let mut buffers: Vec<Parts> = Vec::new();
+    for gap in gaps {
+        for (start, slice) in loaded {
+            let range = gap.start.max(*start)..gap.end.min(start + slice.len() as u64);
+            if range.is_empty() {
+                continue;
+            }
+            let part = slice.slice((range.start - start) as usize..(range.end - start) as usize);
+            let len = part.len();
+            let of_it = |(parts, _): &&mut Parts| parts.iter().any(|(_, other)| other.is_of_buffer(&part));
+            match buffers.iter_mut().find(of_it) {
+                Some((parts, bytes)) => {
+                    parts.push((range, part));
+                    *bytes += len;
+                }
+                None => buffers.push((vec![(range, part)], len)),
+            }
+        }
+    }
+    buffers
 }

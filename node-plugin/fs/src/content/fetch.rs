@@ -168,6 +168,9 @@ impl Core {
             return Ok(());
         }
         let followed = self.follow().await;
+        if followed.is_ok() {
+            turn.got_an_answer();
+        }
         self.heed(&turn, followed)
     }
 
@@ -370,7 +373,7 @@ impl Core {
         let len = range.end - range.start;
         let (permit, _progress) = match permit {
             Some(permit) => (permit, None),
-            None => self.env.budget.acquire_read(size_class(len)).await,
+            None => self.env.share.acquire_read(size_class(len)).await,
         };
         let begun = std::time::Instant::now();
         // What is in an append blob stays as it is: it does not matter that somebody appends.

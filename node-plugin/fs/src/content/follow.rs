@@ -179,7 +179,7 @@ impl Core {
         let Some(known) = known else {
             return Ok(Some(false));
         };
-        let _room = self.env.budget.acquire_read(size_class(len)).await;
+        let _room = self.env.share.acquire_read(size_class(len)).await;
         let buffer = self.buffer(len as usize)?;
         let condition = Condition::matches(&now.etag);
         match self.env.store.get(blob, range, &condition, buffer).await {

@@ -360,6 +360,12 @@ impl File {
         self.core.attach()
     }
 
+    /// The blob was deleted or replaced after [`File::detach`]: what is in memory goes to a blob of its own
+    /// when memory is short, if the tree offers one. Not before that: from there it could not come back.
+    pub(crate) fn departed(&self) {
+        self.core.departed();
+    }
+
     /// The blob could not be deleted after [`File::detach`]: what is in memory stays readable, writes and
     /// commits fail with [`FileError::Stale`].
     pub fn give_up(&self) {
@@ -367,14 +373,16 @@ impl File {
         state.supersede();
         if let Place::Hidden { .. } = state.place {
             // What was sent since it has the lease went to a blob that nobody will find.
-            state.place = Place::Detached { owed: true };
+            state.place = Place::Detached {
+                owed: true,
+                gone: true,
+            };
         }
     }
 
     /// Before the blob is deleted while handles are open: loads what is not in memory if it is at most
     /// `limit` bytes and pins it; false when it is larger (the tree then moves the blob aside instead).
-    /// Afterwards commits do nothing. What is in memory goes to a blob of its own when memory is short, if
-    /// the tree offers one.
+    /// Afterwards commits do nothing. [`File::departed`] or [`File::attach`] follows.
     pub async fn detach(&self, limit: u64) -> Result<bool, FileError> {
         self.core.detach(limit).await
     }

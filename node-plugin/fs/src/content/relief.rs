@@ -158,7 +158,8 @@ impl Core {
         let Some(refuge) = refuge else {
             return Relief::Nothing;
         };
-        if state.relieving == Relieving::UnderWay {
+        let going = matches!(state.place, Place::Detached { gone: false, .. });
+        if going || state.relieving == Relieving::UnderWay {
             return Relief::Working;
         }
         if state.rests() {

@@ -23,7 +23,7 @@ impl Core {
         let (core, place) = (Arc::clone(self), self.commits.place());
         let task = spawn(&self.env.runtime, async move {
             let _held = core.hold_at(&place).await?;
-            core.resize_held(size, metadata).await
+            place.waits_for(core.resize_held(size, metadata)).await
         });
         task.await.unwrap_or_else(|_| Err(shutting_down()))
     }

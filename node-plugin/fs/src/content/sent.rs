@@ -4,13 +4,15 @@ use std::ops::Range;
 
 use blob_client::{Block, Body, Metadata};
 
-use super::binding::Digest;
+use super::binding::{Digest, md5_of};
 
 /// What was sent as the new version.
 #[derive(Debug)]
 pub(super) enum Form {
     /// Put Blob.
     Whole(Body),
+    /// The same, of which only the MD5 is kept: it may be long until the service tells what became of it.
+    Sum([u8; 16]),
     /// Put Block List.
     Blocks(Vec<Block>),
 }
@@ -29,4 +31,17 @@ pub(crate) struct Sent {
     /// Ranges that differ from the version before.
     pub(super) changed: Vec<Range<u64>>,
     pub(super) holes: Vec<Range<u64>>,
+}
+
+impl Sent {
+    /// Lets go of the memory that was sent: part of it may be cached data of the version before.
+    pub(super) fn without_body(mut self) -> Self {
+        if let Form::Whole(body) = &self.form {
+            self.form = Form::Sum(match self.digest {
+                Digest::Md5(sum) => sum,
+                Digest::Unknown | Digest::None => md5_of(body),
+            });
+        }
+        self
+    }
 }

@@ -77,6 +77,8 @@ pub(crate) enum Place {
         /// There was something to commit when it was. It has to be committed again if the blob turns out to
         /// stay.
         owed: bool,
+        /// It is gone for good: what is in memory may go to a blob that no name leads to.
+        gone: bool,
     },
 }
 
@@ -270,7 +272,7 @@ impl State {
 
     pub(crate) fn is_dirty(&self) -> bool {
         match (&self.place, &self.standing) {
-            (Place::Detached { owed }, Standing::Superseded) => *owed,
+            (Place::Detached { owed, .. }, Standing::Superseded) => *owed,
             (Place::Detached { .. }, _) => false,
             (Place::Named | Place::Hidden { .. }, _) => match &self.base {
                 None => true,

@@ -2,6 +2,7 @@
 
 use blob_client::{Body, Condition, Error, Metadata, Piece, Written};
 
+use super::binding::md5_of_bytes;
 use super::core::{Core, size_class};
 use super::error::FileError;
 use super::sent::{Form, Sent};
@@ -44,13 +45,17 @@ impl Core {
                 let list = store.block_list(&blob).await?;
                 list.etag.as_ref() == Some(&now.etag) && list.committed == *blocks
             }
-            Form::Whole(body) if sent.size == 0 => body.is_empty(),
-            Form::Whole(body) => {
-                let _room = self.env.budget.acquire_read(size_class(sent.size)).await;
+            Form::Whole(_) | Form::Sum(_) if sent.size == 0 => true,
+            Form::Whole(_) | Form::Sum(_) => {
+                let _room = self.env.share.acquire_read(size_class(sent.size)).await;
                 let buffer = self.buffer(sent.size as usize)?;
                 let condition = Condition::matches(&now.etag);
                 let got = store.get(&blob, 0..sent.size, &condition, buffer).await?;
-                same_bytes(body, &got.buffer)
+                match &sent.form {
+                    Form::Whole(body) => same_bytes(body, &got.buffer),
+                    Form::Sum(sum) => md5_of_bytes(&got.buffer) == *sum,
+                    Form::Blocks(_) => false,
+                }
             }
         };
         if !same {

@@ -595,3 +595,70 @@ async fn what_is_answered_is_told_with_its_bytes_and_who_answered() {
         ]
     );
 }
+
+/// The root of a whole container has its attributes in the container's metadata, for which a lease is asked.
+#[tokio::test(start_paused = true)]
+async fn attributes_of_a_container_that_were_told_to_have_failed_stay() {
+    let (store, timeout) = (Arc::new(FakeStore::new()), Duration::from_secs(10));
+    let adapter = adapter_that_knows(&store, timeout);
+    store.fail(Op::AcquireLease, Fault::Lost, 1);
+    store.set_delay(Patience::of(timeout).call());
+    let (send, receive) = oneshot::channel();
+    let tree = Arc::clone(&adapter.tree);
+    let set = crate::tree::SetAttr {
+        mode: Some(0o700),
+        ..Default::default()
+    };
+    adapter.spawn(
+        call(),
+        async move { tree.setattr(1, set).await.map(drop) },
+        move |outcome| {
+            let _ = send.send(outcome.map_err(|e| e.0));
+        },
+    );
+    tokio::time::sleep(timeout / 10).await;
+    store.set_delay(timeout / 10 * 3);
+    assert_eq!(receive.await.unwrap(), Err(libc::EIO));
+    adapter.tasks.close();
+    adapter.tasks.wait().await;
+    assert_eq!(store.counters().of(Op::SetContainerMetadata), 0);
+}
+
+/// What an exchange has begun is taken back also when its caller has left meanwhile.
+#[tokio::test(start_paused = true)]
+async fn an_exchange_is_undone_after_its_caller_has_left() {
+    let (store, timeout) = (Arc::new(FakeStore::new()), Duration::from_secs(10));
+    let adapter = adapter_that_knows(&store, timeout);
+    let tree = Arc::clone(&adapter.tree);
+    let (a, b) = (OsStr::new("a"), OsStr::new("b"));
+    for (name, content) in [("a", "of a"), ("b", "of b")] {
+        store.foreign_put(name, content, blob_client::Metadata::new());
+        let id = tree.lookup(1, OsStr::new(name)).await.unwrap().stat.unwrap().id;
+        tree.open(id, libc::O_RDWR, 0).await.unwrap();
+    }
+    store.set_delay(Duration::from_millis(10));
+    let (send, receive) = oneshot::channel();
+    adapter.spawn(
+        call(),
+        async move { tree.rename(1, a, 1, b, crate::tree::Replace::Exchange).await },
+        move |outcome| {
+            let _ = send.send(outcome.map_err(|e| e.0));
+        },
+    );
+    // The first step is done, and nobody answers the second one.
+    while store.names().contains(&"a".to_owned()) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    store.set_delay(Patience::of(timeout).call());
+    store.fail(Op::Head, Fault::Lost, 1);
+    tokio::time::sleep(timeout / 10).await;
+    store.set_delay(timeout / 10 * 3);
+    assert_eq!(receive.await.unwrap(), Err(libc::EIO));
+    adapter.tasks.close();
+    adapter.tasks.wait().await;
+    assert_eq!(store.names(), ["a", "b"]);
+    assert_eq!(
+        (store.content("a").unwrap(), store.content("b").unwrap()),
+        (b"of a"[..].into(), b"of b"[..].into())
+    );
+}

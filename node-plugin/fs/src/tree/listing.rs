@@ -124,6 +124,7 @@ impl Tree {
             turn.got_no_answer(self.config.timeout);
         }
         page?;
+        turn.got_an_answer();
         let mut table = self.table.lock();
         if !cursor.done {
             table.note_large(parent);
@@ -264,9 +265,13 @@ impl Tree {
             if !batch.is_empty() || cursor.done {
                 return Ok(batch);
             }
-            let gates = self.gates(handle.node).await;
+            let gates = match self.gates(handle.node).await {
+                Err(Errno(libc::ENOENT)) => None,
+                // Whoever waits was told that it failed: the next call goes on here.
+                gates => Some(gates?),
+            };
             let directory = self.table.lock().blob(handle.node);
-            let (Ok(_gates), Some(directory)) = (gates, directory) else {
+            let (Some(_gates), Some(directory)) = (gates, directory) else {
                 // Removed while open: an empty directory.
                 cursor.done = true;
                 continue;

@@ -11,7 +11,7 @@ use super::core::Tree;
 use super::node::{Debt, Life, Marker, Node, NodeId, ROOT, Stat, State};
 use super::table::Found;
 use crate::caller::still_waits;
-use crate::errno::{Errno, Result, fail};
+use crate::errno::{Errno, Result, fail, no_answer};
 use crate::log_limit::limited;
 
 /// How often a change is repeated on top of somebody else's before giving up.
@@ -449,7 +449,8 @@ impl Tree {
         node: &Arc<Node>,
         change: &(dyn Fn(&mut Attrs) -> Result<()> + Send + Sync),
     ) -> Result<()> {
-        let lease = self.lease_root().await;
+        let lease = self.lease_root().await?;
+        still_waits()?;
         let mut stored = Ok(false);
         for _ in 0..ATTEMPTS {
             stored = self.store_root_once(node, change, lease.as_deref()).await;
@@ -468,17 +469,19 @@ impl Tree {
         }
     }
 
-    /// `None`: it cannot be had, or is somebody's who keeps it longer than any of us would.
-    async fn lease_root(&self) -> Option<String> {
+    /// `None`: it cannot be had, or is somebody's who keeps it longer than any of us would. A service that
+    /// does not answer would not change anything either.
+    async fn lease_root(&self) -> Result<Option<String>> {
         let began = Instant::now();
         loop {
             match self.env.store.acquire_container_lease(ROOT_LEASE).await {
-                Ok(lease) => return Some(lease),
+                Ok(lease) => return Ok(Some(lease)),
                 Err(Error::LeaseConflict { .. })
                     if began.elapsed() <= Duration::from_secs(u64::from(ROOT_LEASE)) => {}
+                Err(error) if no_answer(&error) => return Err(error.into()),
                 Err(error) => {
                     tracing::debug!(%error, "the container's metadata is changed without a lease");
-                    return None;
+                    return Ok(None);
                 }
             }
             tokio::time::sleep(ROOT_LEASE_AGAIN).await;

@@ -187,3 +187,61 @@ async fn the_end_tells_all_that_is_lost() {
     assert!(tree.finish().await.is_err());
     assert_eq!(tree.owing().lost, 1);
 }
+
+/// A directory that moves keeps those who list it waiting. Who was told that it took too long can go on where
+/// he was: a listing that ends there would look whole.
+#[tokio::test]
+async fn a_listing_that_was_told_to_have_failed_goes_on_where_it_was() {
+    let store = Arc::new(FakeStore::new());
+    store.foreign_put("f", "content", Metadata::new());
+    let tree = tree(&store);
+    let fh = tree.opendir(ROOT).unwrap();
+    let moving = tree.gates_for(&[], &[ROOT]).await.unwrap();
+    let caller = crate::caller::Caller::default();
+    let begun = tree.readdir(fh, 0).await.unwrap();
+    let offset = begun.last().unwrap().next;
+    let listing = tokio::spawn(caller.waits_for({
+        let tree = Arc::clone(&tree);
+        async move { tree.readdir(fh, offset).await.map(|entries| entries.len()) }
+    }));
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    caller.leaves();
+    drop(moving);
+    assert_eq!(listing.await.unwrap().unwrap_err().0, libc::EIO);
+    let rest = tree.readdir(fh, offset).await.unwrap();
+    let names: Vec<_> = rest.iter().map(|entry| entry.name.to_string()).collect();
+    assert_eq!(names, ["f"]);
+}
+
+/// Memory may be short while a file is being deleted. If it is not deleted after all, what was written to it
+/// is stored yet.
+#[tokio::test]
+async fn what_a_deletion_that_fails_would_have_thrown_away_is_stored_though_memory_is_short() {
+    let store = Arc::new(FakeStore::new());
+    store.foreign_put("f", "content", Metadata::new());
+    let tree = tree(&store);
+    let id = tree.lookup(ROOT, OsStr::new("f")).await.unwrap().stat.unwrap().id;
+    let opened = tree.open(id, libc::O_RDWR, 0).await.unwrap();
+    let handle = tree.handle(opened.fh).unwrap();
+    tree.write(&handle, 0u64.into(), b"changed", false).await.unwrap();
+    store.fail(Op::Delete, Fault::Status(403, "AuthorizationFailure"), 1);
+    store.hold_answers(Op::Delete);
+    let deleting = tokio::spawn({
+        let tree = Arc::clone(&tree);
+        async move { tree.unlink(ROOT, OsStr::new("f")).await }
+    });
+    while store.counters().of(Op::Delete) == 0 {
+        tokio::task::yield_now().await;
+    }
+    tree.env.budget.relieve(1, Some(&tree.env.share));
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    store.give_answers();
+    assert_eq!(deleting.await.unwrap().unwrap_err().0, libc::EACCES);
+    tree.commit_all().await.unwrap();
+    assert_eq!(store.content("f").unwrap(), &b"changed"[..]);
+    assert_eq!(store.names(), ["f"]);
+}

@@ -13,7 +13,7 @@ use super::hidden::{Shelters, mark};
 use super::names;
 use super::node::{Marker, Node, NodeId};
 use super::table::{Asked, Found};
-use crate::caller::still_waits;
+use crate::caller::{still_waits, undoing};
 use crate::content::{File, FileError};
 use crate::errno::{Errno, Result, fail};
 
@@ -44,6 +44,15 @@ pub(super) struct Detached {
     /// There never was a blob.
     pub(super) uncommitted: bool,
     content: How,
+}
+
+impl Detached {
+    /// The blob was deleted or replaced.
+    pub(super) fn departed(&self) {
+        if let How::InMemory(content) = &self.content {
+            content.departed();
+        }
+    }
 }
 
 enum How {
@@ -150,15 +159,22 @@ impl Tree {
         let detached = self.detach_content(node, blob).await?;
         if detached.uncommitted {
             // A blob of this name is somebody else's, and nobody here has seen it.
+            detached.departed();
             return Ok(());
         }
         let known = node.state().etag.clone();
         let file = |now: &Properties| kind_of(now) != Kind::Directory;
         match self.delete_known(blob, known, file).await {
-            Ok(()) => Ok(()),
-            Err(Undeleted::Gone) => Err(Undeleted::Gone),
+            Ok(()) => {
+                detached.departed();
+                Ok(())
+            }
+            Err(Undeleted::Gone) => {
+                detached.departed();
+                Err(Undeleted::Gone)
+            }
             Err(other) => {
-                self.reattach(node, blob, detached, None).await;
+                undoing(self.reattach(node, blob, detached, None)).await;
                 Err(other)
             }
         }

@@ -103,10 +103,18 @@ impl Progress {
         self.began + (latest + timeout).min(self.allowed(timeout))
     }
 
-    /// How long moving so many bytes may take.
+    /// How long moving so many bytes may take: what lies in this machine has not moved yet.
     fn allowed(&self, timeout: Duration) -> Duration {
-        let moved = self.moved.load(Ordering::Relaxed);
+        let moved = self.moved();
         2 * timeout + Duration::from_millis(moved.saturating_mul(1000) / SLOWEST)
+    }
+
+    fn moved(&self) -> u64 {
+        let left = match self.unacknowledged.load(Ordering::Relaxed) {
+            UNSEEN => 0,
+            left => left,
+        };
+        self.moved.load(Ordering::Relaxed).saturating_sub(left)
     }
 
     pub(super) fn timed_out(&self, timeout: Duration) -> TransportError {
@@ -116,7 +124,7 @@ impl Progress {
         }
         let elapsed = self.began.elapsed();
         let message = if elapsed >= self.allowed(timeout) {
-            let moved = self.moved.load(Ordering::Relaxed);
+            let moved = self.moved();
             format!("only {moved} bytes moved in {elapsed:?}")
         } else {
             format!("no byte moved for {timeout:?}")
@@ -127,6 +135,29 @@ impl Progress {
             message,
             maybe_executed: true,
             retryable: true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(20);
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_a_body_in_drops_is_given_up() {
+        let progress = Progress::new(Arc::default());
+        let began = progress.began;
+        let handed: u64 = 4 << 20;
+        progress.sent(handed as usize);
+        let mut taken = 0;
+        while progress.ends_at(TIMEOUT) > Instant::now() {
+            tokio::time::advance(TIMEOUT / 2).await;
+            taken += 100;
+            progress.unacknowledged.store(handed - taken, Ordering::Relaxed);
+            progress.sent(0);
+            assert!(began.elapsed() <= 3 * TIMEOUT, "it goes on");
         }
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::budget::BudgetUsage;
+use crate::caller::Caller;
 use crate::store::fake::{Fault, Op};
 
 const MIB: u64 = 1 << 20;
@@ -390,6 +391,7 @@ async fn files_that_are_deleted_while_open_stay_within_the_budget() {
         let base = Base::from(&world.store.properties(&name).unwrap());
         let file = File::open(world.env.clone(), name, base);
         if file.detach(8 << 20).await.unwrap() {
+            file.departed();
             in_memory += 1;
         }
         open.push(file);
@@ -455,4 +457,83 @@ async fn sending_ahead_ends_beside_somebody_who_rewrites() {
     assert!(ahead.await.is_ok(), "it waits for the writer");
     assert!(!writer.is_finished());
     writer.abort();
+}
+
+/// What is left of one buffer on both sides of a change has one charge: when it is stored, it can go.
+#[tokio::test]
+async fn what_a_file_kept_without_its_blob_can_be_dropped_when_it_is_stored() {
+    let world = World::new(SMALL, Tuning::default());
+    let len = 900 << 10;
+    world.store.foreign_put("file", pattern(0, len), Metadata::new());
+    let file = world.open();
+    read(&file, 0, len).await;
+    file.write(400 << 10, &[1; 4096]).await.unwrap();
+    assert!(file.detach(8 << 20).await.unwrap());
+    assert!(file.attach(), "the blob could not be deleted");
+    commit(&file).await.unwrap();
+    while world.env.budget.evict_one() {}
+    let usage = world.env.budget.usage();
+    assert_eq!((usage.cached, usage.dirty), (0, 0));
+    assert_eq!(world.env.arena.usage().allocated, 0);
+}
+
+/// Until the service tells what became of a commit nothing of the version before is kept for that: it would
+/// be memory that nobody can have back as long as an outage lasts.
+#[tokio::test(start_paused = true)]
+async fn a_commit_in_doubt_keeps_no_cached_data() {
+    for (fault, puts) in [(Fault::Lost, 2), (Fault::AnswerLost, 1)] {
+        for len in [600 << 10, 1 << 20] {
+            let world = World::new(SMALL, Tuning::default());
+            world.store.foreign_put("file", pattern(0, len), Metadata::new());
+            let file = world.open();
+            read(&file, 0, len).await;
+            file.write(5, b"changed").await.unwrap();
+            world.store.fail(Op::Put, fault, 1);
+            world.store.set_delay(world.env.patience.call());
+            assert!(file.commit(Metadata::new()).await.is_err());
+            world.store.set_delay(Duration::ZERO);
+            while world.env.budget.evict_one() {}
+            assert_eq!(world.env.budget.usage().cached, 0, "{fault:?}");
+            file.commit(Metadata::new()).await.unwrap();
+            let mut expected = pattern(0, len);
+            expected[5..12].copy_from_slice(b"changed");
+            assert_eq!(world.content(), expected);
+            assert_eq!(world.store.counters().of(Op::Put), puts, "{fault:?}");
+        }
+    }
+}
+
+/// Who waits for the right to read a blob in order to send it again is told when that takes too long; what he
+/// asked for is not done after that. A commit that fails that way stays owed.
+#[tokio::test]
+async fn nothing_is_sent_again_for_a_caller_who_has_left() {
+    let world = World::new(SMALL, Tuning::default());
+    world.store.foreign_put("file", pattern(0, 1000), Metadata::new());
+    let share = &world.env.share;
+    for resize in [true, false] {
+        let file = world.open();
+        let right = share.acquire_resend(u64::MAX).await;
+        if !resize {
+            file.write(5, b"changed").await.unwrap();
+        }
+        let (caller, operation) = (Caller::default(), Arc::clone(&file));
+        let waiting = tokio::spawn(caller.waits_for(async move {
+            match resize {
+                true => operation.resize(300, Metadata::new()).await,
+                false => operation.commit(Metadata::new()).await,
+            }
+        }));
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        caller.leaves();
+        drop(right);
+        assert!(matches!(waiting.await.unwrap(), Err(FileError::GivenUp(_))));
+        assert_eq!(world.store.counters().of(Op::Put), 0);
+        assert_eq!(file.is_dirty(), !resize);
+        if !resize {
+            commit(&file).await.unwrap();
+        }
+    }
+    assert_eq!(&world.content()[5..12], b"changed");
 }

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use super::load::Try;
 use super::place::{Moved, Place};
+use crate::caller::undoing;
 use crate::errno::{Result, fail};
 use crate::log_limit::limited;
 use crate::tree::attrs::Kind;
@@ -30,13 +31,16 @@ impl Tree {
         let third = names::join(&self.config.prefix, &names::exchange());
         self.move_any(node, &blob, &third).await?;
         if let Err(errno) = self.move_any(target, &new_blob, &blob).await {
-            let _ = self.step_back(node, &third, &blob).await;
+            let _ = undoing(self.step_back(node, &third, &blob)).await;
             return Err(errno);
         }
         if let Err(errno) = self.move_any(node, &third, &new_blob).await {
-            if self.step_back(target, &blob, &new_blob).await.is_ok() {
-                let _ = self.step_back(node, &third, &blob).await;
-            }
+            undoing(async {
+                if self.step_back(target, &blob, &new_blob).await.is_ok() {
+                    let _ = self.step_back(node, &third, &blob).await;
+                }
+            })
+            .await;
             return Err(errno);
         }
         self.table.lock().exchange(a.parent, a.name, b.parent, b.name);

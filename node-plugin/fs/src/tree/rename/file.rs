@@ -7,7 +7,8 @@ use std::time::SystemTime;
 use blob_client::{BlobType, Condition, ETag, Error, Metadata, Properties, Written};
 
 use super::place::Moved;
-use crate::errno::{Result, fail};
+use crate::caller::undoing;
+use crate::errno::{Result, fail, no_answer};
 use crate::log_limit::limited;
 use crate::tree::attrs::{self, ContentOf, Kind, kind_of};
 use crate::tree::busy::Busy;
@@ -69,7 +70,7 @@ impl Tree {
             if content.etag().is_none() {
                 // The last that can fail: what it replaces is as it was until then.
                 if let Some(target) = target {
-                    self.detach_content(target, new_blob).await?;
+                    self.detach_content(target, new_blob).await?.departed();
                 }
                 content.moved(new_blob.to_owned(), None);
                 return Ok(Moved::Done);
@@ -105,9 +106,13 @@ impl Tree {
             let copied = self
                 .copy_over((blob, &properties), new_blob, there.take(), &stored)
                 .await;
-            if let (Err(not_copied), Some((target, detached))) = (&copied, detached) {
-                let back = not_copied.back.as_ref();
-                self.reattach(target, new_blob, detached, back).await;
+            match (&copied, detached) {
+                (Ok(_), Some((_, detached))) => detached.departed(),
+                (Err(not_copied), Some((target, detached))) => {
+                    let back = not_copied.back.as_ref();
+                    undoing(self.reattach(target, new_blob, detached, back)).await;
+                }
+                (_, None) => {}
             }
             let written = match copied.map_err(|not_copied| not_copied.error) {
                 Ok(written) => written,
@@ -271,14 +276,7 @@ impl Tree {
                 self.deletes.store(true, Ordering::Relaxed);
                 Ok(())
             }
-            Err(
-                error @ (Error::Unreachable { .. }
-                | Error::DeadlineExceeded { .. }
-                | Error::Service {
-                    status: 500 | 502..=504,
-                    ..
-                }),
-            ) => Err(error.into()),
+            Err(error) if no_answer(&error) => Err(error.into()),
             Err(error) => {
                 tracing::debug!(%error, "nobody knows whether the container keeps its blobs");
                 Ok(())
