@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderName, header};
+use zeroize::Zeroizing;
 
 /// An account and its key, ready to sign.
 #[derive(Clone)]
@@ -48,6 +49,7 @@ impl SharedKey {
             field: "azurestorageaccountkey",
             message: "is not base64; copy one of the account's two keys unchanged".into(),
         })?;
+        let key = Zeroizing::new(key);
         if key.is_empty() {
             return Err(Error::Argument {
                 field: "azurestorageaccountkey",
