@@ -9,8 +9,10 @@ pub mod csi;
 pub mod error;
 pub mod folders;
 pub mod grpc;
+pub mod instance;
 pub mod mounts;
 pub mod privileges;
+pub mod socket;
 pub mod telemetry;
 
 /// Name of the CSI driver: `driver:` of a PersistentVolume, `provisioner:` of a StorageClass.

@@ -6,8 +6,10 @@
     reason = "a failed unwrap is a failed test"
 )]
 
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
 
 fn program() -> Command {
     let mut program = Command::new(env!("CARGO_BIN_EXE_vsc-blob-csi"));
@@ -175,6 +177,107 @@ fn a_file_at_the_socket_is_left_alone() {
         &["csi.sock", "no socket"],
     );
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+}
+
+/// A program that runs until the end of the test, and what it says.
+struct Started {
+    child: Child,
+    log: BufReader<ChildStderr>,
+}
+
+impl Started {
+    fn new(command: &mut Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        Self { child, log }
+    }
+
+    /// Reads what it says until these words come.
+    fn says(&mut self, words: &str) {
+        let mut seen = String::new();
+        while !seen.contains(words) {
+            assert_ne!(
+                self.log.read_line(&mut seen).unwrap(),
+                0,
+                "no {words:?} in:\n{seen}"
+            );
+        }
+    }
+
+    /// SIGTERM, and what it says to its end.
+    fn end(mut self) -> (ExitStatus, String) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        let mut rest = String::new();
+        self.log.read_to_string(&mut rest).unwrap();
+        (self.child.wait().unwrap(), rest)
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A node on the state and the socket of a folder.
+fn node(folder: &Path) -> Command {
+    let mut node = program();
+    node.args(["node", "--node-id", "n", "--budget", "32MiB"])
+        .args(["--device", "/nonexistent/azure_blob", "--endpoint"])
+        .arg(folder.join("csi.sock"))
+        .arg("--state-dir")
+        .arg(folder.join("state"));
+    node
+}
+
+#[test]
+fn a_second_node_process_waits_and_then_says_why_it_does_not_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = Started::new(&mut node(folder.path()));
+    first.says("serving the node");
+    let mut impatient = node(folder.path());
+    let output = impatient.args(["--predecessor-timeout", "1s"]).output().unwrap();
+    let message = text(&output.stderr);
+    assert!(!output.status.success(), "{message}");
+    for words in [
+        "waiting for it",
+        "another node process",
+        "--state-dir",
+        "after 1s",
+    ] {
+        assert!(message.contains(words), "no {words:?} in {message}");
+    }
+    // One that waits goes when it is told to.
+    let mut waiting = Started::new(&mut node(folder.path()));
+    waiting.says("waiting for it");
+    let (status, rest) = waiting.end();
+    assert!(status.success(), "{rest}");
+    // The first has noticed nothing of both.
+    assert!(UnixStream::connect(folder.path().join("csi.sock")).is_ok());
+    let (status, rest) = first.end();
+    assert!(status.success(), "{rest}");
+    assert!(!folder.path().join("csi.sock").exists());
+}
+
+/// At its end a process takes away what it bound itself: not the socket of its successor.
+#[test]
+fn a_socket_of_another_process_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("csi.sock");
+    let mut controller = program();
+    controller.arg("controller").arg("--endpoint").arg(&path);
+    let mut controller = Started::new(&mut controller);
+    controller.says("serving the controller");
+    std::fs::remove_file(&path).unwrap();
+    let _successor = UnixListener::bind(&path).unwrap();
+    let (status, rest) = controller.end();
+    assert!(status.success(), "{rest}");
+    assert!(
+        UnixStream::connect(&path).is_ok(),
+        "the successor's socket was removed"
+    );
 }
 
 #[test]

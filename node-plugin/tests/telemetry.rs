@@ -4,8 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use csi_proto::csi::NodeStageVolumeRequest;
 use csi_proto::csi::node_client::NodeClient;
@@ -110,6 +112,46 @@ fn a_node_tells_health_and_counts_calls() {
     ] {
         assert!(metrics.contains(line), "no {line} in\n{metrics}");
     }
+}
+
+/// The node's folders were cleaned by somebody: kubelet finds the driver again, and no mount is lost to a
+/// restart.
+#[test]
+fn sockets_that_vanish_are_bound_again() {
+    let options = [
+        "--state-dir",
+        "FOLDER/state",
+        "--budget",
+        "32MiB",
+        "--registration-dir",
+        "FOLDER/registry",
+    ];
+    let node = Program::start("node", &options);
+    let registration = node
+        .folder
+        .path()
+        .join("registry/vsc-blob.csi.azure.com-reg.sock");
+    let sockets = [node.socket(), registration];
+    let again = || {
+        let until = Instant::now() + Duration::from_secs(60);
+        // Who asks within a second gets the same answer, and nothing is looked at.
+        while sockets.iter().any(|socket| UnixStream::connect(socket).is_err()) {
+            assert!(Instant::now() < until, "they are not bound again");
+            let (head, body) = node.get("/healthz");
+            assert!(head.starts_with("HTTP/1.1 200"), "{head}\n{body}");
+        }
+        failing_stage(&sockets[0]);
+    };
+    sockets
+        .iter()
+        .for_each(|socket| std::fs::remove_file(socket).unwrap());
+    again();
+    for socket in &sockets {
+        std::fs::remove_file(socket).unwrap();
+        // Of a process that has ended.
+        drop(UnixListener::bind(socket).unwrap());
+    }
+    again();
 }
 
 #[test]

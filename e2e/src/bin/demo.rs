@@ -33,6 +33,7 @@ use vsc_blob_csi::commands::node::{NodeArgs, NodePlugin};
 use vsc_blob_csi::commands::size::ByteSize;
 use vsc_blob_csi::commands::{BudgetArgs, DeviceArgs, KubernetesArgs, KubernetesMode};
 use vsc_blob_csi::grpc::server;
+use vsc_blob_csi::socket::Socket;
 use vsc_blob_csi::telemetry::health::HealthArgs;
 use vsc_blob_csi::telemetry::metrics::Metrics;
 
@@ -188,6 +189,7 @@ impl Demo {
             endpoint: endpoint(&sockets[0]),
             node_id: "demo-node".into(),
             state_dir: at("state")?,
+            predecessor_timeout: blob_client::Patience::default(),
             registration_dir: None,
             kubelet_socket: None,
             driver_name: vsc_blob_csi::DRIVER_NAME.into(),
@@ -196,6 +198,7 @@ impl Demo {
                 budget: ByteSize(512 << 20),
             },
             max_volumes: None,
+            no_seccomp: false,
             health: HealthArgs::default(),
             kubernetes: kubernetes.clone(),
         })?;
@@ -432,9 +435,9 @@ fn endpoint(socket: &Path) -> String {
 fn serve(socket: &Path, routes: Routes, metrics: &Metrics, stop: &CancellationToken) -> Result<()> {
     let (socket, stop) = (socket.to_owned(), stop.clone().cancelled_owned());
     let rpcs = metrics.rpcs().clone();
-    let listener = server::listen(&socket)?;
+    let (socket, incoming) = Socket::bind(&socket)?;
     tokio::spawn(async move {
-        if let Err(error) = server::serve(&socket, listener, routes, rpcs, stop).await {
+        if let Err(error) = server::serve(&socket, incoming, routes, rpcs, stop).await {
             eprintln!("{error:#}");
         }
     });

@@ -62,6 +62,18 @@ impl Plugin {
         self.node().map(drop)
     }
 
+    /// Starts a second process of the node beside the first, with the same state and sockets.
+    pub fn second_node(&self) -> Result<Running> {
+        start_node(self.folder.path(), &self.device)
+    }
+
+    /// Waits for the end of the node, whose place a second process takes.
+    pub fn succeeded_by(&mut self, second: Running) -> Result<()> {
+        self.node.wait(PATIENCE)?;
+        self.node = second;
+        self.node().map(drop)
+    }
+
     /// Scratch folder of this plugin, for staging and target paths.
     pub fn folder(&self) -> &Path {
         self.folder.path()

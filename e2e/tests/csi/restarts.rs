@@ -304,3 +304,40 @@ fn one_call_per_volume_at_a_time() {
         assert_eq!(mounts(at), 0);
     }
 }
+
+/// `kubectl delete --force`: the next pod of the driver starts while the former one still finishes a call.
+#[test]
+fn a_second_node_process_serves_when_the_first_has_ended() {
+    let mut world = World::new();
+    let mut late = world.volume(&[]);
+    let mut gate = Gate::new(&world);
+    late.context.insert("server".into(), gate.server.clone());
+    let (mut client, request) = (world.node.node.clone(), late.stage());
+    let stage = runtime().spawn(async move { client.node_stage_volume(request).await.map(drop) });
+    gate.until_somebody_waits();
+    world.plugin.node_process().signal(Signal::SIGTERM).unwrap();
+    let mut second = world.plugin.second_node().unwrap();
+    let said = |words: &'static str| move |line: &str| line.contains(words).then_some(());
+    second
+        .wait_for_line("the second to wait", PATIENCE, said("has not ended yet; waiting"))
+        .unwrap();
+    gate.open();
+    let staged = runtime().block_on(async { tokio::time::timeout(PATIENCE, stage).await });
+    staged.expect("the call did not return").unwrap().unwrap();
+    second
+        .wait_for_line("the second to serve", PATIENCE, said("serving the node"))
+        .unwrap();
+    world.plugin.succeeded_by(second).unwrap();
+    world.node = world.plugin.node().unwrap();
+
+    // What the first took away at its end was its own.
+    assert!(world.path("state").is_dir());
+    assert!(world.plugin.node_socket().exists());
+    assert!(world.plugin.registration_socket().unwrap().exists());
+    let volume = world.volume(&[]);
+    world.stage(volume.stage()).unwrap();
+    world.publish(volume.publish()).unwrap();
+    std::fs::write(volume.target.join("a"), "hello").unwrap();
+    world.unpublish(volume.unpublish()).unwrap();
+    world.unstage(volume.unstage()).unwrap();
+}

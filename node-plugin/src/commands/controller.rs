@@ -1,6 +1,7 @@
 //! `controller`: the CSI Controller and Identity services of the cluster.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Args;
 use csi_proto::csi::controller_server::ControllerServer;
@@ -13,8 +14,9 @@ use super::{DeviceArgs, KubernetesArgs};
 use crate::cluster::Rate;
 use crate::csi::connect::Connector;
 use crate::csi::controller::ControllerService;
-use crate::csi::identity::IdentityService;
+use crate::csi::identity::{IdentityService, in_place};
 use crate::grpc::server;
+use crate::socket::Socket;
 use crate::telemetry::health::HealthArgs;
 use crate::telemetry::metrics::Metrics;
 
@@ -75,21 +77,26 @@ pub fn routes(args: &ControllerArgs) -> anyhow::Result<(Routes, Metrics)> {
 /// Serves until `stop` is done, finishing the calls at work.
 pub async fn run(args: ControllerArgs, stop: impl Future<Output = ()>) -> anyhow::Result<ExitCode> {
     let socket = server::socket_path(&args.endpoint)?;
-    let listener = server::listen(&socket)?;
+    let (socket, incoming) = Socket::bind(&socket)?;
     tracing::info!(
-        node = args.node_id, socket = %socket.display(), version = crate::VERSION,
+        node = args.node_id, socket = %socket.path().display(), version = crate::VERSION,
         "serving the controller"
     );
     let (routes, metrics) = routes(&args)?;
     let stopping = CancellationToken::new();
     let _health = args
         .health
-        .start(socket.clone(), metrics.clone(), stopping.clone())
+        .start(
+            socket.path().to_owned(),
+            vec![in_place(Arc::clone(&socket))],
+            metrics.clone(),
+            stopping.clone(),
+        )
         .await?;
     let stop = async {
         stop.await;
         stopping.cancel();
     };
-    server::serve(&socket, listener, routes, metrics.rpcs().clone(), stop).await?;
+    server::serve(&socket, incoming, routes, metrics.rpcs().clone(), stop).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -20,12 +20,14 @@ use super::size::ByteSize;
 use super::{BudgetArgs, DeviceArgs, KubernetesArgs};
 use crate::cluster::{Claims, Link, Membership, Rate, Reporter, Unsaved, VolumeAt};
 use crate::csi::connect::Connector;
-use crate::csi::identity::{Check, IdentityService};
+use crate::csi::identity::{Check, IdentityService, in_place};
 use crate::csi::node::{NodeService, unstored};
 use crate::csi::registration::RegistrationService;
 use crate::grpc::server;
+use crate::instance::Instance;
 use crate::mounts::calls::Patience;
 use crate::mounts::{Kernel, Mounts};
+use crate::socket::Socket;
 use crate::telemetry::health::HealthArgs;
 use crate::telemetry::metrics::{Metrics, NodeParts};
 use crate::telemetry::operations::Operations;
@@ -53,6 +55,10 @@ pub struct NodeArgs {
         default_value = "/var/lib/kubelet/plugins/vsc-blob.csi.azure.com/state"
     )]
     pub state_dir: PathBuf,
+    /// How long to wait at the start for another node process of the same --state-dir to end: as long as it
+    /// may take for its end. Only one at a time serves a node. From 1s to 1h.
+    #[arg(long, value_name = "TIME", default_value = "2m")]
+    pub predecessor_timeout: blob_client::Patience,
     /// Register with kubelet through this folder, normally /var/lib/kubelet/plugins_registry. Without it
     /// another program (node-driver-registrar) has to.
     #[arg(long, value_name = "DIR")]
@@ -73,6 +79,10 @@ pub struct NodeArgs {
     /// [default: as many as --budget serves].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_volumes: Option<u32>,
+    /// Allow every system call. Without it those that serving mounts does not need fail; for machines where
+    /// one is missed, which is a bug to report.
+    #[arg(long)]
+    pub no_seccomp: bool,
     /// See [`HealthArgs`].
     #[command(flatten)]
     pub health: HealthArgs,
@@ -213,10 +223,17 @@ pub async fn run(
     args: NodeArgs,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<ExitCode> {
-    let plugin = NodePlugin::open(&args)?;
-    plugin.mounts.forget_gone().await?;
     let socket = server::socket_path(&args.endpoint)?;
-    let listener = server::listen(&socket)?;
+    let mut stop = Box::pin(stop);
+    // Before anything is read or bound that a predecessor still uses. Held to the end of this function.
+    let _instance = tokio::select! {
+        instance = Instance::only(&args.state_dir, args.predecessor_timeout.whole()) => instance?,
+        () = &mut stop => {
+            tracing::info!("stopped before the other node process had ended");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    let plugin = NodePlugin::open(&args)?;
     let stopping = CancellationToken::new();
     tokio::spawn({
         let (stopping, mounts) = (stopping.clone(), plugin.mounts.clone());
@@ -227,33 +244,47 @@ pub async fn run(
             stopping.cancel();
         }
     });
+    plugin.mounts.forget_gone().await?;
+    let (socket, incoming) = Socket::bind(&socket)?;
+    let mut checks = vec![in_place(Arc::clone(&socket))];
+    let registration = match &args.registration_dir {
+        None => None,
+        Some(registry) => {
+            let seen = args.kubelet_socket.as_deref().unwrap_or(socket.path());
+            let service = RegistrationService::new(&args.driver_name, seen);
+            let (socket, incoming) = Socket::bind(&service.socket(registry))?;
+            checks.push(service.check(Arc::clone(&socket)));
+            Some((service, socket, incoming))
+        }
+    };
     let _health = args
         .health
-        .start(socket.clone(), plugin.metrics.clone(), stopping.clone())
+        .start(
+            socket.path().to_owned(),
+            checks,
+            plugin.metrics.clone(),
+            stopping.clone(),
+        )
         .await?;
     tracing::info!(
-        node = args.node_id, socket = %socket.display(), version = crate::VERSION,
+        node = args.node_id, socket = %socket.path().display(), version = crate::VERSION,
         "serving the node"
     );
 
     let csi = server::serve(
         &socket,
-        listener,
+        incoming,
         plugin.routes(),
         plugin.metrics.rpcs().clone(),
         stopping.clone().cancelled_owned(),
     );
     let registration = async {
-        let Some(registry) = &args.registration_dir else {
+        let Some((service, socket, incoming)) = registration else {
             return Ok(());
         };
-        let seen = args.kubelet_socket.as_deref().unwrap_or(&socket);
-        let service = RegistrationService::new(&args.driver_name, seen);
-        let socket = service.socket(registry);
-        let listener = server::listen(&socket)?;
         server::serve_watcher(
             &socket,
-            listener,
+            incoming,
             service.routes(),
             stopping.clone().cancelled_owned(),
         )
@@ -273,7 +304,7 @@ pub async fn run(
             "volumes in use stay mounted; their pods get ENOTCONN until they are restarted"
         );
     }
-    crate::folders::remove_empty(&args.state_dir, &socket);
+    crate::folders::remove_empty(&args.state_dir, socket.path());
     Ok(ExitCode::SUCCESS)
 }
 

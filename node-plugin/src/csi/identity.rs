@@ -11,9 +11,15 @@ use tonic::{Request, Response, Status};
 
 use crate::error::{Error, Reason, Result};
 use crate::mounts::bounded::bounded;
+use crate::socket::Socket;
 
 /// A check that Probe runs; the sentence says what is missing.
 pub type Check = Arc<dyn Fn() -> std::result::Result<(), String> + Send + Sync>;
+
+/// [`Socket::look`]: binds a socket anew where it is missing.
+pub fn in_place(socket: Arc<Socket>) -> Check {
+    Arc::new(move || socket.look().map(drop).map_err(|error| format!("{error:#}")))
+}
 
 /// How long all checks together may take: a disk that hangs makes the node not ready, and Probe answers all
 /// the same.

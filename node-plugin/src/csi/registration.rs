@@ -2,11 +2,16 @@
 //! where.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use csi_proto::registration::registration_server::{Registration, RegistrationServer};
 use csi_proto::registration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
+
+use crate::csi::identity::Check;
+use crate::socket::Socket;
 
 /// Kubelet's word for a CSI driver (k8s.io/kubelet, pluginregistration/v1 constants).
 const PLUGIN_TYPE: &str = "CSIPlugin";
@@ -19,6 +24,8 @@ pub struct RegistrationService {
     driver: String,
     /// The CSI socket, as kubelet sees it.
     endpoint: PathBuf,
+    /// Kubelet has said so, since the socket was bound.
+    registered: Arc<AtomicBool>,
 }
 
 impl RegistrationService {
@@ -27,7 +34,28 @@ impl RegistrationService {
         Self {
             driver: driver.to_owned(),
             endpoint: endpoint.to_owned(),
+            registered: Arc::default(),
         }
+    }
+
+    /// Binds the socket anew where it is missing, and says what is wrong until kubelet has registered the
+    /// driver: no pod gets a volume before.
+    pub fn check(&self, socket: Arc<Socket>) -> Check {
+        let registered = Arc::clone(&self.registered);
+        Arc::new(move || {
+            let anew = socket.look().map_err(|error| format!("{error:#}"))?;
+            // Kubelet deregisters a driver whose socket goes away.
+            if anew {
+                registered.store(false, Ordering::Relaxed);
+            }
+            if registered.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            Err(format!(
+                "kubelet has not registered the driver yet (it watches {})",
+                socket.path().display()
+            ))
+        })
     }
 
     /// Where kubelet looks: `REGISTRY/DRIVER-reg.sock`.
@@ -57,6 +85,7 @@ impl Registration for RegistrationService {
         request: Request<RegistrationStatus>,
     ) -> Result<Response<RegistrationStatusResponse>, Status> {
         let status = request.into_inner();
+        self.registered.store(status.plugin_registered, Ordering::Relaxed);
         if status.plugin_registered {
             tracing::info!(driver = self.driver, "registered with kubelet");
         } else {

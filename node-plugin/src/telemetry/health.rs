@@ -27,7 +27,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::metrics::Metrics;
+use crate::csi::identity::Check;
 use crate::grpc::server;
+use crate::mounts::bounded::bounded;
 
 /// How long the own socket may take to answer. Longer than any check of Probe.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -54,13 +56,15 @@ pub struct HealthArgs {
 impl HealthArgs {
     /// Starts serving, if an address is given. Ends when what it returns is dropped. `socket` is being
     /// listened on already; once `stopping` is cancelled the process counts as alive and not ready, however
-    /// long its end takes.
+    /// long its end takes. `checks` come before the question to the socket: they mend what they can, and what
+    /// they find makes it not ready.
     ///
     /// # Errors
     /// The address cannot be listened on.
     pub async fn start(
         &self,
         socket: PathBuf,
+        checks: Vec<Check>,
         metrics: Metrics,
         stopping: CancellationToken,
     ) -> anyhow::Result<Option<AbortOnDropHandle<()>>> {
@@ -74,6 +78,7 @@ impl HealthArgs {
         tracing::info!(%address, "serving health and metrics");
         let health = Arc::new(Health {
             socket,
+            checks: checks.into(),
             metrics,
             stopping,
             latest: Mutex::default(),
@@ -107,9 +112,9 @@ enum State {
     Silent(String),
 }
 
-#[derive(Debug)]
 struct Health {
     socket: PathBuf,
+    checks: Arc<[Check]>,
     metrics: Metrics,
     stopping: CancellationToken,
     latest: Mutex<Option<(Instant, State)>>,
@@ -141,6 +146,23 @@ impl Health {
     }
 
     async fn probe(&self) -> State {
+        // The disk may hang.
+        let checks = Arc::clone(&self.checks);
+        let checked = bounded("check", DEADLINE, move || {
+            let wrong: Vec<String> = checks.iter().filter_map(|check| check().err()).collect();
+            wrong
+        });
+        let wrong = match checked.await {
+            Ok(wrong) => wrong,
+            Err(error) => vec![error.to_string()],
+        };
+        match self.ask().await {
+            State::Ready if !wrong.is_empty() => State::NotReady(wrong.join("; ")),
+            state => state,
+        }
+    }
+
+    async fn ask(&self) -> State {
         let channel = match server::connect(&self.socket).await {
             Ok(channel) => channel,
             Err(error) => return State::Silent(format!("{error:#}")),
@@ -252,7 +274,9 @@ mod tests {
     use vsc_driver::buffer::Arena;
 
     use super::*;
-    use crate::csi::identity::{Check, IdentityService};
+    use crate::csi::identity::IdentityService;
+    use crate::csi::registration::RegistrationService;
+    use crate::socket::Socket;
 
     #[test]
     fn an_address_is_taken_with_and_without_brackets() {
@@ -283,6 +307,7 @@ mod tests {
         let paths = Paths::new(None, arena, tokio::runtime::Handle::current());
         Health {
             socket: socket.to_owned(),
+            checks: Arc::default(),
             metrics: Metrics::new(paths, None),
             stopping: CancellationToken::new(),
             latest: Mutex::default(),
@@ -297,12 +322,11 @@ mod tests {
     }
 
     fn identity(socket: &Path, checks: Vec<Check>) -> AbortOnDropHandle<()> {
-        let listener = server::listen(socket).unwrap();
+        let (socket, incoming) = Socket::bind(socket).unwrap();
         let routes = Routes::new(IdentityServer::new(IdentityService::new("n", checks)));
-        let socket = socket.to_owned();
         AbortOnDropHandle::new(tokio::spawn(async move {
             let never = std::future::pending();
-            let _ = server::serve(&socket, listener, routes, Default::default(), never).await;
+            let _ = server::serve(&socket, incoming, routes, Default::default(), never).await;
         }))
     }
 
@@ -332,7 +356,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("csi.sock");
         // Accepts, by the kernel, and never answers.
-        let _listener = server::listen(&socket).unwrap();
+        let _listener = Socket::bind(&socket).unwrap();
         let (status, why) = get(&health(&socket), "/healthz").await;
         assert_eq!(status, 503);
         assert!(why.contains("no answer within 5s"), "{why}");
@@ -350,6 +374,52 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_node_is_ready_once_kubelet_has_registered_the_driver() {
+        use csi_proto::registration::RegistrationStatus;
+        use csi_proto::registration::registration_server::Registration as _;
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("csi.sock");
+        let _serving = identity(&path, Vec::new());
+        let registration = RegistrationService::new("d", &path);
+        let registry = folder.path().join("registry");
+        let (socket, _incoming) = Socket::bind(&registration.socket(&registry)).unwrap();
+        let mut health = health(&path);
+        health.checks = Arc::new([registration.check(socket)]);
+        // Its own answer, not the one of a moment ago.
+        let fresh = async |path: &str| {
+            *health.latest.lock().await = None;
+            get(&health, path).await
+        };
+        let unregistered = async || {
+            let (status, why) = fresh("/readyz").await;
+            assert_eq!(status, 503);
+            assert!(why.contains("not registered the driver yet"), "{why}");
+            assert_eq!(fresh("/healthz").await.0, 200, "a restart would not help");
+        };
+        let told = async |plugin_registered: bool| {
+            let status = RegistrationStatus {
+                plugin_registered,
+                ..RegistrationStatus::default()
+            };
+            let request = tonic::Request::new(status);
+            registration.notify_registration_status(request).await.unwrap();
+        };
+        unregistered().await;
+        told(true).await;
+        assert_eq!(fresh("/readyz").await.0, 200);
+        told(false).await;
+        unregistered().await;
+        told(true).await;
+        // A socket that vanished is there again, and kubelet has to come again.
+        std::fs::remove_dir_all(&registry).unwrap();
+        unregistered().await;
+        assert!(registration.socket(&registry).exists());
+        told(true).await;
+        assert_eq!(fresh("/readyz").await.0, 200);
+    }
+
+    #[tokio::test]
     async fn an_address_in_use_is_named() {
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = taken.local_addr().unwrap();
@@ -358,7 +428,7 @@ mod tests {
         };
         let health = health(Path::new("/x"));
         let error = args
-            .start(health.socket, health.metrics, health.stopping)
+            .start(health.socket, Vec::new(), health.metrics, health.stopping)
             .await
             .unwrap_err();
         let error = format!("{error:#}");
