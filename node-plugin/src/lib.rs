@@ -12,6 +12,7 @@ pub mod grpc;
 pub mod instance;
 pub mod mounts;
 pub mod privileges;
+pub mod seccomp;
 pub mod socket;
 pub mod telemetry;
 

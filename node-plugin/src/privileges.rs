@@ -7,6 +7,7 @@
 
 use anyhow::{Context as _, bail};
 use caps::{CapSet, Capability, CapsHashSet};
+use nix::sys::resource::{Resource, setrlimit};
 
 /// What stays, and what for. docs/security.md has the same table.
 pub const KEPT: &[(Capability, &str)] = &[(
@@ -14,6 +15,16 @@ pub const KEPT: &[(Capability, &str)] = &[(
     "mount, bind and unmount file systems; mount /sys/fs/fuse/connections where it is missing, to abort a \
     stuck one",
 )];
+
+/// Keeps the secrets in this process's memory from its disk and from other processes: no core dump, whatever
+/// the container's limit is, and nobody without CAP_SYS_PTRACE may look into it.
+///
+/// # Errors
+/// The kernel does not take it.
+pub fn keep_secrets() -> anyhow::Result<()> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).context("no core dumps")?;
+    nix::sys::prctl::set_dumpable(false).context("not dumpable")
+}
 
 /// Gives up everything but [`KEPT`], and the right to get anything back by executing a program. The calling
 /// thread must be the only one: threads inherit, they do not follow.

@@ -86,6 +86,7 @@ fn every_thread_has_what_the_table_lists_and_nothing_else() {
         assert_eq!(has("CapInh"), 0, "inheritable: {}", path.display());
         assert_eq!(has("CapAmb"), 0, "ambient: {}", path.display());
         assert_eq!(status["NoNewPrivs"], "1", "{}", path.display());
+        assert_eq!(status["Seccomp"], "2", "a filter: {}", path.display());
         threads += 1;
     }
     assert!(threads > 1, "the runtime's threads are looked at too");
@@ -96,4 +97,25 @@ fn each_capability_has_its_reason() {
     for (capability, reason) in KEPT {
         assert!(reason.len() > 20, "{capability}");
     }
+}
+
+/// An abort writes no core file, and a process of the same user cannot look into this one.
+#[test]
+fn secrets_stay_in_the_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = node(folder.path());
+    let process = format!("/proc/{}", node.0.id());
+    let limits = std::fs::read_to_string(format!("{process}/limits")).unwrap();
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"))
+        .unwrap();
+    let values: Vec<&str> = core["Max core file size".len()..].split_whitespace().collect();
+    assert_eq!(values[..2], ["0", "0"], "{core}");
+    // With this capability everything may be looked into.
+    if caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_PTRACE).unwrap() {
+        caps::drop(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_PTRACE).unwrap();
+    }
+    let looked = std::fs::File::open(format!("{process}/mem"));
+    assert!(looked.is_err(), "its memory can be read");
 }

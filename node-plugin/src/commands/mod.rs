@@ -73,10 +73,17 @@ impl Cli {
             "--require-fips (VSC_BLOB_CSI_REQUIRE_FIPS, fips in the chart): this program is built without a \
              FIPS module; use an image of `deploy/image --fips`"
         );
+        // Before a secret is read.
+        crate::privileges::keep_secrets()?;
         match self.command {
             Command::Node(args) => {
                 // Before the first thread starts.
                 crate::privileges::give_up()?;
+                if args.no_seccomp {
+                    tracing::warn!("--no-seccomp: every system call is allowed");
+                } else if let Err(error) = crate::seccomp::confine() {
+                    tracing::warn!("every system call is allowed: {error:#}");
+                }
                 runtime()?.block_on(async { node::run(args, terminated()?).await })
             }
             Command::Controller(args) => {
