@@ -14,7 +14,7 @@ use crate::objects::PodPlan;
 use crate::space::Space;
 
 /// Taint that keeps pods away from a node until the driver works there.
-const TAINT: &str = "vsc.blob.csi.azure.com/agent-not-ready";
+const TAINT: &str = "vsc-blob.csi.azure.com/agent-not-ready";
 
 impl Lab {
     /// Ends the node plugin's pod and waits for its successor.

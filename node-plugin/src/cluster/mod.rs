@@ -61,7 +61,9 @@ pub const CHANNEL_LABEL: &str = "vsc-blob.csi.azure.com/channel";
 /// Annotation of the node: one sentence that says why the label has its value.
 pub const CHANNEL_REASON: &str = "vsc-blob.csi.azure.com/channel-reason";
 /// Key of the taint that a node may start with, so that no pod comes before the driver is there.
-pub const STARTUP_TAINT: &str = "vsc.blob.csi.azure.com/agent-not-ready";
+pub const STARTUP_TAINT: &str = "vsc-blob.csi.azure.com/agent-not-ready";
+/// That key, and the one that was asked for at first: a node template that still has it keeps no node empty.
+pub const STARTUP_TAINTS: [&str; 2] = [STARTUP_TAINT, "vsc.blob.csi.azure.com/agent-not-ready"];
 
 /// Why Kubernetes did not do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

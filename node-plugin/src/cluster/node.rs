@@ -3,13 +3,19 @@
 use std::time::Duration;
 
 use blob_client::transport::failover::ChannelState;
+use tokio::time::Instant;
 
 use super::pace::{Pauses, Told};
-use super::{CHANNEL_LABEL, CHANNEL_REASON, Marks, Membership, NodeView, Result, STARTUP_TAINT};
+use super::{CHANNEL_LABEL, CHANNEL_REASON, Marks, Membership, NodeView, Result, STARTUP_TAINTS};
 
 /// How often the node is looked at when nothing happens: somebody may have taken the label away, or made the
 /// node anew.
 const LOOK_AGAIN: Duration = Duration::from_secs(300);
+/// How often at first: whoever makes the node (a cloud's node pool) may put its taints on after the driver is
+/// there, and no pod comes until this one is off.
+const LOOK_FIRST: Duration = Duration::from_secs(30);
+/// How long that is.
+const AT_FIRST: Duration = Duration::from_secs(600);
 /// Least time between two changes of the label: a channel that comes and goes is no reason to burden the API
 /// server.
 const BETWEEN: Duration = Duration::from_secs(10);
@@ -32,6 +38,7 @@ pub(super) async fn keep(membership: &Membership) {
     let mut channel = membership.channel.clone();
     let mut pauses = Pauses::default();
     let mut waits_for: Option<String> = None;
+    let begun = Instant::now();
     loop {
         let state = channel.borrow_and_update().clone();
         let result = reconcile(membership, &state).await;
@@ -43,7 +50,11 @@ pub(super) async fn keep(membership: &Membership) {
                 }
                 pauses.reset();
                 tokio::time::sleep(BETWEEN).await;
-                changed_within(&mut channel, LOOK_AGAIN.mul_f64(rand::random_range(0.8..1.2))).await;
+                let longest = match begun.elapsed() < AT_FIRST {
+                    true => LOOK_FIRST,
+                    false => LOOK_AGAIN,
+                };
+                changed_within(&mut channel, longest.mul_f64(rand::random_range(0.8..1.2))).await;
             }
             Ok(Left::Taint(why)) => {
                 if waits_for.as_ref() != Some(&why) {
@@ -127,7 +138,7 @@ async fn untaint(membership: &Membership, node: &NodeView) -> Result<Left> {
     let others: Vec<_> = node
         .taints
         .iter()
-        .filter(|taint| taint.key != STARTUP_TAINT)
+        .filter(|taint| !STARTUP_TAINTS.contains(&taint.key.as_str()))
         .cloned()
         .collect();
     membership.cluster.set_taints(node, &others).await?;
@@ -136,7 +147,9 @@ async fn untaint(membership: &Membership, node: &NodeView) -> Result<Left> {
 }
 
 fn is_tainted(node: &NodeView) -> bool {
-    node.taints.iter().any(|taint| taint.key == STARTUP_TAINT)
+    node.taints
+        .iter()
+        .any(|taint| STARTUP_TAINTS.contains(&taint.key.as_str()))
 }
 
 #[cfg(test)]
@@ -148,7 +161,7 @@ mod tests {
 
     use super::*;
     use crate::cluster::fake::{FakeCluster, NODE, taint};
-    use crate::cluster::{Claims, Error, Reporter};
+    use crate::cluster::{Claims, Error, Reporter, STARTUP_TAINT};
 
     fn lost(reason: &str, changes: u64) -> ChannelState {
         ChannelState {
@@ -287,6 +300,40 @@ mod tests {
             state.drivers.push(crate::DRIVER_NAME.into());
         });
         world.cluster.until(|state| state.node.taints == others).await;
+    }
+
+    /// Label and taint are of one domain; node templates with the taint that was documented before work on.
+    #[tokio::test(start_paused = true)]
+    async fn both_spellings_of_the_taint_are_taken_off() {
+        let domain = |key: &str| key.split('/').next().unwrap().to_owned();
+        assert_eq!(domain(STARTUP_TAINT), domain(CHANNEL_LABEL));
+        for key in [
+            "vsc-blob.csi.azure.com/agent-not-ready",
+            "vsc.blob.csi.azure.com/agent-not-ready",
+        ] {
+            let world = start(|state| {
+                state.node.taints = vec![taint(key, "NoSchedule")];
+                state.drivers.push(crate::DRIVER_NAME.into());
+            });
+            world.cluster.until(|state| state.node.taints.is_empty()).await;
+        }
+    }
+
+    /// A node pool puts its taints on when it finds the new node, which may be after the driver.
+    #[tokio::test(start_paused = true)]
+    async fn a_taint_that_comes_late_is_off_within_a_minute() {
+        let world = start(|state| state.drivers.push(crate::DRIVER_NAME.into()));
+        world.cluster.until(|state| marks(state).0.is_some()).await;
+        tokio::time::sleep(AT_FIRST - Duration::from_secs(60)).await;
+        let calls = world.cluster.calls();
+        // One for each look, and one more after the label was written.
+        assert!(calls.len() <= 3 + (AT_FIRST.as_secs() / 20) as usize, "{calls:?}");
+        let late = tokio::time::Instant::now();
+        world
+            .cluster
+            .set(|state| state.node.taints = vec![taint(STARTUP_TAINT, "NoSchedule")]);
+        world.cluster.until(|state| state.node.taints.is_empty()).await;
+        assert!(late.elapsed() < Duration::from_secs(60), "{:?}", late.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
