@@ -6,6 +6,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use nix::sys::statvfs::statvfs;
+use nix::unistd::{AccessFlags, access};
 use serde::{Deserialize, Serialize};
 
 use crate::access::Access;
@@ -128,9 +130,15 @@ impl Folder {
         }
     }
 
-    /// Can a record be written? For Probe.
+    /// Can a record be written? For Probe, which comes every few seconds: nothing is written to find out.
     pub(super) fn check(&self) -> io::Result<()> {
-        tempfile_in(&self.path).map(drop)
+        access(&self.path, AccessFlags::W_OK | AccessFlags::X_OK)?;
+        let space = statvfs(&self.path)?;
+        // Some file systems count no inodes.
+        match space.blocks_available() == 0 || (space.files() > 0 && space.files_available() == 0) {
+            true => Err(io::ErrorKind::StorageFull.into()),
+            false => Ok(()),
+        }
     }
 }
 
@@ -141,14 +149,6 @@ fn write(file: &Path, bytes: &[u8]) -> io::Result<()> {
     out.write_all(bytes)?;
     out.sync_all()?;
     std::fs::rename(&temporary, file)
-}
-
-/// A file that is gone when dropped.
-fn tempfile_in(folder: &Path) -> io::Result<std::fs::File> {
-    let path = folder.join(format!("probe-{}", uuid::Uuid::new_v4()));
-    let file = std::fs::File::create_new(&path)?;
-    std::fs::remove_file(&path)?;
-    Ok(file)
 }
 
 #[cfg(test)]
@@ -232,5 +232,42 @@ mod tests {
         );
         assert_eq!(record.access.group, Some(2000));
         assert!(record.targets[Path::new("/pods/1")].read_only);
+    }
+
+    #[test]
+    fn a_check_writes_nothing_and_finds_what_is_wrong() {
+        use nix::mount::{MsFlags, mount, umount};
+        use std::os::unix::fs::MetadataExt as _;
+
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state");
+        let (records, _) = Folder::open(&state).unwrap();
+        let changed = || {
+            std::fs::metadata(&state)
+                .map(|state| (state.mtime(), state.mtime_nsec()))
+                .unwrap()
+        };
+        let before = changed();
+        records.check().unwrap();
+        assert_eq!(changed(), before, "something was written");
+        std::fs::remove_dir(&state).unwrap();
+        assert_eq!(records.check().unwrap_err().kind(), io::ErrorKind::NotFound);
+        std::fs::create_dir(&state).unwrap();
+        // As root: a disk that is full, and one that is read-only.
+        let tmpfs = |flags, options: &str| mount(Some("tmpfs"), &state, Some("tmpfs"), flags, Some(options));
+        if tmpfs(MsFlags::empty(), "size=4096,nr_inodes=8").is_err() {
+            eprintln!("no mounts here: nothing more is looked at");
+            return;
+        }
+        let empty = records.check().map_err(|error| error.kind());
+        std::fs::write(state.join("all"), [0; 4096]).unwrap();
+        let full = records.check().map_err(|error| error.kind());
+        umount(&state).unwrap();
+        tmpfs(MsFlags::MS_RDONLY, "size=4096").unwrap();
+        let read_only = records.check().map_err(|error| error.kind());
+        umount(&state).unwrap();
+        assert_eq!(empty, Ok(()));
+        assert_eq!(full, Err(io::ErrorKind::StorageFull));
+        assert_eq!(read_only, Err(io::ErrorKind::ReadOnlyFilesystem));
     }
 }
