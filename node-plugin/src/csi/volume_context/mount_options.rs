@@ -118,7 +118,7 @@ impl MountOptions {
             None => (bare, None),
         };
         let name = name.to_ascii_lowercase().replace('-', "_");
-        let seconds = || -> Result<_> { Ok(Some(Duration::from_secs(u64::from(number(&name, value, 10)?)))) };
+        let seconds = || seconds(&name, value).map(Some);
         match name.as_str() {
             "ro" | "read_only" => self.read_only = switch(&name, value)?,
             "allow_other" => {
@@ -218,6 +218,15 @@ fn switch(name: &str, value: Option<&str>) -> Result<bool> {
 fn number(name: &str, value: Option<&str>, radix: u32) -> Result<u32> {
     let parsed = value.and_then(|v| u32::from_str_radix(v, radix).ok());
     parsed.ok_or_else(|| bad(name, value, "a number"))
+}
+
+/// Seconds and parts of one, as FUSE's own options are written.
+fn seconds(name: &str, value: Option<&str>) -> Result<Duration> {
+    let plain = |text: &&str| text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let parsed = value.filter(plain).and_then(|text| text.parse().ok());
+    let parsed = parsed.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    let kept = parsed.filter(|time| time.as_secs() <= u64::from(u32::MAX));
+    kept.ok_or_else(|| bad(name, value, "a number of seconds, as 1 or 0.5"))
 }
 
 fn patience(name: &str, value: Option<&str>) -> Result<Patience> {

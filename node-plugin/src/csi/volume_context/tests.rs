@@ -278,6 +278,31 @@ fn times_to_wait_have_units() {
 }
 
 #[test]
+fn parts_of_seconds_are_taken() {
+    let parsed = |flag: &str| MountOptions::parse(&[flag]);
+    for (text, millis) in [("0.5", 500), ("1.25", 1250), ("7", 7000), ("0", 0), (".5", 500)] {
+        let wanted = Some(Duration::from_millis(millis));
+        assert_eq!(
+            parsed(&format!("attr_timeout={text}")).unwrap().attr_timeout,
+            wanted
+        );
+        assert_eq!(
+            parsed(&format!("-o entry_timeout={text}")).unwrap().entry_timeout,
+            wanted
+        );
+        let absent = parsed(&format!("--negative-timeout={text}")).unwrap();
+        assert_eq!(absent.negative_timeout, wanted);
+    }
+    for wrong in ["-1", "1e3", "inf", "NaN", "1.2.3", ".", "", "99999999999", "0,5"] {
+        let (_, text) = refusal(parsed(&format!("attr_timeout={wrong}")));
+        assert!(
+            text.contains("number of seconds") || text.contains("\"5\""),
+            "{wrong}: {text}"
+        );
+    }
+}
+
+#[test]
 fn what_every_mount_is_may_be_asked_for() {
     let plain = MountOptions::default();
     for flags in [mount_options::ALWAYS, &["-o rw,noatime", "--nosuid=true"]] {
