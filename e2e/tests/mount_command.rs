@@ -138,6 +138,40 @@ fn the_second_signal_detaches_and_the_third_gives_up() {
     assert!(mount.process.output().contains("before everything was committed"));
 }
 
+/// A container that was started while it was mounted has a copy of the mount, which nobody here can unmount.
+#[test]
+fn the_second_signal_ends_a_copy_in_another_namespace() {
+    let mut mount = Mounted::new();
+    // It lets go at once of what other tests have mounted.
+    let script = r#"awk -v own="$0" '/ - fuse.vsc-blob / && $5 != own { print $5 }' /proc/self/mountinfo |
+        while read -r at; do umount -l "$at"; done; echo ready; exec sleep infinity"#;
+    let mut holder = Command::new("unshare");
+    holder.args(["--mount", "--propagation", "private", "sh", "-c", script]);
+    let mut holder = Running::start("holder", holder.arg(&mount.at)).unwrap();
+    holder
+        .wait_for_line("a copy of the mount", LIMIT, |l| (l == "ready").then_some(()))
+        .unwrap();
+    let there = PathBuf::from(format!("/proc/{}/root{}", holder.id(), mount.at.display()));
+    mount.process.signal(Signal::SIGTERM).unwrap();
+    mount
+        .process
+        .wait_for_line("the notice", LIMIT, |l| {
+            l.contains("another mount namespace").then_some(())
+        })
+        .unwrap();
+    assert!(!mounted(&mount.at));
+    std::fs::write(there.join("a"), "hello").unwrap();
+    let mut open = std::fs::File::create(there.join("b")).unwrap();
+    open.write_all(b"not closed").unwrap();
+    mount.process.signal(Signal::SIGTERM).unwrap();
+    assert!(mount.process.wait(LIMIT).unwrap().success());
+    assert_eq!(mount.stored("a"), b"hello");
+    assert_eq!(mount.stored("b"), b"not closed");
+    drop(open);
+    holder.signal(Signal::SIGKILL).unwrap();
+    holder.wait(LIMIT).unwrap();
+}
+
 #[test]
 fn unmounting_by_hand_ends_it_well() {
     let mut mount = Mounted::new();

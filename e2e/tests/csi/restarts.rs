@@ -322,8 +322,9 @@ fn a_second_node_process_serves_when_the_first_has_ended() {
         .wait_for_line("the second to wait", PATIENCE, said("has not ended yet; waiting"))
         .unwrap();
     gate.open();
-    let staged = runtime().block_on(async { tokio::time::timeout(PATIENCE, stage).await });
-    staged.expect("the call did not return").unwrap().unwrap();
+    // Whether it succeeds is not the matter here: it is finished.
+    let finished = runtime().block_on(async { tokio::time::timeout(PATIENCE, stage).await });
+    let _ = finished.expect("the call did not return").unwrap();
     second
         .wait_for_line("the second to serve", PATIENCE, said("serving the node"))
         .unwrap();

@@ -21,7 +21,7 @@ use crate::csi::connect::{self, Connector, CredentialKind};
 use crate::csi::volume_context::{Keeping, content_types};
 use crate::mounts::bounded::bounded;
 use crate::mounts::mounter::{Kernel, Mounter, Serving};
-use crate::mounts::mountinfo;
+use crate::mounts::mountinfo::{self, Entry};
 
 /// Options of `mount`.
 #[derive(Debug, Clone, Args)]
@@ -170,26 +170,33 @@ pub async fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
             bail!("stopped before the file system answered; nothing was written");
         }
     };
+    let mount = newest(&dir)?;
+    println!("mounted {} at {}", args.url, dir.display());
+
+    let ended = serving.ended();
+    let mut detached = false;
+    let serving = tokio::select! {
+        // Unmounted by somebody else: fine as well.
+        () = ended.cancelled() => serving,
+        () = signals.next() => {
+            detached = unmount(&dir, &mut signals).await?;
+            match detached {
+                true => serving,
+                false => end_elsewhere(serving, &dir, mount, &mut signals).await?,
+            }
+        }
+    };
     // On a thread of its own: the runtime would wait for a blocking task at the end, and a third signal must
     // not.
-    let (done, mut ended) = oneshot::channel();
+    let (done, ended) = oneshot::channel();
     std::thread::Builder::new()
         .name("serve".to_owned())
         // Nobody waits for the result after a third signal.
         .spawn(move || drop(done.send(serving.join())))
         .context("starting the serving thread")?;
-    println!("mounted {} at {}", args.url, dir.display());
-
     let result = tokio::select! {
-        // Unmounted by somebody else: fine as well.
-        result = &mut ended => result,
-        () = signals.next() => {
-            let detached = unmount(&dir, &mut signals).await?;
-            tokio::select! {
-                result = &mut ended => result,
-                () = signals.next(), if detached => bail!("stopped before everything was committed"),
-            }
-        }
+        result = ended => result,
+        () = signals.next(), if detached => bail!("stopped before everything was committed"),
     };
     if args.stats_on_exit {
         for path in client.transport().stats() {
@@ -276,10 +283,15 @@ async fn start(config: VolumeConfig, dir: &Path, resources: &Resources) -> anyho
     Ok(serving)
 }
 
-/// Connection of the uppermost mount at a directory.
-fn newest_at(dir: &Path) -> anyhow::Result<Option<u32>> {
+/// The uppermost mount at a directory.
+fn newest(dir: &Path) -> anyhow::Result<Option<Entry>> {
     let table = Kernel.table().context("reading the mount table")?;
-    Ok(mountinfo::at(&table, dir).map(|mount| mount.minor))
+    Ok(mountinfo::at(&table, dir).cloned())
+}
+
+/// Its connection.
+fn newest_at(dir: &Path) -> anyhow::Result<Option<u32>> {
+    Ok(newest(dir)?.map(|mount| mount.minor))
 }
 
 /// Ends a start that nobody wants any more: takes its mount away, which what is left of it ends with the
@@ -335,6 +347,48 @@ async fn unmount(dir: &Path, signals: &mut Signals) -> anyhow::Result<bool> {
             }
         }
     }
+}
+
+/// The kernel ends a session with the last mount of it, and within this time.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// After the unmount: waits while a copy of the mount is in another mount namespace (a container that was
+/// started meanwhile has one). A further signal stores what was written there and ends it there as well.
+async fn end_elsewhere(
+    serving: Box<dyn Serving>,
+    dir: &Path,
+    mount: Option<Entry>,
+    signals: &mut Signals,
+) -> anyhow::Result<Box<dyn Serving>> {
+    let ended = serving.ended();
+    if tokio::time::timeout(AT_ONCE, ended.cancelled()).await.is_ok() {
+        return Ok(serving);
+    }
+    eprintln!(
+        "{} is still mounted in another mount namespace; waiting. A second Ctrl-C or SIGTERM detaches it \
+         there.",
+        dir.display()
+    );
+    tokio::select! {
+        () = ended.cancelled() => return Ok(serving),
+        () = signals.next() => {}
+    }
+    let (done, stored) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("sync".to_owned())
+        // Nobody waits for the result after a third signal.
+        .spawn(move || drop(done.send((serving.sync(), serving))))
+        .context("starting the thread that stores what is left")?;
+    let (synced, serving) = tokio::select! {
+        stored = stored => stored.context("the thread that stores what is left")?,
+        () = signals.next() => bail!("stopped before everything was committed"),
+    };
+    synced.context("changes could not be committed")?;
+    if let Some(mount) = mount {
+        let aborted = bounded("abort", FIRST_ANSWER, move || Kernel.abort(&mount)).await?;
+        aborted.with_context(|| format!("detaching {} elsewhere", dir.display()))?;
+    }
+    Ok(serving)
 }
 
 /// SIGINT and SIGTERM, each counted.
