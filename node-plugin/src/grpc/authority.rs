@@ -234,4 +234,58 @@ mod tests {
             );
         }
     }
+
+    mod fuzz {
+        use super::*;
+
+        /// Frames of a connection, as far as they are whole.
+        async fn frames(mut bytes: &[u8]) -> Vec<Frame> {
+            let mut frames = Vec::new();
+            while let Ok(Some(frame)) = Frame::read(&mut bytes).await {
+                frames.push(frame);
+            }
+            frames
+        }
+
+        /// Whatever a client sends: what goes on to the server is well-formed, and is for localhost.
+        #[test]
+        fn registrations() {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let words = [
+                "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+                "\u{1}\u{4}",
+                "\t\u{4}",
+                "\0\0\u{1}\t",
+            ];
+            let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/corpus/registrations");
+            fuzzing::bytes(folder, &words, |input| {
+                runtime.block_on(async {
+                    let mut out = Vec::new();
+                    let whole = carry(&mut &input[..], &mut out).await.is_ok();
+                    // The preface is the server's to judge.
+                    let Some(rest) = out.get(PREFACE..) else { return };
+                    assert_eq!(out.get(..PREFACE), input.get(..PREFACE));
+                    let sent = frames(&input[PREFACE..]).await;
+                    let sent: Vec<_> = sent.iter().filter(|frame| frame.kind != CONTINUATION).collect();
+                    let passed = frames(rest).await;
+                    let length: usize = passed.iter().map(|frame| HEAD + frame.payload.len()).sum();
+                    assert_eq!(length, rest.len(), "half a frame");
+                    assert!(!whole || passed.len() >= sent.len());
+                    let mut decoder = Decoder::new();
+                    for frame in passed {
+                        assert!(frame.payload.len() <= MAX_FRAME);
+                        if frame.kind != HEADERS {
+                            // A continuation of nothing is the server's to refuse.
+                            continue;
+                        }
+                        assert_eq!(frame.flags & !(END_STREAM | END_HEADERS), 0);
+                        assert_ne!(frame.flags & END_HEADERS, 0);
+                        let headers = decoder.decode(&frame.payload).unwrap();
+                        let mut names = headers.iter().filter(|(name, _)| name == b":authority");
+                        assert!(names.all(|(_, value)| value == NAME));
+                    }
+                });
+            });
+        }
+    }
 }
