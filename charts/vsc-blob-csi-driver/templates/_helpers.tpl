@@ -118,13 +118,16 @@ annotations:
 {{- end }}
 {{- end }}
 
-{{/* A size in MiB ("512MiB", "1Gi"); 0 for what has another unit. */}}
+{{/* A quantity of memory in whole MiB, in each way that Kubernetes writes one ("512MiB", "1.2Gi", "600M", "6e8", 629145600); -1 for
+what is none. */}}
 {{- define "vsc-blob.mib" -}}
 {{- $size := toString . | trimSuffix "B" }}
-{{- if hasSuffix "Ki" $size }}{{ div (trimSuffix "Ki" $size | int) 1024 }}
-{{- else if hasSuffix "Mi" $size }}{{ trimSuffix "Mi" $size | int }}
-{{- else if hasSuffix "Gi" $size }}{{ mul (trimSuffix "Gi" $size | int) 1024 }}
-{{- else }}0{{ end }}
+{{- $number := regexFind "^([0-9]+(\\.[0-9]*)?|\\.[0-9]+)([eE][-+]?[0-9]+)?" $size }}
+{{- $unit := trimPrefix $number $size }}
+{{- $units := dict "" 1 "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624 "Ei" 1152921504606846976 }}
+{{- if and $number (hasKey $units $unit) }}
+{{- divf (mulf (float64 $number) (get $units $unit)) 1048576 | floor | int64 }}
+{{- else }}-1{{ end }}
 {{- end }}
 
 {{/* What values-aks.yaml leaves to fill in. */}}
@@ -152,9 +155,57 @@ annotations:
 
 {{/* The limit must leave room beside the budget, or the kernel kills the program and with it all mounts of the node. */}}
 {{- define "vsc-blob.checkMemory" -}}
-{{- $limit := include "vsc-blob.mib" ((.Values.node.resources.limits | default dict).memory | default "0") | int }}
-{{- $needed := add 256 (include "vsc-blob.mib" .Values.node.budget | int) | int }}
-{{- if and (gt $limit 0) (lt $limit $needed) }}
-{{- fail (printf "node.resources.limits.memory: %v is too little for node.budget %s; make it %dMi or more, or the budget smaller" .Values.node.resources.limits.memory .Values.node.budget $needed) }}
+{{- $limits := .Values.node.resources.limits | default dict }}
+{{- if hasKey $limits "memory" }}
+{{- $limit := include "vsc-blob.mib" $limits.memory | int64 }}
+{{- $needed := add 256 (include "vsc-blob.mib" .Values.node.budget | int64) }}
+{{- if or (lt $limit 0) (hasSuffix "B" (toString $limits.memory)) }}
+{{- fail (printf "node.resources.limits.memory: %v is no quantity of memory; write for instance %dMi" $limits.memory $needed) }}
+{{- else if lt $limit $needed }}
+{{- fail (printf "node.resources.limits.memory: %v is too little for node.budget %s; make it %dMi or more, or the budget smaller" $limits.memory .Values.node.budget $needed) }}
 {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Ports of what the values name, beside those of the policy: call with (dict "root" $ "ports" .ports). JSON of a list. */}}
+{{- define "vsc-blob.storagePorts" -}}
+{{- $ports := list }}
+{{- range .ports }}{{ $ports = append $ports (int .) }}{{ end }}
+{{- $urls := list }}
+{{- with .root.Values.proxy.https }}{{ $urls = append $urls . }}{{ end }}
+{{- range .root.Values.storageClasses }}
+{{- range $key, $value := .parameters }}
+{{- if has (lower $key) (list "server" "azurestorageaadendpoint" "msiendpoint") }}{{ $urls = append $urls (toString $value) }}{{ end }}
+{{- end }}
+{{- end }}
+{{- range $urls }}
+{{- $authority := regexReplaceAll "^[a-zA-Z]+://" . "" | regexFind "^[^/?#]*" }}
+{{- $port := regexFind ":[0-9]+$" $authority | trimPrefix ":" }}
+{{- if $port }}{{ $ports = append $ports (int $port) }}
+{{- else if hasPrefix "http://" (lower .) }}{{ $ports = append $ports 80 }}
+{{- end }}
+{{- end }}
+{{- uniq $ports | toJson }}
+{{- end }}
+
+{{/* Scraping that is asked for and closed at once. */}}
+{{- define "vsc-blob.checkScraping" -}}
+{{- if and .Values.podMonitor.enabled .Values.networkPolicy.enabled (not .Values.networkPolicy.metricsFrom) }}
+{{- fail "networkPolicy.metricsFrom: podMonitor.enabled asks for metrics, and the policy lets nobody fetch them; name the namespace of Prometheus, as [{kubernetes.io/metadata.name: monitoring}]" }}
+{{- end }}
+{{- end }}
+
+{{/* Namespaces and names of Secrets that a component may read: call with (dict "root" $ "own" .Values.node.secretNamespaces). JSON of
+{NAMESPACE: [NAME, ...]}; no name: all of the namespace. An entry of all wins over one with names. */}}
+{{- define "vsc-blob.secretNamespaces" -}}
+{{- $all := list }}
+{{- $found := dict }}
+{{- range concat .root.Values.secretNamespaces .own }}
+{{- $entry := . }}
+{{- if kindIs "string" . }}{{ $entry = dict "namespace" . }}{{ end }}
+{{- if not $entry.names }}{{ $all = append $all $entry.namespace }}{{ end }}
+{{- $_ := set $found $entry.namespace (concat (get $found $entry.namespace | default list) ($entry.names | default list) | uniq | sortAlpha) }}
+{{- end }}
+{{- range $all }}{{ $_ := set $found . list }}{{ end }}
+{{- toJson $found }}
 {{- end }}

@@ -66,8 +66,7 @@ fn manifests() {
         ),
         (
             "rbac",
-            "For Kubernetes 1.30 and later; from 1.32 on own-node-1.32.yaml beside it binds the node plugin \
-             to its own node.",
+            "Accounts, roles, and the policy that binds the node plugin to its own node.",
         ),
         ("node", image),
         ("controller", image),
@@ -79,25 +78,11 @@ fn manifests() {
         "For Kubernetes 1.35 and later, instead of csidriver.yaml.",
         parts(&plain("csidriver", "1.35.0"))[0],
     );
-    let (old, new) = (plain("rbac", "1.30.0"), plain("rbac", "1.32.0"));
-    let old = parts(&old);
-    let added: Vec<&str> = parts(&new)
-        .into_iter()
-        .filter(|part| !old.contains(part))
-        .collect();
-    assert_eq!(added.len(), 2, "a policy and its binding: {added:?}");
-    write(
-        "own-node-1.32",
-        "For Kubernetes 1.32 and later, beside rbac.yaml.",
-        &added.join("\n---\n"),
-    );
-
     // Nothing else depends on the version: these files are all there is.
-    for file in ["node", "controller"] {
+    for file in ["node", "controller", "rbac"] {
         assert_eq!(plain(file, "1.30.0"), plain(file, "1.37.0"), "{file}");
     }
     assert_eq!(plain("csidriver", "1.35.0"), plain("csidriver", "1.37.0"));
-    assert_eq!(plain("rbac", "1.32.0"), plain("rbac", "1.37.0"));
 }
 
 /// kustomization.yaml names files that are there, for the newest versions, and the image that they name.

@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use vsc_blob_csi::DRIVER_NAME;
-use vsc_blob_csi::cluster::{CHANNEL_LABEL, CHANNEL_REASON, STARTUP_TAINT};
+use vsc_blob_csi::cluster::{CHANNEL_LABEL, CHANNEL_REASON, STARTUP_TAINTS};
 
 use super::render::{Helm, KUBE_VERSIONS, chart, documents, object, repository, text, value_sets};
 
@@ -66,8 +66,9 @@ fn pages_name_the_marks_of_the_program() {
         for word in words
             .filter(|word| word.contains("azure.com/channel") || word.contains("azure.com/agent-not-ready"))
         {
-            let known = [CHANNEL_LABEL, CHANNEL_REASON, STARTUP_TAINT];
-            let known = known.into_iter().find(|known| word.ends_with(known));
+            let known = [CHANNEL_LABEL, CHANNEL_REASON].into_iter().chain(STARTUP_TAINTS);
+            let mut known = known;
+            let known = known.find(|known| word.ends_with(known));
             assert!(
                 known.is_some(),
                 "{}: {word} is nothing of the program",
@@ -265,7 +266,130 @@ fn no_role_reads_secrets_of_the_cluster() {
             }
         }
     }
-    assert_eq!(secrets, 2, "one role for each namespace of ci/full-values.yaml");
+    assert_eq!(
+        secrets, 5,
+        "a role for each account in each namespace of ci/full-values.yaml"
+    );
+}
+
+/// The Secrets of each account: who takes a node over has not those of the provisioner.
+#[test]
+fn secrets_of_the_controller_are_not_the_nodes() {
+    let readable = |helm: &Helm, who: &str| -> Vec<(String, Value)> {
+        let objects = helm.objects();
+        let account = format!("vsc-blob-csi-{who}");
+        let mut found: Vec<_> = objects
+            .iter()
+            .filter(|object| {
+                object["kind"] == "Role" && object["rules"][0]["resources"] == json!(["secrets"])
+            })
+            .filter(|role| {
+                objects.iter().any(|binding| {
+                    binding["kind"] == "RoleBinding"
+                        && binding["metadata"]["namespace"] == role["metadata"]["namespace"]
+                        && binding["roleRef"]["name"] == role["metadata"]["name"]
+                        && binding["subjects"][0]["name"] == account
+                })
+            })
+            .map(|role| {
+                let namespace = role["metadata"]["namespace"].as_str().unwrap().to_owned();
+                (namespace, role["rules"][0]["resourceNames"].clone())
+            })
+            .collect();
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        found
+    };
+    let one = |namespace: &str, names: Value| (namespace.to_owned(), names);
+    let full = Helm::new().file("ci/full-values.yaml");
+    // Where one entry names no Secrets, all of the namespace.
+    let node = [one("default", Value::Null), one("team-a", Value::Null)];
+    assert_eq!(readable(&full, "node"), node);
+    let controller = [
+        one("default", Value::Null),
+        one("provisioning", json!(["account"])),
+        one("team-a", json!(["account", "classes"])),
+    ];
+    assert_eq!(readable(&full, "controller"), controller);
+    let only = Helm::minimal().json(
+        "controller.secretNamespaces",
+        &json!([{"namespace": "a", "names": ["b"]}]),
+    );
+    assert!(readable(&only, "node").is_empty());
+    assert_eq!(readable(&only, "controller"), [one("a", json!(["b"]))]);
+}
+
+/// A stolen token of the node plugin changes of its own node what the program changes, and nothing else.
+#[test]
+fn the_own_node_policy_knows_the_marks_of_the_program() {
+    let objects = Helm::minimal().kube_version("1.30.0").objects();
+    let policy = object(&objects, "ValidatingAdmissionPolicy", "vsc-blob-csi-own-node");
+    let rules: Vec<&str> = policy["spec"]["validations"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|rule| rule["expression"].as_str().unwrap())
+        .collect();
+    let about = |words: &str| -> String {
+        let found: Vec<&str> = rules
+            .iter()
+            .copied()
+            .filter(|rule| rule.contains(words))
+            .collect();
+        assert!(!found.is_empty(), "no rule about {words}: {rules:#?}");
+        found.join("\n")
+    };
+    let quoted = |key: &str| format!("\"{key}\"");
+    assert!(about("variables.oldLabels").contains(&quoted(CHANNEL_LABEL)));
+    assert!(about("variables.oldAnnotations").contains(&quoted(CHANNEL_REASON)));
+    let taints = about("variables.oldTaints");
+    for key in STARTUP_TAINTS {
+        assert!(taints.contains(&quoted(key)), "{key}: {taints}");
+    }
+    for field in ["spec.unschedulable", "spec.providerID", "metadata.finalizers"] {
+        about(&format!("oldObject.{field}"));
+    }
+    about("authentication.kubernetes.io/node-name");
+}
+
+/// The policy is closed but for what the values name.
+#[test]
+fn the_network_policy_lets_through_what_is_configured() {
+    let ports = |helm: &Helm| -> Vec<u64> {
+        let objects = helm.objects();
+        let policy = object(&objects, "NetworkPolicy", "vsc-blob-csi");
+        let rules = policy["spec"]["egress"].as_array().unwrap();
+        let ports = rules[2]["ports"].as_array().unwrap();
+        ports.iter().map(|port| port["port"].as_u64().unwrap()).collect()
+    };
+    let closed = Helm::minimal().json("networkPolicy.enabled", &json!(true));
+    assert_eq!(ports(&closed), [443]);
+    for (proxy, port) in [
+        ("http://proxy.example:3128", 3128),
+        ("http://proxy.example:3128/", 3128),
+        ("http://10.1.2.3:8080", 8080),
+        ("http://[fd00::1]:8080", 8080),
+        ("http://proxy.example", 80),
+    ] {
+        let through = closed.clone().json("proxy.https", &json!(proxy));
+        assert_eq!(ports(&through), [443, port], "{proxy}");
+    }
+    let classes = json!([
+        {"name": "a", "parameters": {"server": "http://store.lab.svc:10000/devstoreaccount1"}},
+        {"name": "b", "parameters": {"server": "https://gateway.example:8443"}},
+        {"name": "c", "parameters": {"server": "account.privatelink.blob.core.windows.net"}},
+        {"name": "d", "parameters": {"AzureStorageAADEndpoint": "https://login.example:9443/"}},
+        {"name": "e"},
+    ]);
+    let named = closed.clone().json("storageClasses", &classes);
+    assert_eq!(ports(&named), [443, 10000, 8443, 9443]);
+    let scraped = closed.json("podMonitor.enabled", &json!(true));
+    let refused = scraped.template().unwrap_err();
+    assert!(refused.contains("networkPolicy.metricsFrom"), "{refused}");
+    let from = json!([{"kubernetes.io/metadata.name": "monitoring"}]);
+    scraped
+        .json("networkPolicy.metricsFrom", &from)
+        .template()
+        .unwrap();
 }
 
 /// Without `secretNamespaces` there is no right on any Secret, and without the cluster no right at all.
@@ -396,6 +520,39 @@ fn the_node_plugin_sees_what_the_loader_did() {
         .objects();
     let set = object(&off, "DaemonSet", "vsc-blob-csi-node").to_string();
     assert!(!set.contains("loader") && !set.contains("SYS_MODULE"), "{set}");
+}
+
+/// The way out, should a kubelet not take the program's own registration: the sidecar that everybody has.
+#[test]
+fn another_program_can_register_the_driver() {
+    let helm = Helm::minimal().json("node.registrarImage", &json!("registry.example/registrar:v2"));
+    let objects = helm.objects();
+    let pod = &object(&objects, "DaemonSet", "vsc-blob-csi-node")["spec"]["template"]["spec"];
+    let [own, registrar] = pod["containers"].as_array().unwrap().as_slice() else {
+        panic!("two containers: {pod}");
+    };
+    assert!(!own["args"].to_string().contains("--registration-dir"), "{own}");
+    let socket = "/var/lib/kubelet/plugins/vsc-blob.csi.azure.com/csi.sock";
+    for wanted in [
+        format!("--csi-address={socket}"),
+        format!("--kubelet-registration-path={socket}"),
+        "--plugin-registration-path=/var/lib/kubelet/plugins_registry".to_owned(),
+    ] {
+        let arguments = registrar["args"].as_array().unwrap();
+        assert!(arguments.contains(&json!(wanted)), "{wanted}: {registrar}");
+    }
+    assert!(
+        own["args"]
+            .as_array()
+            .unwrap()
+            .contains(&json!(format!("--endpoint=unix://{socket}")))
+    );
+    let may = &registrar["securityContext"];
+    assert_eq!(
+        (&may["privileged"], &may["capabilities"]["drop"]),
+        (&json!(false), &json!(["ALL"]))
+    );
+    objects.iter().for_each(assert_typed);
 }
 
 /// A tag that moves would give another image from the same sources.

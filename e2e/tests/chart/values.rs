@@ -125,7 +125,7 @@ fn the_schema_has_the_keys_of_the_values() {
     }
     for key in keys
         .iter()
-        .filter(|key| !key.in_list() && !key.path.ends_with("rollingUpdate"))
+        .filter(|key| !key.in_list() && !key.path.contains(".rollingUpdate"))
     {
         assert!(shown.contains(&key.path), "{} is not in values.yaml", key.path);
     }
@@ -257,6 +257,92 @@ fn a_memory_limit_below_the_budget_is_refused() {
         .json("node.resources.limits.memory", &json!("1280Mi"))
         .template()
         .unwrap();
+}
+
+/// In each way that Kubernetes writes a quantity; what it would not take is refused here already.
+#[test]
+fn a_memory_limit_is_understood_in_any_unit() {
+    let with = |limit: &Value| {
+        let helm = Helm::minimal().json("node.budget", &json!("512MiB"));
+        helm.json("node.resources.limits.memory", limit).template()
+    };
+    for small in [
+        json!("600M"),
+        json!("0.6Gi"),
+        json!(629_145_600),
+        json!("629145600"),
+        json!("100k"),
+        json!("6e8"),
+        json!(6e8),
+        json!("767Mi"),
+        json!("600000000000m"),
+        json!(0),
+    ] {
+        let refused = with(&small).unwrap_err();
+        assert!(
+            refused.contains("is too little for node.budget 512MiB"),
+            "{small}: {refused}"
+        );
+    }
+    for none in ["foo", "", "1.2.3Gi", "Mi", "1GiB", "1 Gi", "-1Gi"] {
+        let refused = with(&json!(none)).unwrap_err();
+        assert!(
+            refused.contains("is no quantity of memory"),
+            "{none:?}: {refused}"
+        );
+    }
+    for large in [
+        json!("768Mi"),
+        json!("1.2Gi"),
+        json!(".8Gi"),
+        json!("1G"),
+        json!("1T"),
+        json!("1E"),
+        json!("9e8"),
+        json!(805_306_368),
+        json!("786432Ki"),
+    ] {
+        with(&large).unwrap_or_else(|refused| panic!("{large}: {refused}"));
+    }
+    // None at all is allowed: it is then the node's.
+    with(&Value::Null).unwrap();
+}
+
+/// The program would refuse it at the first volume, on every node.
+#[test]
+fn a_proxy_that_the_program_cannot_use_is_refused() {
+    for wrong in [
+        "https://p:3129",
+        "socks5://p:1080",
+        "p:3128",
+        "http://me:secret@p:3128",
+        "http://p:3128/path",
+    ] {
+        let refused = Helm::minimal()
+            .json("proxy.https", &json!(wrong))
+            .template()
+            .unwrap_err();
+        assert!(refused.contains("'/proxy/https'"), "{wrong}: {refused}");
+    }
+}
+
+/// Two processes of one node: the second would wait for the first, which Kubernetes ends when the second is
+/// ready.
+#[test]
+fn a_surge_of_node_plugins_is_refused() {
+    let rolling = Helm::minimal().json("node.updateStrategy.type", &json!("RollingUpdate"));
+    let with = |key: &str, value: Value| {
+        rolling
+            .clone()
+            .json(&format!("node.updateStrategy.rollingUpdate.{key}"), &value)
+            .template()
+    };
+    for surge in [json!(1), json!("10%"), json!(0)] {
+        let refused = with("maxSurge", surge).unwrap_err();
+        assert!(refused.contains("maxSurge"), "{refused}");
+    }
+    with("maxUnavailable", json!(2)).unwrap();
+    with("maxUnavailable", json!("10%")).unwrap();
 }
 
 /// The program would not start, on any node.
