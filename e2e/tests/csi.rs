@@ -7,6 +7,8 @@ mod bad_input;
 mod checks;
 #[path = "csi/controller.rs"]
 mod controller;
+#[path = "csi/lending.rs"]
+mod lending;
 #[path = "csi/owners.rs"]
 mod owners;
 #[path = "csi/restarts.rs"]

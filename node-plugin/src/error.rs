@@ -133,6 +133,11 @@ reasons! {
     /// A volume of a pod names a Secret that the pod's author may not use.
     SecretNamespaceRefused => PermissionDenied,
         "Leave secretNamespace out: an inline volume uses Secrets of the pod's own namespace only";
+    /// An identity of the node or the driver was asked for by whom, or for where, it is not lent.
+    IdentityRefused => PermissionDenied,
+        "In an inline volume use a Secret of the pod's namespace, Anonymous or the pod's own token \
+        (mountWithWorkloadIdentityToken), or use a PersistentVolume; hosts outside of Azure's clouds are \
+        allowed by allowedEndpoints of the chart (--allowed-endpoints)";
     /// The API server is needed and cannot be asked.
     ClusterUnavailable => Unavailable,
         "Check that the driver reaches the API server, or hand the Secret over with the call \

@@ -31,7 +31,7 @@ use tonic::service::Routes;
 use vsc_blob_csi::commands::controller::{self, ControllerArgs};
 use vsc_blob_csi::commands::node::{NodeArgs, NodePlugin};
 use vsc_blob_csi::commands::size::ByteSize;
-use vsc_blob_csi::commands::{BudgetArgs, DeviceArgs, KubernetesArgs, KubernetesMode};
+use vsc_blob_csi::commands::{BudgetArgs, DeviceArgs, KubernetesArgs, KubernetesMode, LendingArgs};
 use vsc_blob_csi::grpc::server;
 use vsc_blob_csi::socket::Socket;
 use vsc_blob_csi::telemetry::health::HealthArgs;
@@ -199,6 +199,7 @@ impl Demo {
             },
             max_volumes: None,
             no_seccomp: false,
+            lending: LendingArgs::default(),
             health: HealthArgs::default(),
             kubernetes: kubernetes.clone(),
         })?;
@@ -209,6 +210,7 @@ impl Demo {
             node_id: "demo-node".into(),
             driver_name: vsc_blob_csi::DRIVER_NAME.into(),
             device: device_args,
+            lending: LendingArgs::default(),
             health: HealthArgs::default(),
             kubernetes,
         })?;

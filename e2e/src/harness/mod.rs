@@ -7,12 +7,14 @@
 //! - [`process`]: child processes that end with the test;
 //! - [`backend`]: a blob service to mount, the embedded store or Azurite;
 //! - [`mount`]: `vsc-blob-csi mount` on a folder;
+//! - [`canary`]: what stands for every host behind a proxy, and tells who was told what;
 //! - [`plugin`]: `vsc-blob-csi node` and `controller` on unix sockets;
 //! - [`node`]: the node alone, its staged volumes and its metrics;
 //! - [`setup`]: one test's world, made of the above;
 //! - [`tree`]: reproducible folders full of files.
 
 pub mod backend;
+pub mod canary;
 pub mod csi;
 pub mod mount;
 pub mod node;

@@ -20,6 +20,36 @@ pub const NODE_ID: &str = "node-1";
 /// Everything the program can say, so that a secret in a log would be seen.
 const EVERYTHING: &str = "trace,h2=info,hyper=info,tonic=info";
 
+/// What node and controller are started with beside what every suite needs.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// Hosts to which identities of the node and the driver are lent.
+    pub allowed_endpoints: Vec<String>,
+    /// Variables of the environment.
+    pub environment: Vec<(String, String)>,
+}
+
+impl Default for Surroundings {
+    /// Services and token endpoints of the suites are on loopback.
+    fn default() -> Self {
+        Self {
+            allowed_endpoints: vec!["127.0.0.1".to_owned()],
+            environment: Vec::new(),
+        }
+    }
+}
+
+impl Surroundings {
+    fn put_on(&self, command: &mut Command) {
+        if !self.allowed_endpoints.is_empty() {
+            command
+                .arg("--allowed-endpoints")
+                .arg(self.allowed_endpoints.join(","));
+        }
+        command.envs(self.environment.iter().cloned());
+    }
+}
+
 /// A running node and controller. Dropping it ends both and frees their mounts.
 #[derive(Debug)]
 pub struct Plugin {
@@ -27,11 +57,17 @@ pub struct Plugin {
     controller: Running,
     folder: tempfile::TempDir,
     device: PathBuf,
+    surroundings: Surroundings,
 }
 
 impl Plugin {
     /// Starts both and waits until they answer. `device`: the channel's; `None` = no such device.
     pub fn start(device: Option<&Path>) -> Result<Self> {
+        Self::start_in(device, Surroundings::default())
+    }
+
+    /// The same in other surroundings.
+    pub fn start_in(device: Option<&Path>, surroundings: Surroundings) -> Result<Self> {
         let folder = tree::scratch()?;
         let device = device.map_or_else(|| "/nonexistent/azure_blob".into(), Path::to_path_buf);
         let mut command = Command::new(tools::vsc_blob_csi()?);
@@ -41,13 +77,15 @@ impl Plugin {
             .arg("--device")
             .arg(&device)
             .env("RUST_LOG", EVERYTHING);
+        surroundings.put_on(&mut command);
         let controller = Running::start("controller", &mut command)?;
         std::fs::create_dir(folder.path().join("registry"))?;
         let plugin = Self {
-            node: start_node(folder.path(), &device)?,
+            node: start_node(folder.path(), &device, &surroundings)?,
             controller,
             folder,
             device,
+            surroundings,
         };
         plugin.controller()?;
         plugin.node()?;
@@ -58,7 +96,7 @@ impl Plugin {
     pub fn restart_node(&mut self, signal: Signal) -> Result<()> {
         self.node.signal(signal)?;
         self.node.wait(PATIENCE)?;
-        self.node = start_node(self.folder.path(), &self.device)?;
+        self.node = start_node(self.folder.path(), &self.device, &self.surroundings)?;
         self.node().map(drop)
     }
 
@@ -145,7 +183,7 @@ impl Drop for Plugin {
     }
 }
 
-fn start_node(folder: &Path, device: &Path) -> Result<Running> {
+fn start_node(folder: &Path, device: &Path, surroundings: &Surroundings) -> Result<Running> {
     let mut command = Command::new(tools::vsc_blob_csi()?);
     command.args(["node", "--node-id", NODE_ID, "--budget", "128MiB", "--endpoint"]);
     command.arg(format!("unix://{}", folder.join("node.sock").display()));
@@ -153,6 +191,7 @@ fn start_node(folder: &Path, device: &Path) -> Result<Running> {
     command.arg("--state-dir").arg(folder.join("state"));
     command.arg("--registration-dir").arg(folder.join("registry"));
     command.env("RUST_LOG", EVERYTHING);
+    surroundings.put_on(&mut command);
     Running::start("node", &mut command)
 }
 

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use vsc_driver::buffer::Arena;
 
-use super::{DeviceArgs, KubernetesArgs};
+use super::{DeviceArgs, KubernetesArgs, LendingArgs};
 use crate::cluster::Rate;
 use crate::csi::connect::Connector;
 use crate::csi::controller::ControllerService;
@@ -43,6 +43,9 @@ pub struct ControllerArgs {
     /// See [`DeviceArgs`].
     #[command(flatten)]
     pub device: DeviceArgs,
+    /// See [`LendingArgs`].
+    #[command(flatten)]
+    pub lending: LendingArgs,
     /// See [`HealthArgs`].
     #[command(flatten)]
     pub health: HealthArgs,
@@ -61,7 +64,8 @@ pub fn routes(args: &ControllerArgs) -> anyhow::Result<(Routes, Metrics)> {
         runtime,
     );
     let metrics = Metrics::new(paths.clone(), None);
-    let mut service = ControllerService::new(Connector::new(paths, arena));
+    let connector = Connector::new(paths, arena).with_lending(args.lending.lending());
+    let mut service = ControllerService::new(connector);
     if let Some(cluster) = args
         .kubernetes
         .connect(&args.driver_name, &args.node_id, Rate::CONTROLLER)

@@ -22,6 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use vsc_driver::buffer::Arena;
 
 use crate::cluster::{Cluster, Config, KubeCluster, Rate};
+use crate::csi::lending::{AllowedHost, Lending};
 use crate::telemetry::LogFormat;
 use size::ByteSize;
 
@@ -167,6 +168,23 @@ impl KubernetesArgs {
                 None
             }
         }
+    }
+}
+
+/// To whom identities are lent.
+#[derive(Debug, Clone, Default, Args)]
+pub struct LendingArgs {
+    /// Hosts that may get tokens of the machine's managed identity and of the driver's workload identity,
+    /// beside the storage accounts and login hosts of Azure's clouds: names, addresses, or *.DOMAIN for all
+    /// hosts below a domain. Volumes with a key, a SAS, a service principal or the pod's own token need none.
+    #[arg(long, value_name = "HOST[,HOST...]", value_delimiter = ',')]
+    pub allowed_endpoints: Vec<AllowedHost>,
+}
+
+impl LendingArgs {
+    /// The rule.
+    pub fn lending(&self) -> Lending {
+        Lending::new(&self.allowed_endpoints)
     }
 }
 

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use super::size::ByteSize;
-use super::{BudgetArgs, DeviceArgs, KubernetesArgs};
+use super::{BudgetArgs, DeviceArgs, KubernetesArgs, LendingArgs};
 use crate::cluster::{Claims, Link, Membership, Rate, Reporter, Unsaved, VolumeAt};
 use crate::csi::connect::Connector;
 use crate::csi::identity::{Check, IdentityService, in_place};
@@ -83,6 +83,9 @@ pub struct NodeArgs {
     /// one is missed, which is a bug to report.
     #[arg(long)]
     pub no_seccomp: bool,
+    /// See [`LendingArgs`].
+    #[command(flatten)]
+    pub lending: LendingArgs,
     /// See [`HealthArgs`].
     #[command(flatten)]
     pub health: HealthArgs,
@@ -125,7 +128,8 @@ impl NodePlugin {
     pub fn open(args: &NodeArgs) -> anyhow::Result<Self> {
         let resources = args.budget.resources()?;
         let budget = Arc::clone(&resources.budget);
-        let connector = Connector::new(args.device.paths(&resources), resources.arena.clone());
+        let connector = Connector::new(args.device.paths(&resources), resources.arena.clone())
+            .with_lending(args.lending.lending());
         let operations = Arc::new(Operations::default());
         let mounts = Mounts::new(Arc::new(Kernel), resources, &args.state_dir, Patience::default())
             .with_context(|| format!("--state-dir {}", args.state_dir.display()))?

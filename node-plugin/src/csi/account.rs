@@ -4,7 +4,7 @@ use blob_client::auth::Credentials;
 use blob_client::secret::Secret;
 use url::{Host, Url};
 
-use super::volume_context::{Attributes, AuthType, Secrets};
+use super::volume_context::{Attributes, AuthType, Secrets, TokenKind};
 use crate::error::{Error, Reason, Result};
 
 /// Suffix of the public cloud.
@@ -176,7 +176,7 @@ impl Account {
         &self,
         attributes: &Attributes,
         secrets: &Secrets,
-        entra: impl FnOnce(AuthType) -> Result<Credentials>,
+        entra: impl FnOnce(TokenKind) -> Result<Credentials>,
     ) -> Result<Credentials> {
         let kind = attributes.auth_type.unwrap_or_else(|| {
             if attributes.identity.with_pod_token {
@@ -197,7 +197,9 @@ impl Account {
                 None => Err(secrets.missing("azurestorageaccountsastoken", kind.name())),
             },
             AuthType::Anonymous => Ok(Credentials::Anonymous),
-            AuthType::Msi | AuthType::Spn | AuthType::WorkloadIdentity => entra(kind),
+            AuthType::Msi => entra(TokenKind::Msi),
+            AuthType::Spn => entra(TokenKind::Spn),
+            AuthType::WorkloadIdentity => entra(TokenKind::WorkloadIdentity),
         }
     }
 

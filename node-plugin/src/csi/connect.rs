@@ -18,6 +18,7 @@ use vsc_driver::buffer::Arena;
 
 use super::account::Account;
 use super::entra;
+use super::lending::Lending;
 use super::volume_context::{Attributes, Keeping, Secrets};
 use crate::error::{Error, Reason, Result};
 
@@ -40,10 +41,11 @@ pub struct Connector {
     accounts: Accounts,
     /// What all volumes of an identity share.
     sources: TokenSources,
+    lending: Lending,
 }
 
 impl Connector {
-    /// A connector over shared paths.
+    /// A connector over shared paths. Identities of the node and the driver are lent within Azure's clouds.
     pub fn new(paths: Arc<Paths>, arena: Arc<Arena>) -> Self {
         Self {
             sources: TokenSources::new(paths.https()),
@@ -51,7 +53,13 @@ impl Connector {
             arena,
             transports: Arc::default(),
             accounts: Accounts::default(),
+            lending: Lending::default(),
         }
+    }
+
+    /// The same, with other hosts to which identities are lent.
+    pub fn with_lending(self, lending: Lending) -> Self {
+        Self { lending, ..self }
     }
 
     /// Counters per path of every account connection that is in use.
@@ -83,7 +91,11 @@ impl Connector {
     ) -> Result<Credentials> {
         account.credentials(attributes, secrets, |kind| {
             let env = |name: &str| std::env::var(name).ok();
-            entra::credentials(kind, attributes, secrets, pod_token, &self.sources, env)
+            let identity = entra::identity(kind, attributes, secrets, pod_token, env)?;
+            let login = entra::authority(attributes)?;
+            self.lending
+                .check(&identity, attributes, account, login.as_ref())?;
+            Ok(Credentials::Token(self.sources.get(identity, login)?))
         })
     }
 

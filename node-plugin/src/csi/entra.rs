@@ -4,15 +4,13 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use blob_client::auth::Credentials;
 use blob_client::auth::entra::{Assertion, GivenToken, Identity, UserAssigned};
-use blob_client::auth::token_sources::TokenSources;
 use blob_client::secret::Secret;
 use serde::Deserialize;
 use url::Url;
 
 use super::account;
-use super::volume_context::{Attributes, AuthType, Secrets};
+use super::volume_context::{Attributes, Secrets, TokenKind};
 use crate::error::{Error, Reason, Result};
 
 /// Under this key kubelet hands over tokens of the pod's service account (CSIDriver `tokenRequests`): in the
@@ -26,26 +24,15 @@ const CLIENT_ID: &str = "AZURE_CLIENT_ID";
 const TENANT_ID: &str = "AZURE_TENANT_ID";
 const TOKEN_FILE: &str = "AZURE_FEDERATED_TOKEN_FILE";
 
-/// Credentials of one of the three kinds. Volumes of the same identity share a source of tokens. `env` reads
-/// the driver's environment.
-pub fn credentials(
-    kind: AuthType,
-    attributes: &Attributes,
-    secrets: &Secrets,
-    pod_token: Option<&GivenToken>,
-    sources: &TokenSources,
-    env: impl Fn(&str) -> Option<String>,
-) -> Result<Credentials> {
-    let identity = identity(kind, attributes, secrets, pod_token, env)?;
-    let authority = url(
-        "AzureStorageAADEndpoint",
-        attributes.identity.aad_endpoint.as_deref(),
-    )?;
-    Ok(Credentials::Token(sources.get(identity, authority)?))
+/// Where tokens are asked for, when it is not the public cloud.
+pub fn authority(attributes: &Attributes) -> Result<Option<Url>> {
+    let written = attributes.identity.aad_endpoint.as_deref();
+    url("AzureStorageAADEndpoint", written)
 }
 
-fn identity(
-    kind: AuthType,
+/// Who asks for tokens. `env` reads the driver's environment.
+pub fn identity(
+    kind: TokenKind,
     attributes: &Attributes,
     secrets: &Secrets,
     pod_token: Option<&GivenToken>,
@@ -53,7 +40,7 @@ fn identity(
 ) -> Result<Identity> {
     let written = &attributes.identity;
     match kind {
-        AuthType::Spn => Ok(Identity::ServicePrincipal {
+        TokenKind::Spn => Ok(Identity::ServicePrincipal {
             tenant_id: needed(
                 "AzureStorageSPNTenantID",
                 &[&written.spn_tenant_id, &secrets.spn_tenant_id],
@@ -67,9 +54,13 @@ fn identity(
                 .clone()
                 .ok_or_else(|| secrets.missing("azurestoragespnclientsecret", kind.name()))?,
         }),
-        AuthType::WorkloadIdentity => Ok(Identity::Workload {
+        TokenKind::WorkloadIdentity => Ok(Identity::Workload {
             tenant_id: needed("tenantID", &[&written.tenant_id, &env(TENANT_ID)])?,
-            client_id: needed("ClientID", &[&written.client_id, &env(CLIENT_ID)])?,
+            // The driver's application is for the driver's own token.
+            client_id: match written.with_pod_token {
+                true => needed("ClientID", &[&written.client_id])?,
+                false => needed("ClientID", &[&written.client_id, &env(CLIENT_ID)])?,
+            },
             assertion: match (written.with_pod_token, pod_token) {
                 (true, Some(token)) => Assertion::Given(token.clone()),
                 (true, None) => {
@@ -90,7 +81,7 @@ fn identity(
                 })?)),
             },
         }),
-        AuthType::Key | AuthType::Sas | AuthType::Anonymous | AuthType::Msi => Ok(Identity::Managed {
+        TokenKind::Msi => Ok(Identity::Managed {
             user_assigned: match (&written.msi_client_id, &written.msi_resource_id) {
                 (Some(_), Some(_)) => {
                     return Err(Error::new(
@@ -182,10 +173,14 @@ mod tests {
             .collect()
     }
 
-    fn found(kind: AuthType, attributes: &[(&str, &str)], secrets: &[(&str, &str)]) -> Result<Identity> {
+    fn found(kind: TokenKind, attributes: &[(&str, &str)], secrets: &[(&str, &str)]) -> Result<Identity> {
         let attributes = Attributes::parse(&map(attributes), Scope::Attributes)?;
         let token = GivenToken::new(Secret::new("canary".into()));
-        let env = |name: &str| (name == TENANT_ID).then(|| "env-tenant".to_owned());
+        let env = |name: &str| match name {
+            TENANT_ID => Some("env-tenant".to_owned()),
+            CLIENT_ID => Some("env-client".to_owned()),
+            _ => None,
+        };
         identity(
             kind,
             &attributes,
@@ -202,7 +197,7 @@ mod tests {
             endpoint,
             secret,
         } = found(
-            AuthType::Msi,
+            TokenKind::Msi,
             &[
                 ("AzureStorageIdentityClientID", "id"),
                 ("MSIEndpoint", "http://127.0.0.1:1/msi"),
@@ -221,7 +216,7 @@ mod tests {
             "127.0.0.1/msi?key=canary",
             "http://me:canary@x:y",
         ] {
-            let error = found(AuthType::Msi, &[("MSIEndpoint", pasted)], &[]).unwrap_err();
+            let error = found(TokenKind::Msi, &[("MSIEndpoint", pasted)], &[]).unwrap_err();
             let text = error.to_string();
             assert!(text.contains("MSIEndpoint") && !text.contains("canary"), "{text}");
         }
@@ -230,7 +225,7 @@ mod tests {
             ("AzureStorageIdentityResourceID", "b"),
         ];
         assert_eq!(
-            found(AuthType::Msi, &both, &[]).unwrap_err().reason,
+            found(TokenKind::Msi, &both, &[]).unwrap_err().reason,
             Reason::ConflictingFields
         );
     }
@@ -241,32 +236,35 @@ mod tests {
             ("azurestoragespnclientsecret", "canary"),
             ("azurestoragespntenantid", "tenant"),
         ];
-        let identity = found(AuthType::Spn, &[("AzureStorageSPNClientID", "app")], &secrets).unwrap();
+        let identity = found(TokenKind::Spn, &[("AzureStorageSPNClientID", "app")], &secrets).unwrap();
         assert!(!format!("{identity:?}").contains("canary"));
         assert!(
             matches!(identity, Identity::ServicePrincipal { tenant_id, client_id, .. }
             if tenant_id == "tenant" && client_id == "app")
         );
-        let error = found(AuthType::Spn, &[], &secrets).unwrap_err();
+        let error = found(TokenKind::Spn, &[], &secrets).unwrap_err();
         assert!(error.message.contains("AzureStorageSPNClientID"), "{error}");
         let both = [
             ("AzureStorageSPNClientID", "app"),
             ("AzureStorageSPNTenantID", "t"),
         ];
-        let error = found(AuthType::Spn, &both, &[]).unwrap_err();
+        let error = found(TokenKind::Spn, &both, &[]).unwrap_err();
         assert!(error.message.contains("azurestoragespnclientsecret"), "{error}");
     }
 
     #[test]
     fn workload_identities_take_the_pods_token_or_the_drivers() {
         let pod = [("ClientID", "app"), ("mountWithWorkloadIdentityToken", "true")];
-        let identity = found(AuthType::WorkloadIdentity, &pod, &[]).unwrap();
+        let identity = found(TokenKind::WorkloadIdentity, &pod, &[]).unwrap();
         assert!(!format!("{identity:?}").contains("canary"));
         assert!(
             matches!(identity, Identity::Workload { tenant_id, assertion: Assertion::Given(_), .. }
             if tenant_id == "env-tenant")
         );
-        let error = found(AuthType::WorkloadIdentity, &pod[..1], &[]).unwrap_err();
+        // With the pod's token as the driver's application: nobody says that it may be.
+        let error = found(TokenKind::WorkloadIdentity, &pod[1..], &[]).unwrap_err();
+        assert!(error.message.starts_with("ClientID: "), "{error}");
+        let error = found(TokenKind::WorkloadIdentity, &pod[..1], &[]).unwrap_err();
         assert!(
             error.message.contains("mountWithWorkloadIdentityToken"),
             "{error}"

@@ -6,6 +6,7 @@ pub mod controller;
 pub mod entra;
 pub mod identity;
 pub mod in_flight;
+pub mod lending;
 pub mod named_secret;
 pub mod node;
 pub mod registration;

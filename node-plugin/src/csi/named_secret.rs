@@ -61,6 +61,7 @@ pub(super) enum Owner<'a> {
     Pod {
         at: &'a VolumeAt,
         context: &'a HashMap<String, String>,
+        inline: bool,
     },
 }
 
@@ -79,9 +80,9 @@ pub(super) async fn on_node(
     in_time(async {
         let namespace = match owner {
             Owner::Staged(at) => namespace_of_claim(link, written, at).await?,
-            Owner::Pod { at, context } => {
+            Owner::Pod { at, context, inline } => {
                 let pod = told_by_kubelet(&at.path, context)?;
-                if attributes.ephemeral {
+                if inline {
                     namespace_of_pod(written, &pod)?
                 } else {
                     namespace_of_claim(link, written, at).await?

@@ -72,6 +72,7 @@ async fn inline(link: &Link, pairs: &[(&str, &str)], forged: &[(&str, &str)]) ->
     let owner = Owner::Pod {
         at: &at,
         context: &context,
+        inline: true,
     };
     on_node(Some(link), &attributes, Secrets::default(), owner).await
 }
@@ -131,6 +132,11 @@ async fn an_inline_volume_uses_secrets_of_its_pods_namespace_only() {
                 ("csi.storage.k8s.io/ephemeral", "false"),
                 ("csi.storage.k8s.io/pod.uid", ""),
             ],
+        ),
+        // Published without a stage: nothing that is written makes a PersistentVolume of it.
+        (
+            vec![named, ("secretNamespace", "other")],
+            vec![("csi.storage.k8s.io/ephemeral", "false")],
         ),
     ] {
         let error = inline(&link, &written, &forged).await.unwrap_err();

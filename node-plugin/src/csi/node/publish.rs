@@ -10,6 +10,7 @@ use super::{NodeService, resolved, stable_context};
 use crate::access::Access;
 use crate::cluster::VolumeAt;
 use crate::csi::entra;
+use crate::csi::lending;
 use crate::csi::named_secret::{self, Owner};
 use crate::csi::required;
 use crate::csi::volume_context::{Attributes, MountOptions, Scope, Secrets};
@@ -24,6 +25,9 @@ impl NodeService {
         let target = resolved("target_path", &request.target_path)?;
         let access = Access::parse(request.volume_capability.as_ref(), Reason::CapabilityExceeded)?;
         let attributes = Attributes::parse(&request.volume_context, Scope::Attributes)?;
+        if is_inline(request, &attributes) {
+            lending::check_inline(&attributes)?;
+        }
         let _in_flight = self.mounts.enter(volume_id, &target)?;
         if attributes.ephemeral || attributes.identity.with_pod_token {
             return self.publish_inline(request, &target, access, &attributes).await;
@@ -151,6 +155,7 @@ impl NodeService {
         let owner = Owner::Pod {
             at: &at,
             context: &request.volume_context,
+            inline: is_inline(request, attributes),
         };
         let secrets = named_secret::on_node(self.link.as_ref(), attributes, secrets, owner).await?;
         let config = self
@@ -252,6 +257,12 @@ impl NodeService {
         }
         Ok(())
     }
+}
+
+/// Whether the author of the pod has written the volume. Kubelet says so, where the CSIDriver object has
+/// `podInfoOnMount`; without it the author could say what he likes, but kubelet stages no inline volume.
+fn is_inline(request: &NodePublishVolumeRequest, attributes: &Attributes) -> bool {
+    attributes.ephemeral || request.staging_target_path.is_empty()
 }
 
 fn silent_mount(field: &str, path: &Path, why: &str) -> Error {

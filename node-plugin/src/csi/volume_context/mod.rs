@@ -66,6 +66,29 @@ impl AuthType {
     }
 }
 
+/// The kinds of [`AuthType`] that are tokens of Entra ID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenKind {
+    /// [`AuthType::Msi`]
+    Msi,
+    /// [`AuthType::Spn`]
+    Spn,
+    /// [`AuthType::WorkloadIdentity`]
+    WorkloadIdentity,
+}
+
+impl TokenKind {
+    /// The word of volumes.md.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Msi => AuthType::Msi,
+            Self::Spn => AuthType::Spn,
+            Self::WorkloadIdentity => AuthType::WorkloadIdentity,
+        }
+        .name()
+    }
+}
+
 /// `onDelete`: what happens to the data when the volume is deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnDelete {
