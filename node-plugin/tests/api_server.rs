@@ -17,7 +17,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 use vsc_blob_csi::cluster::{
     CHANNEL_LABEL, CHANNEL_REASON, Cleaned, Cleanup, Cluster, Config, Error, EventView, KubeCluster, Marks,
-    ObjectRef, Taint,
+    ObjectRef, Preparation, Prepared, Taint,
 };
 
 const DRIVER: &str = vsc_blob_csi::DRIVER_NAME;
@@ -651,6 +651,103 @@ async fn the_cleanup_does_not_wait_for_a_node_that_is_down() {
             ended: false,
             nodes: vec!["down".to_owned()]
         }
+    );
+}
+
+const CSI_DRIVER: &str = "/apis/storage.k8s.io/v1/csidrivers/vsc-blob.csi.azure.com";
+
+fn csi_driver(uid: &str, modes: Value) -> Value {
+    json!({"kind": "CSIDriver", "apiVersion": "storage.k8s.io/v1",
+           "metadata": {"name": DRIVER, "uid": uid}, "spec": {"volumeLifecycleModes": modes}})
+}
+
+fn preparation(modes: &[&str], patience: Duration) -> Preparation {
+    Preparation {
+        driver: DRIVER.to_owned(),
+        modes: modes.iter().map(|mode| (*mode).to_owned()).collect(),
+        patience,
+    }
+}
+
+/// Inline volumes on and off: in both directions the object that cannot be changed goes, and it only.
+#[tokio::test]
+async fn the_preparation_deletes_an_object_with_other_modes() {
+    let (one, both) = (json!(["Persistent"]), json!(["Persistent", "Ephemeral"]));
+    for (there, wanted) in [
+        (one.clone(), &["Persistent", "Ephemeral"][..]),
+        (both, &["Persistent"][..]),
+        // What the API server fills in, where it is not written.
+        (Value::Null, &["Ephemeral", "Persistent"][..]),
+    ] {
+        let server = Server::start().await;
+        server.answers(200, csi_driver("uid-1", there));
+        // Another one has its name by the time it is to be deleted.
+        server.refuses(409, "Conflict", "the UID in the precondition is not the object's");
+        server.answers(200, csi_driver("uid-2", json!(["Ephemeral"])));
+        server.answers(200, csi_driver("uid-2", json!(["Ephemeral"])));
+        server.refuses(404, "NotFound", "csidrivers.storage.k8s.io not found");
+        let preparation = preparation(wanted, Duration::from_secs(60));
+        let prepared = preparation.run(&server.cluster).await.unwrap();
+        assert_eq!(prepared, Prepared::Deleted);
+        let asked = server.all_asked();
+        let [get, delete] = ["GET", "DELETE"].map(|verb| format!("{verb} {CSI_DRIVER}"));
+        assert_eq!(
+            lines(&asked),
+            [&get, &delete, &get, &delete, &get].map(String::as_str)
+        );
+        for (request, uid) in [(1, "uid-1"), (3, "uid-2")] {
+            assert_eq!(asked[request].body["preconditions"]["uid"], uid);
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_preparation_leaves_an_object_with_the_wanted_modes() {
+    for (there, wanted) in [
+        (json!(["Persistent"]), &["Persistent"][..]),
+        (json!([]), &["Persistent"][..]),
+        (Value::Null, &["Persistent"][..]),
+        // Their order says nothing.
+        (
+            json!(["Ephemeral", "Persistent"]),
+            &["Persistent", "Ephemeral"][..],
+        ),
+    ] {
+        let server = Server::start().await;
+        server.answers(200, csi_driver("uid-1", there));
+        let preparation = preparation(wanted, Duration::from_secs(60));
+        assert_eq!(preparation.run(&server.cluster).await.unwrap(), Prepared::Kept);
+        assert_eq!(server.asked().method, "GET");
+    }
+    let server = Server::start().await;
+    server.refuses(503, "ServiceUnavailable", "the server is starting");
+    server.refuses(404, "NotFound", "csidrivers.storage.k8s.io not found");
+    let preparation = preparation(&["Persistent"], Duration::from_secs(60));
+    assert_eq!(preparation.run(&server.cluster).await.unwrap(), Prepared::Absent);
+    assert_eq!(server.all_asked().len(), 2);
+}
+
+#[tokio::test]
+async fn a_preparation_that_cannot_be_made_is_told() {
+    let server = Server::start().await;
+    server.answers(200, csi_driver("uid-1", json!(["Persistent", "Ephemeral"])));
+    server.refuses(403, "Forbidden", "cannot delete resource \"csidrivers\"");
+    let persistent = preparation(&["Persistent"], Duration::from_secs(60));
+    let error = persistent.run(&server.cluster).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Denied(text) if text.contains(DRIVER)),
+        "{error:?}"
+    );
+    // Somebody's finalizer holds it.
+    for verb in ["GET", "DELETE"] {
+        let body = csi_driver("uid-1", json!(["Persistent", "Ephemeral"]));
+        server.always_answers(&format!("{verb} {CSI_DRIVER}"), body);
+    }
+    let persistent = preparation(&["Persistent"], Duration::from_secs(1));
+    let error = persistent.run(&server.cluster).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Other(text) if text.contains("does not go")),
+        "{error:?}"
     );
 }
 

@@ -76,7 +76,14 @@ fn every_command_has_help() {
     let all = run(&["--help"]);
     assert!(all.status.success());
     let all = text(&all.stdout);
-    for command in ["node", "controller", "mount", "doctor", "cluster-cleanup"] {
+    for command in [
+        "node",
+        "controller",
+        "mount",
+        "doctor",
+        "cluster-prepare",
+        "cluster-cleanup",
+    ] {
         assert!(all.contains(command), "--help does not name {command}");
         let help = run(&[command, "--help"]);
         assert!(help.status.success(), "{command} --help");

@@ -74,7 +74,10 @@ impl Cleanup {
 }
 
 /// Asks until there is an answer that repetition would not change, or the time is over.
-async fn repeated<T, F: Future<Output = Result<T>>>(end: Instant, mut ask: impl FnMut() -> F) -> Result<T> {
+pub(super) async fn repeated<T, F: Future<Output = Result<T>>>(
+    end: Instant,
+    mut ask: impl FnMut() -> F,
+) -> Result<T> {
     let mut pauses = Pauses::default();
     loop {
         let error = match ask().await {

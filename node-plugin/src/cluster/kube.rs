@@ -10,17 +10,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::storage::v1::CSINode;
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 pub use kube::Config;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::json;
 
 use super::rate::{Limiter, Rate};
 use super::{
-    CHANNEL_LABEL, CHANNEL_REASON, Cluster, Error, EventView, Marks, NodeView, ObjectRef, PodView, Result,
-    Taint, VolumeView,
+    CHANNEL_LABEL, CHANNEL_REASON, Cluster, CsiDriverView, Error, EventView, Marks, NodeView, ObjectRef,
+    PodView, Result, Taint, VolumeView,
 };
 
 /// Longest time for one request.
@@ -243,7 +243,7 @@ impl Cluster for KubeCluster {
     }
 }
 
-/// What the end of an installation needs; see [`super::Cleanup`].
+/// What upgrade and end of an installation need; see [`super::Preparation`] and [`super::Cleanup`].
 impl KubeCluster {
     fn daemon_sets(&self, namespace: &str) -> Api<DaemonSet> {
         Api::namespaced(self.client.clone(), namespace)
@@ -298,6 +298,43 @@ impl KubeCluster {
                 None => return Ok(marked),
             }
         }
+    }
+
+    fn csi_drivers(&self) -> Api<CSIDriver> {
+        Api::all(self.client.clone())
+    }
+
+    /// The CSIDriver object of a name.
+    ///
+    /// # Errors
+    /// The API server's, as in [`Cluster`].
+    pub async fn csi_driver(&self, name: &str) -> Result<Option<CsiDriverView>> {
+        let drivers = self.csi_drivers();
+        let request = drivers.get_opt(name);
+        let found = self.ask(&format!("reading CSIDriver {name:?}"), request).await?;
+        Ok(found.map(|found| {
+            let uid = found.metadata.uid.unwrap_or_default();
+            CsiDriverView::new(uid, found.spec.volume_lifecycle_modes.unwrap_or_default())
+        }))
+    }
+
+    /// Deletes the CSIDriver object of a name, if it is still the one with this uid.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none, [`Error::Conflict`] when it is another one.
+    pub async fn delete_csi_driver(&self, name: &str, uid: &str) -> Result<()> {
+        let drivers = self.csi_drivers();
+        let that_one = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: Some(uid.to_owned()),
+                resource_version: None,
+            }),
+            ..DeleteParams::default()
+        };
+        let request = drivers.delete(name, &that_one);
+        self.ask(&format!("deleting CSIDriver {name:?}"), request)
+            .await
+            .map(drop)
     }
 
     fn event(&self, event: &EventView) -> core::Event {

@@ -17,6 +17,7 @@
 //! | node, controller | core | secrets, in namespaces that are named | get | `secretName` |
 //! | uninstall hook | apps | the node plugins' DaemonSet, by name | get, delete | ends them while they may |
 //! | uninstall hook | core | nodes | list, patch | label and annotation of nodes that are down |
+//! | upgrade hook | storage.k8s.io | csidrivers, by name | get, delete | one that cannot be changed |
 //!
 //! RBAC cannot limit `nodes: patch` to the node a pod runs on; a ValidatingAdmissionPolicy can.
 //!
@@ -31,6 +32,7 @@ pub(crate) mod fake;
 mod kube;
 mod node;
 mod pace;
+mod preparation;
 mod queue;
 mod rate;
 mod unstored;
@@ -52,6 +54,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::kube::{Config, KubeCluster};
 pub use cleanup::{Cleaned, Cleanup};
 pub use events::Reporter;
+pub use preparation::{CsiDriverView, Preparation, Prepared};
 pub use rate::Rate;
 pub(crate) use volumes::pod_uid;
 pub use volumes::{Claims, VolumeAt};

@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod driver;
 pub mod mount;
 pub mod node;
+pub mod preparation;
 pub mod size;
 
 use std::path::PathBuf;
@@ -61,6 +62,9 @@ pub enum Command {
     Doctor(doctor::DoctorArgs),
     /// Load, inspect or unload the kernel module behind the channel.
     Driver(driver::DriverArgs),
+    /// Before an upgrade: delete the CSIDriver object when a field that cannot be changed is to be another
+    /// one.
+    ClusterPrepare(preparation::PreparationArgs),
     /// Before an uninstallation: end the node plugins and take the driver's label and annotation off all
     /// nodes.
     ClusterCleanup(cleanup::CleanupArgs),
@@ -93,6 +97,7 @@ impl Cli {
             Command::Mount(args) => runtime()?.block_on(mount::run(args)),
             Command::Doctor(args) => runtime()?.block_on(doctor::run(args)),
             Command::Driver(args) => driver::run(&args),
+            Command::ClusterPrepare(args) => runtime()?.block_on(preparation::run(args)),
             Command::ClusterCleanup(args) => runtime()?.block_on(cleanup::run(args)),
         }
     }
