@@ -83,6 +83,65 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 {{- end }}
 
+{{/* Pod of a hook's Job: the program with a service account of its own and no other right. Call with
+(dict "root" $ "component" "uninstall" "args" (list "cluster-cleanup")). */}}
+{{- define "vsc-blob.hookPod" -}}
+{{- $values := .root.Values -}}
+metadata:
+  labels:
+    {{- include "vsc-blob.labels" (dict "root" .root "component" .component) | nindent 4 }}
+spec:
+  serviceAccountName: {{ include "vsc-blob.fullname" .root }}-{{ .component }}
+  restartPolicy: Never
+  enableServiceLinks: false
+  securityContext:
+    runAsNonRoot: true
+    runAsUser: 65532
+    runAsGroup: 65532
+    seccompProfile:
+      type: RuntimeDefault
+  {{- with $values.imagePullSecrets }}
+  imagePullSecrets:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $values.controller.nodeSelector }}
+  nodeSelector:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $values.controller.tolerations }}
+  tolerations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  containers:
+    - name: {{ first .args }}
+      image: {{ include "vsc-blob.image" .root }}
+      imagePullPolicy: {{ $values.image.pullPolicy }}
+      args:
+        - --log-format={{ $values.logFormat }}
+        {{- range .args }}
+        - {{ . }}
+        {{- end }}
+      {{- with include "vsc-blob.programEnv" .root }}
+      env:
+        {{- . | trim | nindent 8 }}
+      {{- end }}
+      terminationMessagePolicy: FallbackToLogsOnError
+      resources:
+        requests: {cpu: 10m, memory: 32Mi}
+        limits: {memory: 128Mi}
+      securityContext:
+        privileged: false
+        allowPrivilegeEscalation: false
+        readOnlyRootFilesystem: true
+        capabilities:
+          drop: [ALL]
+{{- end }}
+
+{{/* As what the kubelet may mount volumes; a list as JSON. */}}
+{{- define "vsc-blob.lifecycleModes" -}}
+{{- ternary (list "Persistent" "Ephemeral") (list "Persistent") .Values.csiDriver.inlineVolumes | toJson }}
+{{- end }}
+
 {{- define "vsc-blob.caVolume" -}}
 {{- with .Values.caBundle }}
 {{- if .configMap -}}

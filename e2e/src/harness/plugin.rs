@@ -102,7 +102,7 @@ impl Plugin {
 
     /// Starts a second process of the node beside the first, with the same state and sockets.
     pub fn second_node(&self) -> Result<Running> {
-        start_node(self.folder.path(), &self.device)
+        start_node(self.folder.path(), &self.device, &self.surroundings)
     }
 
     /// Waits for the end of the node, whose place a second process takes.

@@ -240,6 +240,131 @@ fn the_driver_object_fits_the_version() {
         assert_eq!(spec["requiresRepublish"], true);
         assert_eq!(spec["volumeLifecycleModes"], json!(["Persistent", "Ephemeral"]));
         assert_eq!(spec["tokenRequests"][0]["audience"], "api://AzureADTokenExchange");
+        // A cluster refuses the one field without the other.
+        let none = Helm::minimal()
+            .json("csiDriver.tokenRequests", &json!([]))
+            .kube_version(version)
+            .objects();
+        let spec = &object(&none, "CSIDriver", DRIVER_NAME)["spec"];
+        for field in ["tokenRequests", "serviceAccountTokenInSecrets"] {
+            assert!(spec.get(field).is_none(), "{version}: {spec}");
+        }
+    }
+}
+
+/// Who may write pods may write volumes only where it is asked for.
+#[test]
+fn inline_volumes_are_off_until_they_are_asked_for() {
+    const PROFILE: &str = "security.openshift.io/csi-ephemeral-volume-profile";
+    for (helm, modes, profile) in [
+        (Helm::minimal(), json!(["Persistent"]), Value::Null),
+        (
+            Helm::minimal().json("csiDriver.inlineVolumes", &json!(true)),
+            json!(["Persistent", "Ephemeral"]),
+            json!("restricted"),
+        ),
+    ] {
+        let objects = helm.objects();
+        let driver = object(&objects, "CSIDriver", DRIVER_NAME);
+        assert_eq!(driver["spec"]["volumeLifecycleModes"], modes);
+        assert_eq!(driver["metadata"]["labels"][PROFILE], profile);
+        // The Job of an upgrade makes way for these.
+        let job = &object(&objects, "Job", "vsc-blob-csi-upgrade")["spec"]["template"]["spec"];
+        let words: Vec<&str> = modes
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|mode| mode.as_str().unwrap())
+            .collect();
+        let wanted = json!(format!("--volume-lifecycle-modes={}", words.join(",")));
+        let arguments = job["containers"][0]["args"].as_array().unwrap();
+        assert!(arguments.contains(&wanted), "{arguments:?}");
+    }
+}
+
+/// Each of the lists says how long its tokens live, or `tokenExpirationSeconds` does.
+#[test]
+fn tokens_live_as_long_as_they_are_asked_to() {
+    let requests = |helm: Helm| {
+        let objects = helm.objects();
+        object(&objects, "CSIDriver", DRIVER_NAME)["spec"]["tokenRequests"].clone()
+    };
+    let audience = "api://AzureADTokenExchange";
+    assert_eq!(
+        requests(Helm::minimal()),
+        json!([{"audience": audience, "expirationSeconds": 3600}])
+    );
+    assert_eq!(
+        requests(Helm::minimal().json("csiDriver.tokenExpirationSeconds", &json!(1200))),
+        json!([{"audience": audience, "expirationSeconds": 1200}])
+    );
+    assert_eq!(
+        requests(Helm::new().file("ci/full-values.yaml")),
+        json!([
+            {"audience": audience, "expirationSeconds": 3600},
+            {"audience": "another", "expirationSeconds": 7200}
+        ])
+    );
+}
+
+/// Both programs lend to the same hosts, and take what the schema lets through.
+#[test]
+fn allowed_endpoints_reach_both_programs() {
+    let arguments = |helm: Helm| -> Vec<Vec<String>> {
+        let objects = helm.objects();
+        [
+            ("DaemonSet", "vsc-blob-csi-node"),
+            ("Deployment", "vsc-blob-csi-controller"),
+        ]
+        .into_iter()
+        .map(|(kind, name)| {
+            let container = &object(&objects, kind, name)["spec"]["template"]["spec"]["containers"][0];
+            let arguments = container["args"].as_array().unwrap().iter();
+            arguments.map(|one| one.as_str().unwrap().to_owned()).collect()
+        })
+        .collect()
+    };
+    for line in arguments(Helm::new().file("ci/full-values.yaml")) {
+        let wanted = "--allowed-endpoints=store.example,*.storage.example,[fd00::7]";
+        assert!(line.iter().any(|argument| argument == wanted), "{line:?}");
+    }
+    for line in arguments(Helm::minimal()) {
+        assert!(
+            !line.iter().any(|argument| argument.contains("allowed")),
+            "{line:?}"
+        );
+    }
+    let with = |host: &str| {
+        Helm::minimal()
+            .json("allowedEndpoints", &json!([host]))
+            .template()
+    };
+    for host in [
+        "store.example",
+        "*.Store.example.",
+        "10.0.0.7",
+        "[fd00::7]",
+        "store_1.ns.svc",
+    ] {
+        with(host).unwrap();
+        host.parse::<vsc_blob_csi::csi::lending::AllowedHost>().unwrap();
+    }
+    for wrong in [
+        "",
+        "*",
+        "https://store.example",
+        "store.example:443",
+        "a,b",
+        "a b",
+        "*.*.example",
+    ] {
+        assert!(
+            with(wrong).unwrap_err().contains("/allowedEndpoints/0"),
+            "{wrong}"
+        );
+        wrong
+            .parse::<vsc_blob_csi::csi::lending::AllowedHost>()
+            .unwrap_err();
     }
 }
 
@@ -400,11 +525,10 @@ fn rights_are_given_only_where_they_are_asked_for() {
 
     let off = Helm::minimal().json("node.kubernetes", &json!("off")).objects();
     let roles = off.iter().filter(|object| object["kind"] == "ClusterRole");
-    assert!(
-        roles
-            .clone()
-            .all(|role| role["metadata"]["name"] == "vsc-blob-csi-controller")
-    );
+    assert!(roles.clone().all(|role| {
+        ["vsc-blob-csi-controller", "vsc-blob-csi-upgrade"]
+            .contains(&role["metadata"]["name"].as_str().unwrap())
+    }));
     let node = object(&off, "DaemonSet", "vsc-blob-csi-node");
     assert_eq!(
         node["spec"]["template"]["spec"]["automountServiceAccountToken"],
@@ -462,7 +586,41 @@ fn uninstalling_begins_with_a_clean_up() {
 
     // What writes no marks needs none taken away.
     let off = Helm::minimal().json("node.kubernetes", &json!("off")).objects();
-    assert!(off.iter().all(|object| object["kind"] != "Job"));
+    let mut jobs = off.iter().filter(|object| object["kind"] == "Job");
+    assert!(jobs.all(|job| job["metadata"]["name"] == "vsc-blob-csi-upgrade"));
+}
+
+/// Before an upgrade or a rollback changes anything, a Job with its own rights makes way for a CSIDriver
+/// object with other modes; helm then makes the object.
+#[test]
+fn upgrading_begins_with_the_driver_object() {
+    for helm in value_sets() {
+        let objects = helm.objects();
+        let job = object(&objects, "Job", "vsc-blob-csi-upgrade");
+        let pod = &job["spec"]["template"]["spec"];
+        let arguments = pod["containers"][0]["args"].as_array().unwrap().iter();
+        let arguments = arguments.map(|argument| argument.as_str().unwrap());
+        let parsed = <vsc_blob_csi::commands::Cli as clap::Parser>::try_parse_from(
+            ["vsc-blob-csi"].into_iter().chain(arguments),
+        );
+        let command = parsed.unwrap_or_else(|error| panic!("{error}")).command;
+        let vsc_blob_csi::commands::Command::ClusterPrepare(arguments) = command else {
+            panic!("{command:?}");
+        };
+        // Each of its tries ends before the Job does.
+        let tries = 1 + job["spec"]["backoffLimit"].as_u64().unwrap();
+        let deadline = job["spec"]["activeDeadlineSeconds"].as_u64().unwrap();
+        assert!(tries * arguments.timeout < deadline);
+        let name = pod["serviceAccountName"].as_str().unwrap();
+        for kind in ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Job"] {
+            let annotations = &object(&objects, kind, name)["metadata"]["annotations"];
+            assert_eq!(annotations["helm.sh/hook"], "pre-upgrade,pre-rollback", "{kind}");
+            let policy = annotations["helm.sh/hook-delete-policy"].as_str().unwrap();
+            assert!(policy.contains("hook-succeeded"), "{kind}: {policy}");
+            let weight = if kind == "Job" { "1" } else { "0" };
+            assert_eq!(annotations["helm.sh/hook-weight"], weight, "{kind}");
+        }
+    }
 }
 
 /// The only sidecar is the provisioner: registration and health are the program's own.
@@ -732,7 +890,7 @@ fn fips_is_required_of_every_container_of_ours() {
         found
     };
     let with = of_ours(Helm::minimal().json("fips", &json!(true)));
-    assert_eq!(with.len(), 4, "{with:?}");
+    assert_eq!(with.len(), 5, "{with:?}");
     for (image, required) in with {
         assert!(image.ends_with("-fips"), "{image}");
         assert_eq!(required, [json!("true")], "{image}");

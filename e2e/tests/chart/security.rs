@@ -313,6 +313,17 @@ fn the_clean_up_may_do_what_is_listed() {
     );
 }
 
+#[test]
+fn the_preparation_may_do_what_is_listed() {
+    check(
+        "Job",
+        "vsc-blob-csi-upgrade",
+        "containers",
+        "cluster-prepare",
+        "### Upgrade",
+    );
+}
+
 /// Two views of one folder of the node keep mounts busy in the one that is not looked at. The loader's folder
 /// is in the kubelet's and has no mounts: it may be seen again, read-only.
 #[test]

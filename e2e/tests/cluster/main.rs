@@ -60,8 +60,8 @@ fn side_by_side() -> Vec<Case> {
         errors: wrong_key missing_container unknown_attribute unknown_mount_option missing_secret
             wrong_class_parameter;
         provisioning: container_for_each_claim prefix_for_each_claim static_volume inline_volume
-            inline_secret_of_another_namespace names_out_of_the_claim retained_data reclaim_policy_retain
-            mount_options secret_by_name secret_by_name_of_a_class;
+            inline_secret_of_another_namespace inline_lends_no_identity names_out_of_the_claim retained_data
+            reclaim_policy_retain mount_options secret_by_name secret_by_name_of_a_class;
         examples: container_per_claim directory_per_claim volume_name inline read_only secret_by_name
             static_volume anonymous managed_identity service_principal workload_identity;
         node: label_and_registration;
@@ -81,7 +81,8 @@ fn alone() -> Vec<Case> {
 /// Cases that end with the driver removed.
 fn release() -> Vec<Case> {
     cases! {
-        release: helm_test upgrade_and_rollback update_without_the_channel uninstall_leaves_nothing;
+        release: helm_test upgrade_and_rollback inline_volumes_off_and_on update_without_the_channel
+            uninstall_leaves_nothing;
     }
 }
 

@@ -6,7 +6,7 @@ use kube::ResourceExt as _;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
-use crate::lab::{DRIVER, LAB, MARK, SECRET, STORE, watch};
+use crate::lab::{DRIVER, LAB, MARK, SECRET, STORE, STORE_TLS, watch};
 use crate::objects::PodPlan;
 use crate::space::{Space, create};
 use crate::store::container_sas;
@@ -158,7 +158,8 @@ pub(crate) async fn static_volume(space: &Space) -> Result<()> {
     Ok(())
 }
 
-fn inline(container: &str, secret: Option<&str>, more: &[(&str, &str)]) -> serde_json::Value {
+/// A volume source on the store.
+pub(crate) fn inline(container: &str, secret: Option<&str>, more: &[(&str, &str)]) -> serde_json::Value {
     let mut volume = json!({"csi": {
         "driver": DRIVER,
         "volumeAttributes": {"server": STORE, "containerName": container},
@@ -202,6 +203,26 @@ pub(crate) async fn inline_secret_of_another_namespace(space: &Space) -> Result<
         event.type_.as_deref() == Some("Warning"),
         "its type is {:?}",
         event.type_
+    );
+    Ok(())
+}
+
+/// Whoever may write a pod may not be the node for it.
+pub(crate) async fn inline_lends_no_identity(space: &Space) -> Result<()> {
+    let container = space.name.clone();
+    space.lab.make_container(&container).await?;
+    let more = [("server", STORE_TLS), ("AzureStorageAuthType", "MSI")];
+    let plan = PodPlan::new("app").volume(inline(&container, None, &more));
+    space.create_pod(&plan).await?;
+    let event = space
+        .event("app", "that the identity is refused", |event| {
+            event.reason.as_deref() == Some("IdentityRefused")
+        })
+        .await?;
+    let text = event.message.unwrap_or_default();
+    ensure!(
+        text.contains("AzureStorageAuthType") && text.contains("PersistentVolume"),
+        "it says {text:?}"
     );
     Ok(())
 }

@@ -21,8 +21,9 @@ use serde_json::json;
 use tokio::process::Command;
 use vsc_blob_csi::cluster::{CHANNEL_LABEL, CHANNEL_REASON};
 
-use crate::lab::{DRIVER, Lab, PATIENCE, in_time, poll, watch};
+use crate::lab::{DRIVER, Lab, PATIENCE, SECRET, in_time, poll, watch};
 use crate::objects::PodPlan;
+use crate::provisioning::inline;
 use crate::space::Space;
 
 impl Lab {
@@ -51,7 +52,7 @@ impl Lab {
         in_time(&format!("helm {}", arguments.join(" ")), run).await
     }
 
-    /// `helm upgrade` with the installed values and these over them.
+    /// `helm upgrade` with the installed values and these options over them.
     async fn upgrade(&self, over: &[&str]) -> Result<()> {
         let chart = self.settings.chart.display().to_string();
         let values = self.settings.values.display().to_string();
@@ -64,9 +65,7 @@ impl Lab {
             "--wait",
             "--timeout=110s",
         ];
-        for value in over {
-            arguments.extend(["--set-string", value]);
-        }
+        arguments.extend(over);
         self.helm(&arguments).await.map(drop)
     }
 
@@ -117,6 +116,13 @@ impl Lab {
             }
         }
         Ok(found)
+    }
+
+    /// Uid and `volumeLifecycleModes` of the CSIDriver object.
+    async fn driver_object(&self) -> Result<(Option<String>, Vec<String>)> {
+        let object = self.all::<CSIDriver>().get(DRIVER).await.context("CSIDriver")?;
+        let modes = object.spec.volume_lifecycle_modes.unwrap_or_default();
+        Ok((object.metadata.uid, modes))
     }
 
     /// The node plugin's pod that runs the DaemonSet's newest template.
@@ -186,7 +192,7 @@ pub(crate) async fn upgrade_and_rollback(space: &Space) -> Result<()> {
     let class = space.class(json!({}), json!({})).await?;
     let first = lab.updated_node_pod().await?;
     let before = lab.possessions().await?;
-    lab.upgrade(&["logLevel=debug"]).await?;
+    lab.upgrade(&["--set-string", "logLevel=debug"]).await?;
     let second = lab.updated_node_pod().await?;
     ensure!(first.uid() != second.uid(), "the upgrade replaced no pod");
     works(space, &class, "upgraded").await?;
@@ -211,13 +217,75 @@ pub(crate) async fn upgrade_and_rollback(space: &Space) -> Result<()> {
     Ok(())
 }
 
+/// `volumeLifecycleModes` of the CSIDriver object cannot be changed: upgrade and rollback make it anew, off
+/// and on, and what is mounted stays mounted.
+pub(crate) async fn inline_volumes_off_and_on(space: &Space) -> Result<()> {
+    let lab = &space.lab;
+    let class = space.class(json!({}), json!({})).await?;
+    lab.make_container(&space.name).await?;
+    let plan = |pod: &str| PodPlan::new(pod).volume(inline(&space.name, Some(SECRET), &[]));
+    let both = || vec!["Persistent".to_owned(), "Ephemeral".to_owned()];
+    space.pod(&plan("before")).await?;
+    let node = lab.ready_node_pod().await?;
+    let (first, modes) = lab.driver_object().await?;
+    ensure!(modes == both(), "installed with {modes:?}");
+
+    lab.upgrade(&["--set-json", "csiDriver.inlineVolumes=false"])
+        .await?;
+    let (second, modes) = lab.driver_object().await?;
+    ensure!(modes == ["Persistent"], "switched off it has {modes:?}");
+    ensure!(
+        first != second,
+        "the object was changed, which the API server refuses"
+    );
+    space.create_pod(&plan("after")).await?;
+    let told = "not supported by driver";
+    space
+        .event("after", told, |event| {
+            event.message.as_deref().is_some_and(|text| text.contains(told))
+        })
+        .await?;
+    works(space, &class, "with-a-claim").await?;
+    let seen = space
+        .sh("before", "echo x > /data/file && cat /data/file")
+        .await?;
+    ensure!(seen == "x\n", "the pod of before reads {seen:?}");
+
+    lab.helm(&["rollback", &lab.settings.release, "--wait", "--timeout=110s"])
+        .await?;
+    let (third, modes) = lab.driver_object().await?;
+    ensure!(modes == both(), "switched on again it has {modes:?}");
+    ensure!(
+        third != second,
+        "the object was changed, which the API server refuses"
+    );
+    // The kubelet repeats what it was refused.
+    space.ready("after").await?;
+    let seen = space.sh("after", "cat /data/file").await?;
+    ensure!(seen == "x\n", "the pod that waited reads {seen:?}");
+    let still = lab.ready_node_pod().await?;
+    ensure!(node.uid() == still.uid(), "the node plugin was replaced");
+
+    // With the modes that it has, the object stays.
+    lab.upgrade(&[]).await?;
+    let (fourth, _) = lab.driver_object().await?;
+    ensure!(
+        fourth == third,
+        "an upgrade that changes nothing made the object anew"
+    );
+    for pod in ["before", "after"] {
+        space.delete_pod(pod).await?;
+    }
+    Ok(())
+}
+
 /// A node without the channel: the update goes through, nothing restarts, volumes work over HTTPS.
 pub(crate) async fn update_without_the_channel(space: &Space) -> Result<()> {
     let lab = &space.lab;
     let class = space.class(json!({}), json!({})).await?;
     lab.set_vsp(false).await?;
     let result = async {
-        lab.upgrade(&["logLevel=info"]).await?;
+        lab.upgrade(&["--set-string", "logLevel=info"]).await?;
         let pod = lab.updated_node_pod().await?;
         let status = pod.status.clone().unwrap_or_default();
         let containers = status.container_statuses.into_iter().flatten();
