@@ -11,13 +11,19 @@ const LOADER_LOCK: &str = "driver.lock";
 const LOADER_RECORD: &str = "driver.json";
 
 /// Removes the state folder, the loader's folder and the folder of the socket, each when it is empty: after
-/// the last volume there is no trace of the driver, and a successor makes them anew. Nothing is done when a
-/// successor serves the socket already. What cannot be removed stays; it is told in the log at level debug.
+/// the last volume there is no trace of the driver, and a successor makes them anew. Nothing else is done when
+/// the state folder stays (a successor waits for its lock: its container has the others mounted), or one
+/// serves the socket already. What cannot be removed stays; it is told in the log at level debug.
 pub fn remove_empty(state: &Path, socket: &Path) {
     if socket.exists() {
         return;
     }
-    told(state, fs::remove_dir(state));
+    let removed = fs::remove_dir(state);
+    let stays = state.exists();
+    told(state, removed);
+    if stays {
+        return;
+    }
     let Some(plugin) = socket.parent() else { return };
     let loader = plugin.join(LOADER);
     if loader.is_dir() && !loader.join(LOADER_RECORD).exists() {
@@ -88,6 +94,10 @@ mod tests {
 
     #[test]
     fn a_successor_keeps_its_folders() {
+        let plugin = Plugin::new();
+        plugin.write("plugin/state/successor");
+        plugin.remove_empty();
+        assert!(plugin.has("plugin/state") && plugin.has("plugin/loader/driver.lock"));
         let plugin = Plugin::new();
         plugin.write("plugin/csi.sock");
         plugin.remove_empty();

@@ -18,8 +18,12 @@ use crate::mounts::bounded::bounded;
 /// Held by the one node process of a state folder, until its end.
 #[derive(Debug)]
 pub struct Instance {
-    _lock: Flock<File>,
+    /// `None`: the file system has no locks.
+    _lock: Option<Flock<File>>,
 }
+
+/// In the state folder while a successor waits: the predecessor leaves the folders as they are.
+const SUCCESSOR: &str = "successor";
 
 impl Instance {
     /// Makes the state folder (0700) where it is missing and takes its lock; where another process has it,
@@ -30,7 +34,12 @@ impl Instance {
     pub async fn only(state: &Path, patience: Duration) -> anyhow::Result<Self> {
         let taken = || format!("--state-dir {}", state.display());
         if let Some(instance) = Self::take(state, FlockArg::LockExclusiveNonblock).with_context(taken)? {
+            // Of one that did not live to see it.
+            let _ = std::fs::remove_file(state.join(SUCCESSOR));
             return Ok(instance);
+        }
+        if let Err(error) = std::fs::write(state.join(SUCCESSOR), []) {
+            tracing::debug!(%error, "the other process may take empty folders away");
         }
         tracing::info!(
             state = %state.display(), ?patience,
@@ -47,7 +56,9 @@ impl Instance {
                 }
             }
         });
-        let Ok(waited) = waiting.await else {
+        let waited = waiting.await;
+        let _ = std::fs::remove_file(state.join(SUCCESSOR));
+        let Ok(waited) = waited else {
             bail!(
                 "--state-dir {}: another node process of this driver still holds it after {patience:?}; \
                  only one may serve a node: look for a pod of the driver that does not end",
@@ -72,8 +83,16 @@ impl Instance {
     fn lock(folder: File, state: &Path, how: FlockArg) -> io::Result<Option<Self>> {
         let own = folder.metadata()?;
         let lock = match Flock::lock(folder, how) {
-            Ok(lock) => lock,
+            Ok(lock) => Some(lock),
             Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => return Ok(None),
+            // NFS locks no folder that is open for reading, others nothing at all.
+            Err((_, error @ (Errno::EBADF | Errno::ENOLCK | Errno::EOPNOTSUPP))) => {
+                tracing::warn!(
+                    state = %state.display(), %error,
+                    "the state folder cannot be locked: nothing keeps a second node process away"
+                );
+                None
+            }
             Err((_, error)) => return Err(error.into()),
         };
         let same = std::fs::metadata(state).is_ok_and(|at| (at.dev(), at.ino()) == (own.dev(), own.ino()));

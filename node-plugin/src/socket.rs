@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
 use std::os::unix::net::UnixListener as Listener;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::task::{Context, Poll};
 
 use anyhow::{Context as _, bail};
@@ -54,10 +54,19 @@ impl Socket {
     /// # Errors
     /// It cannot be bound.
     pub fn look(&self) -> anyhow::Result<bool> {
+        self.look_and(|| ())
+    }
+
+    /// The same; `first` is done before it is bound anew.
+    ///
+    /// # Errors
+    /// It cannot be bound.
+    pub fn look_and(&self, first: impl FnOnce()) -> anyhow::Result<bool> {
         let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
         if own.as_ref().is_none_or(|own| is_at(own, &self.path)) {
             return Ok(false);
         }
+        first();
         let (listener, bound) = bind(&self.path)?;
         *own = Some(bound);
         // Nobody serves any more: it ends as well, then.
@@ -66,9 +75,14 @@ impl Socket {
         Ok(true)
     }
 
-    /// Gives it up: it is removed, unless what is at its path is somebody else's, and never bound anew.
+    /// Gives it up: it is removed, unless what is at its path is somebody else's, and never bound anew. While
+    /// somebody looks (at a disk that hangs, say) it stays: nobody waits for that who has to end.
     pub fn give_up(&self) {
-        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let own = match self.own.try_lock() {
+            Ok(mut own) => own.take(),
+            Err(TryLockError::Poisoned(own)) => own.into_inner().take(),
+            Err(TryLockError::WouldBlock) => None,
+        };
         if let Some(own) = own
             && is_at(&own, &self.path)
             && let Err(error) = std::fs::remove_file(&self.path)

@@ -140,11 +140,17 @@ impl Claims {
     /// The API server's, as in [`Cluster`].
     pub async fn now_of(&self, volume: &VolumeAt) -> Result<Option<ObjectRef>> {
         let started = Instant::now();
-        let known = self.known(volume, &believed);
-        if let Some(known) = known.flatten()
+        let known = self.known(volume, &believed).flatten();
+        // Where kubelet says the volume's name that is asked for below.
+        if let Some(known) = known.filter(|_| name_at(&volume.path).is_none())
             && let Some(found) = self.named(&known.name, volume).await?
         {
-            return Ok(Some(found.claim));
+            // A volume that is let go of names its claim yet, and the next one may have its handle.
+            let ObjectRef { namespace, name, .. } = &found.claim;
+            let bound = self.cluster.bound_volume(namespace, name).await?;
+            if bound.as_ref() == Some(&found.name) {
+                return Ok(Some(found.claim));
+            }
         }
         let found = self.find(volume, &|at| at > started).await?;
         Ok(found.map(|found| found.claim))
@@ -415,13 +421,27 @@ mod tests {
         let claims = claims(&cluster);
         cluster.set(|state| state.pods.pop());
         assert_eq!(claims.now_of(&volume).await.unwrap(), None);
-        // The list of pods may be old; the next call finds it, at the cost of one request from then on.
+        // The list of pods may be old; the next call finds it, at the cost of two requests from then on.
         cluster.set(|state| state.pods.push(pod("team", "b", &["data"])));
         let found = claims.now_of(&volume).await.unwrap();
         assert_eq!(found, Some(claim("team", "data")));
         let asked = cluster.calls().len();
         claims.now_of(&volume).await.unwrap();
-        assert_eq!(cluster.calls()[asked..], ["volume pv-1"]);
+        assert_eq!(
+            cluster.calls()[asked..],
+            ["volume pv-1", "bound_volume team/data"]
+        );
+        // Let go of, it names its claim yet; the claim, or another volume with its handle, has moved on.
+        let bound = |to: Option<&str>| {
+            let key = ("team".to_owned(), "data".to_owned());
+            cluster.set(|state| match to {
+                Some(to) => state.claims.insert(key, to.to_owned()),
+                None => state.claims.remove(&key),
+            });
+        };
+        bound(None);
+        assert_eq!(claims.now_of(&volume).await.unwrap(), None);
+        bound(Some("pv-1"));
         // Kept by its class, and given to somebody else.
         cluster.set(|state| state.volume("pv-1", DRIVER, "h", Some(claim("others", "data"))));
         let found = claims.now_of(&volume).await.unwrap();

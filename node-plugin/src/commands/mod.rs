@@ -86,8 +86,10 @@ impl Cli {
                 crate::privileges::give_up()?;
                 if args.no_seccomp {
                     tracing::warn!("--no-seccomp: every system call is allowed");
-                } else if let Err(error) = crate::seccomp::confine() {
-                    tracing::warn!("every system call is allowed: {error:#}");
+                } else {
+                    crate::seccomp::confine().context(
+                        "this kernel takes no filter of system calls; --no-seccomp serves without",
+                    )?;
                 }
                 runtime()?.block_on(async { node::run(args, terminated()?).await })
             }

@@ -43,11 +43,10 @@ impl RegistrationService {
     pub fn check(&self, socket: Arc<Socket>) -> Check {
         let registered = Arc::clone(&self.registered);
         Arc::new(move || {
-            let anew = socket.look().map_err(|error| format!("{error:#}"))?;
-            // Kubelet deregisters a driver whose socket goes away.
-            if anew {
-                registered.store(false, Ordering::Relaxed);
-            }
+            // Kubelet deregisters a driver whose socket goes away; what it says of the new one comes later.
+            socket
+                .look_and(|| registered.store(false, Ordering::Relaxed))
+                .map_err(|error| format!("{error:#}"))?;
             if registered.load(Ordering::Relaxed) {
                 return Ok(());
             }

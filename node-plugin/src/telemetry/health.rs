@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -29,10 +30,12 @@ use tokio_util::task::AbortOnDropHandle;
 use super::metrics::Metrics;
 use crate::csi::identity::Check;
 use crate::grpc::server;
-use crate::mounts::bounded::bounded;
+use crate::mounts::bounded::{BoundedError, bounded};
 
 /// How long the own socket may take to answer. Longer than any check of Probe.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// How long the checks of the own sockets may take.
+const CHECKS: Duration = Duration::from_secs(2);
 /// Everybody who asks within this time gets the same answer.
 const FRESH: Duration = Duration::from_secs(1);
 /// Connections at a time: kubelet and a collector need two.
@@ -79,6 +82,7 @@ impl HealthArgs {
         let health = Arc::new(Health {
             socket,
             checks: checks.into(),
+            checking: Arc::default(),
             metrics,
             stopping,
             latest: Mutex::default(),
@@ -115,6 +119,8 @@ enum State {
 struct Health {
     socket: PathBuf,
     checks: Arc<[Check]>,
+    /// A look at them has not ended yet.
+    checking: Arc<AtomicBool>,
     metrics: Metrics,
     stopping: CancellationToken,
     latest: Mutex<Option<(Instant, State)>>,
@@ -131,13 +137,16 @@ impl Health {
         {
             return state.clone();
         }
-        let probed = tokio::time::timeout(DEADLINE, self.probe()).await;
-        let state = probed.unwrap_or_else(|_| {
-            State::Silent(format!(
+        let asked = tokio::time::timeout(DEADLINE, self.ask());
+        let (asked, wrong) = tokio::join!(asked, self.wrong());
+        let state = match asked {
+            Ok(State::Ready) if !wrong.is_empty() => State::NotReady(wrong.join("; ")),
+            Ok(state) => state,
+            Err(_) => State::Silent(format!(
                 "{} gave no answer within {DEADLINE:?}",
                 self.socket.display()
-            ))
-        });
+            )),
+        };
         if let State::Silent(why) = &state {
             tracing::error!(why, "the own socket does not answer");
         }
@@ -145,20 +154,27 @@ impl Health {
         state
     }
 
-    async fn probe(&self) -> State {
-        // The disk may hang.
-        let checks = Arc::clone(&self.checks);
-        let checked = bounded("check", DEADLINE, move || {
+    /// What the checks say: a disk that hangs is a reason not to be ready, and none to be killed.
+    async fn wrong(&self) -> Vec<String> {
+        // One at a time: a thread that hangs stays.
+        if self.checking.swap(true, Ordering::AcqRel) {
+            return vec!["the checks before have not ended yet".to_owned()];
+        }
+        let (checks, checking) = (Arc::clone(&self.checks), Arc::clone(&self.checking));
+        let checked = bounded("check", CHECKS, move || {
             let wrong: Vec<String> = checks.iter().filter_map(|check| check().err()).collect();
+            checking.store(false, Ordering::Release);
             wrong
         });
-        let wrong = match checked.await {
+        match checked.await {
             Ok(wrong) => wrong,
-            Err(error) => vec![error.to_string()],
-        };
-        match self.ask().await {
-            State::Ready if !wrong.is_empty() => State::NotReady(wrong.join("; ")),
-            state => state,
+            Err(error) => {
+                // Without a thread nobody else takes it back.
+                if matches!(error, BoundedError::Thread { .. }) {
+                    self.checking.store(false, Ordering::Release);
+                }
+                vec![error.to_string()]
+            }
         }
     }
 
@@ -273,6 +289,8 @@ mod tests {
     use tonic::service::Routes;
     use vsc_driver::buffer::Arena;
 
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
     use crate::csi::identity::IdentityService;
     use crate::csi::registration::RegistrationService;
@@ -308,6 +326,7 @@ mod tests {
         Health {
             socket: socket.to_owned(),
             checks: Arc::default(),
+            checking: Arc::default(),
             metrics: Metrics::new(paths, None),
             stopping: CancellationToken::new(),
             latest: Mutex::default(),
@@ -349,6 +368,39 @@ mod tests {
         let (status, why) = get(&unready, "/readyz").await;
         assert_eq!(status, 503);
         assert!(why.contains("/dev/fuse: not there"), "{why}");
+    }
+
+    /// A restart would take all mounts of the node away, and not mend the disk.
+    #[tokio::test]
+    async fn a_disk_that_hangs_is_no_reason_to_be_killed() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("csi.sock");
+        let _serving = identity(&socket, Vec::new());
+        let (end, hangs) = std::sync::mpsc::channel::<()>();
+        let (hangs, looks) = (std::sync::Mutex::new(hangs), Arc::new(AtomicUsize::new(0)));
+        let mut health = health(&socket);
+        let look = Arc::clone(&looks);
+        health.checks = Arc::new([Arc::new(move || {
+            look.fetch_add(1, Ordering::SeqCst);
+            let _ = hangs.lock().unwrap().recv();
+            Ok(())
+        }) as Check]);
+        for _ in 0..3 {
+            *health.latest.lock().await = None;
+            assert_eq!(get(&health, "/healthz").await.0, 200);
+            assert_eq!(get(&health, "/readyz").await.0, 503);
+        }
+        assert_eq!(
+            looks.load(Ordering::SeqCst),
+            1,
+            "one thread hangs, not one for each probe"
+        );
+        drop(end);
+        while health.checking.load(Ordering::SeqCst) {
+            tokio::task::yield_now().await;
+        }
+        *health.latest.lock().await = None;
+        assert_eq!(get(&health, "/readyz").await.0, 200);
     }
 
     #[tokio::test(start_paused = true)]

@@ -346,6 +346,7 @@ async fn a_hundred_volumes_of_one_identity_fetch_one_token() {
     }
     // Gone with the last volume.
     drop((volumes, seen));
+    assert_eq!(sources.len(), 0, "their secrets, too");
     fake.will_give("access-2");
     let source = sources.get(principal("s"), Some(url)).unwrap();
     assert_eq!(token(&source).await, "access-2");
