@@ -34,8 +34,9 @@ use crate::mounts::bounded::{BoundedError, bounded};
 
 /// How long the own socket may take to answer. Longer than any check of Probe.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// How long the checks of the own sockets may take.
-const CHECKS: Duration = Duration::from_secs(2);
+/// How long the checks of the own sockets may take. With what Probe allows itself for a disk that hangs (3 s)
+/// it is less than the time that the kubelet gives an answer (5 s).
+const CHECKS: Duration = Duration::from_secs(1);
 /// Everybody who asks within this time gets the same answer.
 const FRESH: Duration = Duration::from_secs(1);
 /// Connections at a time: kubelet and a collector need two.
@@ -137,9 +138,9 @@ impl Health {
         {
             return state.clone();
         }
-        let asked = tokio::time::timeout(DEADLINE, self.ask());
-        let (asked, wrong) = tokio::join!(asked, self.wrong());
-        let state = match asked {
+        // First: they bind a socket anew that was taken away.
+        let wrong = self.wrong().await;
+        let state = match tokio::time::timeout(DEADLINE, self.ask()).await {
             Ok(State::Ready) if !wrong.is_empty() => State::NotReady(wrong.join("; ")),
             Ok(state) => state,
             Err(_) => State::Silent(format!(
