@@ -11,8 +11,8 @@ const LOADER_LOCK: &str = "driver.lock";
 const LOADER_RECORD: &str = "driver.json";
 
 /// Removes the state folder, the loader's folder and the folder of the socket, each when it is empty: after
-/// the last volume there is no trace of the driver, and a successor makes them anew. Nothing else is done when
-/// the state folder stays (a successor waits for its lock: its container has the others mounted), or one
+/// the last volume there is no trace of the driver, and a successor makes them anew. Nothing else is done
+/// when the state folder stays (a successor waits for its lock: its container has the others mounted), or one
 /// serves the socket already. What cannot be removed stays; it is told in the log at level debug.
 pub fn remove_empty(state: &Path, socket: &Path) {
     if socket.exists() {

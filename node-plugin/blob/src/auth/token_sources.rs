@@ -27,8 +27,8 @@ struct Known {
     source: Weak<Shared>,
 }
 
-/// A source that was handed out: with the last volume that uses it goes all that is known of its identity, the
-/// secret included.
+/// A source that was handed out: with the last volume that uses it goes all that is known of its identity,
+/// the secret included.
 #[derive(Debug)]
 struct Shared {
     source: Arc<dyn TokenSource>,
