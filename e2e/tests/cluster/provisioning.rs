@@ -216,7 +216,8 @@ pub(crate) async fn inline_lends_no_identity(space: &Space) -> Result<()> {
     space.create_pod(&plan).await?;
     let event = space
         .event("app", "that the identity is refused", |event| {
-            event.reason.as_deref() == Some("IdentityRefused")
+            let text = event.message.as_deref().unwrap_or_default();
+            event.reason.as_deref() == Some("FailedMount") && text.contains("[IdentityRefused]")
         })
         .await?;
     let text = event.message.unwrap_or_default();

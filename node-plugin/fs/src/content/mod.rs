@@ -382,7 +382,7 @@ impl File {
 
     /// Before the blob is deleted while handles are open: loads what is not in memory if it is at most
     /// `limit` bytes and pins it; false when it is larger (the tree then moves the blob aside instead).
-    /// Afterwards commits do nothing. [`File::departed`] or [`File::attach`] follows.
+    /// Afterwards commits do nothing. Then it has departed for good, or [`File::attach`] follows.
     pub async fn detach(&self, limit: u64) -> Result<bool, FileError> {
         self.core.detach(limit).await
     }
