@@ -10,6 +10,7 @@ use super::own::Own;
 use super::permit::Permit;
 use super::right::Right;
 use super::share::Share;
+use crate::sync::MutexGuard;
 
 impl Share {
     /// Room for `bytes` of accepted writes, if there is any without waiting.
@@ -114,19 +115,29 @@ impl Budget {
         share: Option<&Arc<Share>>,
         ticket: Option<u64>,
     ) -> Option<Permit> {
-        let mut inner = self.lock();
+        let inner = self.lock();
         if self.no_room(&inner, kind, bytes, share) {
             return None;
         }
         if kind == Kind::Dirty && !self.in_turn(&inner, bytes, share, ticket) {
             return None;
         }
+        Some(self.grant(inner, kind, bytes, share))
+    }
+
+    fn grant(
+        self: &Arc<Self>,
+        mut inner: MutexGuard<'_, Inner>,
+        kind: Kind,
+        bytes: usize,
+        share: Option<&Arc<Share>>,
+    ) -> Permit {
         inner.add(kind, bytes, share.map(|share| &*share.own));
         drop(inner);
         if let Some(share) = share {
             share.own.stuck.store(false, Ordering::Relaxed);
         }
-        Some(self.permit(kind, bytes, share))
+        self.permit(kind, bytes, share)
     }
 
     /// What every volume can hold whatever the others do, it can hold also while nothing of what is cached
@@ -139,16 +150,13 @@ impl Budget {
         ticket: Option<u64>,
     ) -> Option<Permit> {
         let share = share.filter(|_| kind == Kind::Dirty)?;
-        let mut inner = self.lock();
+        let inner = self.lock();
         let own = share.own.dirty.load(Ordering::Relaxed) + bytes;
         let full = own > DIRTY_SHARE || inner.of(Kind::Dirty) + bytes > self.dirty_limit;
         if full || !self.in_turn(&inner, bytes, Some(share), ticket) {
             return None;
         }
-        inner.add(kind, bytes, Some(&share.own));
-        drop(inner);
-        share.own.stuck.store(false, Ordering::Relaxed);
-        Some(self.permit(kind, bytes, Some(share)))
+        Some(self.grant(inner, kind, bytes, Some(share)))
     }
 
     pub(super) fn no_room(

@@ -65,6 +65,18 @@ async fn replied<T: Outcome + Send + 'static>(
     receive.await.unwrap()
 }
 
+/// Where `spawn` will reply.
+fn asked(
+    adapter: &Adapter,
+    operation: impl Future<Output = Result<()>> + Send + 'static,
+) -> oneshot::Receiver<Result<(), i32>> {
+    let (send, receive) = oneshot::channel();
+    adapter.spawn(call(), operation, move |outcome| {
+        let _ = send.send(outcome.map_err(|e| e.0));
+    });
+    receive
+}
+
 #[tokio::test]
 async fn after_the_timeout_the_caller_gets_eio_and_the_operation_still_ends() {
     let adapter = adapter_within(Duration::from_millis(1));
@@ -372,16 +384,8 @@ async fn commits_in_line_end_with_those_before() {
     tree.write(&handle, 0u64.into(), b"content", false).await.unwrap();
     store.fail_after(0, Fault::Lost, u64::MAX);
     let sync = |_| {
-        let (send, receive) = oneshot::channel();
         let tree = Arc::clone(&adapter.tree);
-        adapter.spawn(
-            call(),
-            async move { tree.fsync(opened.fh).await },
-            move |outcome| {
-                let _ = send.send(outcome.map_err(|e| e.0));
-            },
-        );
-        receive
+        asked(&adapter, async move { tree.fsync(opened.fh).await })
     };
     let answers = (0..20).map(sync).collect();
     all_end(adapter, answers).await;
@@ -415,15 +419,10 @@ async fn a_rename_that_was_told_to_have_failed_moves_nothing() {
     adapter.tree.lookup(1, to).await.unwrap();
     store.fail(Op::ContainerMetadata, Fault::Lost, 1);
     store.set_delay(Patience::of(timeout).call());
-    let (send, receive) = oneshot::channel();
     let tree = Arc::clone(&adapter.tree);
-    adapter.spawn(
-        call(),
-        async move { tree.rename(1, from, 1, to, crate::tree::Replace::Yes).await },
-        move |outcome| {
-            let _ = send.send(outcome.map_err(|e| e.0));
-        },
-    );
+    let receive = asked(&adapter, async move {
+        tree.rename(1, from, 1, to, crate::tree::Replace::Yes).await
+    });
     tokio::time::sleep(timeout / 10).await;
     // Slow answers, from the next request on: the first comes when the caller has gone.
     store.set_delay(timeout / 10 * 3);
@@ -452,7 +451,6 @@ async fn a_change_that_waits_in_line_is_not_made_when_its_caller_has_gone() {
         let content = Arc::clone(&tree.handle(opened.fh).unwrap().file);
         let held = content.hold().await.unwrap();
         let before = store.properties("f").unwrap().etag;
-        let (send, receive) = oneshot::channel();
         let operation = async move {
             let set = |mode, size| crate::tree::SetAttr {
                 mode,
@@ -466,9 +464,7 @@ async fn a_change_that_waits_in_line_is_not_made_when_its_caller_has_gone() {
                 _ => tree.rename(1, file, 1, other, crate::tree::Replace::Yes).await,
             }
         };
-        adapter.spawn(call(), operation, move |outcome| {
-            let _ = send.send(outcome.map_err(|e| e.0));
-        });
+        let receive = asked(&adapter, operation);
         assert_eq!(receive.await.unwrap(), Err(libc::EIO), "{what}");
         drop(held);
         adapter.tasks.close();
@@ -603,19 +599,12 @@ async fn attributes_of_a_container_that_were_told_to_have_failed_stay() {
     let adapter = adapter_that_knows(&store, timeout);
     store.fail(Op::AcquireLease, Fault::Lost, 1);
     store.set_delay(Patience::of(timeout).call());
-    let (send, receive) = oneshot::channel();
     let tree = Arc::clone(&adapter.tree);
     let set = crate::tree::SetAttr {
         mode: Some(0o700),
         ..Default::default()
     };
-    adapter.spawn(
-        call(),
-        async move { tree.setattr(1, set).await.map(drop) },
-        move |outcome| {
-            let _ = send.send(outcome.map_err(|e| e.0));
-        },
-    );
+    let receive = asked(&adapter, async move { tree.setattr(1, set).await.map(drop) });
     tokio::time::sleep(timeout / 10).await;
     store.set_delay(timeout / 10 * 3);
     assert_eq!(receive.await.unwrap(), Err(libc::EIO));
@@ -637,14 +626,9 @@ async fn an_exchange_is_undone_after_its_caller_has_left() {
         tree.open(id, libc::O_RDWR, 0).await.unwrap();
     }
     store.set_delay(Duration::from_millis(10));
-    let (send, receive) = oneshot::channel();
-    adapter.spawn(
-        call(),
-        async move { tree.rename(1, a, 1, b, crate::tree::Replace::Exchange).await },
-        move |outcome| {
-            let _ = send.send(outcome.map_err(|e| e.0));
-        },
-    );
+    let receive = asked(&adapter, async move {
+        tree.rename(1, a, 1, b, crate::tree::Replace::Exchange).await
+    });
     // The first step is done, and nobody answers the second one.
     while store.names().contains(&"a".to_owned()) {
         tokio::time::sleep(Duration::from_millis(1)).await;
