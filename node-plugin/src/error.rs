@@ -215,6 +215,9 @@ reasons! {
     /// Another created volume is inside the one that is to be deleted.
     HoldsAnotherVolume => FailedPrecondition,
         "Delete the volume inside it first, or set the reclaim policy to Retain";
+    /// Somebody else holds leases on blobs of the volume that is to be deleted.
+    BlobsLeased => FailedPrecondition,
+        "End or break these leases, or wait for their end; the deletion is repeated by itself";
     /// The path still holds something after the unmount.
     TargetInUse => FailedPrecondition,
         "Look what is left at the path; the driver never deletes files of the node";

@@ -575,6 +575,55 @@ fn a_volume_inside_another_is_not_deleted_with_it() {
     }
 }
 
+/// A mount that died left its lease on a file that was deleted while open: that one goes with the volume. A
+/// lease of somebody else is told, and is all that keeps the deletion from its end.
+#[test]
+fn leases_of_mounts_are_broken_and_those_of_others_are_told_by_name() {
+    let world = World::new();
+    let at = [("containerName", "photos"), ("prefix", "team")];
+    let volume = world.create(world.wanted("pvc-1", &at)).unwrap();
+    let view = world.backend.container("photos").unwrap();
+    let mark: Metadata = [("vsc_hidden".to_owned(), "true".to_owned())].into();
+    let hidden = "team/.vsc-blob-hidden.0123456789abcdef";
+    view.write(hidden, &b"x"[..], &mark).unwrap();
+    // The name and the mark are not enough: only a mount's place for them counts.
+    let elsewhere = "team/a/.vsc-blob-hidden.0123456789abcdef";
+    view.write(elsewhere, &b"x"[..], &mark).unwrap();
+    let others = ["team/b/held-1", elsewhere];
+    for blob in ["team/a/x", "team/z/y", others[0]] {
+        world.put("photos", blob);
+    }
+    let client = view.client();
+    let leases: Vec<String> = [hidden, others[0], others[1]]
+        .map(|blob| runtime().block_on(client.acquire_lease(blob, None)).unwrap())
+        .into();
+    for _ in 0..2 {
+        refused(
+            world.delete(&volume.volume_id),
+            Code::FailedPrecondition,
+            "BlobsLeased",
+            &["2 blobs", others[0], others[1]],
+        );
+        for (blob, there) in [
+            (hidden, false),
+            ("team/a/x", false),
+            ("team/z/y", false),
+            (others[0], true),
+            (others[1], true),
+            ("team", true),
+        ] {
+            assert_eq!(world.has("photos", blob), there, "{blob}");
+        }
+    }
+    for (blob, lease) in others.iter().zip(&leases[1..]) {
+        runtime().block_on(client.release_lease(blob, lease)).unwrap();
+    }
+    world.delete(&volume.volume_id).unwrap();
+    for blob in [others[0], others[1], "team"] {
+        assert!(!world.has("photos", blob), "{blob}");
+    }
+}
+
 /// A class by which each claim named `data` has the same directory.
 const DIRECTORY_OF_A_CLAIM: [(&str, &str); 3] = [
     ("containerName", "photos"),

@@ -102,6 +102,13 @@ pub fn is_folder(properties: &Properties) -> bool {
     kind_of(properties) == Kind::Directory
 }
 
+/// Whether a blob of the volume below `prefix` is what a mount keeps of a file that was deleted while it was
+/// open. The mount holds a lease on it until the file is closed.
+pub fn is_hidden(prefix: &str, blob: &str, properties: &Properties) -> bool {
+    let name = blob.strip_prefix(names::below(prefix).as_str());
+    name.is_some_and(names::is_hidden) && properties.metadata.contains_key(hidden::MARK)
+}
+
 /// Looks at the blobs of a volume one after the other, in the order in which the service lists them.
 #[derive(Debug, Clone)]
 pub struct Scan {

@@ -150,6 +150,11 @@ pub(crate) fn is_exchange(name: &str) -> bool {
     name.starts_with(EXCHANGE)
 }
 
+/// True for the names that [`hidden`] makes.
+pub(crate) fn is_hidden(name: &str) -> bool {
+    name.starts_with(HIDDEN) && !name.contains('/')
+}
+
 /// A new reserved name.
 pub(crate) fn hidden() -> String {
     format!("{HIDDEN}{}", Uuid::new_v4().simple())

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use blob_client::{Condition, Container, ETag, Error as BlobError, ListItem, ListOptions, Metadata};
+use blob_client::{Condition, Container, Error as BlobError, ListItem, ListOptions, Metadata, Properties};
+use blob_fs::tree::inspect::is_hidden;
 use csi_proto::csi::DeleteVolumeRequest;
-use futures::stream::{StreamExt as _, TryStreamExt as _};
+use futures::stream::StreamExt as _;
 
 use super::ownership::{Mark, name_digest};
 use super::{ControllerService, explain_identity, own_identity};
@@ -17,6 +18,9 @@ use crate::error::{Error, Reason, Result};
 
 /// Deletions under way at once.
 const AT_ONCE: usize = 16;
+
+/// Leased blobs that an error names.
+const NAMED: usize = 3;
 
 /// How far volumes have been looked through before their deletion, by volume id: where the next page of the
 /// listing begins. A call that a deadline ends in the middle of millions of blobs is carried on by its
@@ -50,6 +54,29 @@ enum Fate {
     NotOurs,
     /// Blob and name of another volume inside it.
     Holds(String, String),
+    /// Somebody else holds leases on blobs inside it; everything else is deleted.
+    Leased(Leased),
+}
+
+/// Blobs that somebody else has leased.
+#[derive(Debug, Default)]
+struct Leased {
+    /// Some of them.
+    names: Vec<String>,
+    all: usize,
+}
+
+impl Leased {
+    fn add(&mut self, name: String) {
+        self.all += 1;
+        if self.names.len() < NAMED {
+            self.names.push(name);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.all == 0
+    }
 }
 
 impl ControllerService {
@@ -82,6 +109,14 @@ impl ControllerService {
                 format!(
                     "volume_id: {volume_id:?} holds {blob:?}, which belongs to volume {name:?}; nothing was \
                     deleted"
+                ),
+            )),
+            Ok(Fate::Leased(Leased { names, all })) => Err(Error::new(
+                Reason::BlobsLeased,
+                format!(
+                    "volume_id: {volume_id:?}: {all} blobs are leased and stay, for instance {}; everything \
+                    else is deleted",
+                    names.join(", ")
                 ),
             )),
             Err(error) => {
@@ -143,6 +178,12 @@ impl ControllerService {
     ) -> Result<Fate, BlobError> {
         let inside = format!("{prefix}/");
         let mut looked = false;
+        let mut deletion = Deletion {
+            container,
+            volume: prefix,
+            leased: Leased::default(),
+        };
+        let mut from = None;
         loop {
             // Before each page: who else deletes the volume may have finished, and the place may be another
             // volume's by now.
@@ -159,7 +200,16 @@ impl ControllerService {
             {
                 return Ok(fate);
             }
-            if empty_a_page(container, &inside).await? {
+            let page = page(container, &inside, from.take()).await?;
+            let found = !page.blobs.is_empty();
+            deletion.delete_all(page.blobs).await?;
+            if !deletion.leased.is_empty() {
+                // They are found again from the beginning on.
+                match page.next {
+                    Some(next) if found => from = Some(next),
+                    _ => return Ok(Fate::Leased(deletion.leased)),
+                }
+            } else if !found {
                 match container.delete(prefix, &Condition::matches(&marker.etag)).await {
                     // Its attributes were changed, or it is another one.
                     Err(BlobError::ConditionNotMet { .. }) => continue,
@@ -223,11 +273,19 @@ fn not_to_delete(volume: &str, id: &VolumeId, metadata: &Metadata) -> Option<Fat
     Some(Fate::Gone)
 }
 
-/// Deletes what a page of a listing shows below a prefix, in the versions that it shows; true when it shows
-/// nothing.
-async fn empty_a_page(container: &Container, prefix: &str) -> Result<bool, BlobError> {
+/// What a page of a listing shows.
+struct Page {
+    blobs: Vec<Blob>,
+    next: Option<String>,
+}
+
+/// The first page from a marker on that shows anything.
+async fn page(container: &Container, prefix: &str, from: Option<String>) -> Result<Page, BlobError> {
     let mut options = ListOptions {
         prefix: prefix.to_owned(),
+        marker: from,
+        // What says whether a blob is a mount's own.
+        metadata: true,
         ..ListOptions::default()
     };
     let page = loop {
@@ -238,43 +296,81 @@ async fn empty_a_page(container: &Container, prefix: &str) -> Result<bool, BlobE
         }
         options.marker = page.next_marker;
     };
-    // Deepest first: a directory of a hierarchical account goes only when it is empty.
-    let mut blobs: Vec<(String, ETag)> = page
-        .items
-        .into_iter()
-        .filter_map(|item| match item {
-            ListItem::Blob { name, properties } => Some((name, properties.etag)),
-            ListItem::Prefix { .. } => None,
-        })
-        .collect();
-    if blobs.is_empty() {
-        return Ok(true);
-    }
-    blobs.sort_by_key(|(name, _)| std::cmp::Reverse(name.matches('/').count()));
-    let mut level = usize::MAX;
-    let mut batch = Vec::new();
-    for (name, etag) in blobs {
-        let depth = name.matches('/').count();
-        if depth != level {
-            delete_all(container, std::mem::take(&mut batch)).await?;
-            level = depth;
-        }
-        batch.push((name, etag));
-    }
-    delete_all(container, batch).await?;
-    Ok(false)
+    let blobs = page.items.into_iter().filter_map(|item| match item {
+        ListItem::Blob { name, properties } => Some((name, properties)),
+        ListItem::Prefix { .. } => None,
+    });
+    Ok(Page {
+        blobs: blobs.collect(),
+        next: page.next_marker,
+    })
 }
 
-async fn delete_all(container: &Container, blobs: Vec<(String, ETag)>) -> Result<(), BlobError> {
-    futures::stream::iter(blobs)
-        .map(|(name, etag)| async move {
-            match container.delete(&name, &Condition::matches(&etag)).await {
-                // What was written since is seen by the next listing, if the volume is still there.
-                Err(BlobError::BlobNotFound { .. } | BlobError::ConditionNotMet { .. }) => Ok(()),
-                result => result,
+type Blob = (String, Properties);
+
+/// Deletes blobs of a volume, in the versions that were seen.
+struct Deletion<'a> {
+    container: &'a Container,
+    /// What the volume's names are below of.
+    volume: &'a str,
+    leased: Leased,
+}
+
+impl Deletion<'_> {
+    async fn delete_all(&mut self, mut blobs: Vec<Blob>) -> Result<(), BlobError> {
+        let depth = |blob: &Blob| blob.0.matches('/').count();
+        // Deepest first: a directory of a hierarchical account goes only when it is empty.
+        blobs.sort_by_key(|blob| std::cmp::Reverse(depth(blob)));
+        for level in blobs.chunk_by(|one, other| depth(one) == depth(other)) {
+            self.singly(level.to_vec()).await?;
+        }
+        Ok(())
+    }
+
+    async fn singly(&mut self, blobs: Vec<Blob>) -> Result<(), BlobError> {
+        let (container, volume) = (self.container, self.volume);
+        let mut deletions = futures::stream::iter(blobs)
+            .map(|(name, seen)| async move {
+                let deleted = delete_blob(container, volume, &name, &seen).await;
+                (name, deleted)
+            })
+            .buffer_unordered(AT_ONCE);
+        while let Some((name, deleted)) = deletions.next().await {
+            match deleted {
+                Err(BlobError::LeaseConflict { .. }) => self.leased.add(name),
+                deleted => deleted?,
             }
-        })
-        .buffer_unordered(AT_ONCE)
-        .try_collect()
-        .await
+        }
+        Ok(())
+    }
+}
+
+/// Deleted, or not the version that was seen: what was written since is seen by the next listing, if the
+/// volume is still there.
+fn is_over(deleted: &Result<(), BlobError>) -> bool {
+    matches!(
+        deleted,
+        Ok(()) | Err(BlobError::BlobNotFound { .. } | BlobError::ConditionNotMet { .. })
+    )
+}
+
+async fn delete_blob(
+    container: &Container,
+    volume: &str,
+    name: &str,
+    seen: &Properties,
+) -> Result<(), BlobError> {
+    let version = Condition::matches(&seen.etag);
+    let deleted = match container.delete(name, &version).await {
+        // A mount holds it for a program that has the file open, or died with it. Its volume goes.
+        Err(BlobError::LeaseConflict { .. }) if is_hidden(volume, name, seen) => {
+            match container.break_lease(name).await {
+                // The lease has ended by itself.
+                Ok(()) | Err(BlobError::LeaseConflict { .. }) => container.delete(name, &version).await,
+                Err(error) => Err(error),
+            }
+        }
+        deleted => deleted,
+    };
+    if is_over(&deleted) { Ok(()) } else { deleted }
 }
