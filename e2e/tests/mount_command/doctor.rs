@@ -1,11 +1,19 @@
 //! `vsc-blob-csi doctor URL`: what a container holds that no mount shows, and what was left half done.
 
+use std::collections::HashMap;
 use std::process::Command;
 
+use base64::Engine as _;
 use blob_client::{ListOptions, PutOptions};
 use e2e::harness::backend::{Backend, ContainerView, Kind};
 use e2e::harness::{runtime, tools};
-use e2e::store::DEV_KEY;
+use e2e::store::{DEV_ACCOUNT, DEV_KEY};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use vsc_blob_csi::cluster::Config;
+use vsc_blob_csi::commands::doctor::reach::{ReachArgs, follow};
+use vsc_blob_csi::commands::{DeviceArgs, LendingArgs};
 
 /// Puts a blob with metadata; its version.
 fn put(view: &ContainerView, blob: &str, metadata: &[(&str, &str)]) -> String {
@@ -110,4 +118,151 @@ fn names(view: &ContainerView) -> Vec<String> {
         blob_client::ListItem::Prefix { .. } => None,
     });
     blobs.collect()
+}
+
+/// An API server that knows these objects, by their paths; one that is null may not be read.
+struct Api {
+    config: Config,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Api {
+    fn new(objects: &[(&str, Value)]) -> Self {
+        let listener = runtime().block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let known: HashMap<String, Value> = objects
+            .iter()
+            .map(|(path, object)| ((*path).to_owned(), object.clone()))
+            .collect();
+        let task = runtime().spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut asked = Vec::new();
+                while !asked.ends_with(b"\r\n\r\n") {
+                    let Ok(byte) = stream.read_u8().await else { break };
+                    asked.push(byte);
+                }
+                let asked = String::from_utf8(asked).unwrap();
+                let path = asked.split([' ', '?']).nth(1).unwrap_or_default();
+                let failed = |code, reason: &str| {
+                    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure",
+                        "code": code,
+                        "reason": reason, "message": reason, "metadata": {}});
+                    (code, status)
+                };
+                let (code, body) = match known.get(path) {
+                    Some(Value::Null) => failed(403, "Forbidden"),
+                    Some(object) => (200, object.clone()),
+                    None => failed(404, "NotFound"),
+                };
+                let body = body.to_string();
+                let head = format!(
+                    "HTTP/1.1 {code} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+                     Connection: close",
+                    body.len()
+                );
+                let _ = stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).await;
+            }
+        });
+        let config = Config::new(format!("http://{address}").parse().unwrap());
+        Self { config, task }
+    }
+
+    /// The steps of a volume: which, and whether it succeeded.
+    fn follow(&self, volume: &str) -> (Vec<(&'static str, bool)>, String) {
+        let args = ReachArgs {
+            volume: volume.to_owned(),
+            json: false,
+            lending: LendingArgs::default(),
+            device: DeviceArgs {
+                device: "/nonexistent/azure_blob".into(),
+            },
+        };
+        let report = runtime().block_on(follow(self.config.clone(), &args)).unwrap();
+        let steps = report.steps.iter().map(|step| (step.step, step.ok)).collect();
+        assert_eq!(report.failed(), report.steps.iter().any(|step| !step.ok));
+        let sentences = report.sentences();
+        assert!(!sentences.contains(DEV_KEY), "{sentences}");
+        (steps, sentences)
+    }
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[test]
+fn the_way_of_a_volume_is_told_step_by_step() {
+    let backend = Backend::start(Kind::Embedded).unwrap();
+    backend.create_container("photos").unwrap();
+    let volume = |server: &str| {
+        json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "photos"}, "spec": {
+            "claimRef": {"namespace": "team", "name": "data"},
+            "mountOptions": ["uid=1000"],
+            "csi": {"driver": "vsc-blob.csi.azure.com", "volumeHandle": "photos",
+                "volumeAttributes": {"server": server, "containerName": "photos"},
+                "nodeStageSecretRef": {"namespace": "team", "name": "account"}}}})
+    };
+    let claim = |bound: Value| {
+        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+            "metadata": {"namespace": "team", "name": "data"}, "spec": bound})
+    };
+    let secret = |key: &str| {
+        let encoded = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+        json!({"apiVersion": "v1", "kind": "Secret",
+            "metadata": {"namespace": "team", "name": "account"}, "data": {
+            "azurestorageaccountname": encoded(DEV_ACCOUNT), "azurestorageaccountkey": encoded(key)}})
+    };
+    let endpoint = backend.endpoint().as_str().trim_end_matches('/').to_owned();
+    let (at_volume, at_claim, at_secret) = (
+        "/api/v1/persistentvolumes/photos",
+        "/api/v1/namespaces/team/persistentvolumeclaims/data",
+        "/api/v1/namespaces/team/secrets/account",
+    );
+    let bound = claim(json!({"volumeName": "photos"}));
+    let all = [
+        "objects", "settings", "Secret", "DNS", "TCP", "HTTP", "clock", "token", "rights",
+    ];
+    let up_to = |failed: &[&str], steps: &[&'static str]| -> Vec<(&'static str, bool)> {
+        steps.iter().map(|step| (*step, !failed.contains(step))).collect()
+    };
+
+    let good = [
+        (at_volume, volume(&endpoint)),
+        (at_claim, bound.clone()),
+        (at_secret, secret(DEV_KEY)),
+    ];
+    for name in ["photos", "team/data"] {
+        let (steps, told) = Api::new(&good).follow(name);
+        assert_eq!(steps, up_to(&[], &all), "{told}");
+        assert!(told.contains("list, read, write and delete"), "{told}");
+    }
+    let (steps, told) = Api::new(&good).follow("another");
+    assert_eq!(steps, up_to(&["objects"], &all[..1]), "{told}");
+    let unbound = [(at_claim, claim(json!({})))];
+    let (steps, told) = Api::new(&unbound).follow("team/data");
+    assert_eq!(steps, up_to(&["objects"], &all[..1]), "{told}");
+    assert!(told.contains("not bound"), "{told}");
+
+    let wrong_key = [(at_volume, volume(&endpoint)), (at_secret, secret("d3Jvbmc="))];
+    let (steps, told) = Api::new(&wrong_key).follow("photos");
+    assert_eq!(steps, up_to(&["rights"], &all), "{told}");
+
+    // What only kubelet may read: the network is looked at all the same.
+    let closed = [(at_volume, volume(&endpoint)), (at_secret, Value::Null)];
+    let (steps, told) = Api::new(&closed).follow("photos");
+    assert_eq!(steps, up_to(&["Secret"], &all[..7]), "{told}");
+    assert!(told.contains("node.secretNamespaces"), "{told}");
+
+    // Nobody listens there.
+    let gone = TcpListener::bind("127.0.0.1:0");
+    let gone = runtime().block_on(gone).unwrap().local_addr().unwrap();
+    let nowhere = format!("http://{gone}/{DEV_ACCOUNT}");
+    let away = [(at_volume, volume(&nowhere)), (at_secret, secret(DEV_KEY))];
+    let (steps, told) = Api::new(&away).follow("photos");
+    let taken = [
+        "objects", "settings", "Secret", "DNS", "TCP", "HTTP", "token", "rights",
+    ];
+    assert_eq!(steps, up_to(&["TCP", "HTTP", "rights"], &taken), "{told}");
 }

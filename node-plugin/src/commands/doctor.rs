@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde::Serialize;
 use vsc_driver::loader::{Loader, LoaderConfig, NodeStep, Outdated, Restriction};
 
@@ -16,6 +16,7 @@ use crate::mounts::bounded::bounded;
 use crate::mounts::mounter::{Kernel, Mounter, says_dead};
 use crate::mounts::mountinfo;
 
+pub mod reach;
 mod volume;
 
 /// How long a mount or the device may take to answer before it counts as dead here.
@@ -26,6 +27,7 @@ const NOWHERE: &str = "/nonexistent/azure_blob";
 /// Options of `doctor`.
 #[derive(Debug, Clone, Args)]
 #[command(
+    args_conflicts_with_subcommands = true,
     after_help = "Credentials of URL come from the environment, as for `mount`: AZURE_STORAGE_KEY or \
                   AZURE_STORAGE_SAS_TOKEN.
 
@@ -33,6 +35,9 @@ The exit code is 0 when volumes can be mounted here, over whichever path, and ev
                   could be; 1 when not."
 )]
 pub struct DoctorArgs {
+    /// Look at something else than this machine.
+    #[command(subcommand)]
+    pub of: Option<DoctorCommand>,
     /// Look through this container as well, ENDPOINT/CONTAINER[/PREFIX]: for names that no mount shows, and
     /// for what was left half done. One request for each 5,000 blobs.
     #[arg(value_name = "URL")]
@@ -46,6 +51,14 @@ pub struct DoctorArgs {
     /// See [`DeviceArgs`].
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// See each command.
+#[derive(Debug, Clone, Subcommand)]
+pub enum DoctorCommand {
+    /// Follow the way of a volume of the cluster to the service: objects, Secret, DNS, TCP, TLS, clock,
+    /// token, rights, with the time of each step.
+    Volume(reach::ReachArgs),
 }
 
 /// Everything that was looked at.
@@ -133,6 +146,9 @@ pub struct MountReport {
 
 /// Looks, tells, and answers whether volumes can be mounted.
 pub async fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
+    if let Some(DoctorCommand::Volume(args)) = &args.of {
+        return reach::run(args).await;
+    }
     let config = LoaderConfig {
         device: args.device.device.clone(),
         ..LoaderConfig::default()
