@@ -15,6 +15,8 @@
 mod access;
 #[path = "conformance/account.rs"]
 mod account;
+#[path = "conformance/batches.rs"]
+mod batches;
 #[path = "conformance/blobs.rs"]
 mod blobs;
 #[path = "conformance/blocks.rs"]
@@ -63,6 +65,7 @@ fn cases() -> Vec<Case> {
         containers: life metadata_is_replaced missing;
         copies: keeps_or_replaces_metadata onto_itself conditions missing_source block_ids_survive;
         leases: guard_writes renew_release_break only_one;
+        batches: deletions by_sas;
         listings: folded paged with_metadata odd_names empty prefix_is_no_folder;
         wire: versions_and_ids error_body range_headers checksums content_headers dates foreign_types
             block_list_xml bad_requests copy_headers unmodified_since;

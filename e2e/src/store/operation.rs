@@ -91,6 +91,8 @@ operations! {
     AbortCopyBlob,
     /// Lease Blob.
     LeaseBlob,
+    /// Blob Batch (deletions; on the account or a container).
+    BlobBatch,
     /// Append Block.
     AppendBlock,
     /// Put Page.
@@ -107,6 +109,9 @@ impl Operation {
         let restype = target.query.get("restype").unwrap_or_default();
         let read = *method == Method::GET || *method == Method::HEAD;
         let put = *method == Method::PUT;
+        if *method == Method::POST && comp == "batch" && target.blob.is_none() {
+            return Self::BlobBatch;
+        }
         if restype.eq_ignore_ascii_case("account") && comp == "properties" && read {
             return Self::GetAccountInformation;
         }

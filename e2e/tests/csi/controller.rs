@@ -624,6 +624,92 @@ fn leases_of_mounts_are_broken_and_those_of_others_are_told_by_name() {
     }
 }
 
+/// A million blobs are not a million requests. A service, a gateway or a credential that takes no batches is
+/// asked for them once.
+#[test]
+fn many_blobs_are_deleted_in_batches_where_the_service_takes_them() {
+    let at = [("containerName", "photos"), ("prefix", "team")];
+    for refused in [
+        None,
+        Some((501, "NotImplemented")),
+        Some((403, "AuthorizationFailure")),
+        Some((404, "ResourceNotFound")),
+    ] {
+        let world = World::new();
+        let store = Arc::clone(world.backend.store().unwrap());
+        if let Some((status, code)) = refused {
+            let answer = Fault::Answer {
+                status,
+                code: code.into(),
+                retry_after: None,
+            };
+            store.inject(FaultRule::every(Operation::BlobBatch, answer));
+        }
+        for again in [false, true] {
+            let volume = world.create(world.wanted("pvc-1", &at)).unwrap();
+            for number in 0..600 {
+                world.put("photos", &format!("team/{number:03}"));
+            }
+            store.reset_counters();
+            world.delete(&volume.volume_id).unwrap();
+            let view = world.backend.container("photos").unwrap();
+            assert!(view.blobs().unwrap().is_empty());
+            let requests = |operation| store.counters(operation).requests;
+            // The marker of the directory, too; what is in a batch counts for itself.
+            assert_eq!(requests(Operation::DeleteBlob), 601, "{refused:?}");
+            let batches = requests(Operation::BlobBatch);
+            match (refused, again) {
+                (None, _) => assert_eq!(batches, 3),
+                (Some(_), false) => assert!((1..=3).contains(&batches), "{batches}"),
+                (Some(_), true) => assert_eq!(batches, 0, "{refused:?}"),
+            }
+        }
+    }
+}
+
+/// What a controller has deleted before it lost its lease is deleted: the next one goes on with what is left.
+#[test]
+fn another_controller_goes_on_with_a_deletion() {
+    let world = World::new();
+    let store = Arc::clone(world.backend.store().unwrap());
+    let at = [("containerName", "photos"), ("prefix", "team")];
+    let volume = world.create(world.wanted("pvc-1", &at)).unwrap();
+    let view = world.backend.container("photos").unwrap();
+    for number in 0..600 {
+        world.put("photos", &format!("team/{number:03}"));
+    }
+    // Pages of one batch each; nothing is deleted after the first.
+    store.inject(FaultRule::every(
+        Operation::ListBlobs,
+        Fault::ShortPage { entries: 256 },
+    ));
+    let conflict = Fault::Answer {
+        status: 409,
+        code: "AccountBeingCreated".into(),
+        retry_after: None,
+    };
+    store.inject(FaultRule {
+        skip: 256,
+        ..FaultRule::every(Operation::DeleteBlob, conflict)
+    });
+    world.delete(&volume.volume_id).unwrap_err();
+    store.clear_faults();
+    assert_eq!(
+        view.blobs().unwrap().len(),
+        345,
+        "the directory's own marker included"
+    );
+    let next = Plugin::start(None).unwrap();
+    store.reset_counters();
+    let request = DeleteVolumeRequest {
+        volume_id: volume.volume_id,
+        secrets: secrets(),
+    };
+    call(next.controller().unwrap().controller.delete_volume(request)).unwrap();
+    assert!(view.blobs().unwrap().is_empty());
+    assert_eq!(store.counters(Operation::DeleteBlob).requests, 345);
+}
+
 /// A class by which each claim named `data` has the same directory.
 const DIRECTORY_OF_A_CLAIM: [(&str, &str); 3] = [
     ("containerName", "photos"),

@@ -1,6 +1,7 @@
 //! The calls a file system needs, over any transport.
 
 mod attempt;
+mod batch;
 mod call;
 mod containers;
 mod copies;

@@ -38,6 +38,7 @@ pub struct ControllerService {
     cluster: Option<Arc<dyn Cluster>>,
     in_flight: InFlight,
     looked: delete::Looked,
+    unbatched: delete::Unbatched,
 }
 
 impl ControllerService {
@@ -48,6 +49,7 @@ impl ControllerService {
             cluster: None,
             in_flight: InFlight::default(),
             looked: delete::Looked::default(),
+            unbatched: delete::Unbatched::default(),
         }
     }
 

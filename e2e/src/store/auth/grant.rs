@@ -39,7 +39,7 @@ fn needed(operation: Operation) -> (char, &'static str) {
         }
         GetBlob | GetBlobProperties | GetBlobMetadata | GetBlockList => ('o', "r"),
         SetBlobMetadata | SetBlobProperties | SetBlobTier | PutPage => ('o', "w"),
-        DeleteBlob => ('o', "d"),
+        DeleteBlob | BlobBatch => ('o', "d"),
         SnapshotBlob => ('o', "cw"),
         UndeleteBlob => ('o', "w"),
         GetBlobTags | SetBlobTags => ('o', "t"),

@@ -2,6 +2,7 @@
 
 mod append;
 mod attributes;
+mod batch;
 mod blob;
 mod block;
 mod call;
@@ -60,6 +61,7 @@ pub(super) fn dispatch(store: &BlobStore, call: &Call<'_>) -> Result<Reply, Serv
         CopyBlob => copy::copy(store, call),
         AbortCopyBlob => copy::abort(store, call),
         LeaseBlob => blob::lease(store, call),
+        BlobBatch => batch::batch(store, call),
         AppendBlock => append::append_block(store, call),
         PutPage => append::put_page(store, call),
         Unsupported => Err(ServiceError::not_implemented()

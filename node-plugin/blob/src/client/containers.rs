@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::types::{ContainerState, Metadata, Written};
 
 impl Container {
-    fn container_call(method: Method) -> Call<'static> {
+    pub(super) fn container_call(method: Method) -> Call<'static> {
         Call::new(method, None).query("restype", "container")
     }
 

@@ -1,6 +1,6 @@
 //! DeleteVolume: only what CreateVolume made, and gone is fine.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blob_client::{Condition, Container, Error as BlobError, ListItem, ListOptions, Metadata, Properties};
@@ -16,8 +16,12 @@ use crate::csi::volume_context::{Attributes, OnDelete, Scope, Secrets};
 use crate::csi::volume_id::VolumeId;
 use crate::error::{Error, Reason, Result};
 
-/// Deletions under way at once.
+/// Single deletions under way at once.
 const AT_ONCE: usize = 16;
+/// Batches of deletions under way at once.
+const BATCHES: usize = 4;
+/// From this many blobs on a batch is worth its while.
+const WORTH_A_BATCH: usize = 8;
 
 /// Leased blobs that an error names.
 const NAMED: usize = 3;
@@ -42,6 +46,33 @@ impl Looked {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, String>> {
         // Whole after a panic elsewhere: every change is one insert or remove.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Containers, with their endpoints, in which batches were refused and single deletions were not: a service,
+/// a gateway or a credential that does not take them. It is not tried again for each call.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Unbatched(Arc<Mutex<HashSet<String>>>);
+
+impl Unbatched {
+    /// Beyond so many all are tried again.
+    const MOST: usize = 1024;
+
+    fn has(&self, place: &str) -> bool {
+        self.lock().contains(place)
+    }
+
+    fn note(&self, place: &str) {
+        let mut places = self.lock();
+        if places.len() >= Self::MOST {
+            places.clear();
+        }
+        places.insert(place.to_owned());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<String>> {
+        // Whole after a panic elsewhere: every change is one insert or clear.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -178,9 +209,11 @@ impl ControllerService {
     ) -> Result<Fate, BlobError> {
         let inside = format!("{prefix}/");
         let mut looked = false;
+        let place = format!("{} {}", id.account.endpoint, id.container);
         let mut deletion = Deletion {
             container,
             volume: prefix,
+            batches: !self.unbatched.has(&place),
             leased: Leased::default(),
         };
         let mut from = None;
@@ -202,7 +235,11 @@ impl ControllerService {
             }
             let page = page(container, &inside, from.take()).await?;
             let found = !page.blobs.is_empty();
+            let batches = deletion.batches;
             deletion.delete_all(page.blobs).await?;
+            if batches && !deletion.batches {
+                self.unbatched.note(&place);
+            }
             if !deletion.leased.is_empty() {
                 // They are found again from the beginning on.
                 match page.next {
@@ -313,6 +350,8 @@ struct Deletion<'a> {
     container: &'a Container,
     /// What the volume's names are below of.
     volume: &'a str,
+    /// The service takes batches, as far as is known.
+    batches: bool,
     leased: Leased,
 }
 
@@ -322,9 +361,50 @@ impl Deletion<'_> {
         // Deepest first: a directory of a hierarchical account goes only when it is empty.
         blobs.sort_by_key(|blob| std::cmp::Reverse(depth(blob)));
         for level in blobs.chunk_by(|one, other| depth(one) == depth(other)) {
-            self.singly(level.to_vec()).await?;
+            let left = if self.batches && level.len() >= WORTH_A_BATCH {
+                self.in_batches(level).await
+            } else {
+                level.to_vec()
+            };
+            self.singly(left).await?;
         }
         Ok(())
+    }
+
+    /// What is left is to be deleted by single requests, which tell what is wrong.
+    async fn in_batches(&mut self, blobs: &[Blob]) -> Vec<Blob> {
+        let container = self.container;
+        let mut left = Vec::new();
+        let chunks: Vec<Vec<Blob>> = blobs.chunks(Container::BATCH).map(<[Blob]>::to_vec).collect();
+        let mut batches = futures::stream::iter(chunks)
+            .map(|blobs| async move {
+                let conditions: Vec<_> = blobs
+                    .iter()
+                    .map(|(name, seen)| (name.as_str(), Condition::matches(&seen.etag)))
+                    .collect();
+                let deleted = container.delete_batch(&conditions).await;
+                (blobs, deleted)
+            })
+            .buffer_unordered(BATCHES);
+        while let Some((blobs, deleted)) = batches.next().await {
+            match deleted {
+                Ok(outcomes) => {
+                    // A single request says what a refusal means, also where a gateway understands the parts
+                    // of a batch in its own way.
+                    self.batches &= outcomes.iter().any(Result::is_ok);
+                    let all = blobs.into_iter().zip(outcomes);
+                    left.extend(all.filter(|(_, outcome)| outcome.is_err()).map(|(blob, _)| blob));
+                }
+                // Single requests say what it is.
+                Err(error) => {
+                    if std::mem::replace(&mut self.batches, false) {
+                        tracing::info!(%error, "no batch was deleted; deleting blob by blob");
+                    }
+                    left.extend(blobs);
+                }
+            }
+        }
+        left
     }
 
     async fn singly(&mut self, blobs: Vec<Blob>) -> Result<(), BlobError> {
