@@ -33,6 +33,7 @@ use vsc_blob_csi::commands::node::{NodeArgs, NodePlugin};
 use vsc_blob_csi::commands::size::ByteSize;
 use vsc_blob_csi::commands::{BudgetArgs, DeviceArgs, KubernetesArgs, KubernetesMode, LendingArgs};
 use vsc_blob_csi::grpc::server;
+use vsc_blob_csi::mounts::holdings::CountInterval;
 use vsc_blob_csi::socket::Socket;
 use vsc_blob_csi::telemetry::health::HealthArgs;
 use vsc_blob_csi::telemetry::metrics::Metrics;
@@ -198,6 +199,7 @@ impl Demo {
                 budget: ByteSize(512 << 20),
             },
             max_volumes: None,
+            count_interval: CountInterval::default(),
             no_seccomp: false,
             lending: LendingArgs::default(),
             health: HealthArgs::default(),

@@ -185,6 +185,8 @@ fn a_service_that_fails_takes_no_mount_away() {
             world.publish(InUse::publish(&used.staged)).unwrap();
             world.publish(InUse::publish(&used.inline)).unwrap();
         }
+        // The volume's condition is what its programs meet.
+        std::fs::metadata(&used.inline.target).unwrap_err();
         let stats = world.stats(&used.inline, &used.inline.target).unwrap();
         let condition = stats.volume_condition.unwrap();
         assert!(
@@ -192,7 +194,45 @@ fn a_service_that_fails_takes_no_mount_away() {
             "{condition:?}"
         );
         store.clear_faults();
+        // Nobody but kubelet looks, and it is told that the service is back.
+        let stats = world.stats(&used.inline, &used.inline.target).unwrap();
+        assert!(!stats.volume_condition.unwrap().abnormal);
     }
+    used.end(&world);
+}
+
+/// Kubelet repeats these calls for ever, for each pod on each node, and for volumes that nobody uses as well.
+#[test]
+fn what_kubelet_repeats_asks_the_service_for_nothing() {
+    let world = World::new();
+    let store = world.backend.store().unwrap();
+    let mut used = InUse::new(&world);
+    // An empty new file is in the service a moment after close.
+    used.files.clear();
+    used.wait_for_files(&world);
+    for volume in [&used.staged, &used.inline] {
+        wait_for("the volume to be counted", PATIENCE, || {
+            let condition = world.stats(volume, &volume.target)?.volume_condition.unwrap();
+            Ok((!condition.message.contains("not counted yet")).then_some(()))
+        })
+        .unwrap();
+    }
+    store.record_requests(true);
+    store.reset_counters();
+    for _ in 0..20 {
+        for volume in [&used.staged, &used.inline] {
+            world.publish(InUse::publish(volume)).unwrap();
+            let stats = world.stats(volume, &volume.target).unwrap();
+            assert!(!stats.volume_condition.unwrap().abnormal);
+        }
+    }
+    let asked = store.requests();
+    assert!(
+        asked.is_empty(),
+        "{} requests, the first: {:?}",
+        asked.len(),
+        asked[0]
+    );
     used.end(&world);
 }
 

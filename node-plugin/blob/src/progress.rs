@@ -1,4 +1,5 @@
-//! Whether work gets on: bytes that move and answers that come are progress, requests that fail are none.
+//! Whether work gets on: bytes that move and answers that come are progress, requests that fail are none; and
+//! what keeps the latest of them from it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,6 +20,7 @@ struct Latest {
     stored: AtomicU64,
     /// What was sent by calls that stored nothing, since one did: bytes at most, by what it was.
     in_vain: Mutex<BTreeMap<u64, u64>>,
+    trouble: Mutex<Option<String>>,
 }
 
 /// Contents that are known to have been sent in vain, at most.
@@ -31,6 +33,7 @@ impl Default for Progress {
             any: AtomicU64::new(0),
             stored: AtomicU64::new(0),
             in_vain: Mutex::default(),
+            trouble: Mutex::default(),
         }))
     }
 }
@@ -70,6 +73,21 @@ impl Progress {
         self.0
             .stored
             .fetch_max(millis_since(self.0.began), Ordering::Relaxed);
+    }
+
+    /// What keeps the whole volume from being served, by the latest call that could tell; `None` when that
+    /// was answered. Who wants to know need not ask the service.
+    pub fn trouble(&self) -> Option<String> {
+        self.0
+            .trouble
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// See [`trouble`](Self::trouble).
+    pub(crate) fn note_trouble(&self, trouble: Option<String>) {
+        *self.0.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
     /// When anything got on last.

@@ -153,6 +153,11 @@ impl Volume {
         self.tree.owing()
     }
 
+    /// Why the service does not serve it, as the latest request has shown; nothing is asked.
+    pub fn trouble(&self) -> Option<String> {
+        self.tree.trouble()
+    }
+
     /// What it holds for the kernel and in the service now.
     pub fn held(&self) -> Held {
         self.tree.held()

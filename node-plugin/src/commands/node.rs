@@ -26,6 +26,7 @@ use crate::csi::registration::RegistrationService;
 use crate::grpc::server;
 use crate::instance::Instance;
 use crate::mounts::calls::Patience;
+use crate::mounts::holdings::CountInterval;
 use crate::mounts::{Kernel, Mounts};
 use crate::socket::Socket;
 use crate::telemetry::health::HealthArgs;
@@ -79,6 +80,10 @@ pub struct NodeArgs {
     /// [default: as many as --budget serves].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_volumes: Option<u32>,
+    /// How often the used space of a volume is counted at most, for `NodeGetVolumeStats`: from 1m to 7d, or
+    /// off. A count lists the volume's blobs, one request for each 5,000 of them and 20 at most.
+    #[arg(long, value_name = "TIME|off", default_value_t)]
+    pub count_interval: CountInterval,
     /// Allow every system call. Without it those that serving mounts does not need fail; for machines where
     /// one is missed, which is a bug to report.
     #[arg(long)]
@@ -134,6 +139,7 @@ impl NodePlugin {
         let mounts = Mounts::new(Arc::new(Kernel), resources, &args.state_dir, Patience::default())
             .with_context(|| format!("--state-dir {}", args.state_dir.display()))?
             .with_limit(args.limit(&budget)?)
+            .with_counts(args.count_interval)
             .with_observer(operations.clone());
         let mounts = Arc::new(mounts);
         let identity =

@@ -2,8 +2,10 @@
 //!
 //! A container has no size that could be asked for. Listing is the only way to know, and costs a request for
 //! each 5,000 blobs; so no call waits for more than a moment, a count is good for a while, and it ends at a
-//! limit.
+//! limit. Nothing is counted where [`CountInterval`] says so.
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,10 +16,68 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// How long a count is good for. Kubelet asks every minute or so.
-const GOOD_FOR: Duration = Duration::from_secs(15 * 60);
+/// How long a count is good for, at least; up to a fifth longer, so that the volumes of many nodes are not
+/// counted at the same moment for ever. Kubelet asks every minute or so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CountInterval(Option<Duration>);
+
+impl CountInterval {
+    /// No volume is counted.
+    pub const OFF: Self = Self(None);
+    const SHORTEST: Duration = Duration::from_secs(60);
+    const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+
+    /// When the next count is due, `None` when there is none.
+    fn next(self, now: Instant) -> Option<Instant> {
+        Some(now + self.0?.mul_f64(rand::random_range(1.0..1.2)))
+    }
+}
+
+impl Default for CountInterval {
+    fn default() -> Self {
+        Self(Some(Duration::from_secs(3600)))
+    }
+}
+
+impl FromStr for CountInterval {
+    type Err = String;
+
+    /// `off`, or a whole number of seconds, minutes, hours or days: `90s`, `15m`, `6h`, `1d`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self::OFF);
+        }
+        let wrong = || format!("{text:?}: a time from 1m to 7d is wanted (s, m, h, d), or off");
+        let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let unit = match &text[number.len()..] {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            "d" => 24 * 3600,
+            _ => return Err(wrong()),
+        };
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        let time = Duration::from_secs(number.saturating_mul(unit));
+        let fits = (Self::SHORTEST..=Self::LONGEST).contains(&time);
+        fits.then_some(Self(Some(time))).ok_or_else(wrong)
+    }
+}
+
+impl fmt::Display for CountInterval {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(time) = self.0 else {
+            return f.write_str("off");
+        };
+        let seconds = time.as_secs();
+        let units = [(24 * 3600, "d"), (3600, "h"), (60, "m")];
+        let whole = units.iter().find(|(unit, _)| seconds % unit == 0);
+        let (unit, name) = whole.copied().unwrap_or((1, "s"));
+        write!(f, "{}{name}", seconds / unit)
+    }
+}
+
 /// When a count that failed is tried again.
-const AGAIN_AFTER: Duration = Duration::from_secs(60);
+const AGAIN_AFTER: Duration = Duration::from_secs(5 * 60);
 /// Requests of one count at most: 100,000 blobs.
 const PAGES: usize = 20;
 /// How long a call waits for the first count of a volume.
@@ -38,6 +98,17 @@ pub struct Holdings {
     pub example: Option<String>,
 }
 
+/// What is known of the content of a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Counted {
+    /// Nothing: it is not counted.
+    Off,
+    /// Nothing so far.
+    NotYet,
+    /// The latest count.
+    Holds(Holdings),
+}
+
 /// Counts one volume.
 #[derive(Debug)]
 pub struct Counter {
@@ -45,9 +116,26 @@ pub struct Counter {
     /// Without a `/` at its end.
     prefix: String,
     runtime: tokio::runtime::Handle,
+    turns: Turns,
+    known: Mutex<Known>,
+}
+
+/// What the counters of a process share.
+#[derive(Debug, Clone)]
+pub struct Turns {
+    interval: CountInterval,
     /// One count at a time in the whole process.
     turn: Arc<Semaphore>,
-    known: Mutex<Known>,
+}
+
+impl Turns {
+    /// Counts of each volume, so often.
+    pub fn new(interval: CountInterval) -> Self {
+        Self {
+            interval,
+            turn: Arc::new(Semaphore::new(1)),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -58,26 +146,32 @@ struct Known {
 }
 
 impl Counter {
-    /// A counter of the volume below `prefix`; nothing is asked yet. Counters with the same `turn` count one
-    /// after the other.
+    /// A counter of the volume below `prefix`; nothing is asked yet.
     pub fn new(
         store: Arc<dyn Store>,
         prefix: &str,
         runtime: tokio::runtime::Handle,
-        turn: Arc<Semaphore>,
+        turns: Turns,
     ) -> Arc<Self> {
         Arc::new(Self {
             store,
             prefix: prefix.to_owned(),
             runtime,
-            turn,
+            turns,
             known: Mutex::default(),
         })
     }
 
     /// The latest count, after starting a new one when it is due. The call that starts the very first waits
-    /// for it, for a moment: `None` when it takes longer, or fails.
-    pub async fn holdings(self: &Arc<Self>) -> Option<Holdings> {
+    /// for it, for a moment: not yet, when it takes longer, or fails.
+    pub async fn counted(self: &Arc<Self>) -> Counted {
+        if self.turns.interval == CountInterval::OFF {
+            return Counted::Off;
+        }
+        self.holdings().await.map_or(Counted::NotYet, Counted::Holds)
+    }
+
+    async fn holdings(self: &Arc<Self>) -> Option<Holdings> {
         let started = self.start_if_due();
         if let Some(counting) = started.filter(|_| self.known().latest.is_none()) {
             // Too late is as good as not yet: the count goes on.
@@ -93,10 +187,10 @@ impl Counter {
             if known.due.is_some_and(|due| now < due) {
                 return None;
             }
-            known.due = Some(now + GOOD_FOR);
+            known.due = Some(self.turns.interval.next(now)?);
         }
         // Weak: a volume that is unmounted meanwhile need not be counted to the end.
-        let (counter, turn) = (Arc::downgrade(self), Arc::clone(&self.turn));
+        let (counter, turn) = (Arc::downgrade(self), Arc::clone(&self.turns.turn));
         Some(self.runtime.spawn(async move {
             // The semaphore is never closed.
             let _turn = turn.acquire_owned().await;
@@ -176,7 +270,7 @@ mod tests {
             Arc::clone(store) as Arc<dyn Store>,
             prefix,
             runtime,
-            Arc::new(Semaphore::new(1)),
+            Turns::new(CountInterval::default()),
         )
     }
 
@@ -209,10 +303,46 @@ mod tests {
             1,
             "one request for a hundred calls"
         );
-        tokio::time::advance(GOOD_FOR).await;
+        tokio::time::advance(CountInterval::default().0.unwrap().mul_f64(1.2)).await;
         // This call gets the old count and starts a new one.
         assert_eq!(counter.holdings().await.as_ref(), Some(&first));
         counted(&counter, Some(all(10, 4))).await;
+    }
+
+    #[tokio::test]
+    async fn nothing_is_counted_where_it_is_off() {
+        let store = store();
+        let runtime = tokio::runtime::Handle::current();
+        let counter = Counter::new(store.clone(), "", runtime, Turns::new(CountInterval::OFF));
+        for _ in 0..10 {
+            assert_eq!(counter.counted().await, Counted::Off);
+        }
+        assert_eq!(store.counters().of(Op::List), 0);
+    }
+
+    #[test]
+    fn intervals_are_read_as_they_are_written() {
+        for text in ["off", "90s", "15m", "1h", "36h", "7d"] {
+            let read: CountInterval = text.parse().unwrap();
+            assert_eq!(read.to_string(), text);
+        }
+        assert_eq!(CountInterval::default().to_string(), "1h");
+        for text in [
+            "",
+            "0",
+            "m",
+            "59s",
+            "8d",
+            "1.5h",
+            "-1h",
+            "15 m",
+            "1w",
+            "OFF",
+            "99999999999999999999d",
+            "5µ",
+        ] {
+            assert!(text.parse::<CountInterval>().is_err(), "{text}");
+        }
     }
 
     /// Waits until the latest count is this one.

@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blob_fs::observer::Observer;
 use blob_fs::{Held, Owing, Resources, VolumeConfig};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::calls::{Calls, Patience};
 use super::drain::Abort;
-use super::holdings::{Counter, Holdings};
+use super::holdings::{CountInterval, Counted, Counter, Turns};
 use super::mount::{Credentials, Mount, Session, State, prune};
 use super::mounter::{Mounter, Usage};
 use super::mountinfo::{self, Entry};
@@ -34,8 +34,8 @@ pub struct Mounts {
     pub(super) end_by: watch::Sender<Option<Instant>>,
     /// File systems that may be served at a time.
     limit: usize,
-    /// See [`Counter::new`].
-    turn: Arc<Semaphore>,
+    /// Whose turn it is to be counted.
+    turns: Turns,
     /// Is told of each operation of all of them.
     observer: Option<Arc<dyn Observer>>,
 }
@@ -59,7 +59,7 @@ impl Mounts {
             all: Mutex::new(all.collect()),
             left: Notify::new(),
             end_by: watch::channel(None).0,
-            turn: Arc::new(Semaphore::new(1)),
+            turns: Turns::new(CountInterval::default()),
             observer: None,
         })
     }
@@ -145,6 +145,14 @@ impl Mounts {
         Self { limit, ..self }
     }
 
+    /// The same, with another interval between two counts of a volume.
+    pub fn with_counts(self, interval: CountInterval) -> Self {
+        Self {
+            turns: Turns::new(interval),
+            ..self
+        }
+    }
+
     /// The same, with somebody who is told of each operation.
     pub fn with_observer(self, observer: Arc<dyn Observer>) -> Self {
         Self {
@@ -225,7 +233,7 @@ impl Mounts {
             Arc::clone(&config.store),
             &config.prefix,
             self.resources.runtime.clone(),
-            Arc::clone(&self.turn),
+            self.turns.clone(),
         );
         if let Some(mount) = self.lock().get_mut(&path) {
             mount.state = State::Starting;
@@ -281,9 +289,16 @@ impl Mounts {
 
     /// What the volume mounted at `path` (its own mount, not a bind of it) holds, as far as it has been
     /// counted.
-    pub async fn holdings(&self, path: &Path) -> Option<Holdings> {
-        let counter = Arc::clone(&self.lock().get(path)?.session()?.counter);
-        counter.holdings().await
+    pub async fn holdings(&self, path: &Path) -> Counted {
+        let counter = {
+            let all = self.lock();
+            let session = all.get(path).and_then(Mount::session);
+            session.map(|session| Arc::clone(&session.counter))
+        };
+        match counter {
+            Some(counter) => counter.counted().await,
+            None => Counted::NotYet,
+        }
     }
 
     /// What closed files of the volume that is mounted at `path` itself owe the service.

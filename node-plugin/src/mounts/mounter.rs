@@ -29,6 +29,10 @@ pub trait Serving: Send + Sync + Debug {
     fn sync(&self) -> io::Result<()>;
     /// What files that were closed owe the service. Does not wait for anything.
     fn owing(&self) -> Owing;
+    /// Why the service does not serve it, as its latest request has shown. Does not wait for anything.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
     /// What it holds for the kernel and in the service. Does not wait for anything.
     fn held(&self) -> Held;
     /// Waits for the end of the session after an unmount, and until everything accepted is committed.
@@ -90,6 +94,9 @@ impl Serving for Served {
     }
     fn owing(&self) -> Owing {
         self.volume.owing()
+    }
+    fn trouble(&self) -> Option<String> {
+        self.volume.trouble()
     }
     fn held(&self) -> Held {
         self.volume.held()

@@ -11,6 +11,8 @@ use super::mounter::says_dead;
 use super::mountinfo::{self, Entry};
 use crate::error::Result;
 
+const UNANSWERED: &str = "an earlier stat has not returned yet";
+
 /// State of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
@@ -29,8 +31,30 @@ pub enum Condition {
 }
 
 impl Mounts {
-    /// State of a path.
+    /// State of a path, after asking the file system there for its root: that takes a request to the service.
     pub async fn condition(&self, path: &Path) -> Result<Condition> {
+        self.look(path, |_, _| false).await
+    }
+
+    /// State of a path as it is known here, without a request to the service: for calls that kubelet repeats
+    /// for ever. A mount is asked when its latest request was not answered, which says nothing of now, and
+    /// when this process does not serve it.
+    pub async fn known_condition(&self, path: &Path) -> Result<Condition> {
+        self.look(path, |top, table| {
+            let all = self.lock();
+            let mount = all.get(&owner(&all, top, table));
+            mount.is_some_and(|mount| {
+                let answered = mount
+                    .session()
+                    .is_some_and(|session| session.serving.trouble().is_none());
+                answered && !mount.is_probing(top.minor)
+            })
+        })
+        .await
+    }
+
+    /// `known`: whether a mount that is served here is known to answer.
+    async fn look(&self, path: &Path, known: impl Fn(&Entry, &[Entry]) -> bool) -> Result<Condition> {
         let table = self.calls.table().await?;
         let Some(top) = mountinfo::at(&table, path) else {
             return Ok(Condition::NotMounted);
@@ -41,6 +65,9 @@ impl Mounts {
         let served = self.is_served(top.minor);
         if served == Some(false) {
             return Ok(Condition::Dead("its session has ended".into()));
+        }
+        if served == Some(true) && known(top, &table) {
+            return Ok(Condition::Healthy);
         }
         let Err(error) = self.probe(top, &table).await else {
             return Ok(Condition::Healthy);
@@ -75,8 +102,7 @@ impl Mounts {
             .get(&owner)
             .is_some_and(|mount| mount.is_probing(top.minor))
         {
-            let text = "an earlier stat has not returned yet";
-            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            return Err(io::Error::new(io::ErrorKind::TimedOut, UNANSWERED));
         }
         let asking = Arc::new(());
         let returned = Arc::downgrade(&asking);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use http::Method;
 use rand::Rng as _;
 use tokio::time::Instant;
 use vsc_driver::buffer::{Arena, Buffer};
@@ -31,18 +32,45 @@ const ONE_GO: u64 = 64 << 10;
 /// An exchange that takes this part of an attempt's time is worth telling the volume that it gets on.
 const LONG_EXCHANGE: u32 = 4;
 
+/// Whether an error is one that every call of the volume would get. Who may not write may still read.
+fn is_of_the_volume(error: &Error, reads: bool) -> bool {
+    match error {
+        Error::Unreachable { .. }
+        | Error::DeadlineExceeded { .. }
+        | Error::Token { .. }
+        | Error::ChannelRequired { .. }
+        | Error::ContainerNotFound { .. } => true,
+        Error::Denied { .. } => reads,
+        Error::Service { status, .. } => *status >= 500,
+        _ => false,
+    }
+}
+
 impl Container {
     /// Sends a call until it is answered for good or the deadline passes. Progress puts that off.
     pub(super) async fn execute(&self, call: Call<'_>) -> Result<Answer, Failed> {
         let mut sent = 0;
         let content = call.stores().then(|| call.content());
+        let reads = matches!(call.method, Method::GET | Method::HEAD);
         let answer = self.repeat(call, content.unwrap_or_default(), &mut sent).await;
+        self.note_trouble(&answer, reads);
         if let Some(content) = content
             && answer.is_err()
         {
             self.account.progress.note_in_vain(content, sent);
         }
         answer
+    }
+
+    fn note_trouble(&self, answer: &Result<Answer, Failed>, reads: bool) {
+        let trouble = match answer {
+            Ok(_) => None,
+            Err(failed) if is_of_the_volume(&failed.error, reads) => Some(failed.error.to_string()),
+            // About one blob; or our own, which says nothing of the service.
+            Err(failed) if failed.status.is_some() => None,
+            Err(_) => return,
+        };
+        self.account.progress.note_trouble(trouble);
     }
 
     /// `sent`: bytes that an attempt has moved at most.

@@ -158,6 +158,47 @@ async fn what_a_retry_cannot_help_is_answered_at_once() {
     assert_eq!(fake.sent().len(), 4);
 }
 
+/// Who asks whether the volume works need not ask the service: the latest call that could tell has.
+#[tokio::test(start_paused = true)]
+async fn what_keeps_a_volume_from_being_served_is_known_from_its_calls() {
+    let fake = Fake::default();
+    let container = container(&fake);
+    let trouble = || container.account.progress.trouble();
+    assert_eq!(trouble(), None, "nobody has asked");
+    let read = || async { get(&container, 0..10).await.unwrap_err() };
+    for (status, code, whole) in [
+        (403, "AuthorizationFailure", true),
+        (404, "BlobNotFound", false),
+        (404, "ContainerNotFound", true),
+        (412, "ConditionNotMet", false),
+        (501, "NotImplemented", true),
+        (409, "BlobArchived", false),
+    ] {
+        fake.will(refusal(status, code));
+        let error = read().await;
+        assert_eq!(trouble(), whole.then(|| error.to_string()), "{code}");
+    }
+    fake.always(|| failure(FailureKind::TimedOut, true, true));
+    let error = read().await;
+    assert_eq!(trouble(), Some(error.to_string()));
+    // What never reached the service says nothing of it.
+    container
+        .head(&"x".repeat(2000), &Condition::none())
+        .await
+        .unwrap_err();
+    assert_eq!(trouble(), Some(error.to_string()));
+    // Who may not write may still read.
+    fake.always(|| refusal(403, "AuthorizationPermissionMismatch"));
+    put(&container, Condition::none()).await.unwrap_err();
+    assert_eq!(trouble(), None);
+    fake.always(|| refusal(503, "ServerBusy"));
+    put(&container, Condition::none()).await.unwrap_err();
+    assert!(trouble().is_some_and(|text| text.contains("503")));
+    fake.always(written);
+    put(&container, Condition::none()).await.unwrap();
+    assert_eq!(trouble(), None);
+}
+
 #[tokio::test(start_paused = true)]
 async fn nobody_there_until_the_deadline() {
     let fake = Fake::default();

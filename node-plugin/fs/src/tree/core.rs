@@ -231,6 +231,11 @@ impl Tree {
         Clock::new(self.config.timeout, &self.env.progress)
     }
 
+    /// See [`Progress::trouble`](blob_client::Progress::trouble).
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.env.progress.trouble()
+    }
+
     /// Tells volumes apart, in what all of them share.
     pub(crate) fn volume(&self) -> usize {
         self.env.share.id()

@@ -13,7 +13,7 @@ use super::{NodeService, resolved};
 use crate::csi::required;
 use crate::error::{Change, Error, Reason, Result};
 use crate::mounts::Condition;
-use crate::mounts::holdings::Holdings;
+use crate::mounts::holdings::{Counted, Holdings};
 use crate::mounts::mounter::Usage;
 use crate::mounts::record::Record;
 
@@ -38,7 +38,7 @@ impl NodeService {
         let Some(record) = known else {
             return Err(not_there());
         };
-        match self.mounts.condition(&path).await? {
+        match self.mounts.known_condition(&path).await? {
             Condition::NotMounted | Condition::Foreign(_) => Err(not_there()),
             Condition::Dead(why) => Ok(abnormal(Reason::MountDead, &why)),
             Condition::Silent(why) => Ok(abnormal(Reason::MountSilent, &why)),
@@ -47,10 +47,10 @@ impl NodeService {
                 let held = self.mounts.holdings(&record.path).await;
                 let owed = unstored(&self.mounts.owing(&record.path));
                 Ok(NodeGetVolumeStatsResponse {
-                    usage: usage(with_holdings(space, held.as_ref())),
+                    usage: usage(with_holdings(space, &held)),
                     volume_condition: Some(VolumeCondition {
                         abnormal: owed.is_some(),
-                        message: owed.unwrap_or_else(|| answers(held.as_ref())),
+                        message: owed.unwrap_or_else(|| answers(&held)),
                     }),
                 })
             }
@@ -78,7 +78,7 @@ impl NodeService {
             health_statuses.push(inaccessible(failure.reason, failure.message));
         }
         for record in mounted {
-            let (reason, message) = match self.mounts.condition(&record.path).await? {
+            let (reason, message) = match self.mounts.known_condition(&record.path).await? {
                 Condition::Healthy => match unstored(&self.mounts.owing(&record.path)) {
                     None => continue,
                     Some(message) => {
@@ -170,19 +170,28 @@ pub(crate) fn unstored(owing: &Owing) -> Option<String> {
 }
 
 /// A file system without a size, with what is known of its content.
-fn with_holdings(space: Usage, held: Option<&Holdings>) -> Usage {
-    let held = held.cloned().unwrap_or_default();
+fn with_holdings(space: Usage, held: &Counted) -> Usage {
+    let Counted::Holds(Holdings { bytes, blobs, .. }) = *held else {
+        return space;
+    };
     let filled = |[total, _, _]: [u64; 3], used: u64| [total, used, total.saturating_sub(used)];
     Usage {
-        bytes: filled(space.bytes, held.bytes),
-        inodes: filled(space.inodes, held.blobs),
+        bytes: filled(space.bytes, bytes),
+        inodes: filled(space.inodes, blobs),
     }
 }
 
 /// The condition of a mount that answers, and how much the numbers beside it say.
-fn answers(held: Option<&Holdings>) -> String {
-    let Some(held) = held else {
-        return "the file system answers; its used space is not counted yet and shown as 0".to_owned();
+fn answers(held: &Counted) -> String {
+    let held = match held {
+        Counted::Holds(held) => held,
+        Counted::NotYet => {
+            return "the file system answers; its used space is not counted yet and shown as 0".to_owned();
+        }
+        Counted::Off => {
+            return "the file system answers; its used space is not counted (--count-interval) and shown as 0"
+                .to_owned();
+        }
     };
     let mut text = "the file system answers".to_owned();
     if !held.all {
@@ -244,19 +253,25 @@ mod tests {
             all: true,
             ..Holdings::default()
         };
-        let known = with_holdings(space, Some(&held));
+        let counted = Counted::Holds(held.clone());
+        let known = with_holdings(space, &counted);
         assert_eq!(known.bytes, [1 << 50, 1000, (1 << 50) - 1000]);
         assert_eq!(known.inodes, [1 << 40, 7, (1 << 40) - 7]);
-        assert_eq!(answers(Some(&held)), "the file system answers");
-        assert_eq!(with_holdings(space, None), space);
-        assert!(answers(None).contains("not counted yet"));
+        assert_eq!(answers(&counted), "the file system answers");
+        for (nothing, told) in [
+            (Counted::NotYet, "not counted yet"),
+            (Counted::Off, "--count-interval"),
+        ] {
+            assert_eq!(with_holdings(space, &nothing), space);
+            assert!(answers(&nothing).contains(told), "{nothing:?}");
+        }
         let part = Holdings {
             all: false,
             unshown: 2,
             example: Some("a//b".to_owned()),
             ..held
         };
-        let told = answers(Some(&part));
+        let told = answers(&Counted::Holds(part));
         assert!(told.contains("more than 7 blobs"), "{told}");
         assert!(
             told.contains("2 blobs are not shown") && told.contains("\"a//b\""),

@@ -40,7 +40,13 @@ impl NodeService {
         }
         let staging = resolved("staging_target_path", &request.staging_target_path)?;
         let staged = self.staged(volume_id, &staging)?;
-        let silent = match self.mounts.condition(&staging).await? {
+        // Kubelet repeats the call for ever, where the driver wants that: then it asks the service nothing.
+        let published = staged.targets.contains_key(&target);
+        let condition = match published {
+            true => self.mounts.known_condition(&staging).await?,
+            false => self.mounts.condition(&staging).await?,
+        };
+        let silent = match condition {
             Condition::Healthy => None,
             Condition::Silent(why) => Some(why),
             Condition::Dead(why) => {
@@ -129,7 +135,11 @@ impl NodeService {
             // Before the mount is asked anything: with the old token it may not answer.
             self.mounts.replace_credentials(target, &credentials);
         }
-        match self.mounts.condition(target).await? {
+        let condition = match alike {
+            true => self.mounts.known_condition(target).await?,
+            false => self.mounts.condition(target).await?,
+        };
+        match condition {
             Condition::Healthy | Condition::Silent(_) if alike => return Ok(()),
             Condition::Silent(why) if known.is_none() => {
                 return Err(silent_mount("target_path", target, &why));
@@ -196,7 +206,7 @@ impl NodeService {
 
     /// True when the volume is at the target already, with these arguments. A dead mount there is taken away.
     async fn published_alike(&self, staged: &Record, target: &Path, args: &Target) -> Result<bool> {
-        match self.mounts.condition(target).await? {
+        match self.mounts.known_condition(target).await? {
             Condition::NotMounted => return Ok(false),
             Condition::Foreign(fs_type) => return Err(foreign(target, &fs_type)),
             Condition::Dead(_) => {
