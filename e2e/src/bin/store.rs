@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use e2e::identity::{Identity, TokenServer};
 use e2e::listener::Tls;
-use e2e::store::{BlobStore, DEV_ACCOUNT, DEV_KEY, StoreConfig};
+use e2e::store::{BlobStore, DEV_ACCOUNT, DEV_KEY, StoreConfig, WhichKey};
 use tracing_subscriber::EnvFilter;
 
 /// Runs the embedded blob store: the Blob REST interface of one storage account on a local port.
@@ -52,7 +52,7 @@ struct Options {
     folder: Option<PathBuf>,
 
     /// Account name. The key of any other than the emulator's account is read from the environment variable
-    /// AZURE_STORAGE_KEY, never from the command line
+    /// AZURE_STORAGE_KEY, never from the command line; AZURE_STORAGE_KEY_2 is its second key
     #[arg(long, default_value = DEV_ACCOUNT, value_name = "NAME")]
     account: String,
 
@@ -130,6 +130,10 @@ async fn main() -> Result<()> {
         Some(folder) => format!("cannot open the store (--folder {})", folder.display()),
         None => "cannot open the store (AZURE_STORAGE_KEY)".to_owned(),
     })?;
+    if let Ok(second) = std::env::var("AZURE_STORAGE_KEY_2") {
+        let renewed = store.renew_key(WhichKey::Key2, &second);
+        renewed.context("AZURE_STORAGE_KEY_2")?;
+    }
     for name in &options.containers {
         store.create_container(name).context("--container")?;
     }

@@ -16,7 +16,7 @@ mod tests;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -33,7 +33,10 @@ const LARGEST: usize = 256 << 10;
 
 /// Gives tokens until it is dropped.
 #[derive(Debug)]
-pub struct TokenServer(Listener);
+pub struct TokenServer {
+    listener: Listener,
+    identities: Arc<RwLock<Vec<Identity>>>,
+}
 
 impl TokenServer {
     /// Listens on `addr` (port 0 = any) and gives tokens that `store` accepts.
@@ -50,33 +53,42 @@ impl TokenServer {
             threads: 1,
             connection: hyper::server::conn::http1::Builder::new(),
         };
-        let identities: Arc<[Identity]> = identities.into();
+        let identities = Arc::new(RwLock::new(identities));
+        let shared = Arc::clone(&identities);
         let listener = Listener::start(settings, move |_, request| {
-            let (store, identities) = (store.clone(), identities.clone());
+            let (store, identities) = (store.clone(), shared.clone());
             async move { handle(&store, &identities, request).await }
         })?;
-        Ok(Self(listener))
+        Ok(Self { listener, identities })
+    }
+
+    /// Changes who may have tokens; those that were given stay good.
+    pub fn change(&self, change: impl FnOnce(&mut Vec<Identity>)) {
+        change(&mut self.identities.write().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// What stands for `https://login.microsoftonline.com`: `http://127.0.0.1:PORT`.
     pub fn authority(&self) -> String {
-        self.0.origin()
+        self.listener.origin()
     }
 
     /// What stands for the metadata service: a whole URL without a query.
     pub fn metadata(&self) -> String {
-        format!("{}{}", self.0.origin(), answer::METADATA)
+        format!("{}{}", self.listener.origin(), answer::METADATA)
     }
 }
 
 async fn handle(
     store: &BlobStore,
-    identities: &[Identity],
+    identities: &RwLock<Vec<Identity>>,
     request: http::Request<Incoming>,
 ) -> Result<http::Response<Full<Bytes>>, Infallible> {
     let (parts, body) = request.into_parts();
     let answer = match Limited::new(body, LARGEST).collect().await {
-        Ok(body) => answer(identities, &parts, &body.to_bytes(), store),
+        Ok(body) => {
+            let identities = identities.read().unwrap_or_else(PoisonError::into_inner);
+            answer(&identities, &parts, &body.to_bytes(), store)
+        }
         Err(error) => Answer::refusal(400, "invalid_request", &format!("the body: {error}")),
     };
     if let Some(why) = answer.refused() {

@@ -46,6 +46,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use self::aids::{Counters, Fault, FaultRule, RequestRecord};
+pub use self::auth::WhichKey;
 pub use self::blob_store::{BlobStore, DEV_ACCOUNT, DEV_KEY, StoreConfig};
 pub use self::operation::Operation;
 pub use self::server::Server;
@@ -136,6 +137,19 @@ impl BlobStore {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(token);
+    }
+
+    /// Accepts none of the bearer tokens of before (the key that they are signed with was replaced).
+    pub fn revoke_tokens(&self) {
+        self.tokens
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+
+    /// Replaces one of the account's keys: what was signed with the former one is not accepted any more.
+    pub fn renew_key(&self, which: WhichKey, key: &str) -> std::io::Result<()> {
+        self.account.renew_key(which, key)
     }
 
     /// Changes settings of the account.

@@ -8,6 +8,7 @@ mod shared_key;
 #[cfg(test)]
 mod tests;
 
+pub use self::account::WhichKey;
 pub(super) use self::account::{Account, Presented};
 pub(super) use self::grant::Grant;
 pub(super) use self::shared_key::string_to_sign;

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use super::{Presented, string_to_sign};
 use crate::store::address::Target;
 use crate::store::tests::Caller;
-use crate::store::{DEV_ACCOUNT, DEV_KEY};
+use crate::store::{AccountKey, DEV_ACCOUNT, DEV_KEY, SasOptions, WhichKey};
 
 fn signed_string(method: &str, uri: &str, headers: &[(&str, &str)]) -> String {
     let method = Method::from_bytes(method.as_bytes()).unwrap();
@@ -125,6 +125,29 @@ fn a_wrong_key_and_an_old_date_are_refused() {
     );
     assert_eq!(other.status, 403);
     assert!(!wrong.text().contains(DEV_KEY));
+}
+
+#[test]
+fn either_key_is_good_until_it_is_made_anew() {
+    let c = Caller::new().with_container();
+    let list = |key: &str| {
+        let signer = AccountKey::new(DEV_ACCOUNT, key).unwrap();
+        let sas = signer.container_sas("box", &SasOptions::new("l", Duration::from_secs(60)));
+        c.plain(
+            "GET",
+            &format!("/box?restype=container&comp=list&{sas}"),
+            &[],
+            b"",
+        )
+        .status
+    };
+    let (second, third) = ("c2Vjb25k", "dGhpcmQ=");
+    assert_eq!((list(DEV_KEY), list(second)), (200, 403));
+    c.store.renew_key(WhichKey::Key2, second).unwrap();
+    assert_eq!((list(DEV_KEY), list(second)), (200, 200));
+    c.store.renew_key(WhichKey::Key1, third).unwrap();
+    assert_eq!((list(DEV_KEY), list(second), list(third)), (403, 200, 200));
+    assert!(c.store.renew_key(WhichKey::Key1, "no key").is_err());
 }
 
 fn iso(offset: i64) -> String {
