@@ -29,7 +29,8 @@ use vsc_driver::buffer::Arena;
 
 use self::late::Late;
 use self::pages::Pages;
-use crate::auth::{Credentials, Signer};
+use crate::auth::Credentials;
+use crate::auth::handle::{Candidate, Handle, Held, Renewal};
 use crate::error::{Error, Result};
 use crate::names;
 use crate::pace::{Accounts, Share};
@@ -107,7 +108,7 @@ pub struct Client {
 /// What every call of a client shares.
 #[derive(Debug)]
 struct Account {
-    signer: Signer,
+    credentials: Arc<Handle>,
     /// `scheme://host[:port]`.
     origin: String,
     /// Path of the endpoint without a `/` at its end: empty, or `/account` for emulators.
@@ -159,16 +160,11 @@ impl Client {
                 "has a user name; give credentials in the volume's secret".into(),
             ));
         }
-        let signer = Signer::new(&config.credentials)?;
-        if signer.uses_tokens() && crate::auth::is_in_the_clear(endpoint) {
-            return Err(wrong(
-                "is http:// and would send an access token in the clear; use https://".into(),
-            ));
-        }
+        let credentials = Handle::new(&config.credentials, endpoint, config.deadline)?;
         let port = endpoint.port().map(|p| format!(":{p}")).unwrap_or_default();
         Ok(Self {
             account: Arc::new(Account {
-                signer,
+                credentials: Arc::new(credentials),
                 origin: format!("{}://{host}{port}", endpoint.scheme()),
                 base_path: endpoint.path().trim_end_matches('/').to_owned(),
                 deadline: config.deadline,
@@ -197,6 +193,7 @@ impl Client {
             pages: Arc::default(),
             deadline: self.account.deadline,
             nobody_after: None,
+            signed_with: None,
         })
     }
 
@@ -255,11 +252,11 @@ impl Account {
 
     /// Whether a signature of this time is refused for the clock, and another one by the service's clock is
     /// worth it.
-    fn corrects_clock(&self, dated: SystemTime, server: Option<SystemTime>) -> bool {
+    fn corrects_clock(&self, by: &Held, dated: SystemTime, server: Option<SystemTime>) -> bool {
         let Some(apart) = server.map(|t| apart(t, dated)).filter(|by| *by > CLOCK_TOLERANCE) else {
             return false;
         };
-        let corrects = self.signer.signs_the_time();
+        let corrects = by.signer.signs_the_time();
         if corrects && !self.clock_told.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 endpoint = %self.endpoint(), seconds = apart.as_secs(),
@@ -301,6 +298,8 @@ pub struct Container {
     deadline: Duration,
     /// When a call is given up that nobody is there to answer; `None` = at the deadline.
     nobody_after: Option<Duration>,
+    /// What every call is signed with, instead of what is in use.
+    signed_with: Option<Arc<Held>>,
 }
 
 /// How long a caller who wants a verdict waits for somebody to appear: long enough for a service that is just
@@ -321,6 +320,32 @@ impl Container {
     /// When the calls of this client got on last.
     pub fn progress(&self) -> Progress {
         self.account.progress.clone()
+    }
+
+    /// Whoever holds this brings newer credentials to the client: it is a promise, which calls wait for that
+    /// are refused.
+    pub fn renewal(&self) -> Renewal {
+        Renewal::new(&self.account.credentials)
+    }
+
+    /// What this container is asked with, before anything is refused.
+    fn held(&self) -> Arc<Held> {
+        let one = self.signed_with.clone();
+        one.unwrap_or_else(|| self.account.credentials.current())
+    }
+
+    /// See there.
+    #[cfg(test)]
+    pub(crate) fn account_credentials(&self) -> Arc<Handle> {
+        Arc::clone(&self.account.credentials)
+    }
+
+    /// The same container, asked with a credential that is not in use, to find out what it may do.
+    pub fn signed_with(&self, candidate: &Candidate) -> Self {
+        Self {
+            signed_with: Some(Arc::clone(&candidate.held)),
+            ..self.clone()
+        }
     }
 
     /// The same container for somebody who waits for a verdict: a call ends at this deadline, and within

@@ -1,6 +1,7 @@
 //! Who we are to the service: account key, SAS, anonymous, or a token.
 
 pub mod entra;
+pub mod handle;
 mod sas;
 mod shared_key;
 mod token_cache;
@@ -41,6 +42,25 @@ pub enum Credentials {
     Token(Arc<dyn TokenSource>),
 }
 
+/// The same credential: a source of tokens is the same as itself.
+impl PartialEq for Credentials {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (
+                Self::SharedKey { account, key },
+                Self::SharedKey {
+                    account: other,
+                    key: another,
+                },
+            ) => (account, key) == (other, another),
+            (Self::Sas(sas), Self::Sas(other)) => sas == other,
+            (Self::Anonymous, Self::Anonymous) => true,
+            (Self::Token(source), Self::Token(other)) => Arc::ptr_eq(source, other),
+            _ => false,
+        }
+    }
+}
+
 /// Gives bearer tokens for `https://storage.azure.com/.default`; caches and refreshes by itself.
 #[async_trait]
 pub trait TokenSource: Send + Sync + std::fmt::Debug {
@@ -49,6 +69,12 @@ pub trait TokenSource: Send + Sync + std::fmt::Debug {
 
     /// The service did not accept the latest token: the next [`TokenSource::token`] fetches a new one.
     fn reject(&self) {}
+
+    /// When the latest token ends; `None` where there is none, or where it has ended because nobody needed
+    /// another one since.
+    fn ends(&self) -> Option<SystemTime> {
+        None
+    }
 }
 
 /// Whether what is sent to this place can be read on the way: `http://` to another machine.
@@ -86,6 +112,24 @@ enum Kind {
     Token(Arc<dyn TokenSource>),
 }
 
+/// When a credential ends, as far as it says so itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct End {
+    /// The moment.
+    pub at: SystemTime,
+    /// What ends.
+    pub what: Ending,
+}
+
+/// A kind of credential that ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ending {
+    /// A shared access signature, by what it says of itself (`se`, `ske`).
+    Sas,
+    /// An access token, which is fetched anew before that.
+    Token,
+}
+
 /// How the service may read the source of a copy.
 #[derive(Debug, Default)]
 pub(crate) struct SourceAccess {
@@ -109,6 +153,26 @@ impl Signer {
 
     pub(crate) fn uses_tokens(&self) -> bool {
         matches!(self.0, Kind::Token(_))
+    }
+
+    /// When the credential ends, as far as it says so itself.
+    pub(crate) fn ends(&self) -> Option<End> {
+        let (at, what) = match &self.0 {
+            Kind::Sas(sas) => (sas::ends(sas.expose())?, Ending::Sas),
+            Kind::Token(source) => (source.ends()?, Ending::Token),
+            Kind::SharedKey(_) | Kind::Anonymous => return None,
+        };
+        Some(End { at, what })
+    }
+
+    /// Whether a refusal may be for a credential that was replaced: a signature or token that is not
+    /// accepted, and not a right that is missing.
+    pub(crate) fn may_be_stale(&self, status: u16, code: &str) -> bool {
+        match &self.0 {
+            Kind::Anonymous => false,
+            Kind::Token(_) => status == 401,
+            Kind::SharedKey(_) | Kind::Sas(_) => (status, code) == (403, "AuthenticationFailed"),
+        }
     }
 
     /// Whether a request is refused when this machine's clock is wrong.
@@ -198,12 +262,16 @@ impl Signer {
         })
     }
 
-    /// The query a copy inside the account needs on its source: only a SAS does, everybody else is known by
-    /// the request.
-    pub(crate) fn same_account_query(&self) -> Option<Secret<String>> {
-        match &self.0 {
+    /// The same for a copy inside the account: only a SAS is needed there, everybody else is known by the
+    /// request.
+    pub(crate) fn same_account_access(&self) -> SourceAccess {
+        let query = match &self.0 {
             Kind::Sas(sas) => Some(sas.clone()),
             _ => None,
+        };
+        SourceAccess {
+            query,
+            authorization: None,
         }
     }
 

@@ -160,6 +160,12 @@ pub(crate) fn key_expired(query: &str, now: SystemTime) -> Option<String> {
     (time(&end)? <= now).then_some(end)
 }
 
+/// When the SAS or the key it is signed with ends, whichever is first, as written in it.
+pub(crate) fn ends(query: &str) -> Option<SystemTime> {
+    let at = |name: &str| time(&field(query, name)?);
+    [at("se"), at("ske")].into_iter().flatten().min()
+}
+
 /// When the SAS begins, as written in it, if that moment is still to come.
 pub(crate) fn not_yet(query: &str, now: SystemTime) -> Option<String> {
     let start = field(query, "st")?;

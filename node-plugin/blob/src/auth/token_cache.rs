@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -68,6 +68,8 @@ struct Held {
     token: Secret<String>,
     fetched: Instant,
     expires: Instant,
+    /// The same by the clock.
+    ends: SystemTime,
     /// When to fetch the next one in the background.
     refresh: Instant,
 }
@@ -154,6 +156,7 @@ impl Inner {
                     token: fetched.token.clone(),
                     fetched: now,
                     expires: now + fetched.lifetime,
+                    ends: SystemTime::now() + fetched.lifetime,
                     refresh: now + fetched.lifetime.mul_f64(rand::random_range(REFRESH)),
                 });
                 Ok(fetched.token)
@@ -220,6 +223,14 @@ impl TokenSource for CachedToken {
             state.held = None;
             state.refused = Some(Instant::now());
         }
+    }
+
+    fn ends(&self) -> Option<SystemTime> {
+        let state = self.0.lock();
+        let held = state.held.as_ref()?;
+        // It has ended, and nobody was refused another one: nobody has asked.
+        let unasked = held.expires <= Instant::now() && state.failed.is_none();
+        (!unasked).then_some(held.ends)
     }
 }
 

@@ -1,6 +1,7 @@
 //! One source of tokens for each identity, however many volumes use it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 
@@ -43,6 +44,10 @@ impl TokenSource for Shared {
 
     fn reject(&self) {
         self.source.reject();
+    }
+
+    fn ends(&self) -> Option<SystemTime> {
+        self.source.ends()
     }
 }
 

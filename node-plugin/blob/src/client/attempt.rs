@@ -1,5 +1,6 @@
 //! What one attempt came to, and what that means for the next one.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::{StatusCode, header};
@@ -9,6 +10,7 @@ use super::call::Call;
 use super::outcome::Failed;
 use super::retry_after::retry_after;
 use super::{Account, Container, headers, refusal};
+use crate::auth::handle::{Held, Next, Refusals};
 use crate::error::Error;
 use crate::response::Response;
 use crate::transport::path::Path;
@@ -55,6 +57,8 @@ pub(super) enum Wait {
     Pause,
     /// The same, and not less than the service asks for.
     AtLeast(Duration),
+    /// The same, and less when there are newer credentials than these.
+    Newer(u64),
     No,
 }
 
@@ -81,13 +85,13 @@ pub(super) enum Said {
 }
 
 impl Container {
-    /// Reads an attempt's outcome. `dated`: the time that the attempt's signature names; `took`: how long it
-    /// was under way.
+    /// Reads an attempt's outcome. `by`: what it was signed with; `dated`: the time that its signature names;
+    /// `took`: how long it was under way.
     pub(super) fn judge(
         &self,
         call: &Call<'_>,
         outcome: Result<Response, TransportError>,
-        (dated, took): (SystemTime, Duration),
+        (by, dated, took): (&Arc<Held>, SystemTime, Duration),
         once: &mut Once,
     ) -> (Attempt, Said) {
         let response = match outcome {
@@ -102,10 +106,15 @@ impl Container {
         if let Some(server) = known.server_time.filter(|_| known.of_the_service) {
             self.account.note_clock(server, known.now, took);
         }
+        // These are said to those who are known only.
+        if known.of_the_service && matches!(response.status.as_u16(), 200..=299 | 304 | 404 | 409 | 412 | 416)
+        {
+            self.account.credentials.accepted(by);
+        }
         if response.status.is_success() {
             return self.succeeded(call, response, &known);
         }
-        self.refused(call, response, dated, &known, once)
+        self.refused(call, response, (by, dated), &known, once)
     }
 
     /// A success, if it is one to this call.
@@ -129,7 +138,7 @@ impl Container {
         &self,
         call: &Call<'_>,
         response: Response,
-        dated: SystemTime,
+        (by, dated): (&Arc<Held>, SystemTime),
         known: &Known,
         once: &mut Once,
     ) -> (Attempt, Said) {
@@ -148,7 +157,6 @@ impl Container {
         }
         let (code, message) = refusal::code_and_message(&response);
         let error = refusal::error(
-            account,
             refusal::Refusal {
                 status,
                 code: &code,
@@ -156,6 +164,7 @@ impl Container {
                 request_id: headers::text(&response.headers, "x-ms-request-id").unwrap_or_default(),
                 server_time: known.server_time,
                 now: known.now,
+                by: &by.signer,
             },
             &self.name,
             call.blob,
@@ -176,17 +185,20 @@ impl Container {
         };
         match (status.as_u16(), again.failed.code.as_str()) {
             // Revoked or of an earlier key: worth one new token.
-            (401, _) if account.signer.uses_tokens() && !once.rejected_token => {
+            (401, _) if by.signer.uses_tokens() && !once.rejected_token => {
                 once.rejected_token = true;
-                account.signer.reject_token();
+                by.signer.reject_token();
                 (Attempt::Again(again.at_once()), Said::Well)
             }
             // The signature names a time that the service's clock is far from: worth one by that clock.
             (403, "AuthenticationFailed")
-                if !once.corrected_clock && account.corrects_clock(dated, known.server_time) =>
+                if !once.corrected_clock && account.corrects_clock(by, dated, known.server_time) =>
             {
                 once.corrected_clock = true;
                 (Attempt::Again(again.at_once()), Said::Well)
+            }
+            (status, code) if by.signer.may_be_stale(status, code) => {
+                (self.stale(again, by, once), Said::Well)
             }
             // Turned away before anything was done. A service that is merely busy says so on every path.
             (503, "ServerBusy") | (429, _) => (Attempt::Again(again), Said::Busy(asked)),
@@ -203,9 +215,55 @@ impl Container {
     }
 }
 
+impl Container {
+    /// An attempt whose credential is not accepted.
+    fn stale(&self, again: Again, by: &Held, once: &mut Once) -> Attempt {
+        // Whoever tries a credential, or waits for a verdict, wants to hear of it.
+        let waits = self.signed_with.is_none() && self.nobody_after.is_none();
+        let next = self.account.credentials.refused(by, &mut once.refusals, waits);
+        match next {
+            Next::AtOnce if self.signed_with.is_none() => {
+                // Another identity has not had its second token.
+                once.rejected_token = false;
+                Attempt::Again(again.at_once())
+            }
+            Next::After(version) => {
+                by.signer.reject_token();
+                Attempt::Again(Again {
+                    wait: Wait::Newer(version),
+                    costs: false,
+                    ..again
+                })
+            }
+            Next::AtOnce | Next::Never => Attempt::Refused(again.failed),
+        }
+    }
+
+    /// A request that was never sent, because nothing can sign it.
+    pub(super) fn unsigned(&self, error: Error, by: &Held, once: &mut Once) -> Attempt {
+        let refused = matches!(error, Error::Token { retryable: false, .. });
+        match unsigned(error) {
+            Attempt::Refused(failed) if refused => {
+                let again = Again {
+                    failed,
+                    wait: Wait::Pause,
+                    maybe_executed: false,
+                    nobody: false,
+                    by: By::Neither,
+                    costs: false,
+                };
+                self.stale(again, by, once)
+            }
+            attempt => attempt,
+        }
+    }
+}
+
 /// What a call does at most once, however many attempts it has.
 #[derive(Debug, Default)]
 pub(super) struct Once {
+    /// What it was refused with.
+    pub(super) refusals: Refusals,
     rejected_token: bool,
     corrected_clock: bool,
 }
@@ -263,7 +321,7 @@ fn foreign(account: &Account, status: StatusCode) -> Error {
 }
 
 /// A request that was never sent.
-pub(super) fn unsigned(error: Error) -> Attempt {
+fn unsigned(error: Error) -> Attempt {
     let retryable = matches!(error, Error::Token { retryable: true, .. });
     let failed = Failed::from(error);
     if !retryable {

@@ -7,8 +7,9 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use tokio::time::Instant;
 
-use super::sign::no_token_in_time;
+use super::sign::in_time;
 use super::{Container, headers, refusal};
 use crate::auth::Draft;
 use crate::error::{Error, Result};
@@ -42,9 +43,7 @@ impl Container {
         }
         let boundary = format!("batch_{}", uuid::Uuid::new_v4());
         let parts = self.parts(&boundary, blobs);
-        let body = tokio::time::timeout(self.deadline, parts)
-            .await
-            .map_err(|_| no_token_in_time())??;
+        let body = in_time(Instant::now() + self.deadline, parts).await?;
         let mut call = Self::container_call(Method::POST)
             .query("comp", "batch")
             .header("content-type", &format!("multipart/mixed; boundary={boundary}"))?
@@ -56,7 +55,7 @@ impl Container {
 
     async fn parts(&self, boundary: &str, blobs: &[(&str, Condition)]) -> Result<Vec<u8>> {
         let account = &*self.account;
-        let dated = account.signing_time();
+        let (by, dated) = (self.held(), account.signing_time());
         let mut body = Vec::new();
         for (number, (blob, condition)) in blobs.iter().enumerate() {
             let mut headers = super::call::Call::new(Method::DELETE, Some(blob))
@@ -69,7 +68,7 @@ impl Container {
                 query: Vec::new(),
                 headers,
             };
-            let query = account.signer.sign(&mut draft, dated).await?;
+            let query = by.signer.sign(&mut draft, dated).await?;
             let mark = if query.is_empty() { "" } else { "?" };
             let line = format!(
                 "--{boundary}\r\nContent-Type: application/http\r\nContent-Transfer-Encoding: \
@@ -113,6 +112,7 @@ impl Container {
 
     fn refusal(&self, answer: &Response, blob: Option<&str>) -> Error {
         let (code, message) = refusal::code_and_message(answer);
+        let by = self.held();
         let refusal = refusal::Refusal {
             status: answer.status,
             code: &code,
@@ -120,8 +120,9 @@ impl Container {
             request_id: headers::text(&answer.headers, "x-ms-request-id").unwrap_or_default(),
             server_time: None,
             now: SystemTime::now(),
+            by: &by.signer,
         };
-        refusal::error(&self.account, refusal, &self.name, blob)
+        refusal::error(refusal, &self.name, blob)
     }
 }
 

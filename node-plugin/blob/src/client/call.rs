@@ -6,7 +6,7 @@ use std::ops::Range;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use vsc_driver::buffer::Buffer;
 
-use crate::auth::{header_value, secret_header};
+use crate::auth::header_value;
 use crate::body::{Body, Piece};
 use crate::error::{Error, Result};
 use crate::names;
@@ -33,6 +33,25 @@ pub(super) struct Call<'a> {
     pub(super) range: Option<Range<u64>>,
     /// Root of the XML that answers it, likewise.
     pub(super) root: Option<&'static str>,
+    /// What it copies.
+    pub(super) source: Option<Source<'a>>,
+}
+
+/// The blob of the same container that a call copies. Each attempt gives leave to read it with what it is
+/// signed with itself: of two credentials one may have ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Source<'a> {
+    pub(super) blob: &'a str,
+    pub(super) read_by: ReadBy,
+}
+
+/// As whom the service reads a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ReadBy {
+    /// As a reader of its own, who needs leave.
+    Service,
+    /// As the caller, where that is known by the request.
+    Caller,
 }
 
 impl<'a> Call<'a> {
@@ -48,6 +67,7 @@ impl<'a> Call<'a> {
             idempotent: true,
             range: None,
             root: None,
+            source: None,
         }
     }
 
@@ -62,11 +82,10 @@ impl<'a> Call<'a> {
         Ok(self)
     }
 
-    /// As [`header`](Self::header), kept out of debug output.
-    pub(super) fn secret_header(mut self, name: &'static str, value: &str) -> Result<Self> {
-        self.headers
-            .insert(HeaderName::from_static(name), secret_header(value)?);
-        Ok(self)
+    /// It copies this blob.
+    pub(super) fn source(mut self, blob: &'a str, read_by: ReadBy) -> Self {
+        self.source = Some(Source { blob, read_by });
+        self
     }
 
     pub(super) fn condition(mut self, condition: &Condition) -> Result<Self> {
@@ -126,8 +145,7 @@ impl<'a> Call<'a> {
 
     /// What it stores is data of a file: a change of names, of metadata or of a lease makes nobody room.
     pub(super) fn stores(&self) -> bool {
-        let copies = self.headers.contains_key("x-ms-copy-source");
-        self.method == Method::PUT && (copies || !self.body.is_empty())
+        self.method == Method::PUT && (self.source.is_some() || !self.body.is_empty())
     }
 
     /// Tells what is sent from other content, however often a call for it is made (blocks have another name

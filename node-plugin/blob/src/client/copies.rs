@@ -3,18 +3,15 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, Method};
+use http::{HeaderMap, Method};
 use tokio::time::Instant;
 
-use super::call::Call;
+use super::call::{Call, ReadBy};
 use super::keeping::refuse_customer_key;
 use super::lost::not_before;
 use super::outcome::Failed;
-use super::retry::pause;
-use super::sign::no_token_in_time;
 use super::writes::block_call;
 use super::{Container, headers};
-use crate::auth::SourceAccess;
 use crate::error::{Error, Result};
 use crate::secret::Secret;
 use crate::stored::StoredHeaders;
@@ -42,55 +39,19 @@ impl Container {
             });
         }
         crate::names::check_blob(source)?;
-        let mut access = self.source_access(source).await?;
-        loop {
-            let mut call = block_call(blob, id, options)?
-                .secret_header(
-                    "x-ms-copy-source",
-                    &self.source_url(source, access.query.as_ref()),
-                )?
-                .header(
-                    "x-ms-source-range",
-                    &format!("bytes={}-{}", range.start, range.end - 1),
-                )?;
-            if let Some(value) = &access.authorization {
-                call.headers.insert(
-                    HeaderName::from_static("x-ms-copy-source-authorization"),
-                    value.clone(),
-                );
-            }
-            if let Some(etag) = source_etag {
-                call = call.header("x-ms-source-if-match", &etag.0)?;
-            }
-            let failed = match self.execute(call).await {
-                Ok(_) => return Ok(()),
-                Err(failed) => failed,
-            };
-            // The token for the source may be the one that was replaced for the request itself just now.
-            if failed.code == "CannotVerifyCopySource" && access.authorization.is_some() {
-                let renewed = self.source_access(source).await?;
-                if renewed.authorization != access.authorization {
-                    access = renewed;
-                    continue;
-                }
-            }
-            return Err(source_error(source, failed));
+        let mut call = block_call(blob, id, options)?
+            .source(source, ReadBy::Service)
+            .header(
+                "x-ms-source-range",
+                &format!("bytes={}-{}", range.start, range.end - 1),
+            )?;
+        if let Some(etag) = source_etag {
+            call = call.header("x-ms-source-if-match", &etag.0)?;
         }
-    }
-
-    /// Waits for a token as long as a call may take.
-    async fn source_access(&self, source: &str) -> Result<SourceAccess> {
-        let deadline = Instant::now() + self.deadline;
-        let signer = &self.account.signer;
-        for attempt in 0.. {
-            let access = signer.source_access(&self.name, source, self.account.signing_time());
-            match tokio::time::timeout_at(deadline, access).await {
-                Ok(Err(Error::Token { retryable: true, .. })) => tokio::time::sleep(pause(attempt)).await,
-                Ok(done) => return done,
-                Err(_) => break,
-            }
+        match self.execute(call).await {
+            Ok(_) => Ok(()),
+            Err(failed) => Err(source_error(source, failed)),
         }
-        Err(no_token_in_time())
     }
 
     /// Copy Blob inside the container, waiting until the copy is complete. `stored`: what the source's owner
@@ -110,9 +71,8 @@ impl Container {
         let kept = stored.unwrap_or(&unsaid);
         refuse_customer_key(source, kept)?;
         self.refuse_other_scope(source, kept).await?;
-        let url = self.source_url(source, self.account.signer.same_account_query().as_ref());
         let mut call = Call::new(Method::PUT, Some(target))
-            .secret_header("x-ms-copy-source", &url)?
+            .source(source, ReadBy::Caller)
             .condition(condition)?
             .headers(kept.tier())
             .not_idempotent();
@@ -174,7 +134,7 @@ impl Container {
         }
     }
 
-    fn source_url(&self, source: &str, query: Option<&Secret<String>>) -> String {
+    pub(super) fn source_url(&self, source: &str, query: Option<&Secret<String>>) -> String {
         let url = format!(
             "{}{}",
             self.account.origin,

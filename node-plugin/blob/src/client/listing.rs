@@ -59,7 +59,7 @@ impl Container {
     /// Refuses credentials that can serve no volume, whatever the service says: a SAS for one blob or for
     /// another service. The error names the field.
     pub fn check_reach(&self) -> Result<()> {
-        self.account.signer.check_reach()
+        self.held().signer.check_reach()
     }
 
     /// Whether the account has a hierarchical namespace: asked by a List that only such an account

@@ -4,8 +4,8 @@ use std::time::SystemTime;
 
 use http::StatusCode;
 
-use super::Account;
 use super::headers::text;
+use crate::auth::Signer;
 use crate::error::Error;
 use crate::response::Response;
 use crate::xml;
@@ -39,10 +39,12 @@ pub(super) struct Refusal<'a> {
     pub(super) request_id: String,
     pub(super) server_time: Option<SystemTime>,
     pub(super) now: SystemTime,
+    /// What the call was signed with.
+    pub(super) by: &'a Signer,
 }
 
 /// The client's error for a refusal. Codes: REST, "Blob service error codes" and "Common error codes".
-pub(super) fn error(account: &Account, refusal: Refusal<'_>, container: &str, blob: Option<&str>) -> Error {
+pub(super) fn error(refusal: Refusal<'_>, container: &str, blob: Option<&str>) -> Error {
     let name = || blob.unwrap_or(container).to_owned();
     let code = refusal.code;
     match (refusal.status.as_u16(), code) {
@@ -82,7 +84,7 @@ pub(super) fn error(account: &Account, refusal: Refusal<'_>, container: &str, bl
             } else {
                 code.to_owned()
             },
-            hint: account.signer.hint(code, refusal.server_time, refusal.now),
+            hint: refusal.by.hint(code, refusal.server_time, refusal.now),
         },
         (status, code) => Error::Service {
             status,

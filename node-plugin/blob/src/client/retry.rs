@@ -9,9 +9,10 @@ use tokio::time::Instant;
 use vsc_driver::buffer::{Arena, Buffer};
 
 use super::Container;
-use super::attempt::{Again, Attempt, By, Once, Said, Wait, unsigned};
+use super::attempt::{Again, Attempt, By, Once, Said, Wait};
 use super::call::Call;
 use super::outcome::{Answer, Failed, Lost};
+use crate::auth::handle::Held;
 use crate::error::{Error, Result};
 use crate::names;
 use crate::progress::Moved;
@@ -93,16 +94,18 @@ impl Container {
         loop {
             let room = dest.take(&account.arena)?;
             let dated = account.signing_time();
-            let attempted = match self.sign(&call, dated, room, tries.avoid, tries.deadline).await {
+            let by = self.signer(&tries.once);
+            let signed = self.sign(&call, (&by, dated), room, tries.avoid, tries.deadline);
+            let attempted = match signed.await {
                 Ok(request) => {
-                    let attempted = self.attempt(&call, request, dated, &mut tries).await;
+                    let attempted = self.attempt(&call, request, (by, dated), &mut tries).await;
                     *sent = tries.moved;
                     match attempted {
                         Some(attempted) => attempted,
                         None => return Err(tries.end(earlier.unwrap_or_else(|| tries.too_late()))),
                     }
                 }
-                Err(error) => unsigned(error),
+                Err(error) => self.unsigned(error, &by, &mut tries.once),
             };
             let mut again = match attempted {
                 Attempt::Done(response) => return Ok(Answer { response }),
@@ -127,7 +130,10 @@ impl Container {
                 "trying again"
             );
             dest.put_back(again.failed.dest.take());
-            tokio::time::sleep(pause).await;
+            match again.wait {
+                Wait::Newer(version) => account.credentials.newer_than(version, pause).await,
+                _ => tokio::time::sleep(pause).await,
+            }
             if again.costs && !account.share.repeat(until).await {
                 return Err(tries.end(again.failed));
             }
@@ -136,12 +142,18 @@ impl Container {
         }
     }
 
+    /// What the next attempt is signed with.
+    fn signer(&self, once: &Once) -> Arc<Held> {
+        let one = self.signed_with.clone();
+        one.unwrap_or_else(|| self.account.credentials.pick(&once.refusals))
+    }
+
     /// Sends one attempt when it is its turn; `None` when that is not in time.
     async fn attempt(
         &self,
         call: &Call<'_>,
         mut request: Request,
-        mut dated: SystemTime,
+        (mut by, mut dated): (Arc<Held>, SystemTime),
         tries: &mut Tries,
     ) -> Option<Attempt> {
         let account = &*self.account;
@@ -157,10 +169,12 @@ impl Container {
             .max(in_line.min(account.progress.latest() + self.deadline));
         if sent - asked > SIGNED_FOR {
             dated = account.signing_time();
-            let signed = self.sign(call, dated, request.dest.take(), tries.avoid, tries.deadline);
+            by = self.signer(&tries.once);
+            let room = request.dest.take();
+            let signed = self.sign(call, (&by, dated), room, tries.avoid, tries.deadline);
             match signed.await {
                 Ok(anew) => request = anew,
-                Err(error) => return Some(unsigned(error)),
+                Err(error) => return Some(self.unsigned(error, &by, &mut tries.once)),
             }
         }
         tries.sent = request.id();
@@ -181,7 +195,7 @@ impl Container {
         let outcome = account.transport.send(request).await;
         let waits = moved.bytes() != body || body > ONE_GO && moved.is_untaken();
         let stalled = is_silence(&outcome) && moved.bytes() > 0 && waits;
-        let (attempted, said) = self.judge(call, outcome, (dated, sent.elapsed()), &mut tries.once);
+        let (attempted, said) = self.judge(call, outcome, (&by, dated, sent.elapsed()), &mut tries.once);
         tries.learn(&moved);
         match said {
             Said::Well => {
@@ -290,7 +304,7 @@ impl Tries {
     /// How long to wait before the next attempt; `None` when none is worth making.
     fn pause(&self, again: &Again, until: Instant) -> Option<Duration> {
         let pause = match again.wait {
-            Wait::Pause => pause(self.attempt),
+            Wait::Pause | Wait::Newer(_) => pause(self.attempt),
             Wait::AtLeast(least) => pause(self.attempt).max(least),
             Wait::No => Duration::ZERO,
         };
@@ -352,7 +366,7 @@ impl Destination {
 }
 
 /// Doubling pauses, each drawn from its upper half; the first from 100 to 200 ms.
-pub(super) fn pause(attempt: u32) -> Duration {
+fn pause(attempt: u32) -> Duration {
     let longest = FIRST_PAUSE
         .saturating_mul(1 << attempt.min(10))
         .min(LONGEST_PAUSE);

@@ -1,5 +1,6 @@
 //! A call becomes a request: dated, signed, with the headers that all have.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -7,9 +8,10 @@ use http::{HeaderValue, Method, Uri, header};
 use tokio::time::Instant;
 use vsc_driver::buffer::Buffer;
 
-use super::call::Call;
+use super::call::{Call, ReadBy};
 use super::{API_VERSION, Container};
-use crate::auth::{Draft, header_value};
+use crate::auth::handle::Held;
+use crate::auth::{Draft, header_value, secret_header};
 use crate::error::{Error, Result};
 use crate::request::Request;
 use crate::transport::path::Path;
@@ -17,11 +19,11 @@ use crate::transport::path::Path;
 const USER_AGENT: &str = concat!("vsc-blob-csi/", env!("CARGO_PKG_VERSION"));
 
 impl Container {
-    /// One attempt's request, with a signature of this time.
+    /// One attempt's request, signed with this credential and of this time.
     pub(super) async fn sign(
         &self,
         call: &Call<'_>,
-        dated: SystemTime,
+        (by, dated): (&Held, SystemTime),
         dest: Option<Buffer>,
         avoid: Option<Path>,
         deadline: Instant,
@@ -37,6 +39,20 @@ impl Container {
         if matches!(call.method, Method::PUT | Method::POST) {
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(call.body.len()));
         }
+        if let Some(source) = &call.source {
+            let access = match source.read_by {
+                ReadBy::Service => {
+                    let access = by.signer.source_access(&self.name, source.blob, dated);
+                    in_time(deadline, access).await?
+                }
+                ReadBy::Caller => by.signer.same_account_access(),
+            };
+            let url = self.source_url(source.blob, access.query.as_ref());
+            headers.insert("x-ms-copy-source", secret_header(&url)?);
+            if let Some(value) = access.authorization {
+                headers.insert("x-ms-copy-source-authorization", value);
+            }
+        }
         let mut draft = Draft {
             method: call.method.clone(),
             path: account.path(&self.name, call.blob),
@@ -47,9 +63,7 @@ impl Container {
                 .collect(),
             headers,
         };
-        let query = tokio::time::timeout_at(deadline, account.signer.sign(&mut draft, dated))
-            .await
-            .map_err(|_| no_token_in_time())??;
+        let query = in_time(deadline, by.signer.sign(&mut draft, dated)).await?;
         let left = deadline.saturating_duration_since(Instant::now());
         let mark = if query.is_empty() { "" } else { "?" };
         let url: Uri = format!("{}{}{mark}{query}", account.origin, draft.path)
@@ -74,10 +88,13 @@ impl Container {
     }
 }
 
-/// The deadline passed while waiting for a token.
-pub(super) fn no_token_in_time() -> Error {
-    Error::Token {
-        message: "the identity service did not answer before the call's deadline".into(),
-        retryable: true,
-    }
+/// Waits for a token until the deadline.
+pub(super) async fn in_time<T>(deadline: Instant, signing: impl Future<Output = Result<T>>) -> Result<T> {
+    let signed = tokio::time::timeout_at(deadline, signing).await;
+    signed.unwrap_or_else(|_| {
+        Err(Error::Token {
+            message: "the identity service did not answer before the call's deadline".into(),
+            retryable: true,
+        })
+    })
 }

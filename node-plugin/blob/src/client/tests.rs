@@ -568,6 +568,8 @@ async fn a_sas_for_the_source_of_a_copy_is_not_shown() {
     assert!(fake.nothing_left());
     let access = c
         .account
+        .credentials
+        .current()
         .signer
         .source_access("data", "s", SystemTime::now())
         .await
