@@ -13,6 +13,8 @@ mod lending;
 mod owners;
 #[path = "csi/restarts.rs"]
 mod restarts;
+#[path = "csi/rotation.rs"]
+mod rotation;
 #[path = "csi/volumes.rs"]
 mod volumes;
 

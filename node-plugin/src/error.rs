@@ -261,6 +261,14 @@ pub enum Change {
     DataStored,
     /// Data of closed files was given up: somebody else has stored another version, or removed the name.
     DataLost,
+    /// What a volume is reached with ends soon.
+    CredentialExpiring,
+    /// It has ended.
+    CredentialExpired,
+    /// A mounted volume is reached with newer credentials from now on.
+    CredentialReplaced,
+    /// Newer credentials of a mounted volume are not accepted.
+    CredentialRefused,
 }
 
 impl Change {
@@ -271,11 +279,18 @@ impl Change {
         Change::DataNotStored,
         Change::DataStored,
         Change::DataLost,
+        Change::CredentialExpiring,
+        Change::CredentialExpired,
+        Change::CredentialReplaced,
+        Change::CredentialRefused,
     ];
 
     /// Whether the Event is of type Warning; else it is Normal.
     pub fn is_warning(self) -> bool {
-        matches!(self, Self::ChannelLost | Self::DataNotStored | Self::DataLost)
+        !matches!(
+            self,
+            Self::ChannelRestored | Self::DataStored | Self::CredentialReplaced
+        )
     }
 
     /// What happened, one sentence.
@@ -289,6 +304,16 @@ impl Change {
                 "what was written to files that were closed is not stored: somebody else has stored another \
                  version meanwhile, or removed them"
             }
+            Self::CredentialExpiring => {
+                "what the volume is reached with ends soon: put a newer one in its Secret"
+            }
+            Self::CredentialExpired => {
+                "what the volume is reached with has ended: put a newer one in its Secret"
+            }
+            Self::CredentialReplaced => "the volume is reached with its newer credentials from now on",
+            Self::CredentialRefused => {
+                "the volume's newer credentials are not used, and its mount goes on with what it has"
+            }
         }
     }
 }
@@ -301,6 +326,10 @@ impl fmt::Display for Change {
             Self::DataNotStored => "DataNotStored",
             Self::DataStored => "DataStored",
             Self::DataLost => "DataLost",
+            Self::CredentialExpiring => "CredentialExpiring",
+            Self::CredentialExpired => "CredentialExpired",
+            Self::CredentialReplaced => "CredentialReplaced",
+            Self::CredentialRefused => "CredentialRefused",
         })
     }
 }

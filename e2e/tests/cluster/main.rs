@@ -24,6 +24,7 @@ mod node;
 mod objects;
 mod provisioning;
 mod release;
+mod rotation;
 mod scale;
 mod space;
 mod store;
@@ -64,6 +65,7 @@ fn side_by_side() -> Vec<Case> {
             reclaim_policy_retain mount_options secret_by_name secret_by_name_of_a_class;
         examples: container_per_claim directory_per_claim volume_name inline read_only secret_by_name
             static_volume anonymous managed_identity service_principal workload_identity;
+        rotation: sas_of_a_secret_by_name key_of_a_publish_secret;
         node: label_and_registration;
     }
 }

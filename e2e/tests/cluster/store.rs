@@ -23,8 +23,13 @@ fn path(of: &str, query: &str) -> Result<String> {
 /// A SAS of one container for the data in it: read, write, create, delete and list, and no right on
 /// containers.
 pub(crate) fn container_sas(container: &str) -> Result<String> {
+    container_sas_for(container, Duration::from_secs(3600))
+}
+
+/// The same for so long.
+pub(crate) fn container_sas_for(container: &str, lifetime: Duration) -> Result<String> {
     let key = AccountKey::new(DEV_ACCOUNT, DEV_KEY)?;
-    let data = SasOptions::new("rcwdl", Duration::from_secs(3600));
+    let data = SasOptions::new("rcwdl", lifetime);
     Ok(key
         .container_sas(container, &data)
         .trim_start_matches('?')

@@ -43,7 +43,7 @@ impl Reporter {
     }
 
     /// Something became of a volume that is staged.
-    pub(super) fn changed(&self, volume: VolumeAt, change: Change, message: &str) {
+    pub fn changed(&self, volume: VolumeAt, change: Change, message: &str) {
         self.put(
             About::Volume(volume),
             &change.to_string(),

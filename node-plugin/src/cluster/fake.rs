@@ -42,6 +42,7 @@ impl State {
             driver: driver.into(),
             handle: handle.into(),
             claim,
+            stage_secret: None,
         };
         self.volumes.insert(name.into(), view);
     }

@@ -193,6 +193,9 @@ impl Cluster for KubeCluster {
             driver: csi.driver,
             handle: csi.volume_handle,
             claim,
+            stage_secret: csi
+                .node_stage_secret_ref
+                .and_then(|secret| Some((secret.namespace?, secret.name?))),
         }))
     }
 

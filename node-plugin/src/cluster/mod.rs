@@ -15,6 +15,7 @@
 //! | node | core | persistentvolumes, persistentvolumeclaims | get | whose claim a Secret or an Event is of |
 //! | node | core | events | create, patch | Events and their count |
 //! | node, controller | core | secrets, in namespaces that are named | get | `secretName` |
+//! | node | core | secrets, likewise | get | `nodeStageSecretRef` of what is mounted |
 //! | uninstall hook | apps | the node plugins' DaemonSet, by name | get, delete | ends them while they may |
 //! | uninstall hook | core | nodes | list, patch | label and annotation of nodes that are down |
 //! | upgrade hook | storage.k8s.io | csidrivers, by name | get, delete | one that cannot be changed |
@@ -156,6 +157,8 @@ pub struct VolumeView {
     pub handle: String,
     /// `spec.claimRef`
     pub claim: Option<ObjectRef>,
+    /// Namespace and name of `spec.csi.nodeStageSecretRef`
+    pub stage_secret: Option<(String, String)>,
 }
 
 /// What an Event says.

@@ -108,6 +108,7 @@ struct Found {
     /// Name of the PersistentVolume.
     name: String,
     claim: ObjectRef,
+    stage_secret: Option<(String, String)>,
 }
 
 impl fmt::Debug for Claims {
@@ -139,6 +140,18 @@ impl Claims {
     /// # Errors
     /// The API server's, as in [`Cluster`].
     pub async fn now_of(&self, volume: &VolumeAt) -> Result<Option<ObjectRef>> {
+        Ok(self.found_now(volume).await?.map(|found| found.claim))
+    }
+
+    /// Namespace and name of the Secret that a volume is staged with now, as its PersistentVolume says.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn stage_secret_of(&self, volume: &VolumeAt) -> Result<Option<(String, String)>> {
+        Ok(self.found_now(volume).await?.and_then(|found| found.stage_secret))
+    }
+
+    async fn found_now(&self, volume: &VolumeAt) -> Result<Option<Found>> {
         let started = Instant::now();
         let known = self.known(volume, &believed).flatten();
         // Where kubelet says the volume's name that is asked for below.
@@ -149,11 +162,10 @@ impl Claims {
             let ObjectRef { namespace, name, .. } = &found.claim;
             let bound = self.cluster.bound_volume(namespace, name).await?;
             if bound.as_ref() == Some(&found.name) {
-                return Ok(Some(found.claim));
+                return Ok(Some(found));
             }
         }
-        let found = self.find(volume, &|at| at > started).await?;
-        Ok(found.map(|found| found.claim))
+        self.find(volume, &|at| at > started).await
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -196,8 +208,11 @@ impl Claims {
     fn ours(&self, name: &str, view: VolumeView, volume: &VolumeAt) -> Option<Found> {
         let is_it = view.driver == self.driver && view.handle == volume.handle;
         let claim = view.claim.filter(|_| is_it)?;
-        let name = name.to_owned();
-        Some(Found { name, claim })
+        Some(Found {
+            name: name.to_owned(),
+            claim,
+            stage_secret: view.stage_secret,
+        })
     }
 
     /// Looks through the claims of the node's pods.

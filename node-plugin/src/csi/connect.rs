@@ -207,12 +207,29 @@ pub async fn check_mount(
                 _ => {}
             }
         }
-        match credentials {
-            CredentialKind::Key => Ok(Rights::ALL),
-            CredentialKind::None => Ok(Rights::NONE),
-            _ if read_only => Ok(Rights::NONE),
-            CredentialKind::Limited => rights(&asked, prefix).await.map_err(explained),
-        }
+        rights(&asked, prefix, read_only, credentials)
+            .await
+            .map_err(explained)
+    })
+    .await
+}
+
+/// What another credential of a mount may do, after it has listed the container.
+pub async fn check_rights(
+    account: &Account,
+    container: &Container,
+    prefix: &str,
+    read_only: bool,
+    credentials: CredentialKind,
+) -> Result<Rights> {
+    in_time(account, async {
+        container.check_reach()?;
+        let asked = container.for_a_verdict(FIRST_ANSWER);
+        let explained = |error| explain(account, container.name(), error);
+        first(&asked, below(prefix)).await.map_err(explained)?;
+        rights(&asked, prefix, read_only, credentials)
+            .await
+            .map_err(explained)
     })
     .await
 }
@@ -256,9 +273,22 @@ impl CredentialKind {
     }
 }
 
+/// What a credential may do.
+///
 /// Asks for changes of a blob that is not there: who may make them is told so, everybody else that he may
 /// not. What a SAS says of itself is not all: a stored policy, or the roles of who signed it, may say less.
-async fn rights(container: &Container, prefix: &str) -> blob_client::Result<Rights> {
+async fn rights(
+    container: &Container,
+    prefix: &str,
+    read_only: bool,
+    credentials: CredentialKind,
+) -> blob_client::Result<Rights> {
+    match credentials {
+        CredentialKind::Key => return Ok(Rights::ALL),
+        CredentialKind::None => return Ok(Rights::NONE),
+        CredentialKind::Limited if read_only => return Ok(Rights::NONE),
+        CredentialKind::Limited => {}
+    }
     let absent = format!(
         "{}.vsc-blob-hidden.{}",
         below(prefix),

@@ -65,6 +65,59 @@ pub(super) enum Owner<'a> {
     },
 }
 
+/// The same, for as long as the volume is mounted.
+#[derive(Debug, Clone)]
+pub(super) enum Whose {
+    Staged(VolumeAt),
+    Pod {
+        at: VolumeAt,
+        context: HashMap<String, String>,
+        inline: bool,
+    },
+}
+
+impl Whose {
+    pub(super) fn owner(&self) -> Owner<'_> {
+        match self {
+            Self::Staged(at) => Owner::Staged(at),
+            Self::Pod { at, context, inline } => Owner::Pod {
+                at,
+                context,
+                inline: *inline,
+            },
+        }
+    }
+}
+
+/// Whether a volume's secrets are read by name when a call brings none.
+pub(super) fn is_wanted(attributes: &Attributes) -> bool {
+    wanted(attributes, &Secrets::default()).is_some()
+}
+
+/// Reads the Secret that the volume names once more.
+pub(super) async fn again(link: Option<&Link>, attributes: &Attributes, whose: &Whose) -> Result<Secrets> {
+    on_node(link, attributes, Secrets::default(), whose.owner()).await
+}
+
+/// The Secret that a staged volume's PersistentVolume names (`nodeStageSecretRef`): kubelet reads it when it
+/// stages, and not again. None at all where the PersistentVolume names none any more.
+pub(super) async fn of_volume(link: Option<&Link>, at: &VolumeAt) -> Result<Secrets> {
+    let link = link.ok_or_else(no_cluster)?;
+    in_time(async {
+        let named = link.claims.stage_secret_of(at).await.map_err(|error| {
+            Error::new(
+                Reason::ClusterUnavailable,
+                format!("nodeStageSecretRef: the volume could not be looked at: {error}"),
+            )
+        })?;
+        match named {
+            Some((namespace, name)) => read(&*link.cluster, &SecretRef::new(&namespace, &name)?).await,
+            None => Ok(Secrets::default()),
+        }
+    })
+    .await
+}
+
 /// The secrets of a call, or those of the Secret that the volume names.
 pub(super) async fn on_node(
     link: Option<&Link>,

@@ -2,6 +2,7 @@
 
 mod health;
 mod publish;
+mod renewal;
 mod stage;
 
 use std::collections::{BTreeMap, HashMap};

@@ -5,6 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 use blob_client::auth::entra::GivenToken;
+use blob_client::auth::handle::Renewal;
+use blob_client::auth::{self, End};
+use tokio::sync::mpsc;
+use url::Url;
 
 use super::drain::Drain;
 use super::holdings::Counter;
@@ -38,12 +42,53 @@ pub(super) struct Session {
 pub struct Credentials {
     /// The token of the pod's service account.
     token: Option<GivenToken>,
+    /// Takes what calls bring.
+    renewing: Option<Renewing>,
+}
+
+/// What a call has brought for a mount.
+#[derive(Debug)]
+pub struct Offer {
+    /// The account that it is for.
+    pub endpoint: Url,
+    /// What may be newer than what the mount has.
+    pub credentials: auth::Credentials,
+}
+
+/// Keeps the credentials of a mount alive, as long as there is one.
+#[derive(Debug, Clone)]
+pub struct Renewing {
+    offers: mpsc::Sender<Offer>,
+    renewal: Arc<Renewal>,
+}
+
+impl Renewing {
+    /// One whose other end takes offers.
+    pub fn new(offers: mpsc::Sender<Offer>, renewal: Arc<Renewal>) -> Self {
+        Self { offers, renewal }
+    }
+
+    /// Hands over what a call has brought.
+    pub fn offer(&self, offer: Offer) {
+        if self.offers.try_send(offer).is_err() {
+            // Kubelet calls again in a minute.
+            tracing::debug!("credentials of a mount are being tried still; these are not");
+        }
+    }
 }
 
 impl Credentials {
     /// Those of a pod that gave a token, or of a volume whose credentials stay as they are.
     pub fn of_pod(token: Option<GivenToken>) -> Self {
-        Self { token }
+        Self {
+            token,
+            renewing: None,
+        }
+    }
+
+    /// The same, kept alive.
+    pub fn renewed(self, renewing: Option<Renewing>) -> Self {
+        Self { renewing, ..self }
     }
 
     /// Takes newer ones over; those that cannot be replaced stay.
@@ -242,6 +287,20 @@ impl Mounts {
             mount.failure.take_if(|failure| failure.volume == volume);
         }
         prune(&mut all);
+    }
+
+    /// Who takes newer credentials of the mount at a path.
+    pub fn renewing(&self, path: &Path) -> Option<Renewing> {
+        self.lock().get(path)?.credentials.renewing.clone()
+    }
+
+    /// When the credentials of all mounts end, as far as that is known.
+    pub fn credential_ends(&self) -> Vec<End> {
+        let all = self.lock();
+        let renewing = all
+            .values()
+            .filter_map(|mount| mount.credentials.renewing.as_ref());
+        renewing.filter_map(|renewing| renewing.renewal.ends()).collect()
     }
 
     /// Gives the mount at a path newer credentials.

@@ -3,8 +3,10 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use blob_client::Accounts;
+use blob_client::auth::Ending;
 use blob_client::transport::failover::Paths;
 use blob_fs::{Budget, Owing};
 use prometheus_client::collector::Collector;
@@ -320,6 +322,21 @@ impl Collector for Node {
             Some(Unit::Seconds),
         )
         .encode_one(&mut encoder, ages.max().unwrap_or_default().as_secs())?;
+        // Signed, so that an end in the past is one.
+        let ends = gauge(
+            "credential_expires",
+            "Time until what mounts are reached with ends, of the one that ends first",
+            Some(Unit::Seconds),
+        );
+        let mut metric = ends.describe(&mut encoder)?;
+        let now = SystemTime::now();
+        for (kind, of) in [("sas", Ending::Sas), ("token", Ending::Token)] {
+            let all = self.mounts.credential_ends().into_iter();
+            let end = all.filter(|end| end.what == of).min();
+            let left = end.map_or(f64::INFINITY, |end| seconds_until(end.at, now));
+            let label: Label = [("kind", kind)];
+            metric.encode_family(&label)?.encode_gauge(&left)?;
+        }
         let held = self.mounts.all_held();
         gauge("open_handles", "Files and directories that are open", None)
             .encode_one(&mut encoder, held.handles as u64)?;
@@ -352,6 +369,14 @@ impl Collector for Node {
             Some(Unit::Bytes),
         )
         .encode(&mut encoder, kinds.map(|(label, bytes)| (label, bytes as u64)))
+    }
+}
+
+/// Seconds from now to a moment; negative when it has passed.
+fn seconds_until(moment: SystemTime, now: SystemTime) -> f64 {
+    match moment.duration_since(now) {
+        Ok(left) => left.as_secs_f64(),
+        Err(past) => -past.duration().as_secs_f64(),
     }
 }
 

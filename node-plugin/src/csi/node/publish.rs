@@ -5,13 +5,14 @@ use std::path::Path;
 use blob_client::auth::entra::GivenToken;
 use csi_proto::csi::{NodePublishVolumeRequest, NodeUnpublishVolumeRequest};
 
+use super::renewal::Source;
 use super::stage::context_difference;
 use super::{NodeService, resolved, stable_context};
 use crate::access::Access;
 use crate::cluster::VolumeAt;
 use crate::csi::entra;
 use crate::csi::lending;
-use crate::csi::named_secret::{self, Owner};
+use crate::csi::named_secret::{self, Whose};
 use crate::csi::required;
 use crate::csi::volume_context::{Attributes, MountOptions, Scope, Secrets};
 use crate::error::{Error, Reason, Result};
@@ -40,6 +41,15 @@ impl NodeService {
         }
         let staging = resolved("staging_target_path", &request.staging_target_path)?;
         let staged = self.staged(volume_id, &staging)?;
+        let args = Target {
+            read_only: request.readonly,
+            access,
+        };
+        if self.check_arguments(&staged, &args, request).is_ok() {
+            // Before the mount is asked anything: with the old ones it may not answer.
+            let (handle, path) = (volume_id.to_owned(), staging.clone());
+            self.offer(VolumeAt { handle, path }, &attributes, &request.secrets);
+        }
         // Kubelet repeats the call for ever, where the driver wants that: then it asks the service nothing.
         let published = staged.targets.contains_key(&target);
         let condition = match published {
@@ -67,10 +77,6 @@ impl NodeService {
                     ),
                 ));
             }
-        };
-        let args = Target {
-            read_only: request.readonly,
-            access,
         };
         self.check_arguments(&staged, &args, request)?;
         if self.published_alike(&staged, &target, &args).await? {
@@ -134,6 +140,8 @@ impl NodeService {
         if alike {
             // Before the mount is asked anything: with the old token it may not answer.
             self.mounts.replace_credentials(target, &credentials);
+            let (handle, path) = (request.volume_id.clone(), target.to_owned());
+            self.offer(VolumeAt { handle, path }, attributes, &request.secrets);
         }
         let condition = match alike {
             true => self.mounts.known_condition(target).await?,
@@ -162,13 +170,14 @@ impl NodeService {
             handle: request.volume_id.clone(),
             path: target.to_owned(),
         };
-        let owner = Owner::Pod {
-            at: &at,
-            context: &request.volume_context,
+        let whose = Whose::Pod {
+            at: at.clone(),
+            context: request.volume_context.clone(),
             inline: is_inline(request, attributes),
         };
-        let secrets = named_secret::on_node(self.link.as_ref(), attributes, secrets, owner).await?;
-        let config = self
+        let source = Source::of(attributes, !secrets.is_empty(), whose.clone());
+        let secrets = named_secret::on_node(self.link.as_ref(), attributes, secrets, whose.owner()).await?;
+        let (config, reached) = self
             .configure(
                 attributes,
                 &options,
@@ -179,6 +188,7 @@ impl NodeService {
             )
             .await?;
         self.mounts.prepare_target(target).await?;
+        let credentials = credentials.renewed(self.renew(at, attributes, source, reached));
         self.mounts.start(record, config, credentials).await
     }
 

@@ -6,12 +6,13 @@ use blob_client::auth::entra::GivenToken;
 use blob_fs::VolumeConfig;
 use csi_proto::csi::{NodeStageVolumeRequest, NodeUnstageVolumeRequest};
 
+use super::renewal::{Reached, Source};
 use super::{NodeService, resolved, stable_context};
 use crate::access::Access;
 use crate::cluster::VolumeAt;
 use crate::csi::account::Account;
 use crate::csi::connect::{self, CredentialKind};
-use crate::csi::named_secret::{self, Owner};
+use crate::csi::named_secret::{self, Whose};
 use crate::csi::required;
 use crate::csi::volume_context::{Attributes, MountOptions, Scope, Secrets};
 use crate::error::{Error, Reason, Result};
@@ -42,7 +43,12 @@ impl NodeService {
                 );
                 self.mounts.stop(&path).await?;
             }
-            Condition::Healthy | Condition::Silent(_) => return self.staged_alike(&record),
+            Condition::Healthy | Condition::Silent(_) => {
+                self.staged_alike(&record)?;
+                let handle = volume_id.to_owned();
+                self.offer(VolumeAt { handle, path }, &attributes, &request.secrets);
+                return Ok(());
+            }
             Condition::Dead(why) => {
                 tracing::info!(
                     volume_id, path = %path.display(), why,
@@ -81,12 +87,15 @@ impl NodeService {
             handle: volume_id.to_owned(),
             path,
         };
-        let owner = Owner::Staged(&at);
-        let secrets = named_secret::on_node(self.link.as_ref(), &attributes, secrets, owner).await?;
-        let config = self
+        let whose = Whose::Staged(at.clone());
+        let source = Source::of(&attributes, !secrets.is_empty(), whose.clone());
+        let secrets = named_secret::on_node(self.link.as_ref(), &attributes, secrets, whose.owner()).await?;
+        let (config, reached) = self
             .configure(&attributes, &options, &record.access, &secrets, None, false)
             .await?;
-        self.mounts.start(record, config, Credentials::default()).await
+        let renewing = self.renew(at, &attributes, source, reached);
+        let credentials = Credentials::default().renewed(renewing);
+        self.mounts.start(record, config, credentials).await
     }
 
     pub(super) async fn unstage(&self, request: &NodeUnstageVolumeRequest) -> Result<()> {
@@ -158,7 +167,7 @@ impl NodeService {
         secrets: &Secrets,
         pod_token: Option<&GivenToken>,
         read_only: bool,
-    ) -> Result<VolumeConfig> {
+    ) -> Result<(VolumeConfig, Reached)> {
         let name = attributes.container.as_deref().ok_or_else(|| {
             Error::new(
                 Reason::MissingField,
@@ -198,8 +207,8 @@ impl NodeService {
             "" => format!("{}/{name}", account.name),
             prefix => format!("{}/{name}/{prefix}", account.name),
         };
-        let mut config = VolumeConfig::new(source, std::sync::Arc::new(container));
-        config.prefix = prefix;
+        let mut config = VolumeConfig::new(source, std::sync::Arc::new(container.clone()));
+        config.prefix = prefix.clone();
         config.read_only = read_only;
         config.uid = options.uid.unwrap_or(config.uid);
         // The pod's fsGroup must own the volume (CSI: volume_mount_group); a gid= is the fallback.
@@ -215,7 +224,15 @@ impl NodeService {
         config.rename_limit = options.rename_limit.unwrap_or(config.rename_limit);
         config.timeout = patience;
         config.profile = attributes.profile;
-        Ok(config)
+        let reached = Reached {
+            account,
+            container,
+            prefix,
+            read_only,
+            kind,
+            rights,
+        };
+        Ok((config, reached))
     }
 
     /// The record of the volume staged at a path, or why it cannot be published from there.

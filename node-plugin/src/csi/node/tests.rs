@@ -22,9 +22,9 @@ use crate::mounts::{Kernel, Mounter};
 
 const UID: &str = "uid-of-pod-reader";
 
-struct World {
-    service: NodeService,
-    cluster: Arc<FakeCluster>,
+pub(super) struct World {
+    pub(super) service: NodeService,
+    pub(super) cluster: Arc<FakeCluster>,
     folder: tempfile::TempDir,
     _stop: tokio_util::sync::DropGuard,
 }
@@ -44,7 +44,7 @@ fn service(kernel: Arc<dyn Mounter>, folder: &Path) -> NodeService {
 }
 
 /// A node in a cluster with one claim, `team/data`, of volume `h`, used by pod `team/reader`.
-fn world() -> World {
+pub(super) fn world() -> World {
     let folder = tempfile::tempdir().unwrap();
     let service = service(Arc::new(Kernel), folder.path());
     let cluster = FakeCluster::new();
@@ -90,7 +90,7 @@ fn capability() -> VolumeCapability {
     }
 }
 
-fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+pub(super) fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
     pairs
         .iter()
         .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))

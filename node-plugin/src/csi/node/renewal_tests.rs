@@ -1,0 +1,268 @@
+//! Newer credentials out of Secrets and calls, and what the cluster is told, against an account that accepts
+//! some SAS.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use blob_client::transport::failover::Paths;
+use blob_client::transport::failover::TransportMode;
+use blob_client::{ListOptions, Patience};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use vsc_driver::buffer::Arena;
+
+use super::super::tests::{World, map, world};
+use super::*;
+use crate::csi::volume_context::{Keeping, Scope};
+
+const EMPTY: &str = "<?xml version=\"1.0\" encoding=\"utf-8\"?><EnumerationResults><Blobs /><NextMarker />\
+                     </EnumerationResults>";
+
+/// An account on a port.
+struct Service {
+    server: String,
+    accepts: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Service {
+    async fn that_accepts(these: &[&str]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = format!("http://{}/account", listener.local_addr().unwrap());
+        let accepts = Arc::new(Mutex::default());
+        let service = Self { server, accepts };
+        service.accept(these);
+        let accepts = Arc::clone(&service.accepts);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(answer(stream, Arc::clone(&accepts)));
+            }
+        });
+        service
+    }
+
+    fn accept(&self, these: &[&str]) {
+        *self.accepts.lock().unwrap() = these.iter().map(|one| (*one).to_owned()).collect();
+    }
+}
+
+/// Answers one request: a listing is empty, no blob is there, and strangers are refused.
+async fn answer(stream: TcpStream, accepts: Arc<Mutex<BTreeSet<String>>>) -> std::io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    let mut first = String::new();
+    stream.read_line(&mut first).await?;
+    let mut line = String::new();
+    while stream.read_line(&mut line).await? > 2 {
+        line.clear();
+    }
+    let signature = first
+        .split("sig=")
+        .nth(1)
+        .and_then(|rest| rest.split([' ', '&']).next());
+    let known = accepts.lock().unwrap().contains(signature.unwrap_or_default());
+    let (status, code, body) = match (known, first.contains("comp=list")) {
+        (false, _) => ("403 Forbidden", "AuthenticationFailed", ""),
+        (true, true) => ("200 OK", "", EMPTY),
+        (true, false) => ("404 Not Found", "BlobNotFound", ""),
+    };
+    let code = match code {
+        "" => String::new(),
+        code => format!("x-ms-error-code: {code}\r\n"),
+    };
+    let text = format!(
+        "HTTP/1.1 {status}\r\nx-ms-request-id: id\r\n{code}content-length: {}\r\nconnection: close\r\n\
+         \r\n{body}",
+        body.len()
+    );
+    stream.write_all(text.as_bytes()).await
+}
+
+fn sas(signature: &str) -> Credentials {
+    Credentials::Sas(format!("sv=1&sig={signature}").into())
+}
+
+fn secret(signature: &str) -> HashMap<String, String> {
+    map(&[("azurestorageaccountsastoken", &format!("sv=1&sig={signature}"))])
+}
+
+fn at() -> VolumeAt {
+    VolumeAt {
+        handle: "h".into(),
+        path: "/nonexistent/globalmount".into(),
+    }
+}
+
+/// A mount of volume `h` as its first credential has reached it.
+fn reached(service: &Service, credentials: Credentials) -> (Attributes, Reached) {
+    let pairs = [
+        ("server", service.server.as_str()),
+        ("secretName", "key"),
+        ("secretNamespace", "team"),
+    ];
+    let attributes = Attributes::parse(&map(&pairs), Scope::Attributes).unwrap();
+    let account = Account::resolve(&attributes, &Secrets::default()).unwrap();
+    let arena = Arena::new(64 << 20).unwrap();
+    let paths = Paths::new(None, arena.clone(), tokio::runtime::Handle::current());
+    let connector = connect::Connector::new(paths, arena);
+    let (mode, keeping) = (TransportMode::Https, Keeping::default());
+    let client = connector.client(&account, credentials.clone(), mode, &keeping, Patience::default());
+    let reached = Reached {
+        account,
+        container: client.unwrap().container("photos").unwrap(),
+        prefix: String::new(),
+        read_only: false,
+        kind: CredentialKind::of(&credentials),
+        rights: Rights::ALL,
+    };
+    (attributes, reached)
+}
+
+fn put_secret(world: &World, signature: &str) {
+    world.cluster.set(|state| {
+        let key = ("team".to_owned(), "key".to_owned());
+        state.secrets.insert(key, secret(signature));
+    });
+}
+
+fn told(reason: &'static str) -> [(&'static str, &'static str, &'static str, i32); 1] {
+    [("PersistentVolumeClaim", "data", reason, 1)]
+}
+
+fn spelled(at: SystemTime) -> String {
+    k8s_openapi::jiff::Timestamp::try_from(at).unwrap().to_string()
+}
+
+async fn list(container: &Container) -> blob_client::Result<()> {
+    container.list(&ListOptions::default()).await.map(drop)
+}
+
+#[tokio::test]
+async fn a_secret_is_read_again_when_a_call_is_refused() {
+    for named in [true, false] {
+        let world = world();
+        let service = Service::that_accepts(&["1"]).await;
+        let (attributes, reached) = reached(&service, sas("1"));
+        let container = reached.container.clone();
+        let source = if named {
+            Source::of(&attributes, false, Whose::Staged(at()))
+        } else {
+            world.cluster.set(|state| {
+                let volume = state.volumes.get_mut("pv-1").unwrap();
+                volume.stage_secret = Some(("team".into(), "key".into()));
+            });
+            Source::of(&attributes, true, Whose::Staged(at()))
+        };
+        let _renewing = world.service.renew(at(), &attributes, source, reached).unwrap();
+        list(&container).await.unwrap();
+        put_secret(&world, "2");
+        service.accept(&["2"]);
+        list(&container).await.unwrap();
+        world
+            .cluster
+            .until(|state| state.told() == told("CredentialReplaced"))
+            .await;
+        let events = world.cluster.set(|state| format!("{:?}", state.events));
+        assert!(!events.contains("sig="), "{events}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_accepted_is_told_and_changes_nothing() {
+    let world = world();
+    let service = Service::that_accepts(&["1", "2"]).await;
+    let (attributes, reached) = reached(&service, sas("1"));
+    let (container, endpoint) = (reached.container.clone(), reached.account.endpoint.clone());
+    let source = Source::Calls;
+    let renewing = world.service.renew(at(), &attributes, source, reached).unwrap();
+    let offer = |endpoint: &url::Url, signature: &str| {
+        renewing.offer(Offer {
+            endpoint: endpoint.clone(),
+            credentials: sas(signature),
+        });
+    };
+    // What is in use already is nothing to tell; what was refused is told once.
+    for signature in ["1", "wrong", "wrong"] {
+        offer(&endpoint, signature);
+    }
+    world
+        .cluster
+        .until(|state| state.told() == told("CredentialRefused"))
+        .await;
+    list(&container).await.unwrap();
+    offer(&"http://127.0.0.1:1/other".parse().unwrap(), "2");
+    world
+        .cluster
+        .until(|state| state.told().iter().any(|told| told.3 == 2))
+        .await;
+    offer(&endpoint, "2");
+    let both = [
+        told("CredentialRefused").map(|told| (told.0, told.1, told.2, 2))[0],
+        told("CredentialReplaced")[0],
+    ];
+    world.cluster.until(|state| state.told() == both).await;
+    service.accept(&["2"]);
+    list(&container).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_end_of_a_sas_is_told_before_and_when_it_comes() {
+    let hours = |hours: u64| SystemTime::now() + Duration::from_secs(hours * 3600);
+    for (end, reason) in [
+        (hours(20), "CredentialExpiring"),
+        (SystemTime::now() + Duration::from_secs(600), "CredentialExpiring"),
+        (SystemTime::now() - Duration::from_secs(1), "CredentialExpired"),
+    ] {
+        let world = world();
+        let service = Service::that_accepts(&["1"]).await;
+        let ending = Credentials::Sas(format!("se={}&sig=1", spelled(end)).into());
+        let (attributes, reached) = reached(&service, ending);
+        let source = Source::Calls;
+        let _renewing = world.service.renew(at(), &attributes, source, reached).unwrap();
+        world.cluster.until(|state| state.told() == told(reason)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_end_is_told_once_and_again_when_it_is_nearer() {
+    let world = world();
+    let service = Service::that_accepts(&["1"]).await;
+    let day = Duration::from_secs(24 * 3600);
+    let end = spelled(SystemTime::now() + 2 * day);
+    let (attributes, reached) = reached(&service, Credentials::Sas(format!("se={end}&sig=1").into()));
+    let mut keeper = Keeper {
+        node: world.service.clone(),
+        at: at(),
+        attributes,
+        source: Source::Calls,
+        renewal: Arc::new(reached.container.renewal()),
+        reached,
+        refused: None,
+        told: None,
+    };
+    assert_eq!(keeper.tell_end(), LOOK);
+    assert!(keeper.told.is_none(), "two days are enough for anybody");
+    // What was told of another end counts for nothing.
+    let other = End {
+        at: SystemTime::UNIX_EPOCH,
+        what: Ending::Sas,
+    };
+    keeper.told = Some((other, 3));
+    keeper.tell_end();
+    assert_eq!(keeper.told, Some((other, 3)));
+}
+
+#[test]
+fn only_what_is_kept_in_secrets_is_read_again() {
+    let of = |pairs: &[(&str, &str)], brought: bool| {
+        let attributes = Attributes::parse(&map(pairs), Scope::Attributes).unwrap();
+        Source::of(&attributes, brought, Whose::Staged(at()))
+    };
+    assert!(matches!(of(&[], true), Source::StageSecret(_)));
+    assert!(matches!(of(&[], false), Source::Calls));
+    assert!(matches!(of(&[("secretName", "key")], false), Source::Named(_)));
+    assert!(matches!(
+        of(&[("secretName", "key")], true),
+        Source::StageSecret(_)
+    ));
+    let public = [("secretName", "key"), ("AzureStorageAuthType", "Anonymous")];
+    assert!(matches!(of(&public, false), Source::Calls));
+}
