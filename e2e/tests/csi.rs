@@ -15,6 +15,8 @@ mod owners;
 mod restarts;
 #[path = "csi/rotation.rs"]
 mod rotation;
+#[path = "csi/traces.rs"]
+mod traces;
 #[path = "csi/volumes.rs"]
 mod volumes;
 

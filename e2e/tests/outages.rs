@@ -187,6 +187,7 @@ impl World {
         let node = Node::start(&NodeOptions {
             budget: BUDGET,
             hosts: Some(hosts()),
+            ..NodeOptions::default()
         })?;
         let stage = |outage: &Outage| Volume::stage(&node, &format!("{outage:?}"), Some(*outage), FLAGS);
         let volumes = OUTAGES.iter().map(stage).collect::<Result<Vec<_>>>()?;

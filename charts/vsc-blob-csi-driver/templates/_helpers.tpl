@@ -21,6 +21,15 @@ app.kubernetes.io/component: {{ .component }}
 {{- toYaml (merge $ours (deepCopy (.extra | default dict)) (deepCopy .root.Values.commonLabels)) }}
 {{- end }}
 
+{{/* Where the runbook of an alert is; call with (dict "root" $ "alert" NAME). */}}
+{{- define "vsc-blob.runbook" -}}
+{{- with .root.Values.prometheusRule.runbooks -}}
+runbook_url: {{ . }}#{{ lower $.alert }}
+{{- else -}}
+runbook: docs/runbooks.md of the driver, {{ .alert }}
+{{- end }}
+{{- end }}
+
 {{/* Labels of pods beside ours; call with (dict "root" $ "own" .Values.node.podLabels). */}}
 {{- define "vsc-blob.podLabels" -}}
 {{- $labels := deepCopy .own }}

@@ -37,6 +37,7 @@ use vsc_blob_csi::mounts::holdings::CountInterval;
 use vsc_blob_csi::socket::Socket;
 use vsc_blob_csi::telemetry::health::HealthArgs;
 use vsc_blob_csi::telemetry::metrics::Metrics;
+use vsc_blob_csi::telemetry::traces::TracesArgs;
 
 /// Shows the whole way of a volume on this machine, as root: CSI calls, a mount, files over the channel.
 #[derive(Debug, Parser)]
@@ -200,9 +201,11 @@ impl Demo {
             },
             max_volumes: None,
             count_interval: CountInterval::default(),
+            metrics_volumes: 100,
             no_seccomp: false,
             lending: LendingArgs::default(),
             health: HealthArgs::default(),
+            traces: TracesArgs::default(),
             kubernetes: kubernetes.clone(),
         })?;
         serve(&sockets[0], plugin.routes(), &plugin.metrics, &stop)?;
@@ -214,6 +217,7 @@ impl Demo {
             device: device_args,
             lending: LendingArgs::default(),
             health: HealthArgs::default(),
+            traces: TracesArgs::default(),
             kubernetes,
         })?;
         serve(&sockets[1], routes, &metrics, &stop)?;

@@ -1,7 +1,7 @@
 //! The node service alone, in names of its own, with volumes that are staged and nothing else: for tests of
 //! what one process does for many mounts, and of its metrics.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -25,6 +25,10 @@ pub struct NodeOptions {
     pub budget: u64,
     /// Names that only this node knows, by their lines of /etc/hosts; nobody else answers it a name.
     pub hosts: Option<String>,
+    /// The channel's device; `None`: the node has none.
+    pub device: Option<PathBuf>,
+    /// Further options of the program.
+    pub more: Vec<String>,
 }
 
 /// A running node service. Dropping it ends it and frees its mounts.
@@ -106,19 +110,20 @@ impl Node {
         };
         let socket = folder.join("node.sock");
         command
-            .args([
-                "node",
-                "--node-id",
-                NODE_ID,
-                "--device",
-                "/nonexistent/azure_blob",
-            ])
+            .args(["node", "--node-id", NODE_ID, "--device"])
+            .arg(
+                options
+                    .device
+                    .as_deref()
+                    .unwrap_or(Path::new("/nonexistent/azure_blob")),
+            )
             .args(["--health-address", "127.0.0.1:0", "--budget"])
             .arg(options.budget.to_string())
             .arg("--endpoint")
             .arg(&socket)
             .arg("--state-dir")
             .arg(folder.join("state"))
+            .args(&options.more)
             .env_remove("RUST_LOG");
         let mut process = Running::start("node", &mut command)?;
         let health = process.wait_for_line("the address of the metrics", PATIENCE, |line| {
@@ -144,6 +149,18 @@ impl Node {
 
     /// Stages a container of the emulators' account at this endpoint; where it is mounted.
     pub fn stage(&self, id: &str, server: &Url, container: &str, flags: &[&str]) -> Result<PathBuf> {
+        self.stage_with(id, server, container, flags, secrets())
+    }
+
+    /// The same with these secrets.
+    pub fn stage_with(
+        &self,
+        id: &str,
+        server: &Url,
+        container: &str,
+        flags: &[&str],
+        secrets: HashMap<String, String>,
+    ) -> Result<PathBuf> {
         let at = self.path(id);
         std::fs::create_dir_all(&at)?;
         let context = [
@@ -155,7 +172,7 @@ impl Node {
             staging_target_path: at.display().to_string(),
             volume_capability: Some(mount_capability(flags)),
             volume_context: context.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
-            secrets: secrets(),
+            secrets,
             ..NodeStageVolumeRequest::default()
         };
         runtime()
@@ -183,6 +200,11 @@ impl Node {
     /// Its folder.
     pub fn folder(&self) -> &Path {
         self.shared.0.path()
+    }
+
+    /// Where it serves its metrics.
+    pub fn health(&self) -> SocketAddr {
+        self.health
     }
 
     /// Its process.

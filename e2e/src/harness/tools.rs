@@ -20,6 +20,8 @@ pub enum Tool {
     Helm,
     /// The POSIX conformance tests.
     Pjdfstest,
+    /// Reads metrics and evaluates rules.
+    Prometheus,
     /// Python with the packages of `e2e/python/requirements.txt`.
     Python,
 }
@@ -36,6 +38,7 @@ impl Tool {
             Self::Fsx => ("FSX", "cargo/bin/fsx"),
             Self::Helm => ("HELM", "helm/helm"),
             Self::Pjdfstest => ("PJDFSTEST", "cargo/bin/pjdfstest"),
+            Self::Prometheus => ("PROMETHEUS", "prometheus/usr/bin/prometheus"),
             Self::Python => ("E2E_PYTHON", "python/bin/python"),
         }
     }

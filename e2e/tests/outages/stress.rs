@@ -399,7 +399,7 @@ fn stress(lasts: Duration) -> Result<()> {
     let container = backend.create_container("stress")?;
     let node = Node::start(&NodeOptions {
         budget: BUDGET,
-        hosts: None,
+        ..NodeOptions::default()
     })?;
     let at = node.stage("stress", backend.endpoint(), "stress", FLAGS)?;
     for directory in 0..DIRECTORIES {

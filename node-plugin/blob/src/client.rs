@@ -22,7 +22,7 @@ mod writes;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use vsc_driver::buffer::Arena;
@@ -33,6 +33,7 @@ use crate::auth::Credentials;
 use crate::auth::handle::{Candidate, Handle, Held, Renewal};
 use crate::error::{Error, Result};
 use crate::names;
+use crate::observer::Observer;
 use crate::pace::{Accounts, Share};
 use crate::patience::Patience;
 use crate::progress::Progress;
@@ -131,6 +132,8 @@ struct Account {
     clock_offset: AtomicI64,
     /// That this machine's clock is wrong is told once.
     clock_told: AtomicBool,
+    /// Is told of throttling and repetitions.
+    observer: OnceLock<Arc<dyn Observer>>,
 }
 
 impl Client {
@@ -180,6 +183,7 @@ impl Client {
                 scopes: Mutex::default(),
                 clock_offset: AtomicI64::new(i64::MIN),
                 clock_told: AtomicBool::new(false),
+                observer: OnceLock::new(),
             }),
         })
     }
@@ -315,6 +319,13 @@ impl Container {
     /// Container name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Names who is told of the requests of this client from now on. The first one stays.
+    pub fn observe(&self, observer: Arc<dyn Observer>) {
+        self.account.transport.observe(Arc::clone(&observer));
+        // One volume has one client: a second one is nobody who could count it.
+        let _ = self.account.observer.set(observer);
     }
 
     /// When the calls of this client got on last.

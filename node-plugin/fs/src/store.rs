@@ -3,12 +3,14 @@
 pub mod fake;
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
 use blob_client::{
     BlockId, BlockList, BlockRef, Body, Condition, Container, ContainerState, ETag, Got, ListOptions,
-    ListPage, Metadata, Progress, Properties, PutOptions, Result, StageOptions, StoredHeaders, Written,
+    ListPage, Metadata, Observer, Progress, Properties, PutOptions, Result, StageOptions, StoredHeaders,
+    Written,
 };
 use vsc_driver::buffer::Buffer;
 
@@ -79,6 +81,8 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     fn progress(&self) -> Progress {
         Progress::default()
     }
+    /// Names who is told of what is asked from now on: see [`Container::observe`]. By default nobody is.
+    fn observe(&self, _observer: Arc<dyn Observer>) {}
 }
 
 #[async_trait]
@@ -160,5 +164,8 @@ impl Store for Container {
     }
     fn progress(&self) -> Progress {
         Container::progress(self)
+    }
+    fn observe(&self, observer: Arc<dyn Observer>) {
+        Container::observe(self, observer);
     }
 }

@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 
 use tokio::runtime::Handle;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 /// A mutual exclusion that a panic does not poison: whoever panicked has left the state whole.
 #[derive(Default)]
@@ -98,7 +99,8 @@ where
     if scheduled::here() {
         return Task::Scheduled(shuttle::future::spawn(future));
     }
-    Task::Runtime(runtime.spawn(future))
+    // What it asks of the service is part of what its caller was asked.
+    Task::Runtime(runtime.spawn(future.in_current_span()))
 }
 
 impl<T> Future for Task<T> {

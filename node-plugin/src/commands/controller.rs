@@ -19,6 +19,7 @@ use crate::grpc::server;
 use crate::socket::Socket;
 use crate::telemetry::health::HealthArgs;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::TracesArgs;
 
 /// Address space for the few small buffers of a controller.
 const ARENA: usize = 64 << 20;
@@ -49,6 +50,9 @@ pub struct ControllerArgs {
     /// See [`HealthArgs`].
     #[command(flatten)]
     pub health: HealthArgs,
+    /// See [`TracesArgs`].
+    #[command(flatten)]
+    pub traces: TracesArgs,
     /// See [`KubernetesArgs`].
     #[command(flatten)]
     pub kubernetes: KubernetesArgs,

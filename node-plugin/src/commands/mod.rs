@@ -24,7 +24,7 @@ use vsc_driver::buffer::Arena;
 
 use crate::cluster::{Cluster, Config, KubeCluster, Rate};
 use crate::csi::lending::{AllowedHost, Lending};
-use crate::telemetry::LogFormat;
+use crate::telemetry::{self, LogFormat};
 use size::ByteSize;
 
 /// Mounts Azure Blob containers as file systems.
@@ -80,16 +80,25 @@ impl Cli {
         );
         // Before a secret is read.
         crate::privileges::keep_secrets()?;
+        if let Command::Node(args) = &self.command {
+            // Before the first thread starts.
+            crate::privileges::give_up()?;
+            if !args.no_seccomp {
+                crate::seccomp::confine()
+                    .context("this kernel takes no filter of system calls; --no-seccomp serves without")?;
+            }
+        }
+        let (name, traces) = match &self.command {
+            Command::Node(args) => ("node", Some(&args.traces)),
+            Command::Controller(args) => ("controller", Some(&args.traces)),
+            _ => ("", None),
+        };
+        // Sends them to the end of the command.
+        let _exporter = telemetry::start(self.log_format, name, traces)?;
         match self.command {
             Command::Node(args) => {
-                // Before the first thread starts.
-                crate::privileges::give_up()?;
                 if args.no_seccomp {
                     tracing::warn!("--no-seccomp: every system call is allowed");
-                } else {
-                    crate::seccomp::confine().context(
-                        "this kernel takes no filter of system calls; --no-seccomp serves without",
-                    )?;
                 }
                 runtime()?.block_on(async { node::run(args, terminated()?).await })
             }

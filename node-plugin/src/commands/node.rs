@@ -32,6 +32,8 @@ use crate::socket::Socket;
 use crate::telemetry::health::HealthArgs;
 use crate::telemetry::metrics::{Metrics, NodeParts};
 use crate::telemetry::operations::Operations;
+use crate::telemetry::traces::TracesArgs;
+use crate::telemetry::volumes::Volumes;
 
 /// Options of `node`.
 #[derive(Debug, Clone, Args)]
@@ -84,6 +86,10 @@ pub struct NodeArgs {
     /// off. A count lists the volume's blobs, one request for each 5,000 of them and 20 at most.
     #[arg(long, value_name = "TIME|off", default_value_t)]
     pub count_interval: CountInterval,
+    /// Volumes that /metrics names by their ids, at most; what others do is summed up as "other". 0 names
+    /// none.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub metrics_volumes: usize,
     /// Allow every system call. Without it those that serving mounts does not need fail; for machines where
     /// one is missed, which is a bug to report.
     #[arg(long)]
@@ -94,6 +100,9 @@ pub struct NodeArgs {
     /// See [`HealthArgs`].
     #[command(flatten)]
     pub health: HealthArgs,
+    /// See [`TracesArgs`].
+    #[command(flatten)]
+    pub traces: TracesArgs,
     /// See [`KubernetesArgs`].
     #[command(flatten)]
     pub kubernetes: KubernetesArgs,
@@ -136,11 +145,12 @@ impl NodePlugin {
         let connector = Connector::new(args.device.paths(&resources), resources.arena.clone())
             .with_lending(args.lending.lending());
         let operations = Arc::new(Operations::default());
+        let volumes = Volumes::new(args.metrics_volumes, Arc::clone(&operations));
         let mounts = Mounts::new(Arc::new(Kernel), resources, &args.state_dir, Patience::default())
             .with_context(|| format!("--state-dir {}", args.state_dir.display()))?
             .with_limit(args.limit(&budget)?)
             .with_counts(args.count_interval)
-            .with_observer(operations.clone());
+            .with_observers(volumes.clone());
         let mounts = Arc::new(mounts);
         let identity =
             IdentityService::new(&args.driver_name, vec![fuse_check(), state_check(mounts.clone())]);
@@ -149,6 +159,7 @@ impl NodePlugin {
             Some(NodeParts {
                 mounts: mounts.clone(),
                 operations,
+                volumes,
                 budget,
                 accounts: connector.accounts().clone(),
             }),

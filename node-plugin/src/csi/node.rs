@@ -14,6 +14,7 @@ use csi_proto::csi::node_server::Node;
 use csi_proto::csi::node_service_capability::{self, Rpc, rpc};
 use csi_proto::csi::*;
 use tonic::{Request, Response, Status};
+use tracing::Instrument as _;
 
 use super::connect::Connector;
 use super::{answer, required};
@@ -91,7 +92,7 @@ impl NodeService {
         T: Send + 'static,
         F: Future<Output = Result<Response<T>, Status>> + Send + 'static,
     {
-        let ended = tokio::spawn(call(self.clone())).await;
+        let ended = tokio::spawn(call(self.clone()).in_current_span()).await;
         ended.unwrap_or_else(|error| {
             let error = Error::new(Reason::NodeError, format!("the call did not end well: {error}"));
             Err(error.into())

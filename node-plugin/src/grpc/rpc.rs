@@ -4,6 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use blob_client::TRACE;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -12,6 +13,8 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::time::Instant;
 use tonic::Code;
 use tower::{Layer, Service};
+use tracing::Instrument as _;
+use tracing::field::Empty;
 
 use crate::error::REASON;
 
@@ -140,8 +143,13 @@ where
             began: Instant::now(),
             answered: false,
         };
-        let answer = self.inner.call(request);
-        Box::pin(async move {
+        let span = tracing::info_span!(
+            target: TRACE, "csi", otel.name = method, otel.kind = "server", otel.status_code = Empty,
+            rpc.grpc.status_code = Empty, reason = Empty
+        );
+        let answer = span.in_scope(|| self.inner.call(request));
+        let at_work = span.clone();
+        let work = async move {
             let mut answer = answer.await;
             call.answered = true;
             // A status is in the headers when it is an error, and follows the message when it is none.
@@ -161,9 +169,17 @@ where
                 Code::Unimplemented => OTHER,
                 _ => &call.method,
             };
+            if code != Code::Ok {
+                span.record("otel.status_code", "ERROR");
+            }
+            span.record("rpc.grpc.status_code", code as i32);
+            if let Some(reason) = &reason {
+                span.record("reason", reason);
+            }
             call.rpcs.ended(method, call.began, code, reason);
             answer
-        })
+        };
+        Box::pin(work.instrument(at_work))
     }
 }
 

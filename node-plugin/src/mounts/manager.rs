@@ -5,7 +5,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use blob_fs::observer::Observer;
 use blob_fs::{Held, Owing, Resources, VolumeConfig};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -16,6 +15,7 @@ use super::holdings::{CountInterval, Counted, Counter, Turns};
 use super::mount::{Credentials, Mount, Session, State, prune};
 use super::mounter::{Mounter, Usage};
 use super::mountinfo::{self, Entry};
+use super::observers::Observers;
 use super::probe::Condition;
 use super::record::{Folder, Record};
 use crate::error::{Error, Reason, Result};
@@ -36,8 +36,8 @@ pub struct Mounts {
     limit: usize,
     /// Whose turn it is to be counted.
     turns: Turns,
-    /// Is told of each operation of all of them.
-    observer: Option<Arc<dyn Observer>>,
+    /// Who is told of what each volume does and asks for.
+    observers: Option<Arc<dyn Observers>>,
 }
 
 impl Mounts {
@@ -60,7 +60,7 @@ impl Mounts {
             left: Notify::new(),
             end_by: watch::channel(None).0,
             turns: Turns::new(CountInterval::default()),
-            observer: None,
+            observers: None,
         })
     }
 
@@ -153,10 +153,10 @@ impl Mounts {
         }
     }
 
-    /// The same, with somebody who is told of each operation.
-    pub fn with_observer(self, observer: Arc<dyn Observer>) -> Self {
+    /// The same, with somebody who is told of what volumes do and ask for.
+    pub fn with_observers(self, observers: Arc<dyn Observers>) -> Self {
         Self {
-            observer: Some(observer),
+            observers: Some(observers),
             ..self
         }
     }
@@ -218,7 +218,11 @@ impl Mounts {
         credentials: Credentials,
     ) -> Result<()> {
         let path = record.path.clone();
-        config.observer = self.observer.clone().or(config.observer);
+        if let Some(observers) = &self.observers {
+            let observed = observers.of_volume(&record.volume_id);
+            config.observer = Some(observed.operations);
+            config.store.observe(observed.requests);
+        }
         // A session whose mount somebody else has taken away has accepted changes as well.
         self.drain(&path)?;
         match self.committed(&path).await {
@@ -316,6 +320,17 @@ impl Mounts {
             .filter_map(|(path, mount)| Some((path, mount.session()?)));
         served
             .map(|(path, session)| (path.clone(), session.serving.owing()))
+            .collect()
+    }
+
+    /// The same of every mount, with the id of its volume.
+    pub fn owing_by_volume(&self) -> Vec<(String, Owing)> {
+        let all = self.lock();
+        let served = all
+            .values()
+            .filter_map(|mount| Some((mount.record.as_ref()?, mount.session()?)));
+        served
+            .map(|(stored, session)| (stored.record.volume_id.clone(), session.serving.owing()))
             .collect()
     }
 

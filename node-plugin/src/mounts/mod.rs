@@ -14,6 +14,7 @@ pub mod manager;
 pub mod mount;
 pub mod mounter;
 pub mod mountinfo;
+pub mod observers;
 mod probe;
 pub mod record;
 

@@ -16,6 +16,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::operations::Operations;
+use super::volumes::{Counted, Volumes};
 use crate::grpc::rpc::Rpcs;
 use crate::mounts::Mounts;
 
@@ -41,6 +42,8 @@ pub struct NodeParts {
     pub mounts: Arc<Mounts>,
     /// What they do.
     pub operations: Arc<Operations>,
+    /// The same, and what they ask for, by volume.
+    pub volumes: Arc<Volumes>,
     /// Their memory.
     pub budget: Arc<Budget>,
     /// The accounts that they ask.
@@ -61,6 +64,10 @@ impl Metrics {
         if let Some(node) = node {
             node.operations.register(&mut registry);
             registry.register_collector(Box::new(Asked(node.accounts)));
+            registry.register_collector(Box::new(Counted {
+                volumes: node.volumes,
+                mounts: node.mounts.clone(),
+            }));
             registry.register_collector(Box::new(Node {
                 mounts: node.mounts,
                 budget: node.budget,

@@ -4,5 +4,7 @@ pub mod health;
 pub mod log;
 pub mod metrics;
 pub mod operations;
+pub mod traces;
+pub mod volumes;
 
 pub use log::{LogFormat, start};

@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime};
 use http::Method;
 use rand::Rng as _;
 use tokio::time::Instant;
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span};
 use vsc_driver::buffer::{Arena, Buffer};
 
 use super::Container;
@@ -18,6 +20,7 @@ use crate::names;
 use crate::progress::Moved;
 use crate::request::Request;
 use crate::response::Response;
+use crate::trace::TRACE;
 use crate::transport::path::Path;
 use crate::transport::{FailureKind, TransportError};
 
@@ -139,6 +142,9 @@ impl Container {
             }
             earlier = Some(again.failed);
             tries.attempt += 1;
+            if let Some(observer) = account.observer.get() {
+                observer.repeated();
+            }
         }
     }
 
@@ -192,7 +198,9 @@ impl Container {
         ));
         request.moved = Arc::clone(&moved);
         let body = request.body.len();
-        let outcome = account.transport.send(request).await;
+        let span = self.span(call, &request, tries.attempt);
+        let outcome = account.transport.send(request).instrument(span.clone()).await;
+        note(&span, &outcome);
         let waits = moved.bytes() != body || body > ONE_GO && moved.is_untaken();
         let stalled = is_silence(&outcome) && moved.bytes() > 0 && waits;
         let (attempted, said) = self.judge(call, outcome, (&by, dated, sent.elapsed()), &mut tries.once);
@@ -205,11 +213,58 @@ impl Container {
                 }
                 turn.well();
             }
-            Said::Busy(pause) => turn.busy(pause),
+            Said::Busy(pause) => {
+                turn.busy(pause);
+                if let Some(observer) = account.observer.get() {
+                    observer.throttled();
+                }
+            }
             Said::Nothing if stalled => turn.stalled(),
             Said::Nothing => {}
         }
         Some(attempted)
+    }
+}
+
+impl Container {
+    /// For traces; empty unless somebody collects them.
+    fn span(&self, call: &Call<'_>, request: &Request, attempt: u32) -> Span {
+        let method = call.method.as_str();
+        let part = call.query.iter().find(|(name, _)| *name == "comp");
+        tracing::info_span!(
+            target: TRACE, "request", otel.name = method, otel.kind = "client",
+            otel.status_code = Empty, az.namespace = "Microsoft.Storage", http.request.method = method,
+            server.address = self.account.origin, container = %self.name, blob = call.blob,
+            comp = part.map(|(_, comp)| comp.as_str()), http.request.resend_count = attempt,
+            az.client_request_id = request.id().map(tracing::field::display),
+            az.service_request_id = Empty, http.response.status_code = Empty, error.type = Empty
+        )
+    }
+}
+
+/// Notes in a trace what became of a request.
+fn note(span: &Span, outcome: &Result<Response, TransportError>) {
+    if span.is_disabled() {
+        return;
+    }
+    match outcome {
+        Ok(response) => {
+            span.record("http.response.status_code", response.status.as_u16());
+            let header = |name: &str| response.headers.get(name).and_then(|value| value.to_str().ok());
+            if let Some(id) = header("x-ms-request-id") {
+                span.record("az.service_request_id", id);
+            }
+            if response.status.is_client_error() || response.status.is_server_error() {
+                span.record("otel.status_code", "ERROR");
+                if let Some(code) = header("x-ms-error-code") {
+                    span.record("error.type", code);
+                }
+            }
+        }
+        Err(error) => {
+            span.record("otel.status_code", "ERROR");
+            span.record("error.type", tracing::field::debug(error.kind));
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! executed or may be executed twice; otherwise the client repeats it, which then looks what became of it.
 //! What failures do to the channel as a whole is in `paths`.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,6 +17,7 @@ pub use super::paths::Paths;
 use super::paths::{ChannelPath, OPENING, Pair, SWITCHED_OFF};
 use super::probed::Probed;
 use super::{FailureKind, PathStats, Transport, TransportError};
+use crate::observer::{Exchange, Observer};
 use crate::request::Request;
 use crate::response::Response;
 
@@ -47,6 +48,7 @@ impl Paths {
             paths: Arc::clone(self),
             mode,
             counters: Pair::default(),
+            observer: OnceLock::new(),
         })
     }
 }
@@ -57,6 +59,8 @@ struct Failover {
     paths: Arc<Paths>,
     mode: TransportMode,
     counters: Pair,
+    /// Is told of the volume's requests.
+    observer: OnceLock<Arc<dyn Observer>>,
 }
 
 #[async_trait]
@@ -81,13 +85,19 @@ impl Transport for Failover {
         let channel = self.paths.channel.as_ref().and_then(ChannelPath::current);
         channel.is_some_and(|channel| channel.has(request))
     }
+
+    fn observe(&self, observer: Arc<dyn Observer>) {
+        // A second one is told nothing: counters of one volume never mix with those of another.
+        let _ = self.observer.set(observer);
+    }
 }
 
 impl Failover {
     async fn https(&self, request: Request) -> Result<Response, TransportError> {
-        let sent = request.body.len();
+        let (sent, began) = (request.body.len(), Instant::now());
         let outcome = self.paths.https.send(request).await;
-        count(&[&self.counters.https, &self.paths.totals.https], &outcome, sent);
+        let counters = [&self.counters.https, &self.paths.totals.https];
+        self.count(Path::Https, counters, &outcome, (sent, began.elapsed()));
         outcome
     }
 
@@ -98,19 +108,42 @@ impl Failover {
         channel: &dyn Probed,
         request: Request,
     ) -> Result<Response, TransportError> {
-        let sent = request.body.len();
+        let (sent, began) = (request.body.len(), Instant::now());
         let outcome = channel.send(request).await;
         match &outcome {
             Ok(_) => path.breaker.succeeded(),
             Err(error) if says_nothing(error.kind) => return outcome,
             Err(error) => path.breaker.failed(error),
         }
-        count(
-            &[&self.counters.channel, &self.paths.totals.channel],
-            &outcome,
-            sent,
-        );
+        let counters = [&self.counters.channel, &self.paths.totals.channel];
+        self.count(Path::Channel, counters, &outcome, (sent, began.elapsed()));
         outcome
+    }
+
+    fn count(
+        &self,
+        path: Path,
+        counters: [&Counters; 2],
+        outcome: &Result<Response, TransportError>,
+        (sent, took): (u64, Duration),
+    ) {
+        let answer = outcome.as_ref().ok();
+        let received = answer.map_or(0, Response::payload_len);
+        for counters in counters {
+            match answer {
+                Some(_) => counters.answered(sent, received),
+                None => counters.failed(),
+            }
+        }
+        if let Some(observer) = self.observer.get() {
+            observer.exchanged(&Exchange {
+                path,
+                status: answer.map(|response| response.status.as_u16()),
+                took,
+                sent,
+                received,
+            });
+        }
     }
 
     async fn channel_only(&self, request: Request) -> Result<Response, TransportError> {
@@ -215,15 +248,6 @@ fn says_nothing(kind: FailureKind) -> bool {
 fn patience(request: &Request) -> Duration {
     let payload = request.body.len() + request.dest.as_ref().map_or(0, |d| d.len() as u64);
     CHANNEL_PATIENCE + Duration::from_millis(payload.saturating_mul(1000) / SLOWEST)
-}
-
-fn count(counters: &[&Counters], outcome: &Result<Response, TransportError>, sent: u64) {
-    for counters in counters {
-        match outcome {
-            Ok(response) => counters.answered(sent, response.payload_len()),
-            Err(_) => counters.failed(),
-        }
-    }
 }
 
 #[cfg(test)]

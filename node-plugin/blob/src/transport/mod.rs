@@ -13,10 +13,13 @@ pub mod paths;
 mod probed;
 mod proxy;
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use thiserror::Error;
 
 use self::path::Path;
+use crate::observer::Observer;
 use crate::request::Request;
 use crate::response::Response;
 
@@ -84,6 +87,9 @@ pub trait Transport: Send + Sync + std::fmt::Debug {
     fn has(&self, _request: uuid::Uuid) -> bool {
         false
     }
+
+    /// Names who is told of what passes from now on; the first one stays. By default nobody is.
+    fn observe(&self, _observer: Arc<dyn Observer>) {}
 }
 
 /// Counters of one path.

@@ -85,6 +85,16 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// For traces; empty unless somebody collects them.
+    pub(super) fn span(&self, tree: &Tree) -> tracing::Span {
+        tracing::info_span!(
+            target: blob_client::TRACE, "operation", otel.name = self.operation.name(),
+            otel.kind = "server", otel.status_code = tracing::field::Empty, volume = tree.config().name,
+            inode = self.node, name = self.name.as_deref().map(tracing::field::debug),
+            bytes = self.bytes, errno = tracing::field::Empty
+        )
+    }
+
     pub(super) fn node(&self) -> NodeId {
         self.node
     }

@@ -11,6 +11,7 @@ use futures::FutureExt;
 use tokio::runtime::Handle as Runtime;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, Span};
 
 use super::call::{Call, Outcome, Way};
 use super::replies::{errno, reply_entry};
@@ -19,6 +20,16 @@ use crate::caller::{Caller, Clock};
 use crate::cause;
 use crate::errno::{Errno, Result, fail};
 use crate::tree::{Entry, Handle, Tree};
+
+/// Notes in a trace how an operation ended.
+fn note<T>(span: &Span, outcome: &Result<T>) {
+    if let Err(Errno(errno)) = outcome {
+        span.record("errno", errno);
+        if Errno(*errno).is_trouble() {
+            span.record("otel.status_code", "ERROR");
+        }
+    }
+}
 
 /// Serves one tree through fuser.
 #[derive(Debug)]
@@ -98,7 +109,9 @@ impl Adapter {
             return reply(fail(libc::EIO));
         }
         let (call, tree, silence) = (call.owned(), Arc::clone(&self.tree), self.silence.clone());
-        self.tasks.spawn_on(
+        let span = call.span(&self.tree);
+        let work = {
+            let span = span.clone();
             async move {
                 let (caller, since) = (Caller::default(), Instant::now());
                 let operation = cause::of(tree.volume(), AssertUnwindSafe(operation).catch_unwind());
@@ -108,6 +121,7 @@ impl Adapter {
                     if silent && since.elapsed() >= patience.attempt() {
                         silence.note(&locks, patience.again());
                     }
+                    note(&span, &outcome);
                     call.ended(&tree, &outcome, Way::Task, cause);
                     reply(outcome);
                 };
@@ -127,9 +141,9 @@ impl Adapter {
                         }
                     }
                 }
-            },
-            &self.runtime,
-        );
+            }
+        };
+        self.tasks.spawn_on(work.instrument(span), &self.runtime);
     }
 
     /// Runs an operation in the loop thread, to its end; for what ends without this mount's further requests,
@@ -140,11 +154,13 @@ impl Adapter {
         operation: impl Future<Output = Result<T>>,
         reply: impl FnOnce(Result<T>),
     ) {
+        let span = call.span(&self.tree);
         let operation = cause::of(self.tree.volume(), AssertUnwindSafe(operation).catch_unwind());
-        let (outcome, cause) = match self.runtime.block_on(operation) {
+        let (outcome, cause) = match self.runtime.block_on(operation.instrument(span.clone())) {
             (Ok(outcome), cause) => (outcome, cause),
             (Err(_panic), _) => (fail(libc::EIO), Some("it panicked".to_owned())),
         };
+        note(&span, &outcome);
         call.ended(&self.tree, &outcome, Way::Task, cause);
         reply(outcome);
     }

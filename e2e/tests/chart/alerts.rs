@@ -1,0 +1,493 @@
+//! Each alert is made to fire by what it is for, and to clear, and each panel of the dashboard has data: in a
+//! real Prometheus that reads real nodes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use blob_client::Metadata;
+use e2e::harness::backend::{Backend, ContainerView, Kind};
+use e2e::harness::node::{Node, NodeOptions};
+use e2e::harness::{tree, wait_for};
+use e2e::store::{AccountKey, DEV_ACCOUNT, DEV_KEY, Fault, FaultRule, SasOptions};
+use e2e::vsp::MockVsp;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use super::prometheus::{Firing, Prometheus};
+use super::render::{Helm, chart, object, repository, text};
+
+/// How long what must come may take, on a machine that is busy.
+const LIMIT: Duration = Duration::from_secs(180);
+const MIB: u64 = 1 << 20;
+/// Mount options of the volumes.
+const FLAGS: &[&str] = &["timeout=2s", "attr_timeout=0", "entry_timeout=0"];
+/// A node that reaches the service over HTTPS, one that has the channel, and their volumes.
+const FAR: &str = "far";
+const NEAR: &str = "near";
+/// Windows of the rules, and how long they are here: a fault need not last for minutes.
+const WINDOWS: [(&str, &str); 3] = [("[5m]", "[12s]"), ("[10m]", "[12s]"), ("[15m]", "[12s]")];
+
+/// The rule's groups, as the chart renders them for these values.
+fn rules(values: &[(&str, Value)]) -> Value {
+    let helm = Helm::minimal().json("prometheusRule.enabled", &json!(true));
+    let helm = values
+        .iter()
+        .fold(helm, |helm, (key, value)| helm.json(key, value));
+    let objects = helm.objects();
+    object(&objects, "PrometheusRule", "vsc-blob-csi")["spec"].clone()
+}
+
+/// The rules with windows and delays of seconds.
+fn quick(mut rules: Value) -> Value {
+    let groups = rules["groups"].as_array_mut().unwrap();
+    for rule in groups
+        .iter_mut()
+        .flat_map(|group| group["rules"].as_array_mut().unwrap())
+    {
+        let expression = rule["expr"].as_str().unwrap();
+        let mut shortened = expression.to_owned();
+        for (window, short) in WINDOWS {
+            shortened = shortened.replace(window, short);
+        }
+        assert!(
+            !shortened.contains("m]"),
+            "a window that no test shortens: {expression}"
+        );
+        rule["expr"] = shortened.into();
+        if rule.get("for").is_some() {
+            rule["for"] = "1s".into();
+        }
+    }
+    rules
+}
+
+fn alerts(rules: &Value) -> BTreeSet<String> {
+    let groups = rules["groups"].as_array().unwrap();
+    let rules = groups.iter().flat_map(|group| group["rules"].as_array().unwrap());
+    rules
+        .map(|rule| rule["alert"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+/// The queries of the dashboard's panels by the titles of the panels, with what Grafana fills in.
+fn panels() -> BTreeMap<String, String> {
+    let dashboard: Value = serde_json::from_str(&text(&chart("files/dashboard.json"))).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let mut queries = BTreeMap::new();
+    for panel in panels.iter().filter(|panel| panel["type"] != "row") {
+        let title = panel["title"].as_str().unwrap();
+        let targets = panel["targets"].as_array().unwrap();
+        assert!(!targets.is_empty(), "{title} shows nothing");
+        for target in targets {
+            let query = target["expr"].as_str().unwrap();
+            let query = query.replace("$node", ".*").replace("$volume", ".*");
+            let query = query.replace("$__rate_interval", "12s");
+            assert!(!query.contains('$'), "{title}: {query}");
+            queries.insert(format!("{title} {}", target["refId"].as_str().unwrap()), query);
+        }
+    }
+    queries
+}
+
+#[test]
+fn each_alert_has_a_runbook() {
+    let runbooks = text(&repository("docs/runbooks.md"));
+    let headings: BTreeSet<_> = runbooks
+        .lines()
+        .filter_map(|line| line.strip_prefix("## "))
+        .collect();
+    let alerts = alerts(&rules(&[]));
+    let names: BTreeSet<_> = alerts.iter().map(String::as_str).collect();
+    assert_eq!(
+        names, headings,
+        "left: alerts; right: headings of docs/runbooks.md"
+    );
+
+    let url = "https://runbooks.example/vsc";
+    let published = rules(&[("prometheusRule.runbooks", json!(url))]);
+    for rule in published["groups"][0]["rules"].as_array().unwrap() {
+        let name = rule["alert"].as_str().unwrap();
+        let wanted = format!("{url}#{}", name.to_lowercase());
+        assert_eq!(rule["annotations"]["runbook_url"], Value::from(wanted));
+        assert!(rule["labels"]["severity"].is_string(), "{name}");
+    }
+}
+
+#[test]
+fn the_dashboard_is_one_that_the_sidecar_finds() {
+    let helm = Helm::minimal().json("dashboard.enabled", &json!(true));
+    let objects = helm.objects();
+    let map = object(&objects, "ConfigMap", "vsc-blob-csi-dashboard");
+    assert_eq!(map["metadata"]["labels"]["grafana_dashboard"], "1");
+    let rendered: Value = serde_json::from_str(map["data"]["vsc-blob.json"].as_str().unwrap()).unwrap();
+    let file: Value = serde_json::from_str(&text(&chart("files/dashboard.json"))).unwrap();
+    assert_eq!(rendered, file);
+    let ids = file["panels"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|panel| panel["id"].as_u64().unwrap());
+    let count = ids.clone().count();
+    assert_eq!(
+        ids.collect::<BTreeSet<_>>().len(),
+        count,
+        "two panels have one id"
+    );
+}
+
+/// What programs do all the time: write, read what somebody has just stored, read again, list.
+fn work(at: &Path, container: &ContainerView, round: u64) -> Result<()> {
+    // What somebody else has stored is in no cache.
+    container.write("given", vec![round as u8; 64 << 10], &Metadata::new())?;
+    let _ = std::fs::read(at.join("given"));
+    let _ = std::fs::read(at.join("kept"));
+    let _ = std::fs::read_dir(at).map(Iterator::count);
+    let _ = std::fs::write(at.join(format!("made-{}", round % 8)), vec![1; 8 << 10]);
+    Ok(())
+}
+
+/// Two nodes, a volume on each, and the Prometheus that reads both.
+struct World {
+    prometheus: Prometheus,
+    nodes: BTreeMap<&'static str, Node>,
+    /// Panels that have had no data yet.
+    empty: BTreeMap<String, String>,
+    /// Alerts that have fired and cleared.
+    seen: BTreeSet<String>,
+}
+
+impl World {
+    fn is_firing(&self, alert: &str, node: &str) -> Result<bool> {
+        let firing = self.prometheus.firing()?;
+        Ok(firing
+            .iter()
+            .any(|firing| firing.alert == alert && firing.node == node))
+    }
+
+    /// Asks the panels that have had no data yet.
+    fn look(&mut self) -> Result<()> {
+        let mut filled = Vec::new();
+        for (panel, query) in &self.empty {
+            let samples = self.prometheus.query(query)?;
+            let number = |sample: &Value| sample["value"][1].as_str().and_then(|v| v.parse::<f64>().ok());
+            if samples.iter().filter_map(number).any(f64::is_finite) {
+                filled.push(panel.clone());
+            }
+        }
+        self.empty.retain(|panel, _| !filled.contains(panel));
+        Ok(())
+    }
+
+    /// Begins what makes the alerts fire, waits until they do, ends it, and waits until they do no more.
+    fn shows(
+        &mut self,
+        alerts: &[&str],
+        node: &str,
+        begin: impl FnOnce(&mut Self) -> Result<()>,
+        end: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        let begun = Instant::now();
+        begin(self).with_context(|| format!("making {alerts:?} fire"))?;
+        for alert in alerts {
+            wait_for(&format!("{alert} to fire"), LIMIT, || {
+                Ok(self.is_firing(alert, node)?.then_some(()))
+            })?;
+        }
+        self.look()?;
+        let fired = Instant::now();
+        end(self).with_context(|| format!("making {alerts:?} clear"))?;
+        for alert in alerts {
+            wait_for(&format!("{alert} to clear"), LIMIT, || {
+                Ok((!self.is_firing(alert, node)?).then_some(()))
+            })?;
+            self.seen.insert((*alert).to_owned());
+        }
+        println!(
+            "{alerts:?}: fired after {:?}, cleared after {:?}",
+            fired - begun,
+            fired.elapsed()
+        );
+        Ok(())
+    }
+}
+
+fn every(fault: Fault) -> FaultRule {
+    FaultRule {
+        operation: None,
+        blob_contains: None,
+        skip: 0,
+        times: u64::MAX,
+        fault,
+    }
+}
+
+fn answer(status: u16, code: &str) -> Fault {
+    Fault::Answer {
+        status,
+        code: code.into(),
+        retry_after: None,
+    }
+}
+
+/// Runs `working` again and again beside `body`, until that has ended.
+fn beside<T>(working: impl Fn(u64) + Sync, body: impl FnOnce() -> Result<T>) -> Result<T> {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let rounds = (0..).take_while(|_| !over.load(Ordering::Relaxed));
+            rounds.for_each(&working);
+        });
+        let outcome = body();
+        over.store(true, Ordering::Relaxed);
+        outcome
+    })
+}
+
+#[test]
+fn alerts_fire_and_clear_and_panels_have_data() {
+    let values = [
+        ("prometheusRule.unstoredSeconds", json!(2)),
+        ("prometheusRule.slowSeconds", json!(0.4)),
+    ];
+    let rules = quick(rules(&values));
+    let prometheus = Prometheus::start(&rules, "kube-system/vsc-blob-csi-node").unwrap();
+
+    let (far, near) = (
+        Backend::start(Kind::Embedded).unwrap(),
+        Backend::start(Kind::Embedded).unwrap(),
+    );
+    let stores = [&far, &near].map(|backend| Arc::clone(backend.store().unwrap()));
+    let container = far.create_container("files").unwrap();
+    let close = near.create_container("files").unwrap();
+    for container in [&container, &close] {
+        container
+            .write("kept", vec![7; 256 << 10], &Metadata::new())
+            .unwrap();
+    }
+    let folder = tree::scratch().unwrap();
+    let device = MockVsp::mount(
+        folder.path(),
+        Arc::clone(&stores[1]) as Arc<dyn e2e::vsp::Backend>,
+    )
+    .unwrap();
+
+    let over_https = NodeOptions {
+        budget: 32 * MIB,
+        more: vec!["--max-volumes=1".into()],
+        ..NodeOptions::default()
+    };
+    let over_channel = NodeOptions {
+        budget: 64 * MIB,
+        device: Some(device.device()),
+        ..NodeOptions::default()
+    };
+    let nodes = BTreeMap::from([
+        (FAR, Node::start(&over_https).unwrap()),
+        (NEAR, Node::start(&over_channel).unwrap()),
+    ]);
+    let addresses: Vec<_> = nodes.iter().map(|(name, node)| (*name, node.health())).collect();
+    prometheus.reads(&addresses).unwrap();
+    let near_at = nodes[NEAR].stage(NEAR, near.endpoint(), "files", FLAGS).unwrap();
+    let mut world = World {
+        prometheus,
+        nodes,
+        empty: panels(),
+        seen: BTreeSet::new(),
+    };
+
+    // The node that takes one volume, with its one and without.
+    let far_at = world.nodes[FAR]
+        .stage(FAR, far.endpoint(), "files", FLAGS)
+        .unwrap();
+    let outcome = beside(
+        |round| {
+            // In an outage of the store it is out of reach for everybody.
+            let _ = work(&far_at, &container, round);
+            let _ = work(&near_at, &close, round);
+        },
+        || {
+            far_faults(&mut world, &stores[0], &far_at, &far)?;
+            near_faults(&mut world, &device)
+        },
+    );
+    outcome.unwrap();
+    let end = |world: &mut World| world.nodes[FAR].unstage(FAR);
+    world.shows(&["VscBlobNodeFull"], FAR, |_| Ok(()), end).unwrap();
+
+    // A node whose program has ended, and the one that comes in its place.
+    let kill = |world: &mut World| world.nodes[NEAR].process().signal(Signal::SIGKILL);
+    let again = |world: &mut World| {
+        let node = Node::start(&NodeOptions {
+            budget: 32 * MIB,
+            ..NodeOptions::default()
+        })?;
+        world
+            .prometheus
+            .reads(&[(FAR, world.nodes[FAR].health()), (NEAR, node.health())])?;
+        world.nodes.insert(NEAR, node);
+        Ok(())
+    };
+    world
+        .shows(&["VscBlobNodePluginDown"], NEAR, kill, again)
+        .unwrap();
+
+    assert!(
+        world.empty.is_empty(),
+        "panels that never had data: {:#?}",
+        world.empty
+    );
+    assert_eq!(
+        world.seen,
+        alerts(&rules),
+        "left: seen to fire and clear; right: of the chart"
+    );
+}
+
+/// What goes wrong between a node and the service.
+fn far_faults(
+    world: &mut World,
+    store: &Arc<e2e::store::BlobStore>,
+    at: &Path,
+    backend: &Backend,
+) -> Result<()> {
+    let inject = |fault: Fault| {
+        let store = Arc::clone(store);
+        move |_: &mut World| {
+            store.inject(every(fault));
+            Ok(())
+        }
+    };
+    let heal = || {
+        let store = Arc::clone(store);
+        move |_: &mut World| {
+            store.clear_faults();
+            store.set_latency(None, Duration::ZERO);
+            Ok(())
+        }
+    };
+    // Everything is well: nothing fires but what says that the node is full.
+    wait_for("all panels of a node that works", LIMIT, || {
+        world.look()?;
+        Ok((!world.empty.contains_key("Time of requests A")).then_some(()))
+    })?;
+    let firing = world.prometheus.firing()?;
+    let full = Firing {
+        alert: "VscBlobNodeFull".into(),
+        node: FAR.into(),
+        volume: String::new(),
+    };
+    ensure!(
+        firing.iter().all(|firing| *firing == full),
+        "fires without a fault: {firing:?}"
+    );
+
+    world.shows(
+        &["VscBlobServiceSlow"],
+        FAR,
+        |_| {
+            store.set_latency(None, Duration::from_millis(700));
+            Ok(())
+        },
+        heal(),
+    )?;
+    world.shows(
+        &["VscBlobAccessDenied"],
+        FAR,
+        inject(answer(403, "AuthorizationFailure")),
+        heal(),
+    )?;
+    world.shows(
+        &["VscBlobServiceUnreachable", "VscBlobProgramsSeeErrors"],
+        FAR,
+        inject(Fault::Disconnect),
+        heal(),
+    )?;
+    // Programs go on writing to a service that takes nothing: what they have closed is kept.
+    let busy = inject(answer(503, "ServerBusy"));
+    let mut file = std::fs::File::create(at.join("large"))?;
+    let fill = |world: &mut World| {
+        busy(world)?;
+        let piece = vec![3; MIB as usize];
+        // Until there is no room any more.
+        while file.write_all(&piece).is_ok() {}
+        Ok(())
+    };
+    world.shows(
+        &[
+            "VscBlobThrottled",
+            "VscBlobRepetitionsRefused",
+            "VscBlobDataUnstored",
+            "VscBlobMemoryFull",
+        ],
+        FAR,
+        fill,
+        heal(),
+    )?;
+    // A SAS that ends in an hour, beside the volume that has a key.
+    let signer = AccountKey::new(DEV_ACCOUNT, DEV_KEY)?;
+    let sas = signer.container_sas("files", &SasOptions::new("racwdl", Duration::from_secs(3600)));
+    let secrets = HashMap::from([
+        ("azurestorageaccountname".to_owned(), DEV_ACCOUNT.to_owned()),
+        ("azurestorageaccountsastoken".to_owned(), sas),
+    ]);
+    world.shows(
+        &["VscBlobCredentialExpires"],
+        NEAR,
+        |world| {
+            world.nodes[NEAR]
+                .stage_with("sas", backend.endpoint(), "files", FLAGS, secrets)
+                .map(drop)
+        },
+        |world| world.nodes[NEAR].unstage("sas"),
+    )?;
+    let fail = |world: &mut World| {
+        let failed = r#"vsc_blob_rpc_failures_total{reason="ContainerNotFound"}"#;
+        for _ in 0..5 {
+            let refused = world.nodes[NEAR].stage("wrong", backend.endpoint(), "absent", FLAGS);
+            ensure!(refused.is_err(), "a container that is not there was staged");
+            // The series has to be there before it can grow.
+            wait_for("the first failure to be read", LIMIT, || {
+                Ok((!world.prometheus.query(failed)?.is_empty()).then_some(()))
+            })?;
+        }
+        Ok(())
+    };
+    world.shows(&["VscBlobCallsFail"], NEAR, fail, |_| Ok(()))
+}
+
+/// What goes wrong with the channel.
+fn near_faults(world: &mut World, device: &MockVsp) -> Result<()> {
+    let usable = |world: &World, wanted: f64| {
+        wait_for("the channel to change", LIMIT, || {
+            Ok((world.nodes[NEAR].metric("vsc_blob_channel_usable")? == wanted).then_some(()))
+        })
+    };
+    let flap = |world: &mut World| {
+        for _ in 0..4 {
+            device.faults().update(|faults| faults.gone = true);
+            usable(world, 0.0)?;
+            device.faults().update(|faults| faults.gone = false);
+            usable(world, 1.0)?;
+        }
+        Ok(())
+    };
+    world.shows(&["VscBlobChannelFlaps"], NEAR, flap, |_| Ok(()))?;
+    world.shows(
+        &["VscBlobChannelLosesRequests"],
+        NEAR,
+        |_| {
+            device.faults().update(|faults| faults.hold_next = 2);
+            Ok(())
+        },
+        |_| {
+            device.faults().reset();
+            device.faults().release();
+            Ok(())
+        },
+    )
+}
