@@ -31,7 +31,7 @@ use csi_proto::csi::volume_capability::{AccessMode, AccessType, BlockVolume, Mou
 use csi_proto::csi::*;
 use e2e::harness::backend::{Backend, Kind};
 use e2e::harness::csi::{CsiClient, Volume, mount_capability};
-use e2e::harness::plugin::{Plugin, attributes, secrets};
+use e2e::harness::plugin::{Plugin, Surroundings, attributes, secrets};
 use e2e::harness::{PATIENCE, runtime, wait_for};
 use e2e::store::{AccountKey, DEV_ACCOUNT, DEV_KEY, Fault, FaultRule, Operation, SasOptions};
 use nix::sys::signal::Signal;
@@ -49,9 +49,13 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::new_in(Surroundings::default())
+    }
+
+    fn new_in(surroundings: Surroundings) -> Self {
         let backend = Backend::start(Kind::Embedded).unwrap();
         backend.create_container("photos").unwrap();
-        let plugin = Plugin::start(None).unwrap();
+        let plugin = Plugin::start_in(None, surroundings).unwrap();
         Self {
             node: plugin.node().unwrap(),
             controller: plugin.controller().unwrap(),

@@ -204,13 +204,13 @@ fn a_mount_that_fails_late_leaves_its_successor_alone() {
         let (at, resources) = (at.clone(), resources.clone());
         move || {
             let config = VolumeConfig::new("acct/late", Arc::new(failing));
-            Kernel.serve(config, &at, &resources).map(drop)
+            Kernel.serve_at(config, &at, &resources).map(drop)
         }
     });
     wait_for("the first mount", LIMIT, || Ok(mounted(&at).then_some(()))).unwrap();
     Kernel.unmount(&at, true).unwrap();
     let config = VolumeConfig::new("acct/next", Arc::new(FakeStore::new()));
-    let next = Kernel.serve(config, &at, &resources).unwrap();
+    let next = Kernel.serve_at(config, &at, &resources).unwrap();
     late.join().unwrap().unwrap_err();
     assert!(mounted(&at), "the successor's mount is gone");
     Kernel.answers(&at).unwrap();

@@ -221,6 +221,9 @@ reasons! {
     /// The path still holds something after the unmount.
     TargetInUse => FailedPrecondition,
         "Look what is left at the path; the driver never deletes files of the node";
+    /// A pod's directory holds files of the node's disk.
+    FilesOnNodeDisk => FailedPrecondition,
+        "Save the files from that directory of the node, empty it, and the volume is mounted";
     /// The endpoint does not answer.
     EndpointUnreachable => Unavailable,
         "Check server / storageEndpointSuffix, DNS and the network from the node to the storage account";

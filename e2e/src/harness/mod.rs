@@ -21,6 +21,7 @@ pub mod node;
 pub mod plugin;
 pub mod process;
 pub mod setup;
+mod shared;
 pub mod tools;
 pub mod tree;
 

@@ -15,8 +15,8 @@ use url::Url;
 use super::csi::{CsiClient, mount_capability};
 use super::plugin::{NODE_ID, secrets};
 use super::process::Running;
-use super::{PATIENCE, runtime, tools, tree, wait_for};
-use crate::fuse;
+use super::shared::Shared;
+use super::{PATIENCE, runtime, tools, wait_for};
 
 /// How a node is started.
 #[derive(Debug, Clone, Default)]
@@ -41,50 +41,9 @@ pub struct Node {
     shared: Shared,
 }
 
-/// A folder whose mounts are the same for all who have names of their own.
-#[derive(Debug)]
-struct Shared(tempfile::TempDir);
-
-impl Shared {
-    fn new() -> Result<Self> {
-        let folder = tree::scratch()?;
-        let path = folder.path();
-        tools::run(Command::new("mount").arg("--bind").arg(path).arg(path))?;
-        let shared = Self(folder);
-        tools::run(Command::new("mount").arg("--make-shared").arg(shared.0.path()))?;
-        Ok(shared)
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        let under = format!("{}/", self.0.path().display());
-        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        for line in table.lines().rev() {
-            let mut fields = line.split(' ').skip(2);
-            let (Some(device), Some(at)) = (fields.next(), fields.nth(1)) else {
-                continue;
-            };
-            if at.starts_with(&under) {
-                if let Some(connection) = fuse::connection_of(device) {
-                    let _ = fuse::abort(connection);
-                }
-                let _ = Command::new("umount").arg("-l").arg(at).status();
-            }
-        }
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 /// Gives the program its own /etc/hosts, and nobody to ask for other names. What is mounted for that is seen
-/// by nobody else; and of mounts that others have at the moment it keeps none, so that theirs can end.
+/// by nobody else.
 const NAMES: &str = r#"
-awk '{ print $5 }' /proc/self/mountinfo | while read -r at; do
-    [ "$at" = "$0" ] || mount --make-private "$at"
-done 2>/dev/null
-awk '/ - fuse[. ]/ { print $5 }' /proc/self/mountinfo | while read -r at; do
-    umount -l "$at"
-done 2>/dev/null
 mount --bind "$0/hosts" /etc/hosts && mount --bind "$0/resolv.conf" /etc/resolv.conf && exec "$@"
 "#;
 
@@ -92,7 +51,7 @@ impl Node {
     /// Starts it and waits until it answers.
     pub fn start(options: &NodeOptions) -> Result<Self> {
         let shared = Shared::new()?;
-        let folder = shared.0.path();
+        let folder = shared.path();
         let program = tools::vsc_blob_csi()?;
         let mut command = match &options.hosts {
             None => Command::new(program),
@@ -100,11 +59,8 @@ impl Node {
                 std::fs::write(folder.join("hosts"), hosts)?;
                 let nobody = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n";
                 std::fs::write(folder.join("resolv.conf"), nobody)?;
-                let mut command = Command::new("unshare");
-                command
-                    .args(["--mount", "--propagation", "unchanged", "sh", "-c", NAMES])
-                    .arg(folder)
-                    .arg(program);
+                let mut command = shared.apart();
+                command.args(["sh", "-c", NAMES]).arg(folder).arg(program);
                 command
             }
         };
@@ -144,7 +100,7 @@ impl Node {
     /// Changes the names that it knows.
     pub fn set_hosts(&self, hosts: &str) -> Result<()> {
         // In place: it is this file that the node sees.
-        std::fs::write(self.shared.0.path().join("hosts"), hosts).context("writing the names of the node")
+        std::fs::write(self.shared.path().join("hosts"), hosts).context("writing the names of the node")
     }
 
     /// Stages a container of the emulators' account at this endpoint; where it is mounted.
@@ -194,12 +150,12 @@ impl Node {
     }
 
     fn path(&self, id: &str) -> PathBuf {
-        self.shared.0.path().join(id)
+        self.shared.path().join(id)
     }
 
     /// Its folder.
     pub fn folder(&self) -> &Path {
-        self.shared.0.path()
+        self.shared.path()
     }
 
     /// Where it serves its metrics.

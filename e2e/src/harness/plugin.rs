@@ -10,8 +10,8 @@ use nix::sys::signal::Signal;
 use super::backend::Backend;
 use super::csi::CsiClient;
 use super::process::Running;
-use super::{PATIENCE, runtime, tools, tree, wait_for};
-use crate::fuse;
+use super::shared::Shared;
+use super::{PATIENCE, runtime, tools, wait_for};
 use crate::store::{DEV_ACCOUNT, DEV_KEY};
 
 /// Name of the node in all suites.
@@ -27,6 +27,8 @@ pub struct Surroundings {
     pub allowed_endpoints: Vec<String>,
     /// Variables of the environment.
     pub environment: Vec<(String, String)>,
+    /// The node has mounts of its own, as in a container.
+    pub apart: bool,
 }
 
 impl Default for Surroundings {
@@ -35,6 +37,7 @@ impl Default for Surroundings {
         Self {
             allowed_endpoints: vec!["127.0.0.1".to_owned()],
             environment: Vec::new(),
+            apart: false,
         }
     }
 }
@@ -55,7 +58,7 @@ impl Surroundings {
 pub struct Plugin {
     node: Running,
     controller: Running,
-    folder: tempfile::TempDir,
+    folder: Shared,
     device: PathBuf,
     surroundings: Surroundings,
 }
@@ -68,7 +71,7 @@ impl Plugin {
 
     /// The same in other surroundings.
     pub fn start_in(device: Option<&Path>, surroundings: Surroundings) -> Result<Self> {
-        let folder = tree::scratch()?;
+        let folder = Shared::new()?;
         let device = device.map_or_else(|| "/nonexistent/azure_blob".into(), Path::to_path_buf);
         let mut command = Command::new(tools::vsc_blob_csi()?);
         command.args(["controller", "--node-id", NODE_ID, "--endpoint"]);
@@ -81,7 +84,7 @@ impl Plugin {
         let controller = Running::start("controller", &mut command)?;
         std::fs::create_dir(folder.path().join("registry"))?;
         let plugin = Self {
-            node: start_node(folder.path(), &device, &surroundings)?,
+            node: start_node(&folder, &device, &surroundings)?,
             controller,
             folder,
             device,
@@ -96,13 +99,13 @@ impl Plugin {
     pub fn restart_node(&mut self, signal: Signal) -> Result<()> {
         self.node.signal(signal)?;
         self.node.wait(PATIENCE)?;
-        self.node = start_node(self.folder.path(), &self.device, &self.surroundings)?;
+        self.node = start_node(&self.folder, &self.device, &self.surroundings)?;
         self.node().map(drop)
     }
 
     /// Starts a second process of the node beside the first, with the same state and sockets.
     pub fn second_node(&self) -> Result<Running> {
-        start_node(self.folder.path(), &self.device, &self.surroundings)
+        start_node(&self.folder, &self.device, &self.surroundings)
     }
 
     /// Waits for the end of the node, whose place a second process takes.
@@ -159,32 +162,22 @@ impl Plugin {
 
 impl Drop for Plugin {
     fn drop(&mut self) {
-        // A clean end first, so that mounts go the ordinary way; what is left is freed by hand, bottom last.
+        // A clean end first, so that mounts go the ordinary way; what is left is freed with the folder.
         if self.node.signal(Signal::SIGTERM).is_ok() {
             let _ = self.node.wait(PATIENCE);
-        }
-        let Ok(table) = std::fs::read_to_string("/proc/self/mountinfo") else {
-            return;
-        };
-        let under = format!("{}/", self.folder.path().display());
-        for line in table.lines().rev() {
-            let mut fields = line.split(' ').skip(2);
-            let (Some(device), Some(at)) = (fields.next(), fields.nth(1)) else {
-                continue;
-            };
-            if !at.starts_with(&under) {
-                continue;
-            }
-            if let Some(connection) = fuse::connection_of(device) {
-                let _ = fuse::abort(connection);
-            }
-            let _ = Command::new("umount").arg("-l").arg(at).status();
         }
     }
 }
 
-fn start_node(folder: &Path, device: &Path, surroundings: &Surroundings) -> Result<Running> {
-    let mut command = Command::new(tools::vsc_blob_csi()?);
+fn start_node(shared: &Shared, device: &Path, surroundings: &Surroundings) -> Result<Running> {
+    let (folder, program) = (shared.path(), tools::vsc_blob_csi()?);
+    let mut command = if surroundings.apart {
+        let mut command = shared.apart();
+        command.arg(program);
+        command
+    } else {
+        Command::new(program)
+    };
     command.args(["node", "--node-id", NODE_ID, "--budget", "128MiB", "--endpoint"]);
     command.arg(format!("unix://{}", folder.join("node.sock").display()));
     command.arg("--device").arg(device);

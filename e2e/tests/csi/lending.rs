@@ -160,6 +160,7 @@ impl Lab {
         let surroundings = Surroundings {
             allowed_endpoints: vec![ALLOWED.account.to_owned(), "*.ALLOWED.test.".to_owned()],
             environment,
+            apart: false,
         };
         let plugin = Plugin::start_in(None, surroundings).unwrap();
         Self {

@@ -31,7 +31,63 @@ fn after_a_kill_the_next_stage_mounts_afresh() {
     world.stage(volume.stage()).unwrap();
     world.publish(volume.publish()).unwrap();
     assert_eq!(std::fs::read(volume.target.join("kept")).unwrap(), b"hello");
-    assert_eq!((mounts(&volume.staging), mounts(&volume.target)), (1, 1));
+    assert_eq!(
+        (mounts(&volume.staging), mounts(&volume.target)),
+        (1, 1),
+        "in the place of the dead one"
+    );
+    world.unpublish(volume.unpublish()).unwrap();
+    world.unstage(volume.unstage()).unwrap();
+    assert_eq!((mounts(&volume.staging), mounts(&volume.target)), (0, 0));
+}
+
+/// A container that is restarted binds what is at its volume's place in that moment: an error, never the
+/// node's disk.
+#[test]
+fn a_republish_never_uncovers_the_nodes_disk() {
+    let mut world = World::new();
+    let volume = world.volume(&[("csi.storage.k8s.io/ephemeral", "true")]);
+    world.publish(volume.publish()).unwrap();
+    std::fs::write(volume.target.join("kept"), "hello").unwrap();
+    world.plugin.restart_node(Signal::SIGKILL).unwrap();
+    world.node = world.plugin.node().unwrap();
+    let store = world.backend.store().unwrap();
+    store.inject(everything(Fault::Answer {
+        status: 403,
+        code: "AuthorizationFailure".to_owned(),
+        retry_after: None,
+    }));
+    for _ in 0..2 {
+        world.publish(volume.publish()).unwrap_err();
+        let error = std::fs::write(volume.target.join("lost"), "x").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN));
+    }
+    store.clear_faults();
+    world.publish(volume.publish()).unwrap();
+    assert_eq!(std::fs::read(volume.target.join("kept")).unwrap(), b"hello");
+    assert_eq!(mounts(&volume.target), 1, "in the place of the dead one");
+    world.unpublish(volume.unpublish()).unwrap();
+    assert_eq!(mounts(&volume.target), 0);
+    assert!(!volume.target.exists());
+}
+
+#[test]
+fn files_on_the_nodes_disk_are_told_and_stay() {
+    let world = World::new();
+    let volume = world.volume(&[]);
+    world.stage(volume.stage()).unwrap();
+    std::fs::create_dir_all(&volume.target).unwrap();
+    std::fs::write(volume.target.join("precious"), "x").unwrap();
+    let code = Code::FailedPrecondition;
+    refused(
+        world.publish(volume.publish()),
+        code,
+        "FilesOnNodeDisk",
+        &["target_path"],
+    );
+    assert_eq!(mounts(&volume.target), 0);
+    std::fs::remove_file(volume.target.join("precious")).unwrap();
+    world.publish(volume.publish()).unwrap();
     world.unpublish(volume.unpublish()).unwrap();
     world.unstage(volume.unstage()).unwrap();
 }
@@ -87,10 +143,56 @@ fn a_stage_before_the_old_pods_are_gone_knows_them() {
     );
     // The next pod at the same path gets the new mount.
     world.publish(volume.publish()).unwrap();
-    assert_eq!(mounts(&volume.target), 1);
+    assert_eq!(mounts(&volume.target), 1, "in the place of the dead one");
     std::fs::write(volume.target.join("a"), "hello").unwrap();
     world.unpublish(volume.unpublish()).unwrap();
     world.unstage(volume.unstage()).unwrap();
+    assert_eq!((mounts(&volume.staging), mounts(&volume.target)), (0, 0));
+}
+
+/// Kubelet's folder is shared with the node: what one pod's target gets, or loses, no other path does.
+#[test]
+fn the_new_mount_of_one_pod_is_of_no_other() {
+    let mut world = World::new_in(Surroundings {
+        apart: true,
+        ..Surroundings::default()
+    });
+    let volume = world.volume(&[]);
+    let mut other = world.volume(&[]);
+    other.target = world.path("pods/2/mount");
+    let read_only = NodePublishVolumeRequest {
+        readonly: true,
+        ..other.publish()
+    };
+    world.stage(volume.stage()).unwrap();
+    world.publish(volume.publish()).unwrap();
+    world.publish(read_only.clone()).unwrap();
+    std::fs::write(volume.target.join("kept"), "hello").unwrap();
+    world.plugin.restart_node(Signal::SIGKILL).unwrap();
+    world.node = world.plugin.node().unwrap();
+    let state = |at: &Path| match std::fs::read(at.join("kept")) {
+        Ok(kept) => String::from_utf8(kept).unwrap(),
+        Err(error) => format!("{:?}", error.raw_os_error().unwrap()),
+    };
+    let states = || [&volume.staging, &volume.target, &other.target].map(|at| state(at));
+    let (dead, gone) = (libc::ENOTCONN.to_string(), libc::ENOENT.to_string());
+    let (dead, gone) = (dead.as_str(), gone.as_str());
+    assert_eq!(states(), [dead, dead, dead]);
+    world.stage(volume.stage()).unwrap();
+    assert_eq!(states(), ["hello", dead, dead]);
+    world.publish(volume.publish()).unwrap();
+    assert_eq!(states(), ["hello", "hello", dead]);
+    world.unpublish(volume.unpublish()).unwrap();
+    assert_eq!(states(), ["hello", gone, dead]);
+    world.publish(read_only).unwrap();
+    assert_eq!(states(), ["hello", gone, "hello"]);
+    let refused = std::fs::write(other.target.join("new"), "x").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+    std::fs::write(volume.staging.join("new"), "x").unwrap();
+    assert_eq!((mounts(&volume.staging), mounts(&other.target)), (1, 1));
+    world.unpublish(other.unpublish()).unwrap();
+    world.unstage(volume.unstage()).unwrap();
+    assert_eq!((mounts(&volume.staging), mounts(&other.target)), (0, 0));
 }
 
 /// Two volumes, one staged and one inline, each published and with a file open; every look at them asks the

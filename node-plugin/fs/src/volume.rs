@@ -45,7 +45,7 @@ pub struct Volume {
 impl Volume {
     /// Serves `config` on an already mounted `/dev/fuse` descriptor (see [`crate::fuse::mount`]), and returns
     /// once the root was reached in the service and the kernel's INIT has been answered. `mountpoint` is only
-    /// used to tune the mount (read-ahead) and for messages.
+    /// used to tune the mount (read-ahead).
     ///
     /// On an error the descriptor is closed; the mount point is the caller's to unmount. Blocks on requests
     /// that run on `resources.runtime`: not for use on a current-thread runtime's own thread.
@@ -58,6 +58,30 @@ impl Volume {
         fd: OwnedFd,
         mountpoint: PathBuf,
         resources: &Resources,
+    ) -> io::Result<Self> {
+        Self::serve_device(config, fd, resources, || fuse::device_at(&mountpoint))
+    }
+
+    /// The same for a mount that no path leads to yet.
+    ///
+    /// # Errors
+    /// As [`Volume::serve`].
+    pub fn serve_detached(
+        config: VolumeConfig,
+        device: OwnedFd,
+        tree: &fuse::Tree,
+        resources: &Resources,
+    ) -> io::Result<Self> {
+        Self::serve_device(config, device, resources, || {
+            Ok(format!("0:{}", tree.connection()?))
+        })
+    }
+
+    fn serve_device(
+        config: VolumeConfig,
+        fd: OwnedFd,
+        resources: &Resources,
+        device: impl FnOnce() -> io::Result<String>,
     ) -> io::Result<Self> {
         check(&config)?;
         let env = Env {
@@ -97,9 +121,10 @@ impl Volume {
             Profile::General | Profile::Streaming | Profile::ReadonlyShared => 16 * 1024,
             Profile::SmallFiles => 1024,
         };
-        if let Err(error) = fuse::set_read_ahead(&mountpoint, read_ahead) {
+        let tuned = device().and_then(|device| fuse::set_read_ahead(&device, read_ahead));
+        if let Err(error) = tuned {
             // Slower reads are no reason to refuse a mount (a read-only /sys, no root).
-            tracing::debug!(%error, mountpoint = %mountpoint.display(), "cannot set the kernel's read-ahead");
+            tracing::debug!(%error, volume = tree.config().name, "cannot set the kernel's read-ahead");
         }
         Ok(Self {
             tree,

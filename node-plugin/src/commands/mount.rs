@@ -269,7 +269,7 @@ const FIRST_ANSWER: Duration = Duration::from_secs(30);
 async fn start(config: VolumeConfig, dir: &Path, resources: &Resources) -> anyhow::Result<Box<dyn Serving>> {
     let (at, resources) = (dir.to_owned(), resources.clone());
     let serving = bounded("mount", FIRST_ANSWER, move || {
-        Kernel.serve(config, &at, &resources)
+        Kernel.serve_at(config, &at, &resources)
     })
     .await?;
     let serving =
@@ -385,7 +385,7 @@ async fn end_elsewhere(
     };
     synced.context("changes could not be committed")?;
     if let Some(mount) = mount {
-        let aborted = bounded("abort", FIRST_ANSWER, move || Kernel.abort(&mount)).await?;
+        let aborted = bounded("abort", FIRST_ANSWER, move || Kernel.abort(mount.minor)).await?;
         aborted.with_context(|| format!("detaching {} elsewhere", dir.display()))?;
     }
     Ok(serving)

@@ -27,7 +27,7 @@ use crate::grpc::server;
 use crate::instance::Instance;
 use crate::mounts::calls::Patience;
 use crate::mounts::holdings::CountInterval;
-use crate::mounts::{Kernel, Mounts};
+use crate::mounts::{Kernel, Mounts, check_kernel};
 use crate::socket::Socket;
 use crate::telemetry::health::HealthArgs;
 use crate::telemetry::metrics::{Metrics, NodeParts};
@@ -152,8 +152,10 @@ impl NodePlugin {
             .with_counts(args.count_interval)
             .with_observers(volumes.clone());
         let mounts = Arc::new(mounts);
-        let identity =
-            IdentityService::new(&args.driver_name, vec![fuse_check(), state_check(mounts.clone())]);
+        let identity = IdentityService::new(
+            &args.driver_name,
+            vec![fuse_check(), kernel_check(), state_check(mounts.clone())],
+        );
         let metrics = Metrics::new(
             connector.paths().clone(),
             Some(NodeParts {
@@ -338,6 +340,10 @@ fn fuse_check() -> Check {
             )
         })
     })
+}
+
+fn kernel_check() -> Check {
+    Arc::new(check_kernel)
 }
 
 fn state_check(mounts: Arc<Mounts>) -> Check {

@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::drain::Abort;
 use super::manager::Mounts;
 use super::mountinfo::{self, Entry};
+use super::placing::Place;
 use super::record::{Record, Target};
 use crate::error::{Error, Reason, Result};
 
 impl Mounts {
-    /// Binds a mounted volume to a pod's directory, creating it.
+    /// Binds a mounted volume to a pod's directory, creating it; in the place of a mount of ours that is
+    /// there.
     pub async fn bind(&self, source: &Path, target: &Path, args: Target) -> Result<()> {
         let Some(staged) = self.mount_at(source).await? else {
             return Err(Error::new(
@@ -20,26 +23,35 @@ impl Mounts {
             ));
         };
         self.prepare_target(target).await?;
-        let failed = |error: &dyn std::fmt::Display| {
+        let to = self.place(target, true).await?;
+        let at_work = Arc::new(());
+        let late = Arc::downgrade(&at_work);
+        let bound = self.calls.bind(&staged, to, args.read_only, at_work).await;
+        bound.map_err(|error| {
+            self.keep_while_late(target, &error, late);
             Error::new(
                 Reason::MountFailed,
                 format!("bind of {} to {}: {error}", source.display(), target.display()),
             )
-        };
-        let bound = self.calls.bind(&staged, target, args.read_only).await;
-        bound.map_err(|error| failed(&error))?;
-        // The mount may have gone in between: then it is the node's own disk that was bound.
-        let there = self.mount_at(target).await?;
-        if !there.is_some_and(|there| there.same_file_system(&staged)) {
-            if let Err(error) = self.calls.unmount_lazily(target).await {
-                tracing::error!(
-                    path = %target.display(), %error,
-                    "a bind of something else could not be undone"
-                );
-            }
-            return Err(failed(&"the volume was not there any more"));
-        }
+        })?;
         self.remember_target(source, target, args)
+    }
+
+    /// A place for a mount, and the mount of ours that is there, which nobody serves: whoever still waits for
+    /// its answers is let go on.
+    pub(super) async fn place(&self, at: &Path, seen: bool) -> Result<Place> {
+        let over = self.mount_at(at).await?;
+        if let Some(dead) = &over
+            && self.is_served(dead.minor) != Some(true)
+            && let Err(error) = self.calls.abort(dead).await
+        {
+            tracing::warn!(path = %at.display(), %error, "could not abort the connection of a dead mount");
+        }
+        Ok(Place {
+            at: at.to_owned(),
+            over,
+            seen,
+        })
     }
 
     /// Notes where a volume is published.
@@ -60,10 +72,29 @@ impl Mounts {
         Ok(())
     }
 
-    /// Creates a target directory; a file there is an error, an existing directory is fine.
+    /// Creates a target directory; a file there is an error, an existing directory is fine when it is empty.
+    /// What a pod finds there is the volume's, never the node's: files in it were written while nothing was
+    /// mounted, and a mount over them would hide that.
     pub async fn prepare_target(&self, target: &Path) -> Result<()> {
+        // A dead mount must not be asked anything; below it nobody could write.
+        if self.mount_at(target).await?.is_some() {
+            return Ok(());
+        }
         match self.calls.make_directory(target).await {
-            Ok(true) => Ok(()),
+            Ok(true) => match self.calls.is_empty(target).await {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(Error::new(
+                    Reason::FilesOnNodeDisk,
+                    format!(
+                        "target_path: {} holds files of the node's disk, and nothing is mounted over them",
+                        target.display()
+                    ),
+                )),
+                Err(error) => Err(Error::new(
+                    Reason::NodeError,
+                    format!("target_path: {} cannot be read: {error}", target.display()),
+                )),
+            },
             Ok(false) => Err(Error::new(
                 Reason::TargetNotDirectory,
                 format!("target_path: {} exists and is no directory", target.display()),

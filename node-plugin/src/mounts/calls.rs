@@ -8,8 +8,9 @@ use std::time::Duration;
 use blob_fs::{Resources, VolumeConfig};
 
 use super::bounded::{BoundedError, bounded, bounded_or};
-use super::mounter::{Mounter, Serving, Usage, unmount_only};
+use super::mounter::{Detached, Mounter, Serving, Usage, unmount_only};
 use super::mountinfo::Entry;
+use super::placing::Place;
 use crate::error::{Error, Reason, Result};
 
 /// How long each kind of step may take before it counts as hung.
@@ -77,42 +78,85 @@ impl Calls {
         flatten(answer.await)
     }
 
-    /// Mounts and serves a volume. A mount that comes when nobody waits for it any more is taken away again.
+    /// Mounts and serves a volume where nobody sees it. One that comes when nobody waits for it any more is
+    /// taken away by being dropped.
     pub(super) async fn serve(
         &self,
         config: VolumeConfig,
-        path: &Path,
         resources: &Resources,
-    ) -> io::Result<Box<dyn Serving>> {
-        let (mounter, at, resources) = (self.mounter.clone(), path.to_owned(), resources.clone());
-        let late = {
-            let (mounter, at) = (mounter.clone(), path.to_owned());
-            move |served: io::Result<Box<dyn Serving>>| {
-                let Some(serving) = served.ok().filter(|serving| serving.is_serving()) else {
-                    return;
-                };
-                tracing::warn!(path = %at.display(), "a mount came too late and is taken away");
-                if let Err(error) = unmount_only(&*mounter, &at, serving.connection()) {
-                    tracing::warn!(path = %at.display(), %error, "could not take a late mount away");
-                }
-            }
-        };
-        let work = move || mounter.serve(config, &at, &resources);
-        flatten(bounded_or("mount", self.patience.mount, work, late).await)
+    ) -> io::Result<(Box<dyn Serving>, Detached)> {
+        let (mounter, resources) = (self.mounter.clone(), resources.clone());
+        let work = move || mounter.serve(config, &resources);
+        flatten(bounded("mount", self.patience.mount, work).await)
     }
 
-    /// Makes a mount of ours appear at a directory too; likewise.
-    pub(super) async fn bind(&self, staged: &Entry, target: &Path, read_only: bool) -> io::Result<()> {
-        let (late, connection) = ((self.mounter.clone(), target.to_owned()), staged.minor);
-        let late = move |bound: io::Result<()>| {
-            let (mounter, at) = late;
-            if bound.is_ok() && unmount_only(&*mounter, &at, connection).is_err() {
-                tracing::warn!(path = %at.display(), "could not take a bind away that came too late");
-            }
-        };
-        let (mounter, from, to) = (self.mounter.clone(), staged.at.clone(), target.to_owned());
+    /// Makes a mount appear at a place; `at_work` is dropped when the thread that does it has ended.
+    pub(super) async fn attach(&self, mount: Arc<Detached>, to: Place, at_work: Arc<()>) -> io::Result<()> {
+        let late = self.late(&to, mount.connection, at_work);
+        let mounter = self.mounter.clone();
+        let work = move || mounter.attach(&mount, &to);
+        flatten(bounded_or("attach", self.patience.mount, work, late).await)
+    }
+
+    /// Takes a mount away that nobody has seen.
+    pub(super) async fn discard(&self, mount: Arc<Detached>) -> io::Result<()> {
+        let dropped = bounded("umount", self.patience.unmount, move || {
+            drop(mount);
+            Ok(())
+        });
+        flatten(dropped.await)
+    }
+
+    /// Makes a mount of ours appear at another place too; `at_work` as in [`Calls::attach`].
+    pub(super) async fn bind(
+        &self,
+        staged: &Entry,
+        to: Place,
+        read_only: bool,
+        at_work: Arc<()>,
+    ) -> io::Result<()> {
+        let late = self.late(&to, staged.minor, at_work);
+        let (mounter, from) = (self.mounter.clone(), staged.clone());
         let work = move || mounter.bind(&from, &to, read_only);
         flatten(bounded_or("bind", self.patience.mount, work, late).await)
+    }
+
+    /// What is done with a mount of a connection that appears when nobody waits for it any more. One that has
+    /// replaced another stays: below it is the node's disk.
+    fn late(&self, to: &Place, connection: u32, at_work: Arc<()>) -> impl FnOnce(io::Result<()>) + use<> {
+        let (mounter, at, replaces) = (self.mounter.clone(), to.at.clone(), to.over.is_some());
+        move |appeared| {
+            let _at_work = at_work;
+            if appeared.is_ok() && !replaces {
+                take_away_late(&*mounter, &at, connection);
+            }
+        }
+    }
+
+    /// Ends the connection of a mount that nobody serves: whoever waits for an answer gets an error. Nothing
+    /// is done when it is not there any more: its number may be another one's by now.
+    pub(super) async fn abort(&self, mount: &Entry) -> io::Result<()> {
+        let (mounter, mount) = (self.mounter.clone(), mount.clone());
+        let abort = bounded("abort", self.patience.local, move || {
+            let same =
+                |other: &Entry| (other.id, &other.at, other.minor) == (mount.id, &mount.at, mount.minor);
+            match mounter.table()?.iter().any(same) {
+                true => mounter.abort(mount.minor),
+                false => Ok(()),
+            }
+        });
+        flatten(abort.await)
+    }
+
+    /// The same for one that is kept, so that the number is its own.
+    pub(super) async fn abort_kept(&self, mount: &Arc<Detached>) -> io::Result<()> {
+        let (mounter, mount) = (self.mounter.clone(), mount.clone());
+        flatten(
+            bounded("abort", self.patience.local, move || {
+                mounter.abort(mount.connection)
+            })
+            .await,
+        )
     }
 
     /// umount(2) of the uppermost mount at a path.
@@ -124,22 +168,13 @@ impl Calls {
         flatten(plain.await)
     }
 
-    /// Takes the uppermost mount at a path out of the tree.
-    pub(super) async fn unmount_lazily(&self, path: &Path) -> io::Result<()> {
-        let (mounter, at) = (self.mounter.clone(), path.to_owned());
-        let lazy = bounded("umount -l", self.patience.local, move || {
-            mounter.unmount(&at, true)
-        });
-        flatten(lazy.await)
-    }
-
     /// Takes a mount out of the tree, whoever uses it.
     pub(super) async fn detach(&self, mount: &Entry, abort: bool) -> Result<()> {
         let (mounter, doomed) = (self.mounter.clone(), mount.clone());
         let detached = bounded("umount -l", self.patience.local, move || {
             // First: whoever is blocked on it holds locks that the unmount may want. Without it they stay
             // blocked, but the path is free.
-            if abort && let Err(error) = mounter.abort(&doomed) {
+            if abort && let Err(error) = mounter.abort(doomed.minor) {
                 tracing::warn!(
                     path = %doomed.at.display(), %error,
                     "could not abort the connection of a dead mount"
@@ -155,6 +190,15 @@ impl Calls {
                 format!("lazy umount of {}: {error}", mount.at.display()),
             )),
         }
+    }
+
+    /// Whether a directory holds nothing.
+    pub(super) async fn is_empty(&self, path: &Path) -> io::Result<bool> {
+        let path = path.to_owned();
+        let read = bounded("readdir", self.patience.local, move || {
+            Ok(std::fs::read_dir(&path)?.next().is_none())
+        });
+        flatten(read.await)
     }
 
     /// Creates a directory and those above it; whether a directory is there now.
@@ -184,6 +228,13 @@ impl Calls {
     pub(super) async fn usage(&self, path: &Path) -> io::Result<Usage> {
         let (mounter, at) = (self.mounter.clone(), path.to_owned());
         flatten(bounded("statvfs", self.patience.answer, move || mounter.usage(&at)).await)
+    }
+}
+
+fn take_away_late(mounter: &dyn Mounter, at: &Path, connection: u32) {
+    tracing::warn!(path = %at.display(), "a mount came too late and is taken away");
+    if let Err(error) = unmount_only(mounter, at, connection) {
+        tracing::warn!(path = %at.display(), %error, "could not take a late mount away");
     }
 }
 

@@ -13,9 +13,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::manager::{Mounts, node_error};
-use super::mount::{State, prune};
+use super::mount::{Mount, State, prune};
 use super::mounter::{Mounter, Serving};
-use super::mountinfo::{self, Entry};
+use super::mountinfo;
 use super::probe::Condition;
 use crate::error::{Error, Reason, Result};
 
@@ -26,12 +26,11 @@ pub(super) enum Abort {
     Never,
     /// That of a mount which nobody serves.
     Dead,
-    /// That of a mount which does not answer either: nobody has used it yet.
-    Silent,
 }
 
-/// Mounts at one path that are taken down at most; more is a loop of somebody mounting.
-const MOST_STACKED: usize = 32;
+/// Mounts at one path that are taken down at most by one call; more is a loop of somebody mounting. Each end
+/// of a node process leaves a dead one below the next.
+const MOST_STACKED: usize = 256;
 
 /// A file system that takes nothing more, with a thread that commits what was accepted.
 #[derive(Debug, Clone)]
@@ -51,16 +50,16 @@ impl Drain {
     /// Of one that pods use, and that stays where it is: most is committed while it still takes more, then
     /// its connection ends, and what came meanwhile is committed as well. Nothing that was accepted is lost,
     /// and nothing is accepted that nobody would commit.
-    fn in_use(serving: Box<dyn Serving>, mounter: Arc<dyn Mounter>, top: Entry) -> io::Result<Self> {
+    fn in_use(serving: Box<dyn Serving>, mounter: Arc<dyn Mounter>, path: PathBuf) -> io::Result<Self> {
         Self::begin(serving.ended(), move || {
             if let Err(error) = serving.sync() {
-                tracing::warn!(path = %top.at.display(), %error, "not committed yet; tried again");
+                tracing::warn!(path = %path.display(), %error, "not committed yet; tried again");
             }
-            match mounter.abort(&top) {
+            match mounter.abort(serving.connection()) {
                 Ok(()) => serving.join(),
                 // It goes on taking more until the process ends; a join would wait for ever.
                 Err(error) => {
-                    tracing::warn!(path = %top.at.display(), %error, "the connection could not be ended");
+                    tracing::warn!(path = %path.display(), %error, "the connection could not be ended");
                     serving.sync()
                 }
             }
@@ -98,11 +97,7 @@ impl Mounts {
     /// `CommitPending` when the commit takes longer than a call may, or the process is about to end: the next
     /// call goes on waiting for it.
     pub async fn stop(&self, path: &Path) -> Result<()> {
-        self.take_down(path, Abort::Dead).await
-    }
-
-    pub(super) async fn take_down(&self, path: &Path, abort: Abort) -> Result<()> {
-        self.unmount(path, abort).await?;
+        self.unmount(path, Abort::Dead).await?;
         self.drain(path)?;
         let committed = self.committed(path).await;
         self.forget_committed(path, committed)
@@ -231,25 +226,34 @@ impl Mounts {
     pub async fn shut_down(&self) -> usize {
         self.end_soon();
         let by = self.end_by.borrow().unwrap_or_else(Instant::now);
-        let at_work = |state: &State| matches!(state, State::Serving(_) | State::Ending(_));
-        let paths: Vec<PathBuf> = {
+        self.closed.store(true, Ordering::SeqCst);
+        let (paths, serving) = {
             let all = self.lock();
-            let ends = all.iter().filter(|(_, mount)| at_work(&mount.state));
-            ends.map(|(path, _)| path.clone()).collect()
+            let ends = all
+                .iter()
+                .filter(|(_, mount)| mount.is_at_work() || mount.is_in_flight());
+            let paths: Vec<PathBuf> = ends.map(|(path, _)| path.clone()).collect();
+            (paths, all.values().filter(|mount| mount.is_at_work()).count())
         };
-        let gone = AtomicUsize::new(0);
-        let gone = &gone;
+        let left = &AtomicUsize::new(serving);
         let ends = paths.iter().map(|path| async move {
-            // A call whose caller has gone may be at work there. Other mounts of the volume end beside it.
-            let _in_flight = self.enter_patiently(&path.display().to_string(), path).await;
+            let is_at_work = || self.lock().get(path).is_some_and(Mount::is_at_work);
+            let before = is_at_work();
+            // A call whose caller has gone: what it mounts, or where it binds the volume, ends as well.
+            self.until_idle(path).await;
+            match (before, is_at_work()) {
+                (false, false) => return,
+                (false, true) => _ = left.fetch_add(1, Ordering::Relaxed),
+                (true, _) => {}
+            }
             if self.end(path).await {
-                gone.fetch_add(1, Ordering::Relaxed);
+                left.fetch_sub(1, Ordering::Relaxed);
             }
         });
         if tokio::time::timeout_at(by, join_all(ends)).await.is_err() {
             tracing::error!("the process ends before all changes are committed");
         }
-        paths.len() - gone.load(Ordering::Relaxed)
+        left.load(Ordering::Relaxed)
     }
 
     /// The end of the process for one volume. True when it is not mounted any more.
@@ -279,7 +283,7 @@ impl Mounts {
     async fn drain_in_use(&self, path: &Path) -> Result<()> {
         let mounter = self.calls.mounter();
         match self.mount_at(path).await? {
-            Some(top) => self.begin_drain(path, |serving| Drain::in_use(serving, mounter, top))?,
+            Some(_) => self.begin_drain(path, |serving| Drain::in_use(serving, mounter, path.to_owned()))?,
             None => self.drain(path)?,
         }
         self.committed_at_the_end(path).await

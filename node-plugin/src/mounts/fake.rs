@@ -1,6 +1,7 @@
 //! A kernel that exists in memory: a mount table, file systems that answer, die or hang on command.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
@@ -8,8 +9,9 @@ use std::sync::{Arc, Condvar, Mutex, Weak};
 use blob_fs::{Held, Owing, Resources, VolumeConfig};
 use tokio_util::sync::CancellationToken;
 
-use super::mounter::{Mounter, Serving, Usage};
+use super::mounter::{Detached, Kept, Mounter, Serving, Usage};
 use super::mountinfo::{Entry, FS_TYPE};
+use super::placing::Place;
 
 /// How file systems behave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,6 +34,20 @@ struct State {
     busy: Vec<PathBuf>,
     refuse_mount: bool,
     refuse_abort: bool,
+    /// Mounted, and to be seen nowhere.
+    detached: Vec<Entry>,
+    /// Connections that nobody serves, whatever the others do.
+    dead: Vec<u32>,
+    /// Targets of pods that live: at no moment are they without a mount of ours.
+    published: Vec<PathBuf>,
+    /// Those of them that were.
+    uncovered: Vec<PathBuf>,
+    /// Nothing can be attached.
+    refuse_attach: bool,
+    /// The next mount that comes to a place does so when this is taken back.
+    hold_appearing: bool,
+    /// A kernel that cannot mount beneath a mount.
+    covers: bool,
     /// The next file system is mounted, and not served before it is let go on.
     hold_next_mount: bool,
     held: Vec<u32>,
@@ -39,8 +55,8 @@ struct State {
     hold_commits: bool,
     /// Sessions do not end before this is taken back.
     hold_sessions: bool,
-    /// The next bind shows this type of file system instead of its source.
-    bind_shows: Option<String>,
+    /// The next bind finds something else at its source.
+    bind_misses: bool,
     /// Stats that were begun.
     asked: usize,
     /// Connections whose sessions were let go of.
@@ -99,6 +115,26 @@ impl Serving for FakeServing {
     }
 }
 
+#[derive(Debug)]
+struct FakeTree {
+    kernel: Arc<FakeKernel>,
+    connection: u32,
+}
+
+impl Kept for FakeTree {
+    fn tree(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+impl Drop for FakeTree {
+    fn drop(&mut self) {
+        let connection = self.connection;
+        self.kernel
+            .change(|state| state.detached.retain(|entry| entry.minor != connection));
+    }
+}
+
 impl Drop for FakeServing {
     fn drop(&mut self) {
         let connection = self.connection;
@@ -119,8 +155,8 @@ impl FakeKernel {
     pub(crate) fn set_busy(&self, path: &Path) {
         self.change(|state| state.busy.push(path.to_owned()));
     }
-    pub(crate) fn refuse_mounts(&self) {
-        self.change(|state| state.refuse_mount = true);
+    pub(crate) fn refuse_mounts(&self, refuse: bool) {
+        self.change(|state| state.refuse_mount = refuse);
     }
     pub(crate) fn refuse_aborts(&self) {
         self.change(|state| state.refuse_abort = true);
@@ -137,8 +173,44 @@ impl FakeKernel {
     pub(crate) fn hold_sessions(&self, hold: bool) {
         self.change(|state| state.hold_sessions = hold);
     }
-    pub(crate) fn bind_shows(&self, fs_type: &str) {
-        self.change(|state| state.bind_shows = Some(fs_type.to_owned()));
+    pub(crate) fn bind_misses(&self) {
+        self.change(|state| state.bind_misses = true);
+    }
+    pub(crate) fn refuse_attach(&self, refuse: bool) {
+        self.change(|state| state.refuse_attach = refuse);
+    }
+    pub(crate) fn hold_appearing(&self, hold: bool) {
+        self.change(|state| state.hold_appearing = hold);
+    }
+    /// Mounts are not replaced from here on but covered, as older kernels can.
+    pub(crate) fn covers(&self) {
+        self.change(|state| state.covers = true);
+    }
+    /// The options of the mount at a path are others from now on.
+    pub(crate) fn change_options(&self, at: &Path, options: &str) {
+        let id = self.top(at).unwrap().id;
+        self.change(|state| {
+            for mount in state.mounts.iter_mut().filter(|mount| mount.id == id) {
+                options.clone_into(&mut mount.options);
+            }
+        });
+    }
+    /// Nobody serves what is at a path, or is served as its connection is, any more.
+    pub(crate) fn kill(&self, at: &Path) {
+        let connection = self.top(at).unwrap().minor;
+        self.change(|state| state.dead.push(connection));
+    }
+    /// From here on a pod lives that has this target.
+    pub(crate) fn publish(&self, target: &Path) {
+        self.change(|state| state.published.push(target.to_owned()));
+    }
+    /// Targets of living pods that were without a mount at some moment.
+    pub(crate) fn uncovered(&self) -> Vec<PathBuf> {
+        self.state.lock().unwrap().uncovered.clone()
+    }
+    /// File systems that nobody sees.
+    pub(crate) fn detached(&self) -> usize {
+        self.state.lock().unwrap().detached.len()
     }
     pub(crate) fn aborted(&self) -> Vec<u32> {
         self.state.lock().unwrap().aborted.clone()
@@ -167,7 +239,19 @@ impl FakeKernel {
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state.lock().unwrap());
+        let mut state = self.state.lock().unwrap();
+        change(&mut state);
+        let covered = |path: &PathBuf| {
+            super::mountinfo::at(&state.mounts, path).is_some_and(|top| top.fs_type == FS_TYPE)
+        };
+        let bare: Vec<PathBuf> = state
+            .published
+            .iter()
+            .filter(|path| !covered(path))
+            .cloned()
+            .collect();
+        state.uncovered.extend(bare);
+        drop(state);
         self.woken.notify_all();
     }
 
@@ -186,22 +270,71 @@ impl FakeKernel {
             .collect()
     }
     pub(crate) fn add(&self, at: &Path, fs_type: &str) -> u32 {
-        let minor = self.next.fetch_add(1, Ordering::Relaxed) + 100;
-        self.state.lock().unwrap().mounts.push(Entry {
+        let mut entry = self.entry(at, fs_type);
+        let minor = entry.minor;
+        self.change(|state| {
+            entry.parent = super::mountinfo::at(&state.mounts, at).map_or(0, |top| top.id);
+            state.mounts.push(entry);
+        });
+        minor
+    }
+
+    /// Binds a mount where nothing is.
+    pub(crate) fn bind_to(&self, source: &Entry, target: &Path) {
+        let to = Place {
+            at: target.to_owned(),
+            over: None,
+            seen: true,
+        };
+        self.bind(source, &to, false).unwrap();
+    }
+
+    /// As [`super::placing::put`] does it.
+    fn put(&self, mut entry: Entry, to: &Place) -> io::Result<()> {
+        self.wait_while(|state| state.hold_appearing);
+        let mut expected = true;
+        self.change(|state| {
+            let top = super::mountinfo::at(&state.mounts, &to.at).cloned();
+            expected = top.as_ref().map(|top| top.id) == to.over.as_ref().map(|over| over.id);
+            if !expected {
+                return;
+            }
+            entry.at.clone_from(&to.at);
+            entry.parent = top.as_ref().map_or(0, |top| top.id);
+            if let Some(top) = top.filter(|_| !state.covers) {
+                entry.parent = top.parent;
+                state.mounts.retain(|mount| mount.id != top.id);
+            }
+            state.mounts.push(entry);
+        });
+        match expected {
+            true => Ok(()),
+            false => Err(io::Error::other("another mount has come or gone there meanwhile")),
+        }
+    }
+
+    fn entry(&self, at: &Path, fs_type: &str) -> Entry {
+        let number = self.next.fetch_add(1, Ordering::Relaxed) + 100;
+        Entry {
+            id: number,
+            parent: 0,
+            group: None,
             major: 0,
-            minor,
+            minor: number,
             root: "/".into(),
             at: at.to_owned(),
             options: "rw".into(),
             fs_type: fs_type.into(),
             source: "fake".into(),
             super_options: "rw".into(),
-        });
-        minor
+        }
     }
 
     /// Blocks while hung, and tells what a call gets then.
     fn reach(&self, minor: u32) -> io::Result<()> {
+        if self.state.lock().unwrap().dead.contains(&minor) {
+            return Err(io::Error::from_raw_os_error(libc::ENOTCONN));
+        }
         self.wait_while(|state| state.health == Health::Hung && !state.aborted.contains(&minor));
         match self.state.lock().unwrap().health {
             Health::Answering => Ok(()),
@@ -213,6 +346,7 @@ impl FakeKernel {
     fn top(&self, at: &Path) -> io::Result<Entry> {
         let state = self.state.lock().unwrap();
         super::mountinfo::at(&state.mounts, at)
+            .or_else(|| super::mountinfo::at(&state.detached, at))
             .cloned()
             .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
     }
@@ -222,22 +356,43 @@ impl Mounter for FakeKernel {
     fn table(&self) -> io::Result<Vec<Entry>> {
         Ok(self.state.lock().unwrap().mounts.clone())
     }
-    fn serve(&self, _: VolumeConfig, at: &Path, _: &Resources) -> io::Result<Box<dyn Serving>> {
+    fn serve(&self, _: VolumeConfig, _: &Resources) -> io::Result<(Box<dyn Serving>, Detached)> {
         if self.state.lock().unwrap().refuse_mount {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
-        let connection = self.add(at, FS_TYPE);
+        let mut entry = self.entry(Path::new(""), FS_TYPE);
+        let connection = entry.minor;
+        let at = Path::new("/detached").join(connection.to_string());
+        entry.at = at.clone();
         self.change(|state| {
+            state.detached.push(entry);
             if std::mem::take(&mut state.hold_next_mount) {
                 state.held.push(connection);
             }
         });
+        let kernel = self.own.upgrade().unwrap();
+        let kept = Box::new(FakeTree {
+            kernel: kernel.clone(),
+            connection,
+        });
         self.wait_while(|state| state.held.contains(&connection));
-        Ok(Box::new(FakeServing {
-            kernel: self.own.upgrade().unwrap(),
+        let serving = FakeServing {
+            kernel,
             connection,
             ended: CancellationToken::new(),
-        }))
+        };
+        let detached = Detached { connection, at, kept };
+        Ok((Box::new(serving), detached))
+    }
+    fn attach(&self, mount: &Detached, to: &Place) -> io::Result<()> {
+        if self.state.lock().unwrap().refuse_attach {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let mut entry = self.top(&mount.at)?;
+        entry.id = self.next.fetch_add(1, Ordering::Relaxed) + 100;
+        self.put(entry, to)?;
+        self.change(|state| state.detached.retain(|entry| entry.minor != mount.connection));
+        Ok(())
     }
     fn answers(&self, at: &Path) -> io::Result<()> {
         let minor = self.top(at)?.minor;
@@ -251,16 +406,16 @@ impl Mounter for FakeKernel {
             inodes: [10, 4, 6],
         })
     }
-    fn bind(&self, source: &Path, target: &Path, read_only: bool) -> io::Result<()> {
-        let mut mount = self.top(source)?;
-        if let Some(fs_type) = self.state.lock().unwrap().bind_shows.take() {
-            mount.fs_type = fs_type;
-            mount.minor = 1;
+    fn bind(&self, source: &Entry, to: &Place, read_only: bool) -> io::Result<()> {
+        let mut mount = self.top(&source.at)?;
+        let mut missed = mount.minor != source.minor;
+        self.change(|state| missed |= std::mem::take(&mut state.bind_misses));
+        if missed {
+            return Err(io::Error::other("the volume was not there any more"));
         }
-        mount.at = target.to_owned();
+        mount.id = self.next.fetch_add(1, Ordering::Relaxed) + 100;
         mount.options = if read_only { "ro" } else { "rw" }.into();
-        self.state.lock().unwrap().mounts.push(mount);
-        Ok(())
+        self.put(mount, to)
     }
     fn unmount(&self, at: &Path, detach: bool) -> io::Result<()> {
         let minor = self.top(at)?.minor;
@@ -275,19 +430,22 @@ impl Mounter for FakeKernel {
                 return Err(io::Error::from_raw_os_error(libc::EBUSY));
             }
         }
-        let mut state = self.state.lock().unwrap();
-        let index = state.mounts.iter().rposition(|m| m.at == at);
-        index
-            .map(|i| drop(state.mounts.remove(i)))
+        let mut gone = None;
+        self.change(|state| {
+            let top = super::mountinfo::at(&state.mounts, at).map(|top| top.id);
+            let index = state.mounts.iter().position(|mount| Some(mount.id) == top);
+            gone = index.map(|index| state.mounts.remove(index));
+        });
+        gone.map(drop)
             .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
     }
-    fn abort(&self, mount: &Entry) -> io::Result<()> {
+    fn abort(&self, connection: u32) -> io::Result<()> {
         if self.state.lock().unwrap().refuse_abort {
             return Err(io::Error::from_raw_os_error(libc::EROFS));
         }
         self.change(|state| {
-            state.aborted.push(mount.minor);
-            state.ends.push(("abort", mount.minor));
+            state.aborted.push(connection);
+            state.ends.push(("abort", connection));
         });
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blob_fs::{Held, Owing, Resources, VolumeConfig};
@@ -10,13 +11,11 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::calls::{Calls, Patience};
-use super::drain::Abort;
 use super::holdings::{CountInterval, Counted, Counter, Turns};
 use super::mount::{Credentials, Mount, Session, State, prune};
-use super::mounter::{Mounter, Usage};
+use super::mounter::{Detached, Mounter, Usage};
 use super::mountinfo::{self, Entry};
 use super::observers::Observers;
-use super::probe::Condition;
 use super::record::{Folder, Record};
 use crate::error::{Error, Reason, Result};
 
@@ -30,6 +29,8 @@ pub struct Mounts {
     all: Mutex<BTreeMap<PathBuf, Mount>>,
     /// Told when a call has ended.
     pub(super) left: Notify,
+    /// No call begins any more.
+    pub(super) closed: AtomicBool,
     /// When the process ends, once that is known.
     pub(super) end_by: watch::Sender<Option<Instant>>,
     /// File systems that may be served at a time.
@@ -58,6 +59,7 @@ impl Mounts {
             folder,
             all: Mutex::new(all.collect()),
             left: Notify::new(),
+            closed: AtomicBool::new(false),
             end_by: watch::channel(None).0,
             turns: Turns::new(CountInterval::default()),
             observers: None,
@@ -210,20 +212,12 @@ impl Mounts {
         Ok(())
     }
 
-    /// Mounts and serves a volume at an existing directory, waits until it answers, and remembers it.
-    pub async fn start(
-        &self,
-        record: Record,
-        mut config: VolumeConfig,
-        credentials: Credentials,
-    ) -> Result<()> {
+    /// Mounts and serves a volume at an existing directory, and remembers it. It is made where nobody sees it
+    /// and has answered before it appears, over what was mounted there: at no moment is the directory below
+    /// to be seen, and after an error all is as it was.
+    pub async fn start(&self, record: Record, config: VolumeConfig, credentials: Credentials) -> Result<()> {
         let path = record.path.clone();
-        if let Some(observers) = &self.observers {
-            let observed = observers.of_volume(&record.volume_id);
-            config.observer = Some(observed.operations);
-            config.store.observe(observed.requests);
-        }
-        // A session whose mount somebody else has taken away has accepted changes as well.
+        // A session whose mount has died or was taken away from outside has accepted changes as well.
         self.drain(&path)?;
         match self.committed(&path).await {
             Err(error) if error.reason == Reason::CommitPending => return Err(error),
@@ -233,41 +227,76 @@ impl Mounts {
             }
             Ok(()) => {}
         }
+        self.set_state(&path, State::Starting);
+        let started = self.appear(record, config, credentials).await;
+        if started.is_err() {
+            self.set_state(&path, State::Dead);
+        }
+        started
+    }
+
+    /// The steps of a start from which there is a way back.
+    async fn appear(&self, record: Record, mut config: VolumeConfig, credentials: Credentials) -> Result<()> {
+        let path = record.path.clone();
+        let failed = |error: io::Error| {
+            let text = format!("mount of {}: {error}", path.display());
+            Error::new(Reason::MountFailed, text)
+        };
+        if let Some(observers) = &self.observers {
+            let observed = observers.of_volume(&record.volume_id);
+            config.observer = Some(observed.operations);
+            config.store.observe(observed.requests);
+        }
         let counter = Counter::new(
             Arc::clone(&config.store),
             &config.prefix,
             self.resources.runtime.clone(),
             self.turns.clone(),
         );
-        if let Some(mount) = self.lock().get_mut(&path) {
-            mount.state = State::Starting;
+        // Before the new one has a number.
+        let to = self.place(&path, record.inline).await?;
+        let (serving, detached) = self.calls.serve(config, &self.resources).await.map_err(failed)?;
+        let detached = Arc::new(detached);
+        if let Err(error) = self.calls.ask(&detached.at, Arc::new(())).await {
+            self.discard(detached, &path).await;
+            let text = format!("{}: mounted, but it does not answer: {error}", path.display());
+            return Err(Error::new(Reason::FileSystemSilent, text));
         }
-        let served = self.calls.serve(config, &path, &self.resources).await;
-        let failure = match served {
-            Ok(serving) => {
-                self.begin(&path, Session { serving, counter }, credentials);
-                match self.condition(&path).await {
-                    Ok(Condition::Healthy) => match self.remember(record) {
-                        Ok(()) => return Ok(()),
-                        Err(error) => error,
-                    },
-                    Ok(other) => Error::new(
-                        Reason::FileSystemSilent,
-                        format!("{}: mounted, but it does not answer: {other:?}", path.display()),
-                    ),
-                    Err(error) => error,
+        // First: a mount of which nothing is remembered could not be told from somebody else's.
+        let former = self.record(&path);
+        self.remember(record)?;
+        self.begin(&path, Session { serving, counter }, credentials);
+        let (kept, at_work) = (Arc::downgrade(&detached), Arc::new(()));
+        let late = Arc::downgrade(&at_work);
+        let attached = self.calls.attach(detached, to, at_work).await;
+        if let Err(error) = attached {
+            self.keep_while_late(&path, &error, late);
+            if let Some(kept) = kept.upgrade() {
+                // It may appear yet, and what it takes nobody would commit.
+                if let Err(error) = self.calls.abort_kept(&kept).await {
+                    tracing::warn!(path = %path.display(), %error, "could not abort a late mount");
                 }
+                self.discard(kept, &path).await;
             }
-            Err(error) => Error::new(
-                Reason::MountFailed,
-                format!("mount of {}: {error}", path.display()),
-            ),
-        };
-        // Half a mount is worse than none: a pod would write into it, or beneath it.
-        if let Err(error) = self.take_down(&path, Abort::Silent).await {
-            tracing::warn!(path = %path.display(), %error, "could not take a failed mount down");
+            match former {
+                Some(former) => self.remember(former)?,
+                None => self.forget(&path)?,
+            }
+            return Err(failed(error));
         }
-        Err(failure)
+        Ok(())
+    }
+
+    async fn discard(&self, detached: Arc<Detached>, path: &Path) {
+        if let Err(error) = self.calls.discard(detached).await {
+            tracing::warn!(path = %path.display(), %error, "could not take a failed mount away");
+        }
+    }
+
+    fn set_state(&self, path: &Path, state: State) {
+        if let Some(mount) = self.lock().get_mut(path) {
+            mount.state = state;
+        }
     }
 
     /// From here on this process serves the mount.

@@ -15,9 +15,12 @@ pub mod mount;
 pub mod mounter;
 pub mod mountinfo;
 pub mod observers;
+mod placing;
 mod probe;
 pub mod record;
+mod setattr;
 
 pub use manager::Mounts;
 pub use mounter::{Kernel, Mounter};
 pub use probe::Condition;
+pub use setattr::check_kernel;

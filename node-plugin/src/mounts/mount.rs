@@ -1,7 +1,9 @@
 //! One mount: all that is known of a path at which this driver mounts a file system.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use blob_client::auth::entra::GivenToken;
@@ -119,6 +121,8 @@ pub(super) struct Mount {
     pub(super) probing: Option<(u32, Weak<()>)>,
     /// The volume for which a call is at work.
     in_flight: Option<String>,
+    /// A thread that the call before left behind in the kernel is to end before the next call.
+    late: Weak<()>,
     failure: Option<Failure>,
 }
 
@@ -131,6 +135,7 @@ impl Mount {
             credentials: Credentials::default(),
             probing: None,
             in_flight: None,
+            late: Weak::new(),
             failure: None,
         }
     }
@@ -152,6 +157,16 @@ impl Mount {
         }
     }
 
+    /// Whether it has something to commit.
+    pub(super) fn is_at_work(&self) -> bool {
+        matches!(self.state, State::Serving(_) | State::Ending(_))
+    }
+
+    /// Whether a call is at work there.
+    pub(super) fn is_in_flight(&self) -> bool {
+        self.in_flight.is_some()
+    }
+
     /// Whether a stat of a connection hangs.
     pub(super) fn is_probing(&self, connection: u32) -> bool {
         let hangs = |(probed, asking): &(u32, Weak<()>)| *probed == connection && asking.strong_count() > 0;
@@ -162,6 +177,7 @@ impl Mount {
     fn is_known(&self) -> bool {
         self.record.is_some()
             || self.in_flight.is_some()
+            || self.late.strong_count() > 0
             || self.failure.is_some()
             || matches!(self.state, State::Serving(_) | State::Ending(_))
             || self
@@ -202,16 +218,24 @@ impl Mounts {
     /// Begins a call for a volume at a path.
     ///
     /// # Errors
-    /// `OperationPending` while another one is at work for the volume, wherever, or at the path.
+    /// `OperationPending` while another one is at work for the volume, wherever, or at the path; and when the
+    /// process ends.
     pub fn enter(&self, volume: &str, path: &Path) -> Result<InFlight<'_>> {
         let mut all = self.lock();
         let of_volume = |mount: &Mount| mount.in_flight.as_deref() == Some(volume);
         let at_path = |mount: &Mount| mount.in_flight.is_some();
+        let pending = |why: &str| {
+            let text = format!("volume {volume:?}: {why}");
+            Err(Error::new(Reason::OperationPending, text))
+        };
+        if self.closed.load(Ordering::SeqCst) {
+            return pending("the process ends");
+        }
         if all.values().any(of_volume) || all.get(path).is_some_and(at_path) {
-            return Err(Error::new(
-                Reason::OperationPending,
-                format!("volume {volume:?}: another call is at work"),
-            ));
+            return pending("another call is at work");
+        }
+        if all.get(path).is_some_and(|mount| mount.late.strong_count() > 0) {
+            return pending("an earlier call is still at work in the kernel");
         }
         let mount = all.entry(path.to_owned()).or_insert_with(Mount::new);
         mount.in_flight = Some(volume.to_owned());
@@ -221,18 +245,39 @@ impl Mounts {
         })
     }
 
-    /// The same for who has time to wait for the others.
-    pub(super) async fn enter_patiently(&self, volume: &str, path: &Path) -> InFlight<'_> {
+    /// After a system call at a path that did not return in time, no other call is at work there before its
+    /// thread has ended: what comes late must not be taken for what that call has mounted.
+    pub(super) fn keep_while_late(&self, path: &Path, error: &io::Error, late: Weak<()>) {
+        if error.kind() == io::ErrorKind::TimedOut {
+            let mut all = self.lock();
+            all.entry(path.to_owned()).or_insert_with(Mount::new).late = late;
+            prune(&mut all);
+        }
+    }
+
+    /// Waits for the calls at work for the volume at a path, and at the path. None begins any more.
+    pub(super) async fn until_idle(&self, path: &Path) {
         loop {
             // Before the look: a call that ends in between is not missed.
             let left = self.left.notified();
             tokio::pin!(left);
             left.as_mut().enable();
-            if let Ok(entered) = self.enter(volume, path) {
-                return entered;
+            if self.is_idle(path) {
+                return;
             }
             left.await;
         }
+    }
+
+    fn is_idle(&self, path: &Path) -> bool {
+        let all = self.lock();
+        let Some(mount) = all.get(path) else { return true };
+        let volume = mount
+            .record
+            .as_ref()
+            .map(|stored| stored.record.volume_id.as_str());
+        let of_volume = |other: &Mount| other.in_flight.is_some() && other.in_flight.as_deref() == volume;
+        mount.in_flight.is_none() && !all.values().any(of_volume)
     }
 
     /// Remembers how a call for a volume at a path ended: NodeGetVolumeHealth is asked about volumes that
@@ -338,17 +383,6 @@ mod tests {
             "nothing is known of them any more"
         );
         let _again = house.mounts.enter("v", &there).unwrap();
-    }
-
-    #[tokio::test]
-    async fn who_has_time_waits_for_the_call_at_work() {
-        let house = House::new();
-        let path = house.path("1");
-        let first = house.mounts.enter("v", &path).unwrap();
-        let mut waits = std::pin::pin!(house.mounts.enter_patiently("v", &path));
-        assert!(futures::poll!(&mut waits).is_pending());
-        drop(first);
-        waits.await;
     }
 
     #[tokio::test]

@@ -3,16 +3,20 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use blob_fs::{Held, Owing, Resources, Volume, VolumeConfig};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use rustix::mount::{OpenTreeFlags, open_tree};
 use tokio_util::sync::CancellationToken;
 
 use super::mountinfo::{self, Entry};
+use super::placing::{Place, put};
+use super::setattr::set_apart;
 
 /// Where FUSE connections can be aborted.
 const CONNECTIONS: &str = "/sys/fs/fuse/connections";
@@ -48,24 +52,51 @@ pub struct Usage {
     pub inodes: [u64; 3],
 }
 
+/// A file system that is mounted and served, and that nobody sees: no path of the node leads to it. Dropping
+/// it takes the mount away, unless it was attached. That may block as an unmount does.
+#[derive(Debug)]
+pub struct Detached {
+    /// Number of its connection.
+    pub connection: u32,
+    /// A path by which this process reaches it.
+    pub(super) at: PathBuf,
+    /// What keeps it mounted.
+    pub(super) kept: Box<dyn Kept>,
+}
+
+/// See [`Detached`].
+pub trait Kept: Send + Sync + Debug {
+    /// The mount itself, if there is one.
+    fn tree(&self) -> Option<BorrowedFd<'_>>;
+}
+
+impl Kept for blob_fs::fuse::Tree {
+    fn tree(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.as_fd())
+    }
+}
+
 /// System calls on mounts. Every method may block for ever on a mount whose server is stuck: call them
 /// through [`super::bounded`].
 pub trait Mounter: Send + Sync + Debug + 'static {
     /// The mount table.
     fn table(&self) -> io::Result<Vec<Entry>>;
-    /// Mounts a file system at a directory, spelled as the mount table spells it, and serves it; returns once
-    /// the kernel has shaken hands. After an error nothing of it is mounted.
-    fn serve(&self, config: VolumeConfig, at: &Path, resources: &Resources) -> io::Result<Box<dyn Serving>>;
+    /// Mounts a file system where nobody sees it, and serves it; returns once the kernel has shaken hands.
+    /// After an error nothing of it is mounted.
+    fn serve(&self, config: VolumeConfig, resources: &Resources) -> io::Result<(Box<dyn Serving>, Detached)>;
+    /// Makes it appear at a place.
+    fn attach(&self, mount: &Detached, to: &Place) -> io::Result<()>;
     /// Asks the file system at a path, past the kernel's caches, and for its root directory.
     fn answers(&self, at: &Path) -> io::Result<()>;
     /// statvfs.
     fn usage(&self, at: &Path) -> io::Result<Usage>;
-    /// Makes `source` appear at `target`.
-    fn bind(&self, source: &Path, target: &Path, read_only: bool) -> io::Result<()>;
+    /// Makes the file system of a mount appear at another place as well; nothing appears when it is not at
+    /// its path any more.
+    fn bind(&self, source: &Entry, to: &Place, read_only: bool) -> io::Result<()>;
     /// Unmounts the uppermost mount at a path; `detach` takes it out of the tree even when it is in use.
     fn unmount(&self, at: &Path, detach: bool) -> io::Result<()>;
     /// Ends a FUSE connection: everything blocked on it returns with an error.
-    fn abort(&self, mount: &Entry) -> io::Result<()>;
+    fn abort(&self, connection: u32) -> io::Result<()>;
 }
 
 /// The real thing.
@@ -142,12 +173,15 @@ fn connection_at(at: &Path) -> io::Result<u32> {
     }
 }
 
-impl Mounter for Kernel {
-    fn table(&self) -> io::Result<Vec<Entry>> {
-        mountinfo::read()
-    }
-
-    fn serve(&self, config: VolumeConfig, at: &Path, resources: &Resources) -> io::Result<Box<dyn Serving>> {
+impl Kernel {
+    /// Mounts a file system at a directory, spelled as the mount table spells it, and serves it; returns once
+    /// the kernel has shaken hands. After an error nothing of it is mounted.
+    pub fn serve_at(
+        &self,
+        config: VolumeConfig,
+        at: &Path,
+        resources: &Resources,
+    ) -> io::Result<Box<dyn Serving>> {
         let fd = blob_fs::fuse::mount(at, &config.name, config.read_only)?;
         // Asked at once: later somebody else's mount may be on top.
         let known = connection_at(at).and_then(|connection| Ok((connection, fd.try_clone()?)));
@@ -166,6 +200,29 @@ impl Mounter for Kernel {
                 Err(error)
             }
         }
+    }
+}
+
+impl Mounter for Kernel {
+    fn table(&self) -> io::Result<Vec<Entry>> {
+        mountinfo::read()
+    }
+
+    fn serve(&self, config: VolumeConfig, resources: &Resources) -> io::Result<(Box<dyn Serving>, Detached)> {
+        let mount = blob_fs::fuse::mount_detached(&config.name, config.read_only)?;
+        let (connection, at) = (mount.tree.connection()?, mount.tree.path());
+        let volume = Volume::serve_detached(config, mount.device, &mount.tree, resources)?;
+        let detached = Detached {
+            connection,
+            at,
+            kept: Box::new(mount.tree),
+        };
+        Ok((Box::new(Served { volume, connection }), detached))
+    }
+
+    fn attach(&self, mount: &Detached, to: &Place) -> io::Result<()> {
+        let tree = mount.kept.tree().ok_or(io::ErrorKind::InvalidInput)?;
+        put(to, tree)
     }
 
     fn answers(&self, at: &Path) -> io::Result<()> {
@@ -198,20 +255,17 @@ impl Mounter for Kernel {
         })
     }
 
-    fn bind(&self, source: &Path, target: &Path, read_only: bool) -> io::Result<()> {
-        const NONE: Option<&str> = None;
-        mount(Some(source), target, NONE, MsFlags::MS_BIND, NONE)?;
-        if read_only {
-            // A bind takes the source's flags; read-only needs a second call (mount(2), "Creating a bind
-            // mount"), and that one sets all flags anew: those of our file systems are said again.
-            let kept = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-            let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | kept;
-            if let Err(error) = mount(NONE, target, NONE, flags, NONE) {
-                let _ = umount2(target, MntFlags::MNT_DETACH);
-                return Err(error.into());
-            }
+    fn bind(&self, source: &Entry, to: &Place, read_only: bool) -> io::Result<()> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let tree = open_tree(CWD, &source.at, flags)?;
+        // Of whatever is at the path in this moment; without asking who serves it.
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let found = statx(&tree, "", flags, StatxFlags::TYPE)?;
+        if (found.stx_dev_major, found.stx_dev_minor) != (source.major, source.minor) {
+            return Err(io::Error::other("the volume was not there any more"));
         }
-        Ok(())
+        set_apart(tree.as_fd(), read_only)?;
+        put(to, tree)
     }
 
     fn unmount(&self, at: &Path, detach: bool) -> io::Result<()> {
@@ -222,8 +276,8 @@ impl Mounter for Kernel {
         Ok(umount2(at, flags)?)
     }
 
-    fn abort(&self, mount: &Entry) -> io::Result<()> {
-        let control = Path::new(CONNECTIONS).join(mount.minor.to_string()).join("abort");
+    fn abort(&self, connection: u32) -> io::Result<()> {
+        let control = Path::new(CONNECTIONS).join(connection.to_string()).join("abort");
         if !control.exists() {
             mount_control()?;
         }

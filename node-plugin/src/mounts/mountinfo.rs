@@ -12,6 +12,10 @@ pub const FS_TYPE: &str = "fuse.vsc-blob";
 /// One line of mountinfo (proc(5)).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
+    /// Number of this mount.
+    pub id: u32,
+    /// That of the mount on which it is mounted.
+    pub parent: u32,
     /// Device numbers of the file system; the minor of a FUSE mount is its connection's id.
     pub major: u32,
     /// See `major`.
@@ -22,6 +26,8 @@ pub struct Entry {
     pub at: PathBuf,
     /// Options of this mount (`ro` of a read-only bind is here).
     pub options: String,
+    /// The peer group: what is mounted on one of its mounts, or unmounted, is so on all of them.
+    pub group: Option<u32>,
     /// File system type.
     pub fs_type: String,
     /// Source; `//deleted` may follow a removed one.
@@ -46,10 +52,14 @@ impl Entry {
     pub fn same_file_system(&self, other: &Self) -> bool {
         (self.major, self.minor) == (other.major, other.minor)
     }
+
+    /// True when what is mounted on this mount appears at the other one's path as well.
+    pub fn reaches(&self, other: &Self) -> bool {
+        self.at != other.at && self.root == other.root && self.group.is_some() && self.group == other.group
+    }
 }
 
-/// The mounts of this process's namespace, in the kernel's order (a later one at the same path covers an
-/// earlier one).
+/// The mounts of this process's namespace, in the kernel's order.
 pub fn read() -> io::Result<Vec<Entry>> {
     Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
 }
@@ -59,9 +69,15 @@ pub fn parse(text: &[u8]) -> Vec<Entry> {
     text.split(|b| *b == b'\n').filter_map(line).collect()
 }
 
-/// The uppermost mount at a path.
+/// The uppermost mount at a path: that on which no other one at the path is mounted. The kernel's order says
+/// nothing of it: a mount may be made before one that it covers.
 pub fn at<'a>(mounts: &'a [Entry], path: &Path) -> Option<&'a Entry> {
-    mounts.iter().rev().find(|m| m.at == path)
+    let here: Vec<&Entry> = mounts.iter().filter(|mount| mount.at == path).collect();
+    let covered = |mount: &Entry| {
+        let mut others = here.iter().filter(|other| other.id != mount.id);
+        others.any(|other| other.parent == mount.id)
+    };
+    here.iter().rev().find(|mount| !covered(mount)).copied()
 }
 
 /// `ID PARENT MAJOR:MINOR ROOT MOUNTPOINT OPTIONS [TAGS...] - TYPE SOURCE SUPEROPTIONS`
@@ -74,7 +90,19 @@ fn line(line: &[u8]) -> Option<Entry> {
             .get(index)
             .map(|f| unescape(f).to_string_lossy().into_owned())
     };
+    let number = |index: usize| text(index)?.parse().ok();
+    let tags = fields.get(6..dash)?.iter();
+    let mut group = tags.filter_map(|tag| {
+        std::str::from_utf8(tag)
+            .ok()?
+            .strip_prefix("shared:")?
+            .parse()
+            .ok()
+    });
     Some(Entry {
+        id: number(0)?,
+        parent: number(1)?,
+        group: group.next_back(),
         major: major.parse().ok()?,
         minor: minor.parse().ok()?,
         root: unescape(fields.get(3)?).into(),
@@ -133,18 +161,44 @@ nonsense
         assert_eq!(ours.at, Path::new("/var/lib/kubelet/a b\\c"));
         assert_eq!((ours.major, ours.minor), (0, 57));
         assert!(ours.is_ours() && !ours.read_only());
+        assert_eq!((ours.id, ours.parent, ours.group), (40, 28, Some(1)));
         assert_eq!(ours.source, "acct/photos");
         assert!(mounts[2].read_only() && mounts[2].same_file_system(ours));
         assert_eq!(mounts[2].root, Path::new("/sub"));
     }
 
     #[test]
-    fn the_last_mount_at_a_path_counts() {
+    fn the_uppermost_mount_at_a_path_counts() {
         let mounts = parse(TABLE);
         let top = at(&mounts, Path::new("/pods/1")).unwrap();
         assert_eq!(top.fs_type, "tmpfs");
         assert!(top.read_only(), "read-only by its file system");
         assert_eq!(at(&mounts, Path::new("/pods")), None);
+        // As kernels from 6.8 on list them: the uppermost one was made first.
+        let mut mounts = parse(
+            b"50 30 0:60 / /pods/2 rw - fuse.vsc-blob lower rw\n49 50 0:59 / /pods/2 rw - tmpfs upper rw\n",
+        );
+        for _ in 0..2 {
+            assert_eq!(at(&mounts, Path::new("/pods/2")).unwrap().source, "upper");
+            mounts.reverse();
+        }
+        // The root of all is mounted on itself.
+        let root = parse(b"1 1 0:1 / / rw - rootfs rootfs rw\n");
+        assert_eq!(at(&root, Path::new("/")), root.first());
+    }
+
+    #[test]
+    fn peers_are_those_of_a_group_that_show_the_same() {
+        let mounts = parse(
+            b"50 30 0:60 / /staging rw shared:7 - fuse.vsc-blob v rw\n\
+              51 30 0:60 / /pods/1 rw shared:7 master:2 - fuse.vsc-blob v rw\n\
+              52 30 0:60 /sub /pods/1/sub rw shared:7 - fuse.vsc-blob v rw\n\
+              53 30 0:60 / /pods/2 rw shared:8 - fuse.vsc-blob v rw\n\
+              54 30 0:60 / /pods/3 rw - fuse.vsc-blob v rw\n",
+        );
+        let reached = |from: &Entry| mounts.iter().filter(|to| from.reaches(to)).count();
+        let counts: Vec<usize> = mounts.iter().map(reached).collect();
+        assert_eq!(counts, [1, 1, 0, 0, 0]);
     }
 
     #[test]

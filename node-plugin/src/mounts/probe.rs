@@ -84,7 +84,7 @@ impl Mounts {
 
     /// Whether the session of a connection goes on; `None` when it is not one of this process. The kernel
     /// gives the number of a connection that has ended to the next one, so that the one that goes on counts.
-    fn is_served(&self, connection: u32) -> Option<bool> {
+    pub(super) fn is_served(&self, connection: u32) -> Option<bool> {
         let all = self.lock();
         let sessions = all.values().filter_map(Mount::session);
         sessions

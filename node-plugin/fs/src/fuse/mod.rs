@@ -10,6 +10,6 @@ mod session;
 mod silence;
 mod tuning;
 
-pub use self::mount::mount;
+pub use self::mount::{Detached, Tree, mount, mount_detached};
 pub(crate) use self::session::serve;
-pub(crate) use self::tuning::set_read_ahead;
+pub(crate) use self::tuning::{device_at, set_read_ahead};

@@ -5,20 +5,23 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-/// Sets the kernel's read-ahead of a mount, in KiB.
+/// Sets the kernel's read-ahead of a file system, in KiB.
+pub(crate) fn set_read_ahead(device: &str, kib: u32) -> io::Result<()> {
+    std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), kib.to_string())
+}
+
+/// The device number of a mount, as `major:minor`.
 ///
-/// Its device number comes from mountinfo: asking the mount itself (stat) would wait for a server that may
-/// not answer yet.
-pub(crate) fn set_read_ahead(mountpoint: &Path, kib: u32) -> io::Result<()> {
+/// It comes from mountinfo: asking the mount itself (stat) would wait for a server that may not answer yet.
+pub(crate) fn device_at(mountpoint: &Path) -> io::Result<String> {
     let mountinfo = std::fs::read("/proc/self/mountinfo")?;
     let mountpoint = resolved(mountpoint)?;
-    let device = device_of(&mountinfo, &mountpoint).ok_or_else(|| {
+    device_of(&mountinfo, &mountpoint).ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::NotFound,
             "the mount is not in /proc/self/mountinfo",
         )
-    })?;
-    std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), kib.to_string())
+    })
 }
 
 /// The path without symbolic links, without touching its last component.

@@ -161,7 +161,9 @@ impl NodeService {
                     ),
                 ));
             }
-            Condition::Dead(_) => self.mounts.stop(target).await?,
+            // It stays until the new one covers it: a container that starts now must not find the node's
+            // disk.
+            Condition::Dead(_) => {}
             Condition::Foreign(fs_type) => return Err(foreign(target, &fs_type)),
             Condition::NotMounted => {}
         }
@@ -214,15 +216,12 @@ impl NodeService {
         }
     }
 
-    /// True when the volume is at the target already, with these arguments. A dead mount there is taken away.
+    /// True when the volume is at the target already, with these arguments. A dead mount there stays until
+    /// the volume covers it.
     async fn published_alike(&self, staged: &Record, target: &Path, args: &Target) -> Result<bool> {
         match self.mounts.known_condition(target).await? {
-            Condition::NotMounted => return Ok(false),
+            Condition::NotMounted | Condition::Dead(_) => return Ok(false),
             Condition::Foreign(fs_type) => return Err(foreign(target, &fs_type)),
-            Condition::Dead(_) => {
-                self.mounts.unbind(target).await?;
-                return Ok(false);
-            }
             Condition::Healthy | Condition::Silent(_) => {}
         }
         let differs = |what: &str| {
@@ -243,14 +242,16 @@ impl NodeService {
         if !there.same_file_system(&source) {
             return differs("volume");
         }
+        let read_only = args.read_only || source.read_only();
         match staged.targets.get(target) {
             Some(before) if before.read_only != args.read_only => differs("readonly"),
             Some(before) => match before.access.difference(&args.access) {
                 Some(field) => differs(field),
-                None => Ok(true),
+                // What is there came by another way than a bind, and is replaced by one.
+                None => Ok(there.read_only() == read_only),
             },
             // The record was lost between the bind and its writing; the mount itself knows readonly.
-            None if there.read_only() != (args.read_only || source.read_only()) => differs("readonly"),
+            None if there.read_only() != read_only => differs("readonly"),
             None => {
                 self.mounts.remember_target(&staged.path, target, args.clone())?;
                 Ok(true)

@@ -52,10 +52,9 @@ impl NodeService {
             Condition::Dead(why) => {
                 tracing::info!(
                     volume_id, path = %path.display(), why,
-                    "taking a dead mount down before staging"
+                    "mounting over a dead mount"
                 );
                 let former = self.mounts.record(&path);
-                self.mounts.stop(&path).await?;
                 if let Some(former) = former.filter(|former| former.volume_id == volume_id) {
                     // Pods of the dead mount are still asked about, and taken away.
                     record.targets = self.mounts.still_mounted(former.targets).await?;
@@ -72,8 +71,10 @@ impl NodeService {
             }
             Condition::NotMounted => {}
         }
-        // A link would be mounted at its target, where nobody looks for it.
-        if !std::fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir()) {
+        // A link would be mounted at its target, where nobody looks for it. What a dead mount covers is a
+        // directory, and cannot be asked for.
+        let covered = self.mounts.mount_at(&path).await?.is_some();
+        if !covered && !std::fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir()) {
             return Err(Error::new(
                 Reason::StagingPathMissing,
                 format!(

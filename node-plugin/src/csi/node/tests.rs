@@ -14,11 +14,11 @@ use crate::access::Access;
 use crate::cluster::fake::{FakeCluster, NODE, claim, pod};
 use crate::cluster::{Claims, Membership, Reporter};
 use crate::mounts::calls::Patience;
-use crate::mounts::fake::FakeKernel;
+use crate::mounts::fake::{FakeKernel, Health};
 use crate::mounts::mount::Credentials;
 use crate::mounts::mountinfo::FS_TYPE;
 use crate::mounts::record::Record;
-use crate::mounts::{Kernel, Mounter};
+use crate::mounts::{Condition, Kernel, Mounter};
 
 const UID: &str = "uid-of-pod-reader";
 
@@ -214,7 +214,8 @@ async fn a_target_that_its_record_lost_is_remembered_again() {
     service.mounts.remember(staged).unwrap();
     kernel.add(&staging, FS_TYPE);
     // The process ended between the bind and the record of it.
-    kernel.bind(&staging, &target, false).unwrap();
+    let there = kernel.table().unwrap().remove(0);
+    kernel.bind_to(&there, &target);
     service.node_publish_volume(Request::new(request)).await.unwrap();
     assert!(
         service
@@ -307,13 +308,84 @@ async fn a_mount_that_nobody_remembers_is_in_nobodys_way() {
         staged.unwrap_err().message().to_owned()
     };
     kernel.add(&staging, FS_TYPE);
-    kernel.bind(&staging, &target, false).unwrap();
+    let there = kernel.table().unwrap().remove(0);
+    kernel.bind_to(&there, &target);
     let refused = stage().await;
     assert!(refused.contains("StagedDifferently"), "a pod uses it: {refused}");
     kernel.unmount(&target, false).unwrap();
     // This volume names no account, which is looked at when the mount is no obstacle any more.
     let refused = stage().await;
     assert!(refused.contains("MissingField"), "{refused}");
+}
+
+/// A container that is restarted binds what is at the target in that moment: a call that fails takes nothing
+/// away, dead as it is.
+#[tokio::test]
+async fn a_publish_that_fails_leaves_the_dead_mount_where_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = FakeKernel::new();
+    let service = service(kernel.clone(), folder.path());
+    let staging = staged(&service, &folder).await;
+    let publish = async |target: &Path, context: &[(&str, &str)]| {
+        let request = NodePublishVolumeRequest {
+            volume_id: "h".into(),
+            staging_target_path: staging.display().to_string(),
+            target_path: target.display().to_string(),
+            volume_capability: Some(capability()),
+            volume_context: map(context),
+            ..NodePublishVolumeRequest::default()
+        };
+        let published = service.node_publish_volume(Request::new(request)).await;
+        published.map_err(|status| status.message().to_owned())
+    };
+    let (inline, bound) = (folder.path().join("inline"), folder.path().join("bound"));
+    for target in [&inline, &bound] {
+        std::fs::create_dir(target).unwrap();
+        kernel.add(target, FS_TYPE);
+        kernel.kill(target);
+        kernel.publish(target);
+    }
+    let refused = publish(&inline, &[("csi.storage.k8s.io/ephemeral", "true")]).await;
+    assert!(refused.unwrap_err().contains("MissingField"), "an account");
+    kernel.set(Health::Failing(libc::EIO));
+    let refused = publish(&bound, &[]).await;
+    assert!(refused.unwrap_err().contains("MountSilent"), "the service fails");
+    kernel.set(Health::Answering);
+    publish(&bound, &[]).await.unwrap();
+    assert_eq!(
+        service.mounts.condition(&bound).await.unwrap(),
+        Condition::Healthy
+    );
+    assert!(inline.is_dir() && bound.is_dir());
+    assert!(kernel.uncovered().is_empty(), "{:?}", kernel.uncovered());
+}
+
+/// The mount decides whether a pod can write, not what is remembered of it.
+#[tokio::test]
+async fn a_read_only_target_that_became_writable_is_bound_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = FakeKernel::new();
+    let service = service(kernel.clone(), folder.path());
+    let staging = staged(&service, &folder).await;
+    let target = folder.path().join("mount");
+    let publish = async || {
+        let request = NodePublishVolumeRequest {
+            volume_id: "h".into(),
+            staging_target_path: staging.display().to_string(),
+            target_path: target.display().to_string(),
+            volume_capability: Some(capability()),
+            readonly: true,
+            ..NodePublishVolumeRequest::default()
+        };
+        service.node_publish_volume(Request::new(request)).await.unwrap();
+        service.mounts.mount_at(&target).await.unwrap().unwrap()
+    };
+    assert!(publish().await.read_only());
+    kernel.publish(&target);
+    kernel.change_options(&target, "rw");
+    assert!(publish().await.read_only());
+    assert!(kernel.uncovered().is_empty(), "{:?}", kernel.uncovered());
+    assert_eq!(kernel.mounts(), [staging, target]);
 }
 
 /// A volume that works for one pod is not told to be broken because another pod's call failed.

@@ -8,6 +8,7 @@ use csi_proto::csi::volume_capability::{AccessMode, AccessType, MountVolume, acc
 use vsc_driver::buffer::Arena;
 
 use super::super::fake::{FakeKernel, Health};
+use super::super::probe::Condition;
 use super::super::record::Target;
 use super::*;
 use crate::access::Access;
@@ -176,7 +177,7 @@ async fn no_more_volumes_than_the_limit() {
 #[tokio::test]
 async fn a_refused_mount_is_told() {
     let house = House::new();
-    house.kernel.refuse_mounts();
+    house.kernel.refuse_mounts(true);
     let error = house.start().await.unwrap_err();
     assert_eq!(error.reason, Reason::MountFailed);
     assert!(error.message.contains("staging"), "{error}");
@@ -276,16 +277,194 @@ async fn a_mount_that_comes_too_late_is_taken_away_and_its_successor_stays() {
     assert_eq!(house.kernel.mounts(), [house.staging()]);
     assert_eq!(house.condition().await, Condition::Healthy);
     house.mounts.stop(&house.staging()).await.unwrap();
+}
 
-    // Nobody has mounted anew, and the first mount could not be taken away either.
-    house.kernel.hold_next_mount();
-    house.kernel.set_busy(&house.staging());
-    house.mounts.calls.patience.mount = SHORT;
-    house.start().await.unwrap_err();
-    assert_eq!(house.kernel.mounts(), [house.staging()]);
-    house.kernel.let_mounts_go_on();
-    house.kernel.until_dropped(3);
+#[tokio::test]
+async fn a_start_that_fails_leaves_all_as_it_was() {
+    let mut house = House::new();
+    house.start().await.unwrap();
+    house.kernel.publish(&house.staging());
+    house.kernel.kill(&house.staging());
+    // The next process.
+    house.mounts = House::open(&house.kernel, &house.folder);
+    let before = house.mounts.record(&house.staging());
+    for fails in ["mount", "answer", "attach"] {
+        match fails {
+            "mount" => house.kernel.refuse_mounts(true),
+            "answer" => house.kernel.set(Health::Failing(libc::EIO)),
+            _ => house.kernel.refuse_attach(true),
+        }
+        house.start().await.unwrap_err();
+        house.kernel.refuse_mounts(false);
+        house.kernel.set(Health::Answering);
+        house.kernel.refuse_attach(false);
+        assert_eq!(house.kernel.mounts(), [house.staging()], "{fails}");
+        assert!(matches!(house.condition().await, Condition::Dead(_)), "{fails}");
+        assert_eq!(house.mounts.record(&house.staging()), before, "{fails}");
+        assert_eq!(house.mounts.served(), 0, "{fails}");
+        assert_eq!(house.kernel.detached(), 0, "{fails}");
+    }
+    house.start().await.unwrap();
+    assert_eq!(house.condition().await, Condition::Healthy);
+    assert_eq!(
+        house.kernel.mounts(),
+        [house.staging()],
+        "in the place of the dead one"
+    );
+    assert_eq!(
+        house.kernel.aborted(),
+        [100; 4],
+        "each time before anything is to appear there: who waits for the dead one may hold locks"
+    );
+    assert!(
+        house.kernel.uncovered().is_empty(),
+        "{:?}",
+        house.kernel.uncovered()
+    );
+}
+
+#[tokio::test]
+async fn a_dead_target_is_replaced_or_covered_and_never_bare() {
+    for covers in [false, true] {
+        a_dead_target(covers).await;
+    }
+}
+
+async fn a_dead_target(covers: bool) {
+    let mut house = House::new();
+    if covers {
+        house.kernel.covers();
+    }
+    house.start().await.unwrap();
+    let (staging, pod) = (house.staging(), house.path("1"));
+    house.mounts.bind(&staging, &pod, target(false)).await.unwrap();
+    house.kernel.publish(&pod);
+    house.kernel.kill(&staging);
+    house.mounts = House::open(&house.kernel, &house.folder);
+    house.start().await.unwrap();
+    assert!(matches!(
+        house.mounts.condition(&pod).await.unwrap(),
+        Condition::Dead(_)
+    ));
+    house.kernel.bind_misses();
+    house
+        .mounts
+        .bind(&staging, &pod, target(false))
+        .await
+        .unwrap_err();
+    house.mounts.bind(&staging, &pod, target(false)).await.unwrap();
+    assert_eq!(house.mounts.condition(&pod).await.unwrap(), Condition::Healthy);
+    assert!(
+        house.kernel.uncovered().is_empty(),
+        "{:?}",
+        house.kernel.uncovered()
+    );
+    // Both go with the pod.
+    house.mounts.unbind(&pod).await.unwrap();
+    house.mounts.stop(&staging).await.unwrap();
     assert!(house.kernel.mounts().is_empty());
+}
+
+/// What is still at work in the kernel may yet appear, and must not be taken for what the next call mounts.
+#[tokio::test]
+async fn an_attach_that_takes_too_long_is_cut_off_and_keeps_its_path() {
+    let mut house = House::new();
+    let staging = house.staging();
+    for replaces in [false, true] {
+        house.mounts.calls.patience.mount = SHORT;
+        house.kernel.hold_appearing(true);
+        let error = house.start().await.unwrap_err();
+        assert_eq!(error.reason, Reason::MountFailed, "{error}");
+        let newest = *house.kernel.aborted().last().unwrap();
+        assert_eq!(house.mounts.served(), 0);
+        let pending = house.mounts.enter("v", &staging).unwrap_err();
+        assert_eq!(pending.reason, Reason::OperationPending, "{pending}");
+        house.kernel.hold_appearing(false);
+        until(|| house.mounts.enter("v", &staging).is_ok()).await;
+        if replaces {
+            // It has ended, and what is below is the node's disk: it stays.
+            let there = house.mounts.mount_at(&staging).await.unwrap().unwrap();
+            assert_eq!(there.minor, newest);
+        } else {
+            assert!(house.kernel.mounts().is_empty());
+        }
+        house.mounts.calls.patience.mount = LONG;
+        house.start().await.unwrap();
+        assert_eq!(house.kernel.mounts(), std::slice::from_ref(&staging));
+        assert_eq!(house.condition().await, Condition::Healthy);
+        house.kernel.publish(&staging);
+        house.kernel.kill(&staging);
+        house.mounts = House::open(&house.kernel, &house.folder);
+    }
+    assert!(
+        house.kernel.uncovered().is_empty(),
+        "{:?}",
+        house.kernel.uncovered()
+    );
+}
+
+#[tokio::test]
+async fn a_bind_that_takes_too_long_is_taken_away_before_the_next_call() {
+    let mut house = House::new();
+    house.start().await.unwrap();
+    let (staging, pod) = (house.staging(), house.path("1"));
+    house.mounts.calls.patience.mount = SHORT;
+    house.kernel.hold_appearing(true);
+    let error = house
+        .mounts
+        .bind(&staging, &pod, target(false))
+        .await
+        .unwrap_err();
+    assert_eq!(error.reason, Reason::MountFailed, "{error}");
+    let pending = house.mounts.enter("v", &pod).unwrap_err();
+    assert_eq!(pending.reason, Reason::OperationPending, "{pending}");
+    house.kernel.hold_appearing(false);
+    until(|| house.mounts.enter("v", &pod).is_ok()).await;
+    assert_eq!(house.kernel.mounts(), std::slice::from_ref(&staging));
+    house.mounts.calls.patience.mount = LONG;
+    house.mounts.bind(&staging, &pod, target(false)).await.unwrap();
+    assert_eq!(house.mounts.condition(&pod).await.unwrap(), Condition::Healthy);
+}
+
+/// The kernel gives the number of a connection that has ended to the next one.
+#[tokio::test]
+async fn what_has_gone_meanwhile_is_not_aborted() {
+    let house = House::new();
+    house.start().await.unwrap();
+    let there = house.mounts.mount_at(&house.staging()).await.unwrap().unwrap();
+    house.kernel.unmount(&house.staging(), true).unwrap();
+    house.mounts.calls.abort(&there).await.unwrap();
+    assert!(house.kernel.aborted().is_empty());
+}
+
+/// Waits for a condition.
+async fn until(mut met: impl FnMut() -> bool) {
+    while !met() {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// What a pod wrote while nothing was mounted is not hidden beneath a mount.
+#[tokio::test]
+async fn files_of_the_nodes_disk_are_told_and_not_covered() {
+    let house = House::new();
+    house.start().await.unwrap();
+    let pod = house.path("1");
+    std::fs::create_dir(&pod).unwrap();
+    std::fs::write(pod.join("precious"), "x").unwrap();
+    let error = house
+        .mounts
+        .bind(&house.staging(), &pod, target(false))
+        .await
+        .unwrap_err();
+    assert_eq!(error.reason, Reason::FilesOnNodeDisk, "{error}");
+    assert_eq!(house.kernel.mounts(), [house.staging()]);
+    std::fs::remove_file(pod.join("precious")).unwrap();
+    house
+        .mounts
+        .bind(&house.staging(), &pod, target(false))
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -321,12 +500,12 @@ async fn a_file_system_that_others_hold_does_not_keep_the_unmount() {
 }
 
 #[tokio::test]
-async fn a_bind_of_something_else_is_undone() {
+async fn nothing_else_is_ever_bound() {
     let house = House::new();
     house.start().await.unwrap();
     let pod = house.path("1");
-    // The mount has gone: the directory beneath it is bound.
-    house.kernel.bind_shows("ext4");
+    // The mount has gone, and the directory beneath it would be bound.
+    house.kernel.bind_misses();
     let error = house
         .mounts
         .bind(&house.staging(), &pod, target(false))
@@ -527,6 +706,38 @@ async fn the_end_waits_for_a_call_at_work() {
     drop(call);
     assert_eq!(ends.await, 0);
     assert!(house.kernel.mounts().is_empty());
+}
+
+/// What a call binds whose caller has gone is used by a pod, whichever path the call is at.
+#[tokio::test]
+async fn the_end_waits_for_a_publish_of_the_volume() {
+    let house = House::new();
+    house.start().await.unwrap();
+    let (staging, pod) = (house.staging(), house.path("1"));
+    let call = house.mounts.enter("v", &pod).unwrap();
+    let mut ends = std::pin::pin!(house.mounts.shut_down());
+    assert!(futures::poll!(&mut ends).is_pending());
+    assert_eq!(house.kernel.mounts(), std::slice::from_ref(&staging));
+    house.mounts.bind(&staging, &pod, target(false)).await.unwrap();
+    drop(call);
+    assert_eq!(ends.await, 1);
+    assert_eq!(house.kernel.mounts(), [staging.clone(), pod]);
+    assert_eq!(house.kernel.ends(), ["sync", "abort", "join"]);
+    let closed = house.mounts.enter("v", &staging).unwrap_err();
+    assert_eq!(closed.reason, Reason::OperationPending, "{closed}");
+}
+
+#[tokio::test]
+async fn the_end_waits_for_a_start() {
+    let house = House::new();
+    let call = house.mounts.enter("v", &house.staging()).unwrap();
+    let mut ends = std::pin::pin!(house.mounts.shut_down());
+    assert!(futures::poll!(&mut ends).is_pending());
+    house.start().await.unwrap();
+    drop(call);
+    assert_eq!(ends.await, 0);
+    assert!(house.kernel.mounts().is_empty());
+    assert_eq!(house.kernel.ends(), ["join"]);
 }
 
 /// A mount that somebody takes away from outside leaves its session behind, with what it has accepted.

@@ -1,0 +1,259 @@
+//! Where a new mount appears: at a directory, or in the place of a dead mount, without a moment in between in
+//! which the directory below is to be seen.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+
+use nix::mount::{MntFlags, umount2};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+
+use super::mountinfo::{self, Entry};
+
+/// A place for a mount.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The directory.
+    pub at: PathBuf,
+    /// The mount that is there, which the new one replaces.
+    pub over: Option<Entry>,
+    /// Pods see it: at no moment may it be without a mount once it had one.
+    pub seen: bool,
+}
+
+/// Puts a mount that no path leads to at its place.
+///
+/// What is mounted *on* a mount appears on all its peers - that of the same volume at other paths, when an
+/// earlier release bound it - and in the containers that follow it, where it would be writable whatever they
+/// are. What is mounted beneath it appears at this one path only, so that is what is done where the kernel
+/// can.
+pub(super) fn put(to: &Place, mount: impl AsFd) -> io::Result<()> {
+    put_by(to, mount, MoveMountFlags::MOVE_MOUNT_BENEATH)
+}
+
+/// The same by a flag that the kernel may not know.
+fn put_by(to: &Place, mount: impl AsFd, beneath: MoveMountFlags) -> io::Result<()> {
+    let table = mountinfo::read()?;
+    let there = mountinfo::at(&table, &to.at);
+    if there.map(|there| there.id) != to.over.as_ref().map(|over| over.id) {
+        return Err(changed());
+    }
+    let to_path = || {
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        Ok(move_mount(&mount, "", CWD, &to.at, flags)?)
+    };
+    let Some(over) = there else {
+        return to_path();
+    };
+    let old = open_tree(CWD, &to.at, OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    let asked = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    if statx(&old, "", asked, StatxFlags::MNT_ID)?.stx_mnt_id != u64::from(over.id) {
+        return Err(changed());
+    }
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    match move_mount(&mount, "", &old, "", flags | beneath) {
+        Ok(()) => return take_away(&old),
+        // What a kernel says that does not know it.
+        Err(rustix::io::Errno::INVAL) => {}
+        Err(error) => return Err(error.into()),
+    }
+    if table.iter().all(|other| !over.reaches(other)) {
+        return Ok(move_mount(&mount, "", &old, "", flags)?);
+    }
+    if to.seen {
+        return Err(io::Error::other(
+            "a dead mount of an earlier release is there, which Linux 6.5 or later can replace; with this \
+             kernel the pod has to be deleted",
+        ));
+    }
+    take_away(&old)?;
+    to_path()
+}
+
+/// Takes exactly this mount out of the tree, whoever uses it.
+fn take_away(mount: &OwnedFd) -> io::Result<()> {
+    let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
+    match umount2(path.as_str(), MntFlags::MNT_DETACH) {
+        // Somebody else has.
+        Ok(()) | Err(nix::errno::Errno::EINVAL) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn changed() -> io::Error {
+    io::Error::other("another mount has come or gone there meanwhile")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::process::Command;
+
+    use super::*;
+    use crate::mounts::setattr::set_apart;
+
+    /// Mounts below a folder that is shared as kubelet's is.
+    struct Tree {
+        folder: tempfile::TempDir,
+    }
+
+    impl Tree {
+        /// `None` where nothing can be mounted.
+        fn new() -> Option<Self> {
+            let folder = tempfile::tempdir().unwrap();
+            let at = folder.path().display();
+            let mounted = run(&format!(
+                "mount -t tmpfs p {at} && mount --make-private {at} && mount --make-shared {at}"
+            ));
+            if !mounted {
+                eprintln!("no mounts here: nothing is looked at");
+            }
+            mounted.then_some(Self { folder })
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            let path = self.folder.path().join(name);
+            std::fs::create_dir_all(&path).unwrap();
+            path
+        }
+
+        fn mount(&self, source: &str, name: &str) -> PathBuf {
+            let at = self.path(name);
+            assert!(run(&format!("mount -t tmpfs {source} {}", at.display())));
+            at
+        }
+
+        /// As an earlier release did it.
+        fn peer(&self, from: &Path, name: &str) -> PathBuf {
+            let at = self.path(name);
+            assert!(run(&format!("mount --bind {} {}", from.display(), at.display())));
+            at
+        }
+    }
+
+    impl Drop for Tree {
+        fn drop(&mut self) {
+            run(&format!("umount -R {}", self.folder.path().display()));
+        }
+    }
+
+    fn run(script: &str) -> bool {
+        Command::new("sh")
+            .args(["-c", script])
+            .status()
+            .unwrap()
+            .success()
+    }
+
+    fn top(at: &Path) -> Option<Entry> {
+        mountinfo::at(&mountinfo::read().unwrap(), at).cloned()
+    }
+
+    fn source(at: &Path) -> String {
+        top(at).unwrap().source
+    }
+
+    fn mounted(at: &Path) -> usize {
+        mountinfo::read()
+            .unwrap()
+            .iter()
+            .filter(|mount| mount.at == at)
+            .count()
+    }
+
+    fn place(at: &Path, seen: bool) -> Place {
+        Place {
+            at: at.to_owned(),
+            over: top(at),
+            seen,
+        }
+    }
+
+    const BENEATH: MoveMountFlags = MoveMountFlags::MOVE_MOUNT_BENEATH;
+    /// A flag that no kernel knows, as one before 6.5 does not know the other.
+    const UNKNOWN: MoveMountFlags = MoveMountFlags::from_bits_retain(1 << 30);
+
+    /// As the kernel of the node does it.
+    fn bind(from: &Path, to: &Place, by: MoveMountFlags) -> io::Result<()> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let clone = open_tree(CWD, from, flags)?;
+        set_apart(clone.as_fd(), false)?;
+        put_by(to, &clone, by)
+    }
+
+    #[test]
+    fn a_bind_has_a_peer_group_of_its_own() {
+        let Some(tree) = Tree::new() else { return };
+        let (staging, one, two) = (tree.mount("dead", "S"), tree.path("1"), tree.path("2"));
+        for target in [&one, &two] {
+            bind(&staging, &place(target, true), BENEATH).unwrap();
+        }
+        let groups = [&staging, &one, &two].map(|at| top(at).unwrap().group.unwrap());
+        assert!(
+            groups[0] != groups[1] && groups[1] != groups[2] && groups[0] != groups[2],
+            "{groups:?}"
+        );
+        // What comes in the place of one leaves the others alone, whichever way it comes.
+        for by in [BENEATH, UNKNOWN] {
+            let new = tree.mount("new", &format!("by-{}", by.bits()));
+            bind(&new, &place(&one, true), by).unwrap();
+            assert_eq!(
+                (source(&one), source(&two), source(&staging)),
+                ("new".into(), "dead".into(), "dead".into())
+            );
+        }
+        assert_eq!((mounted(&one), mounted(&two)), (2, 1), "one was covered");
+    }
+
+    /// An earlier release made all binds of a volume peers of one another.
+    #[test]
+    fn peers_of_an_earlier_release_are_replaced_one_by_one() {
+        let Some(tree) = Tree::new() else { return };
+        let staging = tree.mount("dead", "S");
+        let (one, two) = (tree.peer(&staging, "1"), tree.peer(&staging, "2"));
+        let new = tree.mount("new", "new");
+        bind(&new, &place(&staging, false), BENEATH).unwrap();
+        assert_eq!(
+            (source(&staging), source(&one), source(&two)),
+            ("new".into(), "dead".into(), "dead".into())
+        );
+        bind(&new, &place(&one, true), BENEATH).unwrap();
+        assert_eq!(
+            (source(&staging), source(&one), source(&two)),
+            ("new".into(), "new".into(), "dead".into())
+        );
+        assert_eq!([&staging, &one, &two].map(|at| mounted(at)), [1, 1, 1]);
+        // Nothing of that goes with one of them.
+        assert!(run(&format!("umount {}", one.display())));
+        assert_eq!((source(&staging), source(&two)), ("new".into(), "dead".into()));
+    }
+
+    #[test]
+    fn an_older_kernel_leaves_such_a_target_and_makes_the_staging_mount_anew() {
+        let Some(tree) = Tree::new() else { return };
+        let staging = tree.mount("dead", "S");
+        let target = tree.peer(&staging, "1");
+        let new = tree.mount("new", "new");
+        let refused = bind(&new, &place(&target, true), UNKNOWN).unwrap_err();
+        assert!(refused.to_string().contains("6.5"), "{refused}");
+        assert_eq!(source(&target), "dead");
+        bind(&new, &place(&staging, false), UNKNOWN).unwrap();
+        assert_eq!((source(&staging), source(&target)), ("new".into(), "dead".into()));
+        assert_eq!([&staging, &target].map(|at| mounted(at)), [1, 1]);
+    }
+
+    #[test]
+    fn another_mount_that_has_come_meanwhile_stays_where_it_is() {
+        let Some(tree) = Tree::new() else { return };
+        let new = tree.mount("new", "new");
+        let at = tree.path("1");
+        let before = place(&at, true);
+        tree.mount("foreign", "1");
+        bind(&new, &before, BENEATH).unwrap_err();
+        let before = place(&at, true);
+        tree.mount("another", "1");
+        bind(&new, &before, BENEATH).unwrap_err();
+        assert_eq!((source(&at), mounted(&at)), ("another".into(), 2));
+    }
+}
