@@ -195,7 +195,8 @@ reasons! {
     NotStaged => FailedPrecondition, "Call NodeStageVolume first and publish from its staging path";
     /// The mount's process has ended (restart of the node plugin).
     MountDead => FailedPrecondition,
-        "Delete the pods of this volume on this node: the next stage mounts it afresh";
+        "The driver makes it anew by itself as soon as it may; or delete the pods of this volume on this \
+        node: the next stage mounts it afresh";
     /// The pod wants the volume in another way than it is mounted on this node.
     StagedForOthers => FailedPrecondition,
         "Give all pods that use the volume on this node the same fsGroup; after a change of mountOptions or \

@@ -285,12 +285,17 @@ async fn volumes_and_claims_by_name() {
     server.answers(
         200,
         json!({"metadata": {"name": "pv-1"}, "spec": {
-        "csi": {"driver": DRIVER, "volumeHandle": "h"},
+        "csi": {"driver": DRIVER, "volumeHandle": "h",
+            "nodeStageSecretRef": {"namespace": "team", "name": "storage-key"}},
         "claimRef": {"kind": "PersistentVolumeClaim", "namespace": "team", "name": "data", "uid": "u-3"}}}),
     );
     let view = server.cluster.volume("pv-1").await.unwrap().unwrap();
     assert_eq!((view.driver.as_str(), view.handle.as_str()), (DRIVER, "h"));
     assert_eq!(view.claim.unwrap().uid, "u-3");
+    assert_eq!(
+        view.stage_secret,
+        Some(("team".to_owned(), "storage-key".to_owned()))
+    );
     assert_eq!(server.asked().path, "/api/v1/persistentvolumes/pv-1");
     server.answers(
         200,

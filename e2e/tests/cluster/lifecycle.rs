@@ -1,11 +1,12 @@
 //! Processes of the driver end and come back: what keeps working, and what does not.
 
 use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::storage::v1::CSINode;
 use kube::ResourceExt as _;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use crate::lab::{DRIVER, Lab, PATIENCE, is_ready, poll, watch};
@@ -90,6 +91,83 @@ async fn ends_and_comes_back(space: &Space, end: impl AsyncFn() -> Result<()>) -
     space.pod(&PodPlan::new("again").claim("data")).await?;
     let seen = space.sh("again", "cat /data/file").await?;
     ensure!(seen == "before\n", "after the restart the volume has {seen:?}");
+    Ok(())
+}
+
+/// Whether both replicas are those of this generation, and ready.
+fn complete(generation: i64) -> impl Fn(Option<&Deployment>) -> bool {
+    move |found| {
+        let status = found.and_then(|found| found.status.as_ref());
+        status.is_some_and(|status| {
+            let counts = [status.replicas, status.updated_replicas, status.ready_replicas];
+            status.observed_generation >= Some(generation) && counts == [Some(2); 3]
+        })
+    }
+}
+
+/// Two pods of a Deployment share a volume on one node, and the node plugin is killed: kubelet does not stage
+/// the volume again while one of them is there, so the driver makes the mount anew by itself. A container
+/// that is restarted has it again, and a rollout finishes.
+pub(crate) async fn two_replicas_survive_a_killed_node_process(space: &Space) -> Result<()> {
+    let class = space.class(json!({}), json!({})).await?;
+    space.claim("data", &class, "ReadWriteMany").await?;
+    let deployments = space.api::<Deployment>();
+    let labels = json!({"app": "two"});
+    let deployment = serde_json::from_value(json!({
+        "metadata": {"name": "two"},
+        "spec": {
+            "replicas": 2,
+            "selector": {"matchLabels": labels},
+            // The new pod has to be ready before an old one goes.
+            "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {
+                    "terminationGracePeriodSeconds": 0,
+                    "containers": [{
+                        "name": "main",
+                        "image": space.lab.settings.app_image,
+                        "imagePullPolicy": "IfNotPresent",
+                        // Ends when its volume does not work: a container that is started binds it anew.
+                        "command": ["sh", "-c", "while date > /data/$HOSTNAME; do sleep 1; done; exit 1"],
+                        "readinessProbe": {
+                            "exec": {"command": ["cat", "/data/kept"]},
+                            "periodSeconds": 1,
+                        },
+                        "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+                    }],
+                    "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}],
+                },
+            },
+        },
+    }))?;
+    space.pod(&PodPlan::new("writer").claim("data")).await?;
+    space.sh("writer", "echo kept > /data/kept").await?;
+    space.delete_pod("writer").await?;
+    deployments.create(&PostParams::default(), &deployment).await?;
+    watch(&deployments, "two", "both replicas are ready", complete(1)).await?;
+
+    space.lab.kill_node_plugin().await?;
+
+    let pods = space.api::<Pod>();
+    let ours = ListParams::default().labels("app=two");
+    poll(
+        "containers to be restarted, and ready again",
+        PATIENCE,
+        async || {
+            let found = pods.list(&ours).await?;
+            let again = |pod: &Pod| restarts(pod) > 0 && is_ready(pod);
+            Ok((found.items.len() == 2 && found.iter().all(again)).then_some(()))
+        },
+    )
+    .await?;
+    println!("restarted containers read and write, no pod was deleted");
+
+    let restart = json!({"spec": {"template": {"metadata": {"annotations": {"restarted": "1"}}}}});
+    deployments
+        .patch("two", &PatchParams::default(), &Patch::Merge(restart))
+        .await?;
+    watch(&deployments, "two", "the rollout is finished", complete(2)).await?;
     Ok(())
 }
 

@@ -76,7 +76,8 @@ fn alone() -> Vec<Case> {
         scale: first_byte_of_a_claim thirty_pods;
         channel: bytes_over_the_channel channel_stops_under_load;
         node: deletion_leaves_nothing;
-        lifecycle: node_process_restarts node_process_is_killed startup_taint controller_fails_over;
+        lifecycle: node_process_restarts node_process_is_killed two_replicas_survive_a_killed_node_process
+            startup_taint controller_fails_over;
     }
 }
 

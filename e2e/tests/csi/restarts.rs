@@ -19,11 +19,16 @@ fn after_a_kill_the_next_stage_mounts_afresh() {
         condition.abnormal && condition.message.contains("does not answer"),
         "{condition:?}"
     );
+    // The secrets came with the stage, and nobody can be asked for them.
+    let without = NodePublishVolumeRequest {
+        secrets: HashMap::new(),
+        ..volume.publish()
+    };
     refused(
-        world.publish(volume.publish()),
+        world.publish(without),
         Code::FailedPrecondition,
         "MountDead",
-        &["staging_target_path"],
+        &["staging_target_path", "came with the stage"],
     );
 
     // Kubelet ends the pod and starts the next.
@@ -148,6 +153,54 @@ fn a_stage_before_the_old_pods_are_gone_knows_them() {
     world.unpublish(volume.unpublish()).unwrap();
     world.unstage(volume.unstage()).unwrap();
     assert_eq!((mounts(&volume.staging), mounts(&volume.target)), (0, 0));
+}
+
+/// Kubelet does not stage a volume again while a pod of the node wants it: the driver makes what has died
+/// anew by itself, and what a container that is restarted binds serves again.
+#[test]
+fn dead_mounts_are_made_anew_without_a_call() {
+    let mut world = World::new_in(Surroundings {
+        apart: true,
+        ..Surroundings::default()
+    });
+    world.backend.store().unwrap().accept_token("token-of-the-node");
+    let endpoint = format!("{}/msi", volumes::token_endpoint(|_| "token-of-the-node".into()));
+    let mut volume = world.volume(&[("AzureStorageAuthType", "MSI"), ("MSIEndpoint", &endpoint)]);
+    volume.secrets.clear();
+    let mut other = world.volume(&[]);
+    other.target = world.path("pods/2/mount");
+    other.context.clone_from(&volume.context);
+    let read_only = NodePublishVolumeRequest {
+        readonly: true,
+        ..other.publish()
+    };
+    world.stage(volume.stage()).unwrap();
+    world.publish(volume.publish()).unwrap();
+    world.publish(read_only.clone()).unwrap();
+    std::fs::write(volume.target.join("kept"), "hello").unwrap();
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        world.plugin.restart_node(signal).unwrap();
+        world.node = world.plugin.node().unwrap();
+        let read = |at: &Path| std::fs::read_to_string(at.join("kept")).unwrap_or_default();
+        wait_for("the mounts to serve again", PATIENCE, || {
+            let all = [&volume.staging, &volume.target, &other.target];
+            Ok(all.iter().all(|at| read(at) == "hello").then_some(()))
+        })
+        .unwrap();
+        let refused = std::fs::write(other.target.join("new"), "x").unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+        std::fs::write(volume.target.join("new"), "x").unwrap();
+        let counts = [&volume.staging, &volume.target, &other.target].map(|at| mounts(at));
+        assert_eq!(counts, [1, 1, 1]);
+        // All as kubelet knows it.
+        world.stage(volume.stage()).unwrap();
+        world.publish(volume.publish()).unwrap();
+        world.publish(read_only.clone()).unwrap();
+    }
+    world.unpublish(volume.unpublish()).unwrap();
+    assert_eq!(std::fs::read(other.target.join("kept")).unwrap(), b"hello");
+    world.unpublish(other.unpublish()).unwrap();
+    world.unstage(volume.unstage()).unwrap();
 }
 
 /// Kubelet's folder is shared with the node: what one pod's target gets, or loses, no other path does.

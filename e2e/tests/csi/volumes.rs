@@ -327,7 +327,7 @@ fn kubelet_finds_the_driver() {
 
 /// An endpoint that gives access tokens, as Entra ID and the instance metadata service do: `token` makes one
 /// out of a request's body. Its URL.
-fn token_endpoint(token: impl Fn(&str) -> String + Send + 'static) -> String {
+pub(super) fn token_endpoint(token: impl Fn(&str) -> String + Send + 'static) -> String {
     use std::io::{BufRead, BufReader, Read, Write};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());

@@ -168,6 +168,30 @@ impl Claims {
         self.find(volume, &|at| at > started).await
     }
 
+    /// The Secret that the PersistentVolume of this handle names for its stage, by namespace and name, as it
+    /// is now. `paths`: where kubelet has the volume; it wrote the name down beside some of them.
+    ///
+    /// # Errors
+    /// The API server's, as in [`Cluster`].
+    pub async fn stage_secret<'a>(
+        &self,
+        handle: &str,
+        paths: impl Iterator<Item = &'a PathBuf>,
+    ) -> Result<Option<(String, String)>> {
+        let started = Instant::now();
+        let paths: Vec<&PathBuf> = paths.collect();
+        let named = paths.iter().find(|path| name_at(path).is_some());
+        let Some(path) = named.or_else(|| paths.first()) else {
+            return Ok(None);
+        };
+        let volume = VolumeAt {
+            handle: handle.to_owned(),
+            path: (*path).clone(),
+        };
+        let found = self.find(&volume, &|at| at > started).await?;
+        Ok(found.and_then(|found| found.stage_secret))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Known> {
         // Whole after a panic elsewhere: every change is one step.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)

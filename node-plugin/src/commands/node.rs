@@ -42,8 +42,8 @@ Runs as root, with /dev/fuse and with the kubelet directory mounted Bidirectiona
 come with each call from Secrets; none are given here.
 
 At SIGTERM the node plugin finishes calls, commits all changes and unmounts volumes that no pod uses. \
-Volumes in use stay mounted but are not served any more: their pods get errors (ENOTCONN) until they are \
-restarted, and the volume is mounted afresh for the next pod.")]
+Volumes in use stay mounted but are not served any more: their containers get errors (ENOTCONN) until they \
+are restarted. The next node process mounts such volumes anew at its start.")]
 pub struct NodeArgs {
     /// Unix socket of the CSI services.
     #[arg(long, value_name = "unix:///PATH", default_value = "unix:///csi/csi.sock")]
@@ -316,6 +316,10 @@ pub async fn run(
     let membership = tokio::spawn({
         let (plugin, stopping) = (plugin.clone(), stopping.clone());
         async move { plugin.keep_membership(stopping).await }
+    });
+    tokio::spawn({
+        let (service, stopping) = (plugin.service.clone(), stopping.clone());
+        async move { service.heal_all(stopping).await }
     });
     tokio::try_join!(csi, registration)?;
 

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::volume_context::{Attributes, AuthType, Secrets};
@@ -147,6 +147,35 @@ pub(super) async fn on_node(
     .await
 }
 
+/// The secrets of the stage of a PersistentVolume, which it names as `nodeStageSecretRef`; `None` when no
+/// volume of this handle that names one is bound to a claim. `paths`: where kubelet has it.
+pub(super) async fn of_stage<'a>(
+    link: &Link,
+    handle: &str,
+    paths: impl Iterator<Item = &'a PathBuf>,
+) -> Result<Option<Secrets>> {
+    let read = in_time(async {
+        let found = link.claims.stage_secret(handle, paths).await.map_err(|error| {
+            let text = format!("secretName: looking for the PersistentVolume failed: {error}");
+            Error::new(Reason::ClusterUnavailable, text)
+        })?;
+        match found {
+            Some((namespace, name)) => read(&*link.cluster, &SecretRef::new(&namespace, &name)?)
+                .await
+                .map(Some),
+            None => Ok(None),
+        }
+    });
+    // The volume says it by another name.
+    read.await.map_err(|error| {
+        let rest = error
+            .message
+            .strip_prefix("secretName: ")
+            .unwrap_or(&error.message);
+        Error::new(error.reason, format!("nodeStageSecretRef: {rest}"))
+    })
+}
+
 /// The same in the controller, where the Secret is known or follows from class and claim.
 pub(super) async fn in_controller(
     cluster: Option<&dyn Cluster>,
@@ -276,7 +305,7 @@ async fn read(cluster: &dyn Cluster, named: &SecretRef) -> Result<Secrets> {
     }
 }
 
-async fn in_time(reading: impl Future<Output = Result<Secrets>>) -> Result<Secrets> {
+async fn in_time<T>(reading: impl Future<Output = Result<T>>) -> Result<T> {
     match tokio::time::timeout(PATIENCE, reading).await {
         Ok(read) => read,
         Err(_) => Err(Error::new(

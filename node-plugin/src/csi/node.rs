@@ -1,5 +1,6 @@
 //! Node service: volumes on this node, from staging to statistics.
 
+mod heal;
 mod health;
 mod publish;
 mod renewal;

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::calls::{Calls, Patience};
+use super::heal::Healing;
 use super::holdings::{CountInterval, Counted, Counter, Turns};
 use super::mount::{Credentials, Mount, Session, State, prune};
 use super::mounter::{Detached, Mounter, Usage};
@@ -33,6 +34,7 @@ pub struct Mounts {
     pub(super) closed: AtomicBool,
     /// When the process ends, once that is known.
     pub(super) end_by: watch::Sender<Option<Instant>>,
+    healing: Healing,
     /// File systems that may be served at a time.
     limit: usize,
     /// Whose turn it is to be counted.
@@ -54,6 +56,7 @@ impl Mounts {
         let all = known.map(|stored| (stored.record.path.clone(), Mount::of_record(stored)));
         Ok(Self {
             calls: Calls::new(mounter, patience),
+            healing: Healing::default(),
             limit: resources.budget.mounts(),
             resources,
             folder,
@@ -188,6 +191,11 @@ impl Mounts {
         ))
     }
 
+    /// How often dead mounts were made anew.
+    pub fn healing(&self) -> &Healing {
+        &self.healing
+    }
+
     /// File systems that this process serves now.
     pub fn served(&self) -> usize {
         let all = self.lock();
@@ -281,6 +289,9 @@ impl Mounts {
             match former {
                 Some(former) => self.remember(former)?,
                 None => self.forget(&path)?,
+            }
+            if let Some(mount) = self.lock().get_mut(&path) {
+                mount.credentials = Credentials::default();
             }
             return Err(failed(error));
         }

@@ -1,7 +1,7 @@
 //! Mounts of this node: made, watched, bound to pods, taken down - each step bounded in time.
 //!
 //! A mount lives as long as this process: the process serves it. After a restart the old mounts are dead
-//! (ENOTCONN) until their volume is staged again; [`record`] remembers them.
+//! (ENOTCONN) until they are made anew; [`record`] remembers them.
 
 mod bind;
 pub mod bounded;
@@ -9,6 +9,7 @@ pub mod calls;
 mod drain;
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod heal;
 pub mod holdings;
 pub mod manager;
 pub mod mount;

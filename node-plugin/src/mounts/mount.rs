@@ -110,6 +110,14 @@ struct Failure {
     number: u64,
 }
 
+/// What is at work on a mount.
+#[derive(Debug)]
+struct AtWork {
+    volume: String,
+    /// It is no call of kubelet's: those wait for it.
+    heals: bool,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Mount {
@@ -119,8 +127,7 @@ pub(super) struct Mount {
     pub(super) credentials: Credentials,
     /// A stat of this connection has not returned in time; gone with the thread that waits for it.
     pub(super) probing: Option<(u32, Weak<()>)>,
-    /// The volume for which a call is at work.
-    in_flight: Option<String>,
+    in_flight: Option<AtWork>,
     /// A thread that the call before left behind in the kernel is to end before the next call.
     late: Weak<()>,
     failure: Option<Failure>,
@@ -160,6 +167,11 @@ impl Mount {
     /// Whether it has something to commit.
     pub(super) fn is_at_work(&self) -> bool {
         matches!(self.state, State::Serving(_) | State::Ending(_))
+    }
+
+    /// The volume for which a call is at work there.
+    fn volume_at_work(&self) -> Option<&str> {
+        self.in_flight.as_ref().map(|at_work| at_work.volume.as_str())
     }
 
     /// Whether a call is at work there.
@@ -221,8 +233,36 @@ impl Mounts {
     /// `OperationPending` while another one is at work for the volume, wherever, or at the path; and when the
     /// process ends.
     pub fn enter(&self, volume: &str, path: &Path) -> Result<InFlight<'_>> {
+        self.enter_as(volume, path, false)
+    }
+
+    /// The same for what this process does by itself.
+    pub fn enter_to_heal(&self, volume: &str, path: &Path) -> Result<InFlight<'_>> {
+        self.enter_as(volume, path, true)
+    }
+
+    /// Begins a call, after what this process does by itself for the volume or at the path: kubelet would
+    /// come again only later.
+    pub async fn enter_in_turn(&self, volume: &str, path: &Path) -> Result<InFlight<'_>> {
+        loop {
+            // Before the look: an attempt that ends in between is not missed.
+            let left = self.left.notified();
+            tokio::pin!(left);
+            left.as_mut().enable();
+            let in_the_way = |(at, mount): (&PathBuf, &Mount)| {
+                let at_work = mount.in_flight.as_ref().filter(|at_work| at_work.heals);
+                at_work.is_some_and(|at_work| at == path || at_work.volume == volume)
+            };
+            if !self.lock().iter().any(in_the_way) {
+                return self.enter(volume, path);
+            }
+            left.await;
+        }
+    }
+
+    fn enter_as(&self, volume: &str, path: &Path, heals: bool) -> Result<InFlight<'_>> {
         let mut all = self.lock();
-        let of_volume = |mount: &Mount| mount.in_flight.as_deref() == Some(volume);
+        let of_volume = |mount: &Mount| mount.volume_at_work() == Some(volume);
         let at_path = |mount: &Mount| mount.in_flight.is_some();
         let pending = |why: &str| {
             let text = format!("volume {volume:?}: {why}");
@@ -238,7 +278,10 @@ impl Mounts {
             return pending("an earlier call is still at work in the kernel");
         }
         let mount = all.entry(path.to_owned()).or_insert_with(Mount::new);
-        mount.in_flight = Some(volume.to_owned());
+        mount.in_flight = Some(AtWork {
+            volume: volume.to_owned(),
+            heals,
+        });
         Ok(InFlight {
             mounts: self,
             path: path.to_owned(),
@@ -276,7 +319,7 @@ impl Mounts {
             .record
             .as_ref()
             .map(|stored| stored.record.volume_id.as_str());
-        let of_volume = |other: &Mount| other.in_flight.is_some() && other.in_flight.as_deref() == volume;
+        let of_volume = |other: &Mount| other.in_flight.is_some() && other.volume_at_work() == volume;
         mount.in_flight.is_none() && !all.values().any(of_volume)
     }
 
@@ -383,6 +426,22 @@ mod tests {
             "nothing is known of them any more"
         );
         let _again = house.mounts.enter("v", &there).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_call_waits_for_what_the_process_does_by_itself_and_not_the_other_way_round() {
+        let house = House::new();
+        let (staging, target) = (house.path("1"), house.path("2"));
+        let heals = house.mounts.enter_to_heal("v", &staging).unwrap();
+        let mut call = std::pin::pin!(house.mounts.enter_in_turn("v", &target));
+        assert!(futures::poll!(&mut call).is_pending());
+        let _another = house.mounts.enter_in_turn("w", &house.path("3")).await.unwrap();
+        drop(heals);
+        let _call = call.await.unwrap();
+        let pending = house.mounts.enter_to_heal("v", &staging).unwrap_err();
+        assert_eq!(pending.reason, Reason::OperationPending);
+        let pending = house.mounts.enter_in_turn("v", &staging).await.unwrap_err();
+        assert_eq!(pending.reason, Reason::OperationPending);
     }
 
     #[tokio::test]

@@ -30,6 +30,10 @@ pub struct Record {
     pub access: Access,
     /// Volume context in lower case, without what kubelet adds per pod.
     pub context: BTreeMap<String, String>,
+    /// Whether the stage brought secrets, which are not written down; not known of records of the first
+    /// release, and of inline volumes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets_given: Option<bool>,
     /// Where it is bound to.
     pub targets: BTreeMap<PathBuf, Target>,
 }
@@ -53,6 +57,7 @@ impl Record {
             inline: false,
             access,
             context,
+            secrets_given: None,
             targets: BTreeMap::new(),
         }
     }
@@ -232,6 +237,7 @@ mod tests {
         );
         assert_eq!(record.access.group, Some(2000));
         assert!(record.targets[Path::new("/pods/1")].read_only);
+        assert_eq!(record.secrets_given, None);
     }
 
     #[test]

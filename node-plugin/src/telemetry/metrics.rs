@@ -307,6 +307,25 @@ impl Collector for Node {
             None,
         )
         .encode_one(&mut encoder, self.mounts.limit() as u64)?;
+        gauge(
+            "mounts_dead",
+            "File systems that are mounted or remembered, and that no process serves",
+            None,
+        )
+        .encode_one(&mut encoder, self.mounts.dead() as u64)?;
+        let counter = |name, help, unit| Family {
+            kind: MetricType::Counter,
+            ..gauge(name, help, unit)
+        };
+        let healing = self.mounts.healing();
+        counter("mounts_healed", "Dead mounts that were made anew", None)
+            .encode_one(&mut encoder, healing.healed())?;
+        counter(
+            "mount_healing_failures",
+            "Attempts to make a dead mount anew that failed",
+            None,
+        )
+        .encode_one(&mut encoder, healing.failed())?;
         let owing = self.mounts.all_owing();
         let sum = |of: fn(&Owing) -> u64| owing.iter().map(|(_, owing)| of(owing)).sum();
         gauge(

@@ -40,7 +40,7 @@ impl NodeService {
         };
         match self.mounts.known_condition(&path).await? {
             Condition::NotMounted | Condition::Foreign(_) => Err(not_there()),
-            Condition::Dead(why) => Ok(abnormal(Reason::MountDead, &why)),
+            Condition::Dead(why) => Ok(abnormal(Reason::MountDead, &self.with_failure(volume_id, why))),
             Condition::Silent(why) => Ok(abnormal(Reason::MountSilent, &why)),
             Condition::Healthy => {
                 let space = self.mounts.usage(&path).await?;
@@ -90,7 +90,10 @@ impl NodeService {
                         break;
                     }
                 },
-                Condition::Dead(why) => (Reason::MountDead, unanswered(Reason::MountDead, &why)),
+                Condition::Dead(why) => {
+                    let why = self.with_failure(volume_id, why);
+                    (Reason::MountDead, unanswered(Reason::MountDead, &why))
+                }
                 Condition::Silent(why) => (Reason::MountSilent, unanswered(Reason::MountSilent, &why)),
                 Condition::NotMounted | Condition::Foreign(_) => (
                     Reason::MountDead,
@@ -108,6 +111,14 @@ impl NodeService {
         Ok(NodeGetVolumeHealthResponse {
             volume_health: Some(volume_health),
         })
+    }
+
+    /// Why a mount is dead, and still is.
+    fn with_failure(&self, volume_id: &str, why: String) -> String {
+        match self.mounts.failure(volume_id) {
+            Some(failure) => format!("{why}; {failure}"),
+            None => why,
+        }
     }
 
     /// Degraded when the node has the channel's device and cannot use it. A node without the device is as it

@@ -29,7 +29,7 @@ impl NodeService {
         if is_inline(request, &attributes) {
             lending::check_inline(&attributes)?;
         }
-        let _in_flight = self.mounts.enter(volume_id, &target)?;
+        let _in_flight = self.mounts.enter_in_turn(volume_id, &target).await?;
         if attributes.ephemeral || attributes.identity.with_pod_token {
             return self.publish_inline(request, &target, access, &attributes).await;
         }
@@ -40,7 +40,7 @@ impl NodeService {
             ));
         }
         let staging = resolved("staging_target_path", &request.staging_target_path)?;
-        let staged = self.staged(volume_id, &staging)?;
+        let mut staged = self.staged(volume_id, &staging)?;
         let args = Target {
             read_only: request.readonly,
             access,
@@ -52,10 +52,15 @@ impl NodeService {
         }
         // Kubelet repeats the call for ever, where the driver wants that: then it asks the service nothing.
         let published = staged.targets.contains_key(&target);
-        let condition = match published {
+        let mut condition = match published {
             true => self.mounts.known_condition(&staging).await?,
             false => self.mounts.condition(&staging).await?,
         };
+        if matches!(condition, Condition::Dead(_)) {
+            self.heal(&staging, Secrets::parse(&request.secrets)?).await?;
+            staged = self.staged(volume_id, &staging)?;
+            condition = self.mounts.condition(&staging).await?;
+        }
         let silent = match condition {
             Condition::Healthy => None,
             Condition::Silent(why) => Some(why),
@@ -93,7 +98,7 @@ impl NodeService {
     pub(super) async fn unpublish(&self, request: &NodeUnpublishVolumeRequest) -> Result<()> {
         let volume_id = required("volume_id", &request.volume_id)?;
         let target = resolved("target_path", &request.target_path)?;
-        let _in_flight = self.mounts.enter(volume_id, &target)?;
+        let _in_flight = self.mounts.enter_in_turn(volume_id, &target).await?;
         let there = self.mounts.volumes_at(&target).await?;
         let own = there.iter().find(|record| record.volume_id == volume_id);
         let staged_there = own.is_some_and(|record| record.path == target && !record.inline);

@@ -29,8 +29,9 @@ impl NodeService {
         let options = MountOptions::parse(&access.mount_flags)?;
         let secrets = Secrets::parse(&request.secrets)?;
         let mut record = Record::new(volume_id, &path, access, stable_context(&request.volume_context));
+        record.secrets_given = Some(!secrets.is_empty());
 
-        let _in_flight = self.mounts.enter(volume_id, &path)?;
+        let _in_flight = self.mounts.enter_in_turn(volume_id, &path).await?;
         if attributes.identity.with_pod_token {
             // The token comes with the publish: each pod gets a mount of its own, with its own rights.
             return Ok(());
@@ -102,7 +103,7 @@ impl NodeService {
     pub(super) async fn unstage(&self, request: &NodeUnstageVolumeRequest) -> Result<()> {
         let volume_id = required("volume_id", &request.volume_id)?;
         let path = resolved("staging_target_path", &request.staging_target_path)?;
-        let _in_flight = self.mounts.enter(volume_id, &path)?;
+        let _in_flight = self.mounts.enter_in_turn(volume_id, &path).await?;
         if let Some(record) = self.mounts.record(&path)
             && (record.volume_id != volume_id || record.inline)
         {

@@ -12,7 +12,7 @@ use vsc_driver::buffer::Arena;
 use super::*;
 use crate::access::Access;
 use crate::cluster::fake::{FakeCluster, NODE, claim, pod};
-use crate::cluster::{Claims, Membership, Reporter};
+use crate::cluster::{self, Claims, Membership, Reporter};
 use crate::mounts::calls::Patience;
 use crate::mounts::fake::{FakeKernel, Health};
 use crate::mounts::mount::Credentials;
@@ -45,8 +45,12 @@ fn service(kernel: Arc<dyn Mounter>, folder: &Path) -> NodeService {
 
 /// A node in a cluster with one claim, `team/data`, of volume `h`, used by pod `team/reader`.
 pub(super) fn world() -> World {
+    world_over(Arc::new(Kernel))
+}
+
+fn world_over(kernel: Arc<dyn Mounter>) -> World {
     let folder = tempfile::tempdir().unwrap();
-    let service = service(Arc::new(Kernel), folder.path());
+    let service = service(kernel, folder.path());
     let cluster = FakeCluster::new();
     cluster.set(|state| {
         state.pods.push(pod("team", "reader", &["data"]));
@@ -358,6 +362,82 @@ async fn a_publish_that_fails_leaves_the_dead_mount_where_it_is() {
     );
     assert!(inline.is_dir() && bound.is_dir());
     assert!(kernel.uncovered().is_empty(), "{:?}", kernel.uncovered());
+}
+
+/// What cannot be made anew is told by name: as the answer of the call, as the volume's condition, and as an
+/// Event of its claim.
+#[tokio::test]
+async fn a_dead_mount_says_why_it_cannot_be_made_anew() {
+    let kernel = FakeKernel::new();
+    let world = world_over(kernel.clone());
+    let (service, staging) = (&world.service, world.folder.path().join("globalmount"));
+    let dead = async |secrets_given: Option<bool>, context: &[(&str, &str)]| {
+        let mut record = record("h", &staging, &map(context));
+        record.secrets_given = secrets_given;
+        service.mounts.remember(record.clone()).unwrap();
+        service.heal_in_turn(&record).await.unwrap_err()
+    };
+    kernel.add(&staging, FS_TYPE);
+    kernel.kill(&staging);
+    let account = [("storageAccount", "acct"), ("containerName", "photos")];
+    // No Secret is named.
+    let error = dead(Some(true), &account).await;
+    assert_eq!(error.reason, Reason::MountDead, "{error}");
+    assert!(error.message.contains("came with the stage"), "{error}");
+    // One is, and may not be read.
+    world.cluster.set(|state| {
+        let volume = state.volumes.get_mut("pv-1").unwrap();
+        volume.stage_secret = Some(("team".into(), "storage-key".into()));
+        let denied = cluster::Error::Denied("secrets is forbidden".into());
+        state.refused.push(("secret team/storage-key".into(), denied));
+    });
+    for given in [Some(true), None] {
+        let error = dead(given, &account).await;
+        assert_eq!(error.reason, Reason::SecretAccessDenied, "{error}");
+        assert!(
+            error
+                .message
+                .contains("nodeStageSecretRef: the driver may not read"),
+            "{error}"
+        );
+    }
+    let denied = ("PersistentVolumeClaim", "data", "SecretAccessDenied");
+    world
+        .cluster
+        .until(|state| {
+            let mut told = state.told().into_iter();
+            told.any(|(kind, name, reason, _)| (kind, name, reason) == denied)
+        })
+        .await;
+    let request = NodeGetVolumeHealthRequest {
+        volume_id: "h".into(),
+        ..NodeGetVolumeHealthRequest::default()
+    };
+    let health = service
+        .node_get_volume_health(Request::new(request))
+        .await
+        .unwrap();
+    let told = health.into_inner().volume_health.unwrap().health_statuses;
+    assert_eq!(told[0].reason, "MountDead");
+    assert!(told[0].message.contains("storage-key"), "{}", told[0].message);
+    // It may, and holds nothing of use: it was read.
+    world.cluster.set(|state| {
+        state.refused.clear();
+        let secret = map(&[("password", "x")]);
+        state
+            .secrets
+            .insert(("team".into(), "storage-key".into()), secret);
+    });
+    let error = dead(Some(true), &account).await;
+    assert_eq!(error.reason, Reason::MissingCredentials, "{error}");
+    // A stage without secrets needs none, and none are looked for.
+    let asked = world.cluster.calls().len();
+    let error = dead(Some(false), &[("containerName", "photos")]).await;
+    assert_eq!(error.reason, Reason::MissingField, "an account: {error}");
+    let later = &world.cluster.calls()[asked..];
+    assert!(!later.iter().any(|call| call.starts_with("secret")), "{later:?}");
+    assert_eq!(service.mounts.healing().failed(), 5);
+    assert_eq!(kernel.mounts(), [staging], "and the dead mount stays");
 }
 
 /// The mount decides whether a pod can write, not what is remembered of it.

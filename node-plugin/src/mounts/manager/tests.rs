@@ -437,6 +437,51 @@ async fn what_has_gone_meanwhile_is_not_aborted() {
     assert!(house.kernel.aborted().is_empty());
 }
 
+/// Both pods of a volume get it back, also when one of them cannot.
+#[tokio::test]
+async fn dead_targets_are_bound_again_each_by_itself() {
+    let mut house = House::new();
+    house.start().await.unwrap();
+    let staging = house.staging();
+    let pods = ["1", "2", "3"].map(|name| house.path(name));
+    for pod in &pods {
+        house.mounts.bind(&staging, pod, target(false)).await.unwrap();
+        house.kernel.publish(pod);
+    }
+    house.kernel.kill(&staging);
+    house.mounts = House::open(&house.kernel, &house.folder);
+    assert_eq!((house.mounts.dead(), house.mounts.served()), (1, 0));
+    assert!(house.mounts.has_dead_targets(&staging).await.unwrap());
+    let mut record = house.mounts.record(&staging).unwrap();
+    record.targets = house.mounts.still_mounted(record.targets).await.unwrap();
+    let config = VolumeConfig::new("acct/c", Arc::new(FakeStore::new()));
+    house
+        .mounts
+        .start(record, config, Credentials::default())
+        .await
+        .unwrap();
+    assert_eq!((house.mounts.dead(), house.mounts.served()), (0, 1));
+    house.kernel.bind_misses();
+    house.mounts.rebind(&staging).await.unwrap_err();
+    let states = async || {
+        let mut healthy = 0;
+        for pod in &pods {
+            healthy += usize::from(house.mounts.condition(pod).await.unwrap() == Condition::Healthy);
+        }
+        healthy
+    };
+    assert_eq!(states().await, 2, "one has failed, and no other for it");
+    house.mounts.rebind(&staging).await.unwrap();
+    assert_eq!(states().await, 3);
+    assert!(!house.mounts.has_dead_targets(&staging).await.unwrap());
+    assert_eq!(house.kernel.mounts().len(), 4);
+    assert!(
+        house.kernel.uncovered().is_empty(),
+        "{:?}",
+        house.kernel.uncovered()
+    );
+}
+
 /// Waits for a condition.
 async fn until(mut met: impl FnMut() -> bool) {
     while !met() {
