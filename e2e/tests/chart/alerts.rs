@@ -1,6 +1,7 @@
 //! Each alert is made to fire by what it is for, and to clear, and each panel of the dashboard has data: in a
 //! real Prometheus that reads real nodes.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write as _;
 use std::path::Path;
@@ -140,15 +141,36 @@ fn the_dashboard_is_one_that_the_sidecar_finds() {
     );
 }
 
-/// What programs do all the time: write, read what somebody has just stored, read again, list.
-fn work(at: &Path, container: &ContainerView, round: u64) -> Result<()> {
-    // What somebody else has stored is in no cache.
-    container.write("given", vec![round as u8; 64 << 10], &Metadata::new())?;
-    let _ = std::fs::read(at.join("given"));
+/// A file that somebody else replaces when it has been read: never while it is.
+#[derive(Debug, Default)]
+struct Given {
+    wanted: AtomicBool,
+    at_work: AtomicBool,
+}
+
+/// What programs do all the time: read what somebody has just stored, read again, list, write.
+fn work(at: &Path, given: &Given, round: u64) {
+    // In a fault these fail.
+    if !given.wanted.load(Ordering::SeqCst) && !given.at_work.load(Ordering::SeqCst) {
+        let _ = std::fs::read(at.join("given"));
+        given.wanted.store(true, Ordering::SeqCst);
+    }
     let _ = std::fs::read(at.join("kept"));
     let _ = std::fs::read_dir(at).map(Iterator::count);
     let _ = std::fs::write(at.join(format!("made-{}", round % 8)), vec![1; 8 << 10]);
-    Ok(())
+}
+
+/// What somebody else does: what he stores is in no cache.
+fn give(container: &ContainerView, given: &Given, round: u64) {
+    if given.wanted.load(Ordering::SeqCst) {
+        given.at_work.store(true, Ordering::SeqCst);
+        given.wanted.store(false, Ordering::SeqCst);
+        // In a fault of the store it is out of reach for him too.
+        let _ = container.write("given", vec![round as u8; 64 << 10], &Metadata::new());
+        given.at_work.store(false, Ordering::SeqCst);
+    }
+    // The pause between two looks.
+    std::thread::sleep(Duration::from_millis(5));
 }
 
 /// Two nodes, a volume on each, and the Prometheus that reads both.
@@ -234,14 +256,17 @@ fn answer(status: u16, code: &str) -> Fault {
     }
 }
 
-/// Runs `working` again and again beside `body`, until that has ended.
-fn beside<T>(working: impl Fn(u64) + Sync, body: impl FnOnce() -> Result<T>) -> Result<T> {
+/// Runs each of `workers` again and again beside `body`, until that has ended.
+fn beside<T>(workers: &[&(dyn Fn(u64) + Sync)], body: impl FnOnce() -> Result<T>) -> Result<T> {
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let rounds = (0..).take_while(|_| !over.load(Ordering::Relaxed));
-            rounds.for_each(&working);
-        });
+        for worker in workers {
+            let over = &over;
+            scope.spawn(move || {
+                let rounds = (0..).take_while(|_| !over.load(Ordering::Relaxed));
+                rounds.for_each(worker);
+            });
+        }
         let outcome = body();
         over.store(true, Ordering::Relaxed);
         outcome
@@ -304,17 +329,17 @@ fn alerts_fire_and_clear_and_panels_have_data() {
     let far_at = world.nodes[FAR]
         .stage(FAR, far.endpoint(), "files", FLAGS)
         .unwrap();
-    let outcome = beside(
-        |round| {
-            // In an outage of the store it is out of reach for everybody.
-            let _ = work(&far_at, &container, round);
-            let _ = work(&near_at, &close, round);
-        },
-        || {
-            far_faults(&mut world, &stores[0], &far_at, &far)?;
-            near_faults(&mut world, &device)
-        },
-    );
+    let given = [Given::default(), Given::default()];
+    let workers: [&(dyn Fn(u64) + Sync); 4] = [
+        &|round| work(&far_at, &given[0], round),
+        &|round| work(&near_at, &given[1], round),
+        &|round| give(&container, &given[0], round),
+        &|round| give(&close, &given[1], round),
+    ];
+    let outcome = beside(&workers, || {
+        far_faults(&mut world, &stores[0], &far_at, &far)?;
+        near_faults(&mut world, &device)
+    });
     outcome.unwrap();
     let end = |world: &mut World| world.nodes[FAR].unstage(FAR);
     world.shows(&["VscBlobNodeFull"], FAR, |_| Ok(()), end).unwrap();
@@ -409,12 +434,23 @@ fn far_faults(
     )?;
     // Programs go on writing to a service that takes nothing: what they have closed is kept.
     let busy = inject(answer(503, "ServerBusy"));
-    let mut file = std::fs::File::create(at.join("large"))?;
+    let large = RefCell::new(Some(std::fs::File::create(at.join("large"))?));
+    let mut small = std::fs::File::create(at.join("small"))?;
     let fill = |world: &mut World| {
         busy(world)?;
+        small.write_all(&[4; 8 << 10])?;
+        drop(small);
         let piece = vec![3; MIB as usize];
         // Until there is no room any more.
+        let mut large = large.borrow_mut();
+        let file = large.as_mut().context("closed already")?;
         while file.write_all(&piece).is_ok() {}
+        Ok(())
+    };
+    let close = |_: &mut World| {
+        store.clear_faults();
+        // What an open file holds stays there until it is closed.
+        drop(large.borrow_mut().take());
         Ok(())
     };
     world.shows(
@@ -426,7 +462,7 @@ fn far_faults(
         ],
         FAR,
         fill,
-        heal(),
+        close,
     )?;
     // A SAS that ends in an hour, beside the volume that has a key.
     let signer = AccountKey::new(DEV_ACCOUNT, DEV_KEY)?;

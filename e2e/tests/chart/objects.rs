@@ -8,7 +8,9 @@ use k8s_openapi::api::admissionregistration::v1::{
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount,
+};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
@@ -159,6 +161,7 @@ fn assert_typed(object: &Value) {
         "CSIDriver" => round_trip::<CSIDriver>,
         "ClusterRole" => round_trip::<ClusterRole>,
         "ClusterRoleBinding" => round_trip::<ClusterRoleBinding>,
+        "ConfigMap" => round_trip::<ConfigMap>,
         "DaemonSet" => round_trip::<DaemonSet>,
         "Deployment" => round_trip::<Deployment>,
         "Job" => round_trip::<Job>,
@@ -176,7 +179,9 @@ fn assert_typed(object: &Value) {
         "ValidatingAdmissionPolicy" => round_trip::<ValidatingAdmissionPolicy>,
         "ValidatingAdmissionPolicyBinding" => round_trip::<ValidatingAdmissionPolicyBinding>,
         // Not Kubernetes' own.
-        "PodMonitor" => return assert_eq!(object["apiVersion"], "monitoring.coreos.com/v1"),
+        "PodMonitor" | "PrometheusRule" => {
+            return assert_eq!(object["apiVersion"], "monitoring.coreos.com/v1");
+        }
         other => panic!("{other}: add its type here"),
     };
     check(object);

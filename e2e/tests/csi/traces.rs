@@ -88,9 +88,7 @@ fn attributes_of(span: &Span) -> BTreeMap<String, String> {
 
 /// The requests of a trace: what they asked, how they were answered, and that the service has named each.
 fn requests(trace: &[Span]) -> Vec<(String, String)> {
-    let requests = trace
-        .iter()
-        .filter(|span| span.name != trace[0].name && !span.parent_span_id.is_empty());
+    let requests = trace.iter().filter(|span| !span.parent_span_id.is_empty());
     let told = requests.filter_map(|span| {
         let known = attributes_of(span);
         let status = known.get("http.response.status_code")?;

@@ -426,36 +426,33 @@ impl Counted {
     }
 
     fn unstored(encoder: &mut DescriptorEncoder<'_>, owing: &BTreeMap<String, Owing>) -> fmt::Result {
-        let gauges: [(_, _, _, fn(&Owing) -> u64); 3] = [
-            (
-                "volume_unstored_files",
-                "Closed files of a volume that the service has not taken yet",
-                None,
-                |owing| owing.files as u64,
-            ),
-            (
-                "volume_unstored_bytes",
-                "Sizes of closed files of a volume that the service has not taken yet, together",
-                None,
-                |owing| owing.bytes,
-            ),
-            (
-                "volume_unstored_oldest",
-                "How long the oldest of them has been closed",
-                Some(Unit::Seconds),
-                |owing| owing.oldest.unwrap_or_default().as_secs(),
-            ),
-        ];
-        for (name, help, unit, value) in gauges {
+        let mut gauge = |name: &str, help: &str, unit, value: fn(&Owing) -> u64| {
             Family::gauge(name, help, unit).encode(encoder, |metric| {
                 for (id, owing) in owing {
                     let labels = [("volume", id.as_str())];
                     metric.encode_family(&labels)?.encode_gauge(&value(owing))?;
                 }
                 Ok(())
-            })?;
-        }
-        Ok(())
+            })
+        };
+        gauge(
+            "volume_unstored_files",
+            "Closed files of a volume that the service has not taken yet",
+            None,
+            |owing| owing.files as u64,
+        )?;
+        gauge(
+            "volume_unstored_bytes",
+            "Sizes of closed files of a volume that the service has not taken yet, together",
+            None,
+            |owing| owing.bytes,
+        )?;
+        gauge(
+            "volume_unstored_oldest",
+            "How long the oldest of them has been closed",
+            Some(Unit::Seconds),
+            |owing| owing.oldest.unwrap_or_default().as_secs(),
+        )
     }
 }
 

@@ -128,8 +128,8 @@ impl NodeService {
         self.mounts.start(record, config, credentials).await
     }
 
-    /// The secrets of a volume that was staged by a former process: they are written down nowhere. And whether
-    /// they are those that came with the stage.
+    /// The secrets of a volume that was staged by a former process: they are written down nowhere. And
+    /// whether they are those that came with the stage.
     async fn secrets_again(
         &self,
         record: &Record,
