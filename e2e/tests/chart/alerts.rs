@@ -31,7 +31,7 @@ const FLAGS: &[&str] = &["timeout=2s", "attr_timeout=0", "entry_timeout=0"];
 const FAR: &str = "far";
 const NEAR: &str = "near";
 /// Windows of the rules, and how long they are here: a fault need not last for minutes.
-const WINDOWS: [(&str, &str); 3] = [("[5m]", "[12s]"), ("[10m]", "[12s]"), ("[15m]", "[12s]")];
+const WINDOWS: [(&str, &str); 3] = [("[5m]", "[8s]"), ("[10m]", "[8s]"), ("[15m]", "[8s]")];
 
 /// The rule's groups, as the chart renders them for these values.
 fn rules(values: &[(&str, Value)]) -> Value {
@@ -87,7 +87,7 @@ fn panels() -> BTreeMap<String, String> {
         for target in targets {
             let query = target["expr"].as_str().unwrap();
             let query = query.replace("$node", ".*").replace("$volume", ".*");
-            let query = query.replace("$__rate_interval", "12s");
+            let query = query.replace("$__rate_interval", "8s");
             assert!(!query.contains('$'), "{title}: {query}");
             queries.insert(format!("{title} {}", target["refId"].as_str().unwrap()), query);
         }
