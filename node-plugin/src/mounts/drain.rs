@@ -1,5 +1,6 @@
 //! The end of a mount: unmounted, committed, forgotten - and that of all of them with the process.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -227,33 +228,47 @@ impl Mounts {
         self.end_soon();
         let by = self.end_by.borrow().unwrap_or_else(Instant::now);
         self.closed.store(true, Ordering::SeqCst);
-        let (paths, serving) = {
-            let all = self.lock();
-            let ends = all
-                .iter()
-                .filter(|(_, mount)| mount.is_at_work() || mount.is_in_flight());
-            let paths: Vec<PathBuf> = ends.map(|(path, _)| path.clone()).collect();
-            (paths, all.values().filter(|mount| mount.is_at_work()).count())
-        };
-        let left = &AtomicUsize::new(serving);
-        let ends = paths.iter().map(|path| async move {
-            let is_at_work = || self.lock().get(path).is_some_and(Mount::is_at_work);
-            let before = is_at_work();
-            // A call whose caller has gone: what it mounts, or where it binds the volume, ends as well.
-            self.until_idle(path).await;
-            match (before, is_at_work()) {
-                (false, false) => return,
-                (false, true) => _ = left.fetch_add(1, Ordering::Relaxed),
-                (true, _) => {}
-            }
-            if self.end(path).await {
-                left.fetch_sub(1, Ordering::Relaxed);
-            }
-        });
-        if tokio::time::timeout_at(by, join_all(ends)).await.is_err() {
+        let left = &AtomicUsize::new(0);
+        if tokio::time::timeout_at(by, self.end_all(left)).await.is_err() {
             tracing::error!("the process ends before all changes are committed");
         }
         left.load(Ordering::Relaxed)
+    }
+
+    /// Ends what is at work, and what calls that are at work make, wherever they do: one that publishes at a
+    /// pod's directory may make the volume anew at another path. `left`: those that are not unmounted yet.
+    async fn end_all(&self, left: &AtomicUsize) {
+        let mut seen = BTreeSet::new();
+        loop {
+            let paths: Vec<(PathBuf, bool)> = {
+                let all = self.lock();
+                let ends = all.iter().filter(|(path, mount)| {
+                    (mount.is_at_work() || mount.is_in_flight()) && !seen.contains(*path)
+                });
+                ends.map(|(path, mount)| (path.clone(), mount.is_at_work()))
+                    .collect()
+            };
+            if paths.is_empty() {
+                return;
+            }
+            let at_work = paths.iter().filter(|(_, at_work)| *at_work).count();
+            left.fetch_add(at_work, Ordering::Relaxed);
+            let ends = paths.iter().map(|(path, before)| async move {
+                // A call whose caller has gone: what it mounts, or where it binds the volume, ends as well.
+                self.until_idle(path).await;
+                let is_at_work = self.lock().get(path).is_some_and(Mount::is_at_work);
+                match (before, is_at_work) {
+                    (false, false) => return,
+                    (false, true) => _ = left.fetch_add(1, Ordering::Relaxed),
+                    (true, _) => {}
+                }
+                if self.end(path).await {
+                    left.fetch_sub(1, Ordering::Relaxed);
+                }
+            });
+            join_all(ends).await;
+            seen.extend(paths.into_iter().map(|(path, _)| path));
+        }
     }
 
     /// The end of the process for one volume. True when it is not mounted any more.

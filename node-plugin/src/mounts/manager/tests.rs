@@ -785,6 +785,21 @@ async fn the_end_waits_for_a_start() {
     assert_eq!(house.kernel.ends(), ["join"]);
 }
 
+/// A publish makes a dead volume anew at another path than the one it is at work for.
+#[tokio::test]
+async fn the_end_waits_for_a_start_inside_of_a_publish() {
+    let house = House::new();
+    let (staging, pod) = (house.staging(), house.path("1"));
+    let call = house.mounts.enter("v", &pod).unwrap();
+    let mut ends = std::pin::pin!(house.mounts.shut_down());
+    assert!(futures::poll!(&mut ends).is_pending());
+    house.start().await.unwrap();
+    house.mounts.bind(&staging, &pod, target(false)).await.unwrap();
+    drop(call);
+    assert_eq!(ends.await, 1, "the pod's mount stays");
+    assert_eq!(house.kernel.ends(), ["sync", "abort", "join"]);
+}
+
 /// A mount that somebody takes away from outside leaves its session behind, with what it has accepted.
 #[tokio::test]
 async fn a_session_without_a_mount_is_committed_before_the_next() {
