@@ -140,12 +140,8 @@ fn a_stage_before_the_old_pods_are_gone_knows_them() {
     world.plugin.restart_node(Signal::SIGKILL).unwrap();
     world.node = world.plugin.node().unwrap();
 
+    // Now or later the driver binds the old pod's target anew by itself.
     world.stage(volume.stage()).unwrap();
-    let stats = world.stats(&volume, &volume.target).unwrap();
-    assert!(
-        stats.volume_condition.unwrap().abnormal,
-        "the old pod's mount is dead"
-    );
     // The next pod at the same path gets the new mount.
     world.publish(volume.publish()).unwrap();
     assert_eq!(mounts(&volume.target), 1, "in the place of the dead one");
@@ -230,13 +226,21 @@ fn the_new_mount_of_one_pod_is_of_no_other() {
     let states = || [&volume.staging, &volume.target, &other.target].map(|at| state(at));
     let (dead, gone) = (libc::ENOTCONN.to_string(), libc::ENOENT.to_string());
     let (dead, gone) = (dead.as_str(), gone.as_str());
+    // Without the Secret of the stage nothing is made anew before that comes; then, at a moment of its own,
+    // the driver binds each target by itself, which is not what is looked at here.
     assert_eq!(states(), [dead, dead, dead]);
     world.stage(volume.stage()).unwrap();
-    assert_eq!(states(), ["hello", dead, dead]);
+    assert_eq!(state(&volume.staging), "hello");
     world.publish(volume.publish()).unwrap();
-    assert_eq!(states(), ["hello", "hello", dead]);
+    assert_eq!(states()[..2], ["hello", "hello"]);
+    let before = state(&other.target);
     world.unpublish(volume.unpublish()).unwrap();
-    assert_eq!(states(), ["hello", gone, dead]);
+    assert_eq!(states()[..2], ["hello", gone]);
+    let after = state(&other.target);
+    assert!(
+        after == "hello" || before == dead && after == dead,
+        "{before}, then {after}"
+    );
     world.publish(read_only).unwrap();
     assert_eq!(states(), ["hello", gone, "hello"]);
     let refused = std::fs::write(other.target.join("new"), "x").unwrap_err();
