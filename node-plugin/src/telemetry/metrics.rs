@@ -10,11 +10,12 @@ use blob_client::auth::Ending;
 use blob_client::transport::failover::Paths;
 use blob_fs::{Budget, Owing};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::family::Family;
 use super::operations::Operations;
 use super::volumes::{Counted, Volumes};
 use crate::grpc::rpc::Rpcs;
@@ -92,47 +93,6 @@ impl Metrics {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(text)
-    }
-}
-
-/// A metric whose values are read when it is asked for.
-struct Family<'a> {
-    name: &'a str,
-    help: &'a str,
-    unit: Option<Unit>,
-    kind: MetricType,
-}
-
-impl Family<'_> {
-    fn encode<L: EncodeLabelSet>(
-        &self,
-        encoder: &mut DescriptorEncoder<'_>,
-        values: impl IntoIterator<Item = (L, u64)>,
-    ) -> fmt::Result {
-        let mut metric = self.describe(encoder)?;
-        for (labels, value) in values {
-            self.value(&mut metric.encode_family(&labels)?, value)?;
-        }
-        Ok(())
-    }
-
-    /// Without a label.
-    fn encode_one(&self, encoder: &mut DescriptorEncoder<'_>, value: u64) -> fmt::Result {
-        self.value(&mut self.describe(encoder)?, value)
-    }
-
-    fn describe<'e>(
-        &'e self,
-        encoder: &'e mut DescriptorEncoder<'_>,
-    ) -> Result<MetricEncoder<'e>, fmt::Error> {
-        encoder.encode_descriptor(self.name, self.help, self.unit.as_ref(), self.kind)
-    }
-
-    fn value(&self, metric: &mut MetricEncoder<'_>, value: u64) -> fmt::Result {
-        match self.kind {
-            MetricType::Counter => metric.encode_counter::<NoLabelSet, _, u64>(&value, None),
-            _ => metric.encode_gauge(&value),
-        }
     }
 }
 

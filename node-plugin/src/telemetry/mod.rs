@@ -1,5 +1,6 @@
 //! What the process says about itself: the log, metrics, and health over HTTP.
 
+mod family;
 pub mod health;
 pub mod log;
 pub mod metrics;

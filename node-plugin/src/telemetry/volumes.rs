@@ -15,11 +15,12 @@ use blob_fs::Owing;
 use blob_fs::observer::{Ended, Operation};
 use nix::errno::Errno;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, MetricEncoder, NoLabelSet};
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Unit;
 
+use super::family::{Family, encode_times};
 use super::operations::Operations;
 use crate::mounts::Mounts;
 use crate::mounts::observers::{Observed, Observers};
@@ -196,7 +197,7 @@ impl Volumes {
     }
 
     /// The volumes that are there, the sum of the others last: when there is one, or when none is named.
-    fn all(&self) -> Vec<(String, Arc<Volume>)> {
+    fn all(&self) -> Vec<Labelled> {
         let named = self.named();
         let live = named.iter();
         let mut all: Vec<_> = live
@@ -211,7 +212,7 @@ impl Volumes {
     }
 
     /// What closed files of these volumes owe.
-    fn owing(all: &[(String, Arc<Volume>)], mounts: &Mounts) -> BTreeMap<String, Owing> {
+    fn owing(all: &[Labelled], mounts: &Mounts) -> BTreeMap<String, Owing> {
         let labels = all.iter().map(|(label, _)| (label.clone(), Owing::default()));
         let mut owing: BTreeMap<_, _> = labels.collect();
         for (volume_id, of_mount) in mounts.owing_by_volume() {
@@ -246,194 +247,137 @@ pub(super) struct Counted {
     pub(super) mounts: Arc<Mounts>,
 }
 
-/// A metric with its volumes.
-struct Family<'a> {
-    name: &'a str,
-    help: &'a str,
-    unit: Option<Unit>,
-    kind: MetricType,
+/// A volume by its label.
+type Labelled = (String, Arc<Volume>);
+
+/// What is read of one counter.
+fn read(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
 }
 
-impl Family<'_> {
-    fn counter<'a>(name: &'a str, help: &'a str) -> Family<'a> {
-        let (unit, kind) = (None, MetricType::Counter);
-        Family {
-            name,
-            help,
-            unit,
-            kind,
-        }
-    }
-
-    fn gauge<'a>(name: &'a str, help: &'a str, unit: Option<Unit>) -> Family<'a> {
-        let kind = MetricType::Gauge;
-        Family {
-            name,
-            help,
-            unit,
-            kind,
-        }
-    }
-
-    fn seconds<'a>(name: &'a str, help: &'a str) -> Family<'a> {
-        let (unit, kind) = (Some(Unit::Seconds), MetricType::Histogram);
-        Family {
-            name,
-            help,
-            unit,
-            kind,
-        }
-    }
-
-    fn encode(
-        &self,
-        encoder: &mut DescriptorEncoder<'_>,
-        each: impl FnOnce(&mut MetricEncoder<'_>) -> fmt::Result,
-    ) -> fmt::Result {
-        let mut metric = encoder.encode_descriptor(self.name, self.help, self.unit.as_ref(), self.kind)?;
-        each(&mut metric)
-    }
-}
-
-/// One value of a counter.
-fn count<const N: usize>(
-    metric: &mut MetricEncoder<'_>,
-    labels: [(&str, &str); N],
-    value: &AtomicU64,
-) -> fmt::Result {
-    let value = value.load(Ordering::Relaxed);
-    metric
-        .encode_family(&labels)?
-        .encode_counter::<NoLabelSet, _, u64>(&value, None)
+/// One counter of each volume.
+fn of_each(
+    all: &[Labelled],
+    counter: fn(&Volume) -> &AtomicU64,
+) -> impl Iterator<Item = ([(&'static str, &str); 1], u64)> {
+    all.iter()
+        .map(move |(id, volume)| ([("volume", id.as_str())], read(counter(volume))))
 }
 
 impl Counted {
-    fn requests(encoder: &mut DescriptorEncoder<'_>, all: &[(String, Arc<Volume>)]) -> fmt::Result {
-        let paths = || PATHS.map(|path| (path.name(), at(path)));
-        Family::seconds(
-            "volume_request_duration",
-            "Time of a volume's requests to the Blob service over one path",
-        )
-        .encode(encoder, |metric| {
-            for (id, volume) in all {
-                for (path, at) in paths() {
-                    let labels = [("volume", id.as_str()), ("path", path)];
-                    volume.requests[at].encode(metric.encode_family(&labels)?)?;
-                }
-            }
-            Ok(())
-        })?;
+    fn requests(encoder: &mut DescriptorEncoder<'_>, all: &[Labelled]) -> fmt::Result {
+        // Each volume once for each path.
+        let by_path = || {
+            all.iter().flat_map(|(id, volume)| {
+                PATHS.map(|path| ([("volume", id.as_str()), ("path", path.name())], volume, at(path)))
+            })
+        };
+        encode_times(
+            encoder,
+            (
+                "volume_request_duration",
+                "Time of a volume's requests to the Blob service over one path",
+            ),
+            by_path().map(|(labels, volume, at)| (labels, &volume.requests[at])),
+        )?;
+        let told = |(code, n): &(&str, u64)| *n > 0 || AWAITED.contains(code);
         Family::counter(
             "volume_responses",
             "Answers to a volume's requests, by HTTP status; none: there was no answer",
         )
-        .encode(encoder, |metric| {
-            for (id, volume) in all {
-                for (path, at) in paths() {
-                    let counted = CODES.iter().zip(&volume.codes[at]);
-                    let told = |(code, n): &(&&str, &AtomicU64)| {
-                        n.load(Ordering::Relaxed) > 0 || AWAITED.contains(*code)
-                    };
-                    for (code, n) in counted.filter(told) {
-                        count(metric, [("volume", id), ("path", path), ("code", code)], n)?;
-                    }
-                }
-            }
-            Ok(())
-        })?;
+        .encode(
+            encoder,
+            by_path().flat_map(|([id, path], volume, at)| {
+                let counted = CODES.into_iter().zip(volume.codes[at].iter().map(read));
+                counted
+                    .filter(told)
+                    .map(move |(code, n)| ([id, path, ("code", code)], n))
+            }),
+        )?;
         // The unit stands in the middle of the name, so it cannot be said apart.
         Family::counter(
             "volume_transferred_bytes",
             "Payload of a volume's answered requests, without headers",
         )
-        .encode(encoder, |metric| {
-            for (id, volume) in all {
-                for (path, at) in paths() {
-                    let labels =
-                        |direction| [("volume", id.as_str()), ("path", path), ("direction", direction)];
-                    count(metric, labels("read"), &volume.received[at])?;
-                    count(metric, labels("write"), &volume.sent[at])?;
-                }
-            }
-            Ok(())
-        })?;
+        .encode(
+            encoder,
+            by_path().flat_map(|([id, path], volume, at)| {
+                let bytes = [("read", &volume.received[at]), ("write", &volume.sent[at])];
+                bytes.map(|(direction, bytes)| ([id, path, ("direction", direction)], read(bytes)))
+            }),
+        )?;
         Family::counter(
             "volume_throttles",
             "Requests of a volume that the service turned away because it is asked for too much",
         )
-        .encode(encoder, |metric| {
-            let mut each = all.iter();
-            each.try_for_each(|(id, volume)| count(metric, [("volume", id)], &volume.throttles))
-        })?;
+        .encode(encoder, of_each(all, |volume| &volume.throttles))?;
         Family::counter(
             "volume_repetitions",
             "Requests of a volume that were sent once more",
         )
-        .encode(encoder, |metric| {
-            let mut each = all.iter();
-            each.try_for_each(|(id, volume)| count(metric, [("volume", id)], &volume.repetitions))
-        })
+        .encode(encoder, of_each(all, |volume| &volume.repetitions))
     }
 
-    fn operations(encoder: &mut DescriptorEncoder<'_>, all: &[(String, Arc<Volume>)]) -> fmt::Result {
-        Family::seconds(
-            "volume_operation_duration",
-            "Time of a volume's file system operations, by kind",
-        )
-        .encode(encoder, |metric| {
-            for (id, volume) in all {
-                for (kind, durations) in KINDS.iter().zip(&volume.durations) {
-                    let labels = [("volume", id.as_str()), ("kind", *kind)];
-                    durations.encode(metric.encode_family(&labels)?)?;
-                }
-            }
-            Ok(())
-        })?;
+    fn operations(encoder: &mut DescriptorEncoder<'_>, all: &[Labelled]) -> fmt::Result {
+        encode_times(
+            encoder,
+            (
+                "volume_operation_duration",
+                "Time of a volume's file system operations, by kind",
+            ),
+            all.iter().flat_map(|(id, volume)| {
+                let by_kind = KINDS.into_iter().zip(&volume.durations);
+                by_kind.map(|(kind, durations)| ([("volume", id.as_str()), ("kind", kind)], durations))
+            }),
+        )?;
         Family::counter(
             "volume_operation_failures",
             "File system operations of a volume that failed because something is wrong",
         )
-        .encode(encoder, |metric| {
-            for (id, volume) in all {
-                for (errno, n) in TROUBLE.iter().zip(&volume.failures) {
-                    count(metric, [("volume", id), ("errno", &format!("{errno:?}"))], n)?;
-                }
-            }
-            Ok(())
-        })?;
+        .encode(
+            encoder,
+            all.iter().flat_map(|(id, volume)| {
+                let by_errno = TROUBLE.iter().zip(&volume.failures);
+                by_errno.map(|(errno, n)| {
+                    let labels = [("volume", id.clone()), ("errno", format!("{errno:?}"))];
+                    (labels, read(n))
+                })
+            }),
+        )?;
         Family::counter(
             "volume_read_bytes",
             "Data that programs have read from a volume; memory: it was there when they asked",
         )
-        .encode(encoder, |metric| {
-            for (id, volume) in all {
-                let memory = volume.read_from_memory.load(Ordering::Relaxed);
-                let others = volume.read.load(Ordering::Relaxed).saturating_sub(memory);
-                for (by, bytes) in [("memory", memory), ("task", others)] {
-                    count(metric, [("volume", id), ("by", by)], &AtomicU64::new(bytes))?;
-                }
-            }
-            Ok(())
-        })?;
+        .encode(
+            encoder,
+            all.iter().flat_map(|(id, volume)| {
+                let memory = read(&volume.read_from_memory);
+                let others = read(&volume.read).saturating_sub(memory);
+                let bytes = [("memory", memory), ("task", others)];
+                bytes.map(|(by, bytes)| ([("volume", id.as_str()), ("by", by)], bytes))
+            }),
+        )?;
         Family::counter(
             "volume_written_bytes",
             "Data that programs have written to a volume",
         )
-        .encode(encoder, |metric| {
-            let mut each = all.iter();
-            each.try_for_each(|(id, volume)| count(metric, [("volume", id)], &volume.written))
-        })
+        .encode(encoder, of_each(all, |volume| &volume.written))
     }
 
     fn unstored(encoder: &mut DescriptorEncoder<'_>, owing: &BTreeMap<String, Owing>) -> fmt::Result {
         let mut gauge = |name: &str, help: &str, unit, value: fn(&Owing) -> u64| {
-            Family::gauge(name, help, unit).encode(encoder, |metric| {
-                for (id, owing) in owing {
-                    let labels = [("volume", id.as_str())];
-                    metric.encode_family(&labels)?.encode_gauge(&value(owing))?;
-                }
-                Ok(())
-            })
+            let kind = MetricType::Gauge;
+            let family = Family {
+                name,
+                help,
+                unit,
+                kind,
+            };
+            let values = owing.iter();
+            family.encode(
+                encoder,
+                values.map(|(id, owing)| ([("volume", id.as_str())], value(owing))),
+            )
         };
         gauge(
             "volume_unstored_files",
