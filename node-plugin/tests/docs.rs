@@ -3,8 +3,14 @@
 //!
 //! `UPDATE_DOCS=1 cargo test -p vsc-blob-csi --test docs` sorts the entries, corrects their codes, adds
 //! headings for new reasons and drops entries of reasons that are gone. What an entry says is written by
-//! hand.
+//! hand. It writes docs/volume-reference.md anew as well, which is made of the tables of keys (`reference`).
+//! `links` looks that links lead somewhere.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "docs/links.rs"]
+mod links;
+#[path = "docs/reference.rs"]
+mod reference;
 
 use std::collections::BTreeMap;
 

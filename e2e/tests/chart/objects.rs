@@ -9,7 +9,7 @@ use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount,
+    ConfigMap, Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount,
 };
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use vsc_blob_csi::DRIVER_NAME;
 use vsc_blob_csi::cluster::{CHANNEL_LABEL, CHANNEL_REASON, STARTUP_TAINTS};
+use vsc_blob_csi::csi::volume_context::{KEYS, OPTIONS, VARIABLES};
 
 use super::render::{Helm, KUBE_VERSIONS, chart, documents, object, repository, text, value_sets};
 
@@ -90,8 +91,8 @@ fn pages_name_the_marks_of_the_program() {
 /// What is always refused can stand in no example.
 const REFUSED_KEYS: [&str; 1] = ["cacheSizeMB"];
 
-/// Each key, mount option and variable of docs/volumes.md stands in an example, where the driver gets it
-/// from: not in a comment.
+/// Each key, mount option and variable of docs/volume-reference.md stands in an example, where the driver
+/// gets it from: not in a comment.
 #[test]
 fn examples_show_every_key() {
     let mut keys_shown = BTreeSet::new();
@@ -115,40 +116,20 @@ fn examples_show_every_key() {
             }
         }
     }
-    let page = text(&repository("docs/volumes.md"));
-    let section = page.split("## Attributes and parameters").nth(1).unwrap();
-    let section = section.split("\n## ").next().unwrap();
-    // First column; several keys may share a row.
-    let columns = section
-        .lines()
-        .filter_map(|line| line.strip_prefix("| `")?.split('|').next());
-    let keys: Vec<&str> = columns
-        .flat_map(|column| column.split(['`', ',', ' ']))
-        .filter(|key| !key.is_empty())
-        .collect();
-    assert!(keys.len() > 20, "{keys:?}");
-    for key in keys.into_iter().filter(|key| !REFUSED_KEYS.contains(key)) {
+    for key in KEYS
+        .iter()
+        .map(|key| key.name)
+        .filter(|key| !REFUSED_KEYS.contains(key))
+    {
         assert!(keys_shown.contains(key), "{key} is in no file of deploy/examples");
     }
-    for variable in section.split("${").skip(1) {
-        let variable = format!("${{{}}}", variable.split('}').next().unwrap());
+    for variable in VARIABLES {
         assert!(
-            values_shown.iter().any(|value| value.contains(&variable)),
+            values_shown.iter().any(|value| value.contains(variable)),
             "{variable} is in no file of deploy/examples"
         );
     }
-    let options = page.split("## Mount options\n").nth(1).unwrap();
-    let options = options.trim_start().split(". blobfuse2").next().unwrap();
-    let options: Vec<&str> = options.split('`').skip(1).step_by(2).collect();
-    assert!(options.len() >= 10, "{options:?}");
-    for option in options
-        .iter()
-        .filter(|option| option.starts_with(char::is_alphabetic))
-    {
-        let option = option.trim_end_matches('=');
-        if ["general", "streaming"].contains(&option) {
-            continue;
-        }
+    for option in OPTIONS.iter().map(|option| option.name) {
         assert!(
             options_shown.contains(option),
             "{option} is in no file of deploy/examples"
@@ -156,7 +137,7 @@ fn examples_show_every_key() {
     }
 }
 
-fn assert_typed(object: &Value) {
+pub(super) fn assert_typed(object: &Value) {
     let check = match object["kind"].as_str().unwrap() {
         "CSIDriver" => round_trip::<CSIDriver>,
         "ClusterRole" => round_trip::<ClusterRole>,
@@ -166,6 +147,7 @@ fn assert_typed(object: &Value) {
         "Deployment" => round_trip::<Deployment>,
         "Job" => round_trip::<Job>,
         "Lease" => round_trip::<Lease>,
+        "Namespace" => round_trip::<Namespace>,
         "NetworkPolicy" => round_trip::<NetworkPolicy>,
         "PersistentVolume" => round_trip::<PersistentVolume>,
         "PersistentVolumeClaim" => round_trip::<PersistentVolumeClaim>,

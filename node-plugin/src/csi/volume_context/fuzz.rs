@@ -6,9 +6,7 @@ use csi_proto::csi::volume_capability::{AccessMode, AccessType, BlockVolume, Mou
 use csi_proto::csi::{NodeStageVolumeRequest, VolumeCapability};
 use prost::Message as _;
 
-use super::keys::{CLASS_ONLY, EVERYWHERE};
-use super::mount_options::{ALWAYS, KNOWN};
-use super::secrets;
+use super::table::{ALWAYS, KEYS, option_names, secret_names};
 use super::{Attributes, MountOptions, Scope, Secrets};
 use crate::access::Access;
 use crate::csi::account::Account;
@@ -87,9 +85,9 @@ pub(in crate::csi) fn told<T>(result: Result<T>) -> Option<T> {
         "StorageClass parameters",
         "capacity_range",
     ];
-    let keys = EVERYWHERE.iter().chain(CLASS_ONLY).chain(secrets::KNOWN);
+    let mut keys = KEYS.iter().map(|key| key.name).chain(secret_names());
     assert!(
-        known.contains(&field) || keys.copied().any(|key| key == field) || field.starts_with("volume_capab"),
+        known.contains(&field) || keys.any(|key| key == field) || field.starts_with("volume_capab"),
         "{message}"
     );
     assert!(message.len() < 1500, "{message}");
@@ -97,9 +95,13 @@ pub(in crate::csi) fn told<T>(result: Result<T>) -> Option<T> {
     None
 }
 
+fn every_option() -> impl Iterator<Item = &'static str> {
+    option_names().chain(ALWAYS.iter().copied())
+}
+
 #[test]
 fn mount_options() {
-    let words: Vec<&str> = KNOWN.iter().chain(ALWAYS).chain(VALUES).copied().collect();
+    let words: Vec<&str> = every_option().chain(VALUES.iter().copied()).collect();
     fuzzing::bytes(
         concat!(env!("CARGO_MANIFEST_DIR"), "/corpus/mount_options"),
         &words,
@@ -124,7 +126,7 @@ fn mount_options() {
 /// An option says the same in each of its spellings.
 #[test]
 fn spelled_mount_options() {
-    let words: Vec<&str> = KNOWN.iter().chain(ALWAYS).copied().collect();
+    let words: Vec<&str> = every_option().collect();
     fuzzing::each(|(pair, spelling): &(Setting, u8)| {
         let (name, value) = setting(pair, &words);
         let plain = format!("{name}={value}");
@@ -176,13 +178,14 @@ fn staged(request: &NodeStageVolumeRequest) -> Option<()> {
 type Stage = ([Setting; 4], [Setting; 3], [Setting; 2], (u8, u8));
 
 fn request((context, secret, flags, (mode, kind)): &Stage) -> NodeStageVolumeRequest {
-    let keys: Vec<&str> = EVERYWHERE.iter().chain(CLASS_ONLY).copied().collect();
+    let keys: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
+    let secret_keys: Vec<&str> = secret_names().collect();
     let few = |all: &[Setting]| usize::from(*mode) % (all.len() + 1);
     let settings = context.iter().take(few(context)).map(|pair| setting(pair, &keys));
     let volume_context: HashMap<_, _> = settings.collect();
     let secrets = secret
         .iter()
-        .map(|pair| setting(pair, secrets::KNOWN))
+        .map(|pair| setting(pair, &secret_keys))
         .map(|(key, value)| {
             let lower = key.to_lowercase();
             match lower.contains("name") || lower.contains("id") {
@@ -191,7 +194,7 @@ fn request((context, secret, flags, (mode, kind)): &Stage) -> NodeStageVolumeReq
             }
         })
         .collect();
-    let words: Vec<&str> = KNOWN.iter().chain(ALWAYS).copied().collect();
+    let words: Vec<&str> = every_option().collect();
     let mount_flags = flags
         .iter()
         .map(|pair| setting(pair, &words))

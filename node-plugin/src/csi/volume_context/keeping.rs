@@ -14,7 +14,7 @@ pub struct Keeping {
     pub unreadable_tags: UnreadableTags,
 }
 
-const INDEX_TAGS: &[(&str, UnreadableTags)] =
+pub(super) const INDEX_TAGS: &[(&str, UnreadableTags)] =
     &[("keep", UnreadableTags::Refuse), ("drop", UnreadableTags::Drop)];
 
 impl Keeping {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::table::{KEYS, Place, SYSTEM_PREFIXES};
 use crate::error::{Error, Reason, Result};
 
 /// Where a set of keys comes from.
@@ -22,40 +23,6 @@ impl Scope {
         }
     }
 }
-
-/// The keys of volumes.md, in their canonical spelling.
-pub(super) const EVERYWHERE: &[&str] = &[
-    "storageAccount",
-    "containerName",
-    "prefix",
-    "server",
-    "storageEndpointSuffix",
-    "protocol",
-    "secretName",
-    "secretNamespace",
-    "AzureStorageAuthType",
-    "AzureStorageIdentityClientID",
-    "AzureStorageIdentityResourceID",
-    "MSIEndpoint",
-    "AzureStorageSPNClientID",
-    "AzureStorageSPNTenantID",
-    "AzureStorageAADEndpoint",
-    "ClientID",
-    "tenantID",
-    "mountWithWorkloadIdentityToken",
-    "isHnsEnabled",
-    "transport",
-    "contentType",
-    "indexTags",
-    "profile",
-    "cacheSizeMB",
-    "cacheMedium",
-];
-/// Keys that only a StorageClass may hold.
-pub(super) const CLASS_ONLY: &[&str] = &["containerNamePrefix", "onDelete"];
-
-/// Keys that kubelet and the external provisioner add by themselves.
-const SYSTEM_PREFIXES: &[&str] = &["csi.storage.k8s.io/", "storage.kubernetes.io/"];
 
 /// Below this similarity (strsim's normalized Damerau-Levenshtein) a suggestion confuses more than it helps.
 const NEAR: f64 = 0.45;
@@ -145,12 +112,13 @@ pub(super) fn invalid(key: &str, value: &str, wanted: &str) -> Error {
 }
 
 fn allowed(scope: Scope) -> impl Iterator<Item = &'static str> {
-    let class_only: &[&str] = if scope == Scope::Class { CLASS_ONLY } else { &[] };
-    EVERYWHERE.iter().chain(class_only).copied()
+    let keys = KEYS.iter();
+    keys.filter(move |key| scope == Scope::Class || key.place != Place::Class)
+        .map(|key| key.name)
 }
 
 fn unknown(key: &str, scope: Scope) -> Error {
-    let message = if CLASS_ONLY.iter().any(|k| k.eq_ignore_ascii_case(key)) {
+    let message = if KEYS.iter().any(|known| known.name.eq_ignore_ascii_case(key)) {
         format!(
             "{}: {key:?} belongs into the parameters of a StorageClass",
             scope.field()
@@ -193,7 +161,7 @@ mod tests {
     #[test]
     fn a_word_of_megabytes_is_like_none() {
         assert_eq!(
-            nearest(&"storageAccount".repeat(300_000), EVERYWHERE.iter().copied()),
+            nearest(&"storageAccount".repeat(300_000), allowed(Scope::Attributes)),
             None
         );
         let megabytes = "é".repeat(2 << 20);
@@ -202,7 +170,7 @@ mod tests {
             None
         );
         assert_eq!(
-            nearest("storageAcount", EVERYWHERE.iter().copied()),
+            nearest("storageAcount", allowed(Scope::Attributes)),
             Some("storageAccount")
         );
     }

@@ -1,14 +1,15 @@
 //! What a user writes about a volume, as types: volumeAttributes, StorageClass parameters, secrets, mount
 //! options.
 //!
-//! The keys and their meaning are those of docs/volumes.md; they follow blob.csi.azure.com where the meaning
-//! is the same. Nothing is ignored in silence: an unknown key is refused with the nearest known one, and so
-//! is a setting that this release cannot honor.
+//! The keys and their meaning are those of the tables in `table`, of which docs/volume-reference.md is made;
+//! they follow blob.csi.azure.com where the meaning is the same. Nothing is ignored in silence: an unknown
+//! key is refused with the nearest known one, and so is a setting that this release cannot honor.
 
 mod keeping;
 mod keys;
 pub mod mount_options;
 pub mod secrets;
+mod table;
 pub mod template;
 
 use std::collections::HashMap;
@@ -16,11 +17,16 @@ use std::collections::HashMap;
 use blob_client::transport::failover::TransportMode;
 use blob_fs::Profile;
 
+use keeping::INDEX_TAGS;
 pub use keeping::{Keeping, content_types};
 pub use keys::Scope;
 use keys::{Keys, invalid};
 pub use mount_options::MountOptions;
 pub use secrets::Secrets;
+pub use table::{
+    ALWAYS, INSTEAD, KEYS, Key, MountOption, OPTIONS, Place, SECRET_KEYS, SYSTEM_PREFIXES, SecretKey,
+    VARIABLES, Values,
+};
 pub use template::Claim;
 
 use crate::error::{Error, Reason, Result};
@@ -52,7 +58,7 @@ const AUTH_TYPES: &[(&str, AuthType)] = &[
 ];
 
 impl AuthType {
-    /// The word of volumes.md.
+    /// The word that users write.
     pub fn name(self) -> &'static str {
         AUTH_TYPES
             .iter()
@@ -78,7 +84,7 @@ pub enum TokenKind {
 }
 
 impl TokenKind {
-    /// The word of volumes.md.
+    /// The word that users write.
     pub fn name(self) -> &'static str {
         match self {
             Self::Msi => AuthType::Msi,
@@ -247,7 +253,7 @@ fn check_protocol(keys: &Keys) -> Result<()> {
     }
 }
 
-/// Settings of volumes.md that this release does not implement: refused, never ignored.
+/// Settings that this release does not implement: refused, never ignored.
 fn check_not_yet(keys: &Keys) -> Result<()> {
     let refuse = |message: &str| Err(Error::new(Reason::NotSupportedYet, message));
     match keys.choice("cacheMedium", &[("none", false), ("disk", true)])? {

@@ -6,54 +6,8 @@ use blob_client::{NoPatience, Patience};
 use blob_fs::config::Ownership;
 
 use super::keys::nearest;
+use super::table::{ALWAYS, INSTEAD, option_names};
 use crate::error::{Error, Reason, Result};
-
-/// Options in the spelling of volumes.md.
-pub(super) const KNOWN: &[&str] = &[
-    "ro",
-    "uid",
-    "gid",
-    "umask",
-    "file_mode",
-    "dir_mode",
-    "allow_other",
-    "attr_timeout",
-    "entry_timeout",
-    "negative_timeout",
-    "kernel_cache",
-    "rename_limit",
-    "timeout",
-];
-
-/// Options that ask for what every mount is anyway.
-pub(super) const ALWAYS: &[&str] = &[
-    "rw",
-    "noatime",
-    "nodiratime",
-    "nosuid",
-    "nodev",
-    "_netdev",
-    "default_permissions",
-];
-
-/// Options that people try, and what they want instead.
-const INSTEAD: &[(&str, &str)] = &[
-    ("direct_io", "set profile: streaming in the volume's attributes"),
-    (
-        "context",
-        "a FUSE mount takes no SELinux label; see docs/volumes.md, SELinux",
-    ),
-    (
-        "fscontext",
-        "a FUSE mount takes no SELinux label; see docs/volumes.md, SELinux",
-    ),
-    ("noexec", "a pod's securityContext says what it may execute"),
-    (
-        "allow_root",
-        "every user of a pod may use the mount; permissions decide",
-    ),
-    ("nonempty", "an empty directory is made for each mount"),
-];
 
 /// What `mountOptions` of a PersistentVolume or StorageClass ask for; `None` where nothing was said.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -188,11 +142,12 @@ fn unknown(name: &str, word: &str) -> Error {
             format!("mountOptions: option {word:?} is not offered: {instead}"),
         );
     }
-    let near = nearest(name, KNOWN.iter().chain(ALWAYS).copied());
+    let near = nearest(name, option_names().chain(ALWAYS.iter().copied()));
     let near = near
         .map(|near| format!("; did you mean {near:?}?"))
         .unwrap_or_default();
-    let known = KNOWN.join(", ");
+    let known: Vec<_> = option_names().collect();
+    let known = known.join(", ");
     Error::new(
         Reason::UnknownMountOption,
         format!("mountOptions: unknown option {word:?}{near} (known: {known})"),

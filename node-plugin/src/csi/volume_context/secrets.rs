@@ -1,10 +1,11 @@
-//! Secrets of a request: the keys of volumes.md, held as values that never print.
+//! Secrets of a request: their known keys, held as values that never print.
 
 use std::collections::{BTreeMap, HashMap};
 
 use blob_client::secret::Secret;
 
 use super::keys::nearest;
+use super::table::secret_names;
 use crate::error::{Error, Reason, Result};
 
 const ACCOUNT: &str = "azurestorageaccountname";
@@ -14,17 +15,6 @@ const SPN_CLIENT: &str = "azurestoragespnclientid";
 const SPN_SECRET: &str = "azurestoragespnclientsecret";
 const SPN_TENANT: &str = "azurestoragespntenantid";
 const MSI: &str = "msisecret";
-pub(super) const KNOWN: &[&str] = &[
-    ACCOUNT,
-    KEY,
-    SAS,
-    SPN_CLIENT,
-    SPN_SECRET,
-    SPN_TENANT,
-    MSI,
-    "accountname",
-    "accountkey",
-];
 
 /// What the Secret of a request holds. Keys of a Secret that mean nothing here are left alone: a Secret may
 /// serve several programs.
@@ -55,7 +45,7 @@ impl Secrets {
         let mut unknown = Vec::new();
         for (key, value) in map.iter().collect::<BTreeMap<_, _>>() {
             let lower = key.to_ascii_lowercase();
-            if !KNOWN.contains(&lower.as_str()) {
+            if !secret_names().any(|known| known == lower) {
                 unknown.push(key.clone());
                 continue;
             }
