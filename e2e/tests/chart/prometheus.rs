@@ -30,8 +30,8 @@ pub(crate) struct Firing {
 
 impl Prometheus {
     /// Starts it with these rules (the groups of a PrometheusRule). It reads every second what
-    /// [`reads`](Self::reads) says, under the name of this job.
-    pub(crate) fn start(rules: &Value, job: &str) -> Result<Self> {
+    /// [`reads`](Self::reads) says, under the name of this job, and what the cluster says at an address.
+    pub(crate) fn start(rules: &Value, job: &str, cluster: SocketAddr) -> Result<Self> {
         let folder = tree::scratch()?;
         let write = |name: &str, content: &Value| {
             // JSON is YAML as well.
@@ -39,13 +39,20 @@ impl Prometheus {
         };
         write("rules.yml", rules)?;
         write("targets.json", &json!([]))?;
+        let cluster = [json!({"targets": [cluster.to_string()]})];
+        write("cluster.json", &Value::from_iter(cluster))?;
         let config = json!({
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
             "rule_files": ["rules.yml"],
-            "scrape_configs": [{
-                "job_name": job,
-                "file_sd_configs": [{"files": ["targets.json"]}],
-            }],
+            "scrape_configs": [
+                {"job_name": job, "file_sd_configs": [{"files": ["targets.json"]}]},
+                // As its ServiceMonitor has it: what is said of a DaemonSet is said by another pod.
+                {
+                    "job_name": "kube-state-metrics",
+                    "honor_labels": true,
+                    "file_sd_configs": [{"files": ["cluster.json"]}],
+                },
+            ],
         });
         write("prometheus.yml", &config)?;
         let path = |name: &str| folder.path().join(name).display().to_string();
@@ -99,6 +106,23 @@ impl Prometheus {
                     node: label("node"),
                     volume: label("volume"),
                 }
+            })
+            .collect())
+    }
+
+    /// The summaries of the alerts of a name that fire now.
+    pub(crate) fn summaries(&self, alert: &str) -> Result<Vec<String>> {
+        let data = self.get("/api/v1/alerts")?;
+        let alerts = data["alerts"].as_array().context("no alerts")?;
+        let firing = alerts
+            .iter()
+            .filter(|one| one["state"] == "firing" && one["labels"]["alertname"] == alert);
+        Ok(firing
+            .map(|one| {
+                one["annotations"]["summary"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned()
             })
             .collect())
     }
