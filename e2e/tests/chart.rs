@@ -6,10 +6,14 @@
 mod alerts;
 #[path = "chart/generated.rs"]
 mod generated;
+#[path = "chart/gitops.rs"]
+mod gitops;
 #[path = "chart/objects.rs"]
 mod objects;
 #[path = "chart/prometheus.rs"]
 mod prometheus;
+#[path = "chart/recipes.rs"]
+mod recipes;
 #[path = "chart/render.rs"]
 mod render;
 #[path = "chart/security.rs"]
