@@ -22,6 +22,8 @@ pub struct Patience {
     pub local: Duration,
     /// mount(2) and the kernel's handshake.
     pub mount: Duration,
+    /// A mount that appears at its place.
+    pub appear: Duration,
     /// umount(2).
     pub unmount: Duration,
     /// Committing what is dirty at the end. Kubelet gives a call two minutes.
@@ -37,6 +39,7 @@ impl Default for Patience {
             answer: Duration::from_secs(15),
             local: Duration::from_secs(30),
             mount: Duration::from_secs(30),
+            appear: Duration::from_secs(30),
             unmount: Duration::from_secs(10),
             commit: Duration::from_secs(90),
             shut_down: Duration::from_secs(100),
@@ -95,7 +98,7 @@ impl Calls {
         let late = self.late(&to, mount.connection, at_work);
         let mounter = self.mounter.clone();
         let work = move || mounter.attach(&mount, &to);
-        flatten(bounded_or("attach", self.patience.mount, work, late).await)
+        flatten(bounded_or("attach", self.patience.appear, work, late).await)
     }
 
     /// Takes a mount away that nobody has seen.
@@ -118,7 +121,7 @@ impl Calls {
         let late = self.late(&to, staged.minor, at_work);
         let (mounter, from) = (self.mounter.clone(), staged.clone());
         let work = move || mounter.bind(&from, &to, read_only);
-        flatten(bounded_or("bind", self.patience.mount, work, late).await)
+        flatten(bounded_or("bind", self.patience.appear, work, late).await)
     }
 
     /// What is done with a mount of a connection that appears when nobody waits for it any more. One that has

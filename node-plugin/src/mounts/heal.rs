@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::manager::Mounts;
+use super::mount::State;
 use super::probe::Condition;
 use crate::error::Result;
 
@@ -36,14 +37,16 @@ impl Healing {
 }
 
 impl Mounts {
-    /// Mounts that are remembered, and that this process does not serve.
+    /// Mounts that are remembered, and that nobody serves. One that has been taken away, and whose last changes
+    /// are being committed, is none of them.
     pub fn dead(&self) -> usize {
         let all = self.lock();
         let remembered = all.values().filter(|mount| mount.record.is_some());
         remembered
-            .filter(|mount| {
-                let session = mount.session();
-                !session.is_some_and(|session| session.serving.is_serving())
+            .filter(|mount| match &mount.state {
+                State::Starting | State::Dead => true,
+                State::Serving(session) => !session.serving.is_serving(),
+                State::Ending(_) => false,
             })
             .count()
     }

@@ -22,6 +22,7 @@ const PATIENCE: Patience = Patience {
     answer: LONG,
     local: LONG,
     mount: LONG,
+    appear: LONG,
     unmount: LONG,
     commit: LONG,
     shut_down: LONG,
@@ -371,7 +372,7 @@ async fn an_attach_that_takes_too_long_is_cut_off_and_keeps_its_path() {
     let mut house = House::new();
     let staging = house.staging();
     for replaces in [false, true] {
-        house.mounts.calls.patience.mount = SHORT;
+        house.mounts.calls.patience.appear = SHORT;
         house.kernel.hold_appearing(true);
         let error = house.start().await.unwrap_err();
         assert_eq!(error.reason, Reason::MountFailed, "{error}");
@@ -388,7 +389,7 @@ async fn an_attach_that_takes_too_long_is_cut_off_and_keeps_its_path() {
         } else {
             assert!(house.kernel.mounts().is_empty());
         }
-        house.mounts.calls.patience.mount = LONG;
+        house.mounts.calls.patience.appear = LONG;
         house.start().await.unwrap();
         assert_eq!(house.kernel.mounts(), std::slice::from_ref(&staging));
         assert_eq!(house.condition().await, Condition::Healthy);
@@ -408,7 +409,7 @@ async fn a_bind_that_takes_too_long_is_taken_away_before_the_next_call() {
     let mut house = House::new();
     house.start().await.unwrap();
     let (staging, pod) = (house.staging(), house.path("1"));
-    house.mounts.calls.patience.mount = SHORT;
+    house.mounts.calls.patience.appear = SHORT;
     house.kernel.hold_appearing(true);
     let error = house
         .mounts
@@ -421,7 +422,7 @@ async fn a_bind_that_takes_too_long_is_taken_away_before_the_next_call() {
     house.kernel.hold_appearing(false);
     until(|| house.mounts.enter("v", &pod).is_ok()).await;
     assert_eq!(house.kernel.mounts(), std::slice::from_ref(&staging));
-    house.mounts.calls.patience.mount = LONG;
+    house.mounts.calls.patience.appear = LONG;
     house.mounts.bind(&staging, &pod, target(false)).await.unwrap();
     assert_eq!(house.mounts.condition(&pod).await.unwrap(), Condition::Healthy);
 }
@@ -522,6 +523,7 @@ async fn what_is_not_committed_is_not_unmounted_well() {
         let error = house.mounts.stop(&house.staging()).await.unwrap_err();
         assert_eq!(error.reason, Reason::CommitPending, "{error}");
         assert_eq!(error.reason.code(), tonic::Code::Unavailable);
+        assert_eq!(house.mounts.dead(), 0, "no pod gets ENOTCONN of it");
     }
     let error = house.start().await.unwrap_err();
     assert_eq!(error.reason, Reason::CommitPending, "{error}");
