@@ -12,15 +12,45 @@ use super::placing::Place;
 use super::record::{Record, Target};
 use crate::error::{Error, Reason, Result};
 
+/// Why a volume was not bound.
+#[derive(Debug)]
+pub(super) struct NotBound {
+    pub(super) error: Error,
+    /// For as long as the pod lives.
+    pub(super) lasting: bool,
+}
+
+impl From<Error> for NotBound {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            lasting: false,
+        }
+    }
+}
+
 impl Mounts {
     /// Binds a mounted volume to a pod's directory, creating it; in the place of a mount of ours that is
     /// there.
     pub async fn bind(&self, source: &Path, target: &Path, args: Target) -> Result<()> {
+        let bound = self.try_bind(source, target, args).await;
+        bound.map_err(|failed| failed.error)
+    }
+
+    /// The same, and whether another attempt would help.
+    pub(super) async fn try_bind(
+        &self,
+        source: &Path,
+        target: &Path,
+        args: Target,
+    ) -> std::result::Result<(), NotBound> {
+        self.check_late(target)?;
         let Some(staged) = self.mount_at(source).await? else {
             return Err(Error::new(
                 Reason::NotStaged,
                 format!("{}: the volume is not mounted there any more", source.display()),
-            ));
+            )
+            .into());
         };
         self.prepare_target(target).await?;
         let to = self.place(target, true).await?;
@@ -29,12 +59,13 @@ impl Mounts {
         let bound = self.calls.bind(&staged, to, args.read_only, at_work).await;
         bound.map_err(|error| {
             self.keep_while_late(target, &error, late);
-            Error::new(
-                Reason::MountFailed,
-                format!("bind of {} to {}: {error}", source.display(), target.display()),
-            )
+            let text = format!("bind of {} to {}: {error}", source.display(), target.display());
+            NotBound {
+                error: Error::new(Reason::MountFailed, text),
+                lasting: error.kind() == io::ErrorKind::Unsupported,
+            }
         })?;
-        self.remember_target(source, target, args)
+        Ok(self.remember_target(source, target, args)?)
     }
 
     /// A place for a mount, and the mount of ours that is there, which nobody serves: whoever still waits for

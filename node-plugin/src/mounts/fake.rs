@@ -44,6 +44,10 @@ struct State {
     uncovered: Vec<PathBuf>,
     /// Nothing can be attached.
     refuse_attach: bool,
+    /// What is there cannot be replaced.
+    for_good: Vec<PathBuf>,
+    /// The next attach fails when its mount is there.
+    appear_and_fail: bool,
     /// The next mount that comes to a place does so when this is taken back.
     hold_appearing: bool,
     /// A kernel that cannot mount beneath a mount.
@@ -178,6 +182,13 @@ impl FakeKernel {
     }
     pub(crate) fn refuse_attach(&self, refuse: bool) {
         self.change(|state| state.refuse_attach = refuse);
+    }
+    /// What is at a path cannot be replaced as long as the pod lives.
+    pub(crate) fn keep_for_good(&self, at: &Path) {
+        self.change(|state| state.for_good.push(at.to_owned()));
+    }
+    pub(crate) fn appear_and_fail(&self) {
+        self.change(|state| state.appear_and_fail = true);
     }
     pub(crate) fn hold_appearing(&self, hold: bool) {
         self.change(|state| state.hold_appearing = hold);
@@ -391,8 +402,15 @@ impl Mounter for FakeKernel {
         let mut entry = self.top(&mount.at)?;
         entry.id = self.next.fetch_add(1, Ordering::Relaxed) + 100;
         self.put(entry, to)?;
-        self.change(|state| state.detached.retain(|entry| entry.minor != mount.connection));
-        Ok(())
+        let mut fails = false;
+        self.change(|state| {
+            state.detached.retain(|entry| entry.minor != mount.connection);
+            fails = std::mem::take(&mut state.appear_and_fail);
+        });
+        match fails {
+            true => Err(io::Error::from_raw_os_error(libc::EIO)),
+            false => Ok(()),
+        }
     }
     fn answers(&self, at: &Path) -> io::Result<()> {
         let minor = self.top(at)?.minor;
@@ -412,6 +430,9 @@ impl Mounter for FakeKernel {
         self.change(|state| missed |= std::mem::take(&mut state.bind_misses));
         if missed {
             return Err(io::Error::other("the volume was not there any more"));
+        }
+        if self.state.lock().unwrap().for_good.contains(&to.at) {
+            return Err(super::placing::for_good());
         }
         mount.id = self.next.fetch_add(1, Ordering::Relaxed) + 100;
         mount.options = if read_only { "ro" } else { "rw" }.into();

@@ -1,28 +1,116 @@
-//! Dead mounts that are made anew: counted here, and their targets bound again.
+//! Dead mounts that are made anew: counted here, in turn, and their targets bound again.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use super::bind::NotBound;
 use super::manager::Mounts;
 use super::mount::State;
 use super::probe::Condition;
-use crate::error::Result;
+use crate::error::{Error, Reason, Result};
 
-/// How often dead mounts were made anew.
-#[derive(Debug, Default)]
+/// Volumes that are made anew at a time: after a restart all are dead, and share the network and the services
+/// that give tokens with what else goes on.
+const AT_ONCE: usize = 4;
+/// What takes longer waits for a service that hangs, and keeps no other volume from its turn.
+const TURN: Duration = Duration::from_secs(1);
+/// Longest pause before the first attempt, so that the nodes of a cluster do not all ask at once.
+pub const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause between attempts.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// The attempts to make dead mounts anew.
+#[derive(Debug)]
 pub struct Healing {
     healed: AtomicU64,
     failed: AtomicU64,
+    turns: Semaphore,
+    /// By the path of the mount.
+    latest: Mutex<BTreeMap<PathBuf, Failed>>,
+}
+
+/// The latest attempt at a mount, which has failed.
+#[derive(Debug)]
+struct Failed {
+    error: Error,
+    /// It had secrets of a call.
+    given: bool,
+    pause: Duration,
+    until: Instant,
+}
+
+impl Default for Healing {
+    fn default() -> Self {
+        Self {
+            healed: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            turns: Semaphore::new(AT_ONCE),
+            latest: Mutex::default(),
+        }
+    }
 }
 
 impl Healing {
-    /// Counts an attempt.
-    pub fn count<T>(&self, result: &Result<T>) {
-        let count = match result {
-            Ok(_) => &self.healed,
-            Err(_) => &self.failed,
+    /// Does something when it is its turn; what takes long goes on without one.
+    pub async fn in_turn<T>(&self, work: impl Future<Output = T>) -> T {
+        // The semaphore is never closed.
+        let turn = self.turns.acquire().await.ok();
+        tokio::pin!(work);
+        if let Ok(done) = tokio::time::timeout(TURN, &mut work).await {
+            return done;
+        }
+        drop(turn);
+        work.await
+    }
+
+    /// Counts an attempt at a mount, and remembers why it failed. `given`: it had secrets of a call.
+    pub fn note(&self, path: &Path, given: bool, result: &Result<()>) {
+        let Err(error) = result else {
+            self.healed.fetch_add(1, Ordering::Relaxed);
+            return self.forget(path);
         };
-        count.fetch_add(1, Ordering::Relaxed);
+        self.note_failure();
+        let mut latest = self.latest();
+        let before = latest.get(path).map(|failed| failed.pause);
+        let pause = before.map_or(FIRST_PAUSE, |pause| (pause * 2).min(LONGEST_PAUSE));
+        let failed = Failed {
+            error: error.clone(),
+            given,
+            pause,
+            until: Instant::now() + pause,
+        };
+        latest.insert(path.to_owned(), failed);
+    }
+
+    /// Counts an attempt that failed for a target only.
+    pub fn note_failure(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Why the latest attempt failed, when it is too early for the next one: kubelet repeats its calls for
+    /// every pod. One that brings secrets does not wait for one that had none.
+    pub fn too_early(&self, path: &Path, given: bool) -> Option<Error> {
+        let latest = self.latest();
+        let failed = latest.get(path)?;
+        let rests = Instant::now() < failed.until && (failed.given || !given);
+        rests.then(|| failed.error.clone())
+    }
+
+    /// Nothing is mounted there any more.
+    pub(super) fn forget(&self, path: &Path) {
+        self.latest().remove(path);
+    }
+
+    fn latest(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Failed>> {
+        // Whole after a panic elsewhere: every change is one insert or remove.
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Mounts that were made anew.
@@ -34,6 +122,15 @@ impl Healing {
     pub fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)
     }
+}
+
+/// What was not bound again.
+#[derive(Debug, Default)]
+pub struct Rebound {
+    /// The first failure that the next attempt may not have.
+    pub failed: Option<Error>,
+    /// The first one that lasts for as long as its pod.
+    pub lasting: Option<Error>,
 }
 
 impl Mounts {
@@ -63,23 +160,70 @@ impl Mounts {
 
     /// Binds the volume that is mounted at a path to all its targets whose mounts are dead: a container that
     /// is restarted finds it there. One that cannot be bound keeps no other from it.
-    ///
-    /// # Errors
-    /// The first failure.
-    pub async fn rebind(&self, path: &Path) -> Result<()> {
-        let mut first = Ok(());
+    pub async fn rebind(&self, path: &Path) -> Rebound {
+        let mut rebound = Rebound::default();
         for (target, args) in self.record(path).into_iter().flat_map(|record| record.targets) {
+            if self.end_by.borrow().is_some() {
+                // It would only have to be taken down again.
+                let error = Error::new(Reason::OperationPending, "the process ends");
+                rebound.failed.get_or_insert(error);
+                return rebound;
+            }
             let dead = matches!(self.condition(&target).await, Ok(Condition::Dead(_)));
             if !dead {
                 continue;
             }
-            let bound = self.bind(path, &target, args).await;
-            match &bound {
+            match self.try_bind(path, &target, args).await {
                 Ok(()) => tracing::info!(path = %target.display(), "bound again"),
-                Err(error) => tracing::warn!(path = %target.display(), %error, "not bound again"),
+                Err(NotBound { error, lasting }) => {
+                    tracing::warn!(path = %target.display(), %error, "not bound again");
+                    let first = match lasting {
+                        true => &mut rebound.lasting,
+                        false => &mut rebound.failed,
+                    };
+                    first.get_or_insert(error);
+                }
             }
-            first = first.and(bound);
         }
-        first
+        rebound
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn services_that_hang_keep_no_volume_from_its_turn() {
+        let healing = Healing::default();
+        let hang = futures::future::join_all((0..10 * AT_ONCE).map(|_| healing.in_turn(pending::<()>())));
+        tokio::select! {
+            biased;
+            _ = hang => unreachable!("they hang"),
+            done = healing.in_turn(async { 7 }) => assert_eq!(done, 7),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_volume_rests_after_a_failure_longer_each_time() {
+        let healing = Healing::default();
+        let path = Path::new("/staging");
+        let error = Error::new(Reason::MountDead, "x");
+        assert_eq!(healing.too_early(path, false), None);
+        for pause in [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
+            healing.note(path, false, &Err(error.clone()));
+            tokio::time::advance(Duration::from_millis(pause * 1000 - 1)).await;
+            assert_eq!(healing.too_early(path, false).as_ref(), Some(&error), "{pause}");
+            assert_eq!(healing.too_early(path, true), None, "it brings what was missing");
+            tokio::time::advance(Duration::from_millis(2)).await;
+            assert_eq!(healing.too_early(path, false), None, "{pause}");
+        }
+        healing.note(path, true, &Err(error.clone()));
+        assert_eq!(healing.too_early(path, true), Some(error));
+        healing.note(path, false, &Ok(()));
+        assert_eq!(healing.too_early(path, true), None);
+        assert_eq!((healing.healed(), healing.failed()), (1, 12));
     }
 }

@@ -142,6 +142,8 @@ impl Mounts {
             mount.credentials = Credentials::default();
         }
         prune(&mut all);
+        drop(all);
+        self.healing.forget(path);
         Ok(())
     }
 
@@ -225,6 +227,7 @@ impl Mounts {
     /// to be seen, and after an error all is as it was.
     pub async fn start(&self, record: Record, config: VolumeConfig, credentials: Credentials) -> Result<()> {
         let path = record.path.clone();
+        self.check_late(&path)?;
         // A session whose mount has died or was taken away from outside has accepted changes as well.
         self.drain(&path)?;
         match self.committed(&path).await {
@@ -238,7 +241,14 @@ impl Mounts {
         self.set_state(&path, State::Starting);
         let started = self.appear(record, config, credentials).await;
         if started.is_err() {
-            self.set_state(&path, State::Dead);
+            let mut all = self.lock();
+            match all.get_mut(&path) {
+                // It may have taken something.
+                Some(mount) if matches!(mount.state, State::Ending(_)) => {}
+                Some(mount) => mount.state = State::Dead,
+                None => {}
+            }
+            prune(&mut all);
         }
         started
     }
@@ -274,18 +284,16 @@ impl Mounts {
         let former = self.record(&path);
         self.remember(record)?;
         self.begin(&path, Session { serving, counter }, credentials);
-        let (kept, at_work) = (Arc::downgrade(&detached), Arc::new(()));
+        let at_work = Arc::new(());
         let late = Arc::downgrade(&at_work);
-        let attached = self.calls.attach(detached, to, at_work).await;
+        // Kept here, too: the thread may end between its time and a look at what it has left.
+        let attached = self.calls.attach(Arc::clone(&detached), to, at_work).await;
         if let Err(error) = attached {
             self.keep_while_late(&path, &error, late);
-            if let Some(kept) = kept.upgrade() {
-                // It may appear yet, and what it takes nobody would commit.
-                if let Err(error) = self.calls.abort_kept(&kept).await {
-                    tracing::warn!(path = %path.display(), %error, "could not abort a late mount");
-                }
-                self.discard(kept, &path).await;
+            if error.kind() == io::ErrorKind::TimedOut || self.is_seen(&path, detached.connection).await {
+                self.end_unwanted(&path, &detached).await;
             }
+            self.discard(detached, &path).await;
             match former {
                 Some(former) => self.remember(former)?,
                 None => self.forget(&path)?,
@@ -296,6 +304,26 @@ impl Mounts {
             return Err(failed(error));
         }
         Ok(())
+    }
+
+    /// Whether a mount of a connection is at a path, also below another one; when nobody can say, it may be.
+    async fn is_seen(&self, path: &Path, connection: u32) -> bool {
+        let of_connection = |entry: &Entry| entry.is_ours() && entry.at == path && entry.minor == connection;
+        self.calls
+            .table()
+            .await
+            .map_or(true, |table| table.iter().any(of_connection))
+    }
+
+    /// Ends the session of a mount that has appeared after all, or may yet: what it has taken is committed,
+    /// and it takes nothing more, unless it cannot be aborted. Then it goes on until it is unmounted.
+    async fn end_unwanted(&self, path: &Path, detached: &Arc<Detached>) {
+        if let Err(error) = self.calls.abort_kept(detached).await {
+            tracing::warn!(path = %path.display(), %error, "could not abort a late mount");
+        }
+        if let Err(error) = self.drain(path) {
+            tracing::error!(path = %path.display(), %error, "changes of a late mount are lost");
+        }
     }
 
     async fn discard(&self, detached: Arc<Detached>, path: &Path) {

@@ -1,6 +1,7 @@
 //! One mount: all that is known of a path at which this driver mounts a file system.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -114,7 +115,7 @@ struct Failure {
 #[derive(Debug)]
 struct AtWork {
     volume: String,
-    /// It is no call of kubelet's: those wait for it.
+    /// It makes a dead volume anew: calls wait for it.
     heals: bool,
 }
 
@@ -185,11 +186,16 @@ impl Mount {
         self.probing.as_ref().is_some_and(hangs)
     }
 
+    /// Whether a thread that an earlier call left behind is at work there still.
+    fn is_late(&self) -> bool {
+        self.late.strong_count() > 0
+    }
+
     /// Whether there is anything to be known of it.
     fn is_known(&self) -> bool {
         self.record.is_some()
             || self.in_flight.is_some()
-            || self.late.strong_count() > 0
+            || self.is_late()
             || self.failure.is_some()
             || matches!(self.state, State::Serving(_) | State::Ending(_))
             || self
@@ -212,6 +218,19 @@ pub(super) fn prune(all: &mut BTreeMap<PathBuf, Mount>) {
 pub struct InFlight<'a> {
     mounts: &'a Mounts,
     path: PathBuf,
+}
+
+impl InFlight<'_> {
+    /// Whether the call makes a dead volume anew now, which others wait for: it may take as long as a service
+    /// that hangs, and again and again.
+    pub fn heals(&self, heals: bool) {
+        if let Some(mount) = self.mounts.lock().get_mut(&self.path)
+            && let Some(at_work) = &mut mount.in_flight
+        {
+            at_work.heals = heals;
+        }
+        self.mounts.left.notify_waiters();
+    }
 }
 
 impl Drop for InFlight<'_> {
@@ -256,7 +275,29 @@ impl Mounts {
             if !self.lock().iter().any(in_the_way) {
                 return self.enter(volume, path);
             }
-            left.await;
+            self.unless_ending(async {
+                left.await;
+                Ok(())
+            })
+            .await?;
+        }
+    }
+
+    /// Does what need not be done to its end when the process is about to: it is dropped then, and must leave
+    /// nothing behind.
+    ///
+    /// # Errors
+    /// `OperationPending` when the process ends; those of the work.
+    pub async fn unless_ending<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut end_by = self.end_by.subscribe();
+        let ends = async {
+            // The sender is our own.
+            let _ = end_by.wait_for(Option::is_some).await;
+        };
+        tokio::select! {
+            biased;
+            () = ends => Err(Error::new(Reason::OperationPending, "the process ends")),
+            done = work => done,
         }
     }
 
@@ -274,7 +315,7 @@ impl Mounts {
         if all.values().any(of_volume) || all.get(path).is_some_and(at_path) {
             return pending("another call is at work");
         }
-        if all.get(path).is_some_and(|mount| mount.late.strong_count() > 0) {
+        if all.get(path).is_some_and(Mount::is_late) {
             return pending("an earlier call is still at work in the kernel");
         }
         let mount = all.entry(path.to_owned()).or_insert_with(Mount::new);
@@ -295,6 +336,21 @@ impl Mounts {
             let mut all = self.lock();
             all.entry(path.to_owned()).or_insert_with(Mount::new).late = late;
             prune(&mut all);
+        }
+    }
+
+    /// Refuses to mount where such a thread is at work: a call works also at other paths than the one that it
+    /// is at work for - a publish at the staging path, what makes a volume anew at its targets.
+    pub(super) fn check_late(&self, path: &Path) -> Result<()> {
+        match self.lock().get(path).is_some_and(Mount::is_late) {
+            true => Err(Error::new(
+                Reason::OperationPending,
+                format!(
+                    "{}: an earlier call is still at work in the kernel",
+                    path.display()
+                ),
+            )),
+            false => Ok(()),
         }
     }
 
@@ -442,6 +498,35 @@ mod tests {
         assert_eq!(pending.reason, Reason::OperationPending);
         let pending = house.mounts.enter_in_turn("v", &staging).await.unwrap_err();
         assert_eq!(pending.reason, Reason::OperationPending);
+    }
+
+    /// The server ends only when its calls have, and then the time of the last commits has run already.
+    #[tokio::test]
+    async fn a_call_does_not_wait_for_what_the_process_does_by_itself_when_it_ends() {
+        let house = House::new();
+        let staging = house.path("1");
+        let _heals = house.mounts.enter_to_heal("v", &staging).unwrap();
+        let mut call = std::pin::pin!(house.mounts.enter_in_turn("v", &staging));
+        assert!(futures::poll!(&mut call).is_pending());
+        house.mounts.end_soon();
+        let pending = call.await.unwrap_err();
+        assert_eq!(pending.reason, Reason::OperationPending, "{pending}");
+        let work = house.mounts.unless_ending(std::future::pending::<Result<()>>());
+        assert_eq!(work.await.unwrap_err().reason, Reason::OperationPending);
+    }
+
+    #[tokio::test]
+    async fn calls_wait_for_a_call_while_it_heals() {
+        let house = House::new();
+        let (staging, target) = (house.path("1"), house.path("2"));
+        let publish = house.mounts.enter("v", &target).unwrap();
+        let pending = house.mounts.enter_in_turn("v", &staging).await.unwrap_err();
+        assert_eq!(pending.reason, Reason::OperationPending, "{pending}");
+        publish.heals(true);
+        let mut call = std::pin::pin!(house.mounts.enter_in_turn("v", &staging));
+        assert!(futures::poll!(&mut call).is_pending());
+        drop(publish);
+        call.await.unwrap();
     }
 
     #[tokio::test]

@@ -62,10 +62,7 @@ fn put_by(to: &Place, mount: impl AsFd, beneath: MoveMountFlags) -> io::Result<(
         return Ok(move_mount(&mount, "", &old, "", flags)?);
     }
     if to.seen {
-        return Err(io::Error::other(
-            "a dead mount of an earlier release is there, which Linux 6.5 or later can replace; with this \
-             kernel the pod has to be deleted",
-        ));
+        return Err(for_good());
     }
     take_away(&old)?;
     to_path()
@@ -79,6 +76,15 @@ fn take_away(mount: &OwnedFd) -> io::Result<()> {
         Ok(()) | Err(nix::errno::Errno::EINVAL) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Why a mount that pods see cannot be replaced: no further attempt can.
+pub(super) fn for_good() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        "a dead mount of an earlier release is there, which Linux 6.5 or later can replace; with this kernel \
+         the pod has to be deleted",
+    )
 }
 
 fn changed() -> io::Error {

@@ -34,6 +34,10 @@ pub struct Record {
     /// release, and of inline volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secrets_given: Option<bool>,
+    /// The account's endpoint, which a Secret may have named: it is made anew of no other. Not known of
+    /// inline volumes, and of records of earlier releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
     /// Where it is bound to.
     pub targets: BTreeMap<PathBuf, Target>,
 }
@@ -58,6 +62,7 @@ impl Record {
             access,
             context,
             secrets_given: None,
+            endpoint: None,
             targets: BTreeMap::new(),
         }
     }
@@ -237,7 +242,7 @@ mod tests {
         );
         assert_eq!(record.access.group, Some(2000));
         assert!(record.targets[Path::new("/pods/1")].read_only);
-        assert_eq!(record.secrets_given, None);
+        assert_eq!((record.secrets_given, &record.endpoint), (None, &None));
     }
 
     #[test]

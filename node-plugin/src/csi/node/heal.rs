@@ -6,52 +6,46 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::Duration;
 
+use blob_fs::VolumeConfig;
 use futures::future::join_all;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::NodeService;
-use super::renewal::Source;
+use super::renewal::{Reached, Source};
 use crate::cluster::VolumeAt;
+use crate::csi::account::Account;
 use crate::csi::named_secret::{self, Whose};
-use crate::csi::volume_context::{Attributes, MountOptions, Scope, Secrets};
+use crate::csi::volume_context::{Attributes, AuthType, MountOptions, Scope, Secrets};
 use crate::error::{Error, Reason, Result};
 use crate::mounts::Condition;
+use crate::mounts::heal::{FIRST_PAUSE, LONGEST_PAUSE, Rebound};
 use crate::mounts::mount::Credentials;
 use crate::mounts::record::Record;
-
-/// Volumes that are made anew at a time: after a restart all are dead, and share the network and the services
-/// that give tokens with what else goes on.
-const AT_ONCE: usize = 4;
-/// Longest pause before the first attempt, so that the nodes of a cluster do not all ask at once.
-const FIRST: Duration = Duration::from_secs(1);
-/// Longest pause between attempts.
-const LONGEST: Duration = Duration::from_secs(300);
 
 impl NodeService {
     /// Makes all staged volumes anew whose mounts are dead, and goes on trying until `stop`.
     pub async fn heal_all(&self, stop: CancellationToken) {
-        let turns = Semaphore::new(AT_ONCE);
         let staged = self.mounts.records().into_iter().filter(|record| !record.inline);
-        let all = join_all(staged.map(|record| self.heal_in_the_end(record, &turns)));
+        let all = join_all(staged.map(|record| self.heal_in_the_end(record)));
         let _ = stop.run_until_cancelled(all).await;
     }
 
-    async fn heal_in_the_end(&self, record: Record, turns: &Semaphore) {
-        let (mut pause, mut share) = (FIRST, 0.0..1.0);
+    async fn heal_in_the_end(&self, record: Record) {
+        let (mut pause, mut share) = (FIRST_PAUSE, 0.0..1.0);
         loop {
             tokio::time::sleep(pause.mul_f64(rand::random_range(share))).await;
-            let Ok(_turn) = turns.acquire().await else { return };
             let (node, record) = (self.clone(), record.clone());
             // To its end also when the process is to stop: what it had done by then would be a mount without
             // a record.
-            let attempt = tokio::spawn(async move { node.heal_in_turn(&record).await });
-            if matches!(attempt.await, Ok(Ok(()))) {
-                return;
+            let attempt = async move { tokio::spawn(async move { node.heal_in_turn(&record).await }).await };
+            match self.mounts.healing().in_turn(attempt).await {
+                Ok(Ok(())) => return,
+                // Nothing was tried: a call is at work.
+                Ok(Err(error)) if error.reason == Reason::OperationPending => {}
+                Ok(Err(_)) | Err(_) => pause = (pause * 2).min(LONGEST_PAUSE),
             }
-            (pause, share) = ((pause * 2).min(LONGEST), 0.5..1.0);
+            share = 0.5..1.0;
         }
     }
 
@@ -67,11 +61,26 @@ impl NodeService {
             // Unstaged meanwhile.
             return Ok(());
         }
-        let healed = self.heal(path, Secrets::default()).await;
+        let (healed, what, failure) = match self.heal(path, Secrets::default()).await {
+            Err(error) => (
+                Err(error.clone()),
+                "the dead mount could not be made anew",
+                Some(error),
+            ),
+            Ok(Rebound {
+                failed: Some(error), ..
+            }) => (
+                Err(error.clone()),
+                "a pod of the volume does not have it again yet",
+                Some(error),
+            ),
+            // The volume serves, and no further attempt can help: this is told once.
+            Ok(Rebound { lasting, .. }) => (Ok(()), "a pod of the volume has to be deleted", lasting),
+        };
         let text = path.display().to_string();
         self.note(volume_id, &text, healed.as_ref().err());
-        if let Err(error) = &healed {
-            tracing::warn!(volume_id, path = text, %error, "the dead mount could not be made anew");
+        if let Some(error) = &failure {
+            tracing::warn!(volume_id, path = text, %error, "{what}");
             self.report(volume_id, &text, error, |link, volume| {
                 link.reporter
                     .failed(volume, &error.reason.to_string(), &error.to_string());
@@ -82,72 +91,121 @@ impl NodeService {
 
     /// Makes the volume that is staged at a path anew if its mount is dead, and binds it to those of its
     /// targets whose mounts are. The caller is at work for the volume. `given`: secrets of the call.
-    pub(super) async fn heal(&self, path: &Path, given: Secrets) -> Result<()> {
+    ///
+    /// # Errors
+    /// The volume is not there. That a target could not be bound is told apart from that.
+    pub(super) async fn heal(&self, path: &Path, given: Secrets) -> Result<Rebound> {
         let Some(record) = self.mounts.record(path).filter(|record| !record.inline) else {
-            return Ok(());
+            return Ok(Rebound::default());
         };
-        let why = match self.mounts.condition(path).await? {
-            Condition::Dead(why) => why,
+        let condition = self.mounts.unless_ending(self.mounts.condition(path)).await?;
+        let dead = match condition {
+            Condition::Dead(why) => Some(why),
             Condition::NotMounted if self.mounts.has_dead_targets(path).await? => {
-                "it is not mounted".to_owned()
+                Some("it is not mounted".to_owned())
             }
-            Condition::Healthy | Condition::Silent(_) => return self.mounts.rebind(path).await,
-            Condition::NotMounted | Condition::Foreign(_) => return Ok(()),
+            Condition::Healthy | Condition::Silent(_) => None,
+            Condition::NotMounted | Condition::Foreign(_) => return Ok(Rebound::default()),
         };
-        tracing::info!(volume_id = record.volume_id, path = %path.display(), why, "making a dead mount anew");
-        let anew = self.mount_anew(record, given).await;
-        self.mounts.healing().count(&anew);
-        anew.map_err(|error| {
-            let text = format!(
-                "staging_target_path: the mount at {} is dead ({why}) and cannot be made anew: {}",
-                path.display(),
-                error.message
-            );
-            Error::new(error.reason, text)
-        })?;
-        self.mounts.rebind(path).await
+        let healing = self.mounts.healing();
+        if let Some(why) = dead {
+            tracing::info!(volume_id = record.volume_id, path = %path.display(), why, "making a dead mount anew");
+            let with_given = !given.is_empty();
+            let anew = self.mount_anew(record, given).await.map_err(|error| {
+                let text = format!(
+                    "staging_target_path: the mount at {} is dead ({why}) and cannot be made anew: {}",
+                    path.display(),
+                    error.message
+                );
+                Error::new(error.reason, text)
+            });
+            match &anew {
+                // Nothing was tried to its end.
+                Err(error) if error.reason == Reason::OperationPending => {}
+                _ => healing.note(path, with_given, &anew),
+            }
+            anew?;
+        }
+        let rebound = self.mounts.rebind(path).await;
+        if rebound.failed.is_some() || rebound.lasting.is_some() {
+            healing.note_failure();
+        }
+        Ok(rebound)
     }
 
     async fn mount_anew(&self, mut record: Record, given: Secrets) -> Result<()> {
         let context: HashMap<String, String> = record.context.clone().into_iter().collect();
         let attributes = Attributes::parse(&context, Scope::Attributes)?;
-        let options = MountOptions::parse(&record.access.mount_flags)?;
         self.mounts.room()?;
         let at = VolumeAt {
             handle: record.volume_id.clone(),
             path: record.path.clone(),
         };
         let whose = Whose::Staged(at.clone());
-        let (secrets, brought) = self.secrets_again(&record, &attributes, given, &whose).await?;
-        let (config, reached) = self
-            .configure(&attributes, &options, &record.access, &secrets, None, false)
-            .await?;
+        // Up to here all can be dropped: a process that is about to end has the time for its last commits
+        // only.
+        let prepared = self.prepare_anew(&record, &attributes, given, &whose);
+        let (config, reached, brought) = self.mounts.unless_ending(prepared).await?;
+        record.endpoint = Some(reached.account.endpoint.to_string());
         let renewing = self.renew(at, &attributes, Source::of(&attributes, brought, whose), reached);
-        record.targets = self.mounts.still_mounted(record.targets).await?;
+        let mounted = self.mounts.still_mounted(record.targets);
+        record.targets = self.mounts.unless_ending(mounted).await?;
         let credentials = Credentials::default().renewed(renewing);
         self.mounts.start(record, config, credentials).await
     }
 
+    /// What asks others: the API server, services that give tokens, and the account.
+    async fn prepare_anew(
+        &self,
+        record: &Record,
+        attributes: &Attributes,
+        given: Secrets,
+        whose: &Whose,
+    ) -> Result<(VolumeConfig, Reached, bool)> {
+        let options = MountOptions::parse(&record.access.mount_flags)?;
+        let (secrets, brought) = self.secrets_again(record, attributes, given, whose).await?;
+        let account = Account::resolve(attributes, &secrets)?;
+        if let Some(endpoint) = &record.endpoint
+            && *endpoint != account.endpoint.as_str()
+        {
+            return Err(Error::new(
+                Reason::ConflictingFields,
+                "azurestorageaccountname: the Secret is of another account than the mount was",
+            ));
+        }
+        let (config, reached) = self
+            .configure(attributes, &options, &record.access, &secrets, None, false)
+            .await?;
+        Ok((config, reached, brought))
+    }
+
     /// The secrets of a volume that was staged by a former process: they are written down nowhere. And
     /// whether they are those that came with the stage.
-    async fn secrets_again(
+    pub(super) async fn secrets_again(
         &self,
         record: &Record,
         attributes: &Attributes,
         given: Secrets,
         whose: &Whose,
     ) -> Result<(Secrets, bool)> {
-        if !given.is_empty() {
-            return Ok((given, true));
-        }
         let link = self.link.as_ref();
+        let needs_none = needs_no_secret(attributes);
         if let Some(link) = link.filter(|_| record.secrets_given != Some(false)) {
+            // First those of the stage: a call that publishes may bring others.
             let paths = std::iter::once(&record.path).chain(record.targets.keys());
-            if let Some(secrets) = named_secret::of_stage(link, &record.volume_id, paths).await? {
-                return Ok((secrets, true));
+            match named_secret::of_stage(link, &record.volume_id, paths).await {
+                Ok(Some(secrets)) => return Ok((secrets, true)),
+                Ok(None) => {}
+                Err(error) if given.is_empty() && !needs_none => return Err(error),
+                Err(error) => {
+                    tracing::debug!(volume_id = record.volume_id, %error, "the stage's Secret is not used");
+                }
             }
         }
-        if record.secrets_given == Some(true) {
+        if !given.is_empty() && record.secrets_given != Some(false) {
+            return Ok((given, true));
+        }
+        if record.secrets_given == Some(true) && !needs_none {
             let why = match link {
                 None => "the driver does not speak to Kubernetes here",
                 Some(_) => "no PersistentVolume of this handle with a nodeStageSecretRef is bound to a claim",
@@ -157,7 +215,17 @@ impl NodeService {
                 format!("its secrets came with the stage, and cannot be had again: {why}"),
             ));
         }
-        let secrets = named_secret::on_node(link, attributes, given, whose.owner()).await?;
+        let secrets = named_secret::on_node(link, attributes, Secrets::default(), whose.owner()).await?;
         Ok((secrets, false))
     }
+}
+
+/// Whether the account can be reached without any Secret, whatever came with the stage: many classes name one
+/// that only says the account once more.
+fn needs_no_secret(attributes: &Attributes) -> bool {
+    let by_identity = matches!(
+        attributes.auth_type,
+        Some(AuthType::Msi | AuthType::WorkloadIdentity | AuthType::Anonymous)
+    );
+    by_identity && (attributes.account.is_some() || attributes.server.is_some())
 }

@@ -29,7 +29,7 @@ impl NodeService {
         if is_inline(request, &attributes) {
             lending::check_inline(&attributes)?;
         }
-        let _in_flight = self.mounts.enter_in_turn(volume_id, &target).await?;
+        let in_flight = self.mounts.enter_in_turn(volume_id, &target).await?;
         if attributes.ephemeral || attributes.identity.with_pod_token {
             return self.publish_inline(request, &target, access, &attributes).await;
         }
@@ -57,7 +57,18 @@ impl NodeService {
             false => self.mounts.condition(&staging).await?,
         };
         if matches!(condition, Condition::Dead(_)) {
-            self.heal(&staging, Secrets::parse(&request.secrets)?).await?;
+            // Nothing is made anew for a call that is refused then.
+            self.check_arguments(&staged, &args, request)?;
+            let given = Secrets::parse(&request.secrets)?;
+            let healing = self.mounts.healing();
+            if published && let Some(error) = healing.too_early(&staging, !given.is_empty()) {
+                return Err(error);
+            }
+            in_flight.heals(true);
+            let healed = healing.in_turn(self.heal(&staging, given)).await;
+            in_flight.heals(false);
+            // What could not be bound for other pods is not this one's trouble, and its own follows.
+            healed?;
             staged = self.staged(volume_id, &staging)?;
             condition = self.mounts.condition(&staging).await?;
         }

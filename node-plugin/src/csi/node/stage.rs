@@ -95,6 +95,7 @@ impl NodeService {
         let (config, reached) = self
             .configure(&attributes, &options, &record.access, &secrets, None, false)
             .await?;
+        record.endpoint = Some(reached.account.endpoint.to_string());
         let renewing = self.renew(at, &attributes, source, reached);
         let credentials = Credentials::default().renewed(renewing);
         self.mounts.start(record, config, credentials).await

@@ -81,6 +81,16 @@ impl House {
         self.mounts.record(&self.staging()).unwrap().targets
     }
 
+    /// Starts the volume of the former process, with its targets.
+    async fn start_as_before(&self) {
+        let record = self.mounts.record(&self.staging()).unwrap();
+        let config = VolumeConfig::new("acct/c", Arc::new(FakeStore::new()));
+        self.mounts
+            .start(record, config, Credentials::default())
+            .await
+            .unwrap();
+    }
+
     async fn start(&self) -> Result<()> {
         let record = Record::new("v", &self.staging(), access(), BTreeMap::new());
         self.mounts
@@ -380,6 +390,11 @@ async fn an_attach_that_takes_too_long_is_cut_off_and_keeps_its_path() {
         assert_eq!(house.mounts.served(), 0);
         let pending = house.mounts.enter("v", &staging).unwrap_err();
         assert_eq!(pending.reason, Reason::OperationPending, "{pending}");
+        // Neither from a call at another path.
+        let publish = house.mounts.enter("v", &house.path("1")).unwrap();
+        let pending = house.start().await.unwrap_err();
+        assert_eq!(pending.reason, Reason::OperationPending, "{pending}");
+        drop(publish);
         house.kernel.hold_appearing(false);
         until(|| house.mounts.enter("v", &staging).is_ok()).await;
         if replaces {
@@ -404,6 +419,26 @@ async fn an_attach_that_takes_too_long_is_cut_off_and_keeps_its_path() {
     );
 }
 
+/// What is there for a moment takes what a pod writes.
+#[tokio::test]
+async fn a_mount_that_appears_and_fails_is_ended_and_commits() {
+    for aborts in [true, false] {
+        let house = House::new();
+        house.kernel.appear_and_fail();
+        if !aborts {
+            house.kernel.refuse_aborts();
+        }
+        let error = house.start().await.unwrap_err();
+        assert_eq!(error.reason, Reason::MountFailed, "{error}");
+        assert_eq!(house.mounts.served(), 0);
+        assert_eq!(house.kernel.aborted().len(), usize::from(aborts));
+        // The next call waits for it.
+        house.mounts.stop(&house.staging()).await.unwrap();
+        assert_eq!(house.kernel.ends().last(), Some(&"join"));
+        assert!(house.kernel.mounts().is_empty());
+    }
+}
+
 #[tokio::test]
 async fn a_bind_that_takes_too_long_is_taken_away_before_the_next_call() {
     let mut house = House::new();
@@ -419,6 +454,9 @@ async fn a_bind_that_takes_too_long_is_taken_away_before_the_next_call() {
     assert_eq!(error.reason, Reason::MountFailed, "{error}");
     let pending = house.mounts.enter("v", &pod).unwrap_err();
     assert_eq!(pending.reason, Reason::OperationPending, "{pending}");
+    // Neither from a call at another path.
+    let pending = house.mounts.bind(&staging, &pod, target(false)).await;
+    assert_eq!(pending.unwrap_err().reason, Reason::OperationPending);
     house.kernel.hold_appearing(false);
     until(|| house.mounts.enter("v", &pod).is_ok()).await;
     assert_eq!(house.kernel.mounts(), std::slice::from_ref(&staging));
@@ -463,7 +501,11 @@ async fn dead_targets_are_bound_again_each_by_itself() {
         .unwrap();
     assert_eq!((house.mounts.dead(), house.mounts.served()), (0, 1));
     house.kernel.bind_misses();
-    house.mounts.rebind(&staging).await.unwrap_err();
+    let rebound = house.mounts.rebind(&staging).await;
+    assert!(
+        rebound.failed.is_some() && rebound.lasting.is_none(),
+        "{rebound:?}"
+    );
     let states = async || {
         let mut healthy = 0;
         for pod in &pods {
@@ -472,7 +514,11 @@ async fn dead_targets_are_bound_again_each_by_itself() {
         healthy
     };
     assert_eq!(states().await, 2, "one has failed, and no other for it");
-    house.mounts.rebind(&staging).await.unwrap();
+    let rebound = house.mounts.rebind(&staging).await;
+    assert!(
+        rebound.failed.is_none() && rebound.lasting.is_none(),
+        "{rebound:?}"
+    );
     assert_eq!(states().await, 3);
     assert!(!house.mounts.has_dead_targets(&staging).await.unwrap());
     assert_eq!(house.kernel.mounts().len(), 4);
@@ -481,6 +527,48 @@ async fn dead_targets_are_bound_again_each_by_itself() {
         "{:?}",
         house.kernel.uncovered()
     );
+}
+
+/// What only the end of a pod can mend is told apart from what the next attempt may.
+#[tokio::test]
+async fn a_target_that_cannot_be_replaced_is_told_apart() {
+    let mut house = House::new();
+    house.start().await.unwrap();
+    let staging = house.staging();
+    let pods = ["1", "2"].map(|name| house.path(name));
+    for pod in &pods {
+        house.mounts.bind(&staging, pod, target(false)).await.unwrap();
+    }
+    house.kernel.kill(&staging);
+    house.mounts = House::open(&house.kernel, &house.folder);
+    house.start_as_before().await;
+    house.kernel.keep_for_good(&pods[0]);
+    let rebound = house.mounts.rebind(&staging).await;
+    assert!(rebound.failed.is_none(), "{rebound:?}");
+    assert_eq!(
+        rebound.lasting.map(|error| error.reason),
+        Some(Reason::MountFailed)
+    );
+    assert_eq!(
+        house.mounts.condition(&pods[1]).await.unwrap(),
+        Condition::Healthy
+    );
+}
+
+/// Nothing is bound by a process that is about to end: it would have to be taken down again.
+#[tokio::test]
+async fn nothing_is_bound_again_when_the_process_ends() {
+    let mut house = House::new();
+    house.start().await.unwrap();
+    let (staging, pod) = (house.staging(), house.path("1"));
+    house.mounts.bind(&staging, &pod, target(false)).await.unwrap();
+    house.kernel.kill(&staging);
+    house.mounts = House::open(&house.kernel, &house.folder);
+    house.start_as_before().await;
+    house.mounts.end_soon();
+    let failed = house.mounts.rebind(&staging).await.failed.unwrap();
+    assert_eq!(failed.reason, Reason::OperationPending, "{failed}");
+    assert!(house.mounts.has_dead_targets(&staging).await.unwrap());
 }
 
 /// Waits for a condition.
