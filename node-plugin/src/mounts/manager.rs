@@ -303,6 +303,8 @@ impl Mounts {
             }
             return Err(failed(error));
         }
+        // It stays where it is; somebody may have unmounted it already, and then this may block.
+        self.discard(detached, &path).await;
         Ok(())
     }
 
@@ -328,7 +330,7 @@ impl Mounts {
 
     async fn discard(&self, detached: Arc<Detached>, path: &Path) {
         if let Err(error) = self.calls.discard(detached).await {
-            tracing::warn!(path = %path.display(), %error, "could not take a failed mount away");
+            tracing::warn!(path = %path.display(), %error, "could not let go of a mount in time");
         }
     }
 

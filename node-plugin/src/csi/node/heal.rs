@@ -109,7 +109,10 @@ impl NodeService {
         };
         let healing = self.mounts.healing();
         if let Some(why) = dead {
-            tracing::info!(volume_id = record.volume_id, path = %path.display(), why, "making a dead mount anew");
+            tracing::info!(
+                volume_id = record.volume_id, path = %path.display(), why,
+                "making a dead mount anew"
+            );
             let with_given = !given.is_empty();
             let anew = self.mount_anew(record, given).await.map_err(|error| {
                 let text = format!(
@@ -142,8 +145,7 @@ impl NodeService {
             path: record.path.clone(),
         };
         let whose = Whose::Staged(at.clone());
-        // Up to here all can be dropped: a process that is about to end has the time for its last commits
-        // only.
+        // Can be dropped: a process that is about to end has time for its last commits only.
         let prepared = self.prepare_anew(&record, &attributes, given, &whose);
         let (config, reached, brought) = self.mounts.unless_ending(prepared).await?;
         record.endpoint = Some(reached.account.endpoint.to_string());

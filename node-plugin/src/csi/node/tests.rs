@@ -13,11 +13,13 @@ use super::*;
 use crate::access::Access;
 use crate::cluster::fake::{FakeCluster, NODE, claim, pod};
 use crate::cluster::{self, Claims, Membership, Reporter};
+use crate::csi::named_secret::Whose;
+use crate::csi::volume_context::{Attributes, Scope, Secrets};
 use crate::mounts::calls::Patience;
 use crate::mounts::fake::{FakeKernel, Health};
 use crate::mounts::mount::Credentials;
 use crate::mounts::mountinfo::FS_TYPE;
-use crate::mounts::record::Record;
+use crate::mounts::record::{Record, Target};
 use crate::mounts::{Condition, Kernel, Mounter};
 
 const UID: &str = "uid-of-pod-reader";
@@ -438,6 +440,170 @@ async fn a_dead_mount_says_why_it_cannot_be_made_anew() {
     assert!(!later.iter().any(|call| call.starts_with("secret")), "{later:?}");
     assert_eq!(service.mounts.healing().failed(), 5);
     assert_eq!(kernel.mounts(), [staging], "and the dead mount stays");
+}
+
+/// A publish of a volume that is dead at `staging`, and what is said of it.
+async fn publish_dead(world: &World, staging: &Path, context: &[(&str, &str)]) -> String {
+    let request = NodePublishVolumeRequest {
+        volume_id: "h".into(),
+        staging_target_path: staging.display().to_string(),
+        target_path: world.folder.path().join("mount").display().to_string(),
+        volume_capability: Some(capability()),
+        volume_context: map(context),
+        ..NodePublishVolumeRequest::default()
+    };
+    let published = world.service.node_publish_volume(Request::new(request)).await;
+    published.unwrap_err().message().to_owned()
+}
+
+/// Kubelet repeats the call every minute for every pod, and after each error: the API server, which many
+/// nodes share, is asked as often as the driver wants to.
+#[tokio::test]
+async fn a_republish_of_a_dead_volume_does_not_try_again_at_once() {
+    let kernel = FakeKernel::new();
+    let world = world_over(kernel.clone());
+    let (staging, target) = (
+        world.folder.path().join("globalmount"),
+        world.folder.path().join("mount"),
+    );
+    let account = [("storageAccount", "acct"), ("containerName", "photos")];
+    let mut record = record("h", &staging, &map(&account));
+    record.secrets_given = Some(true);
+    kernel.add(&staging, FS_TYPE);
+    kernel.kill(&staging);
+    world.service.mounts.remember(record.clone()).unwrap();
+    let first = publish_dead(&world, &staging, &account).await;
+    assert!(first.contains("MountDead"), "{first}");
+    // A pod that has no mount yet may try at once.
+    assert_eq!(publish_dead(&world, &staging, &account).await, first);
+    let healing = world.service.mounts.healing();
+    assert_eq!(healing.failed(), 2);
+    let args = Target {
+        read_only: false,
+        access: record.access.clone(),
+    };
+    world
+        .service
+        .mounts
+        .remember_target(&staging, &target, args)
+        .unwrap();
+    // The pause is a minute by then.
+    for _ in 0..6 {
+        let failed = Err(Error::new(Reason::MountDead, "that of the latest attempt"));
+        healing.note(&staging, false, &failed);
+    }
+    let again = publish_dead(&world, &staging, &account).await;
+    assert!(again.contains("that of the latest attempt"), "{again}");
+    assert_eq!(healing.failed(), 8, "nothing was tried");
+}
+
+/// What a call has that is refused decides nothing for the pods that have the volume.
+#[tokio::test]
+async fn a_volume_is_made_anew_as_it_was() {
+    let kernel = FakeKernel::new();
+    let world = world_over(kernel.clone());
+    let staging = world.folder.path().join("globalmount");
+    let account = [("storageAccount", "acct"), ("containerName", "photos")];
+    let mut record = record("h", &staging, &map(&account));
+    kernel.add(&staging, FS_TYPE);
+    kernel.kill(&staging);
+    world.service.mounts.remember(record.clone()).unwrap();
+    let other = [("storageAccount", "acct"), ("containerName", "others")];
+    let refused = publish_dead(&world, &staging, &other).await;
+    assert!(refused.contains("StagedDifferently"), "{refused}");
+    assert_eq!(world.service.mounts.healing().failed(), 0, "nothing was tried");
+
+    // The Secret of the stage names another account by now.
+    world.cluster.set(|state| {
+        let volume = state.volumes.get_mut("pv-1").unwrap();
+        volume.stage_secret = Some(("team".into(), "storage-key".into()));
+        let secret = map(&[
+            ("azurestorageaccountname", "acct"),
+            ("azurestorageaccountkey", "a2V5"),
+        ]);
+        state
+            .secrets
+            .insert(("team".into(), "storage-key".into()), secret);
+    });
+    record.context = stable_context(&map(&[("containerName", "photos")]));
+    record.secrets_given = Some(true);
+    record.endpoint = Some("https://former.blob.core.windows.net/".into());
+    world.service.mounts.remember(record.clone()).unwrap();
+    let error = world.service.heal_in_turn(&record).await.unwrap_err();
+    assert_eq!(error.reason, Reason::ConflictingFields, "{error}");
+
+    // What a publish brings does not go before it.
+    let given = Secrets::parse(&map(&[("azurestorageaccountname", "others")])).unwrap();
+    let again = secrets_again(&world.service, &record, given).await.unwrap();
+    assert_eq!(again.0.account.as_deref(), Some("acct"));
+    assert!(again.1, "it came with the stage");
+}
+
+async fn secrets_again(service: &NodeService, record: &Record, given: Secrets) -> Result<(Secrets, bool)> {
+    let context: HashMap<String, String> = record.context.clone().into_iter().collect();
+    let attributes = Attributes::parse(&context, Scope::Attributes)?;
+    let whose = Whose::Staged(VolumeAt {
+        handle: record.volume_id.clone(),
+        path: record.path.clone(),
+    });
+    service.secrets_again(record, &attributes, given, &whose).await
+}
+
+/// Many classes name a Secret that only says the account once more.
+#[tokio::test]
+async fn an_identity_needs_no_secret_of_the_stage() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = service(FakeKernel::new(), folder.path());
+    let staging = folder.path().join("globalmount");
+    for (auth, account, enough) in [
+        ("MSI", Some("acct"), true),
+        ("WorkloadIdentity", Some("acct"), true),
+        ("Anonymous", Some("acct"), true),
+        ("MSI", None, false),
+        ("SPN", Some("acct"), false),
+        ("Key", Some("acct"), false),
+    ] {
+        let mut context = map(&[("containerName", "photos"), ("AzureStorageAuthType", auth)]);
+        context.extend(account.map(|account| ("storageAccount".to_owned(), account.to_owned())));
+        let mut record = record("h", &staging, &context);
+        record.secrets_given = Some(true);
+        match secrets_again(&service, &record, Secrets::default()).await {
+            Ok((secrets, _)) => assert!(enough && secrets.is_empty(), "{auth}, {account:?}"),
+            Err(error) => {
+                assert!(!enough, "{auth}, {account:?}: {error}");
+                assert_eq!(error.reason, Reason::MountDead, "{auth}, {account:?}");
+            }
+        }
+    }
+}
+
+/// One pod whose target no attempt can bind again: the others have the volume, and that one is told once.
+#[tokio::test]
+async fn a_volume_is_healed_when_all_is_that_can_be() {
+    let kernel = FakeKernel::new();
+    let world = world_over(kernel.clone());
+    let staging = staged(&world.service, &world.folder).await;
+    let pods = ["1", "2"].map(|name| world.folder.path().join(name));
+    let record = record("h", &staging, &HashMap::new());
+    for pod in &pods {
+        std::fs::create_dir(pod).unwrap();
+        kernel.add(pod, FS_TYPE);
+        kernel.kill(pod);
+        let args = Target {
+            read_only: false,
+            access: record.access.clone(),
+        };
+        world.service.mounts.remember_target(&staging, pod, args).unwrap();
+    }
+    kernel.keep_for_good(&pods[0]);
+    world.service.heal_in_turn(&record).await.unwrap();
+    assert_eq!(
+        world.service.mounts.condition(&pods[1]).await.unwrap(),
+        Condition::Healthy
+    );
+    assert_eq!(world.service.mounts.healing().failed(), 1);
+    let told = [("PersistentVolumeClaim", "data", "MountFailed", 1)];
+    world.cluster.until(|state| state.told() == told).await;
 }
 
 /// The mount decides whether a pod can write, not what is remembered of it.
