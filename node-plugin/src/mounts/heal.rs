@@ -134,8 +134,8 @@ pub struct Rebound {
 }
 
 impl Mounts {
-    /// Mounts that are remembered, and that nobody serves. One that has been taken away, and whose last changes
-    /// are being committed, is none of them.
+    /// Mounts that are remembered, and that nobody serves. One that has been taken away, and whose last
+    /// changes are being committed, is none of them.
     pub fn dead(&self) -> usize {
         let all = self.lock();
         let remembered = all.values().filter(|mount| mount.record.is_some());

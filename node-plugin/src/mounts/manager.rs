@@ -226,6 +226,30 @@ impl Mounts {
     /// and has answered before it appears, over what was mounted there: at no moment is the directory below
     /// to be seen, and after an error all is as it was.
     pub async fn start(&self, record: Record, config: VolumeConfig, credentials: Credentials) -> Result<()> {
+        self.start_as(record, config, credentials, false).await
+    }
+
+    /// The same for what no call has asked for: nothing appears any more when the process is about to end,
+    /// because it would have to be taken down again.
+    ///
+    /// # Errors
+    /// `OperationPending` then, too.
+    pub async fn start_anew(
+        &self,
+        record: Record,
+        config: VolumeConfig,
+        credentials: Credentials,
+    ) -> Result<()> {
+        self.start_as(record, config, credentials, true).await
+    }
+
+    async fn start_as(
+        &self,
+        record: Record,
+        config: VolumeConfig,
+        credentials: Credentials,
+        anew: bool,
+    ) -> Result<()> {
         let path = record.path.clone();
         self.check_late(&path)?;
         // A session whose mount has died or was taken away from outside has accepted changes as well.
@@ -239,7 +263,7 @@ impl Mounts {
             Ok(()) => {}
         }
         self.set_state(&path, State::Starting);
-        let started = self.appear(record, config, credentials).await;
+        let started = self.appear(record, config, credentials, anew).await;
         if started.is_err() {
             let mut all = self.lock();
             match all.get_mut(&path) {
@@ -254,7 +278,13 @@ impl Mounts {
     }
 
     /// The steps of a start from which there is a way back.
-    async fn appear(&self, record: Record, mut config: VolumeConfig, credentials: Credentials) -> Result<()> {
+    async fn appear(
+        &self,
+        record: Record,
+        mut config: VolumeConfig,
+        credentials: Credentials,
+        anew: bool,
+    ) -> Result<()> {
         let path = record.path.clone();
         let failed = |error: io::Error| {
             let text = format!("mount of {}: {error}", path.display());
@@ -275,10 +305,20 @@ impl Mounts {
         let to = self.place(&path, record.inline).await?;
         let (serving, detached) = self.calls.serve(config, &self.resources).await.map_err(failed)?;
         let detached = Arc::new(detached);
-        if let Err(error) = self.calls.ask(&detached.at, Arc::new(())).await {
+        let ask = async {
+            let answer = self.calls.ask(&detached.at, Arc::new(())).await;
+            answer.map_err(|error| {
+                let text = format!("{}: mounted, but it does not answer: {error}", path.display());
+                Error::new(Reason::FileSystemSilent, text)
+            })
+        };
+        let answer = match anew {
+            true => self.unless_ending(ask).await,
+            false => ask.await,
+        };
+        if let Err(error) = answer {
             self.discard(detached, &path).await;
-            let text = format!("{}: mounted, but it does not answer: {error}", path.display());
-            return Err(Error::new(Reason::FileSystemSilent, text));
+            return Err(error);
         }
         // First: a mount of which nothing is remembered could not be told from somebody else's.
         let former = self.record(&path);

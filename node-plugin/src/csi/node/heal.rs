@@ -153,7 +153,7 @@ impl NodeService {
         let mounted = self.mounts.still_mounted(record.targets);
         record.targets = self.mounts.unless_ending(mounted).await?;
         let credentials = Credentials::default().renewed(renewing);
-        self.mounts.start(record, config, credentials).await
+        self.mounts.start_anew(record, config, credentials).await
     }
 
     /// What asks others: the API server, services that give tokens, and the account.

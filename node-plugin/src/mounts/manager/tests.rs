@@ -555,6 +555,38 @@ async fn a_target_that_cannot_be_replaced_is_told_apart() {
     );
 }
 
+/// Kubelet has not asked for it, and waits for the end.
+#[tokio::test]
+async fn nothing_is_made_anew_when_the_process_ends() {
+    let mut house = House::new();
+    house.start().await.unwrap();
+    let staging = house.staging();
+    house.kernel.kill(&staging);
+    house.mounts = House::open(&house.kernel, &house.folder);
+    let before = house.mounts.record(&staging).unwrap();
+    let asked = house.kernel.asked();
+    house.kernel.set(Health::Hung);
+    {
+        let config = VolumeConfig::new("acct/c", Arc::new(FakeStore::new()));
+        let start = house
+            .mounts
+            .start_anew(before.clone(), config, Credentials::default());
+        let mut start = std::pin::pin!(start);
+        tokio::select! {
+            ended = &mut start => panic!("it did not wait for an answer: {ended:?}"),
+            () = until(|| house.kernel.asked() > asked) => {}
+        }
+        house.mounts.end_soon();
+        let pending = start.await.unwrap_err();
+        assert_eq!(pending.reason, Reason::OperationPending, "{pending}");
+    }
+    house.kernel.set(Health::Answering);
+    assert_eq!(house.kernel.detached(), 0);
+    assert_eq!(house.kernel.mounts(), std::slice::from_ref(&staging));
+    assert!(matches!(house.condition().await, Condition::Dead(_)));
+    assert_eq!(house.mounts.record(&staging), Some(before));
+}
+
 /// Nothing is bound by a process that is about to end: it would have to be taken down again.
 #[tokio::test]
 async fn nothing_is_bound_again_when_the_process_ends() {
