@@ -1,7 +1,9 @@
 //! The credentials of one client, replaced while calls are under way.
 //!
 //! # Rule
-//! A credential is put to use only after the service has accepted it, and the one before is kept as a spare:
+//! A credential is put to use only after whoever brings it has asked the service with it ([`Candidate::adopt`]):
+//! until then no call is signed with it, even when nothing else is accepted, because it may be one that may do
+//! less. The one before is kept as a spare:
 //! nothing that works is ever dropped for something that does not. So a wrong key in a Secret changes
 //! nothing, and the two keys of an account take over from each other in whichever order they are renewed. A
 //! call that is refused for its credential tries the others that are known; when none is accepted, and
@@ -23,6 +25,9 @@ const SPARES: usize = 3;
 /// A key is not new everywhere at the same moment: for so long a refusal may be of a server that does not
 /// know it yet, although another one does.
 const SPREADS: Duration = Duration::from_secs(5);
+/// Once nobody waits for newer ones any more, one that was refused is not tried again for so long beside the
+/// one in use: each call would cost the service a refusal for each that is known.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// See the module.
 #[derive(Debug)]
@@ -59,8 +64,11 @@ pub(crate) struct Held {
     id: u64,
     pub(crate) signer: Signer,
     credentials: Credentials,
-    /// The latest answer to it was a refusal.
-    refused: AtomicBool,
+    /// Whoever brought it has found that it may do what is needed.
+    vetted: AtomicBool,
+    /// When it was refused last, in milliseconds since the handle began, and one; 0 = it has been accepted
+    /// since, or was never refused.
+    refused: AtomicU64,
     /// When it was accepted last, in milliseconds since the handle began, and one; 0 = never.
     accepted: AtomicU64,
 }
@@ -78,13 +86,18 @@ impl Held {
             id,
             signer,
             credentials: credentials.clone(),
-            refused: AtomicBool::new(false),
+            vetted: AtomicBool::new(false),
+            refused: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
         })
     }
 
     fn is_refused(&self) -> bool {
-        self.refused.load(Ordering::Relaxed)
+        self.refused.load(Ordering::Relaxed) != 0
+    }
+
+    fn is_vetted(&self) -> bool {
+        self.vetted.load(Ordering::Acquire)
     }
 
     fn is_untried(&self) -> bool {
@@ -114,11 +127,13 @@ impl Handle {
     /// For a client at this endpoint.
     pub(crate) fn new(credentials: &Credentials, endpoint: &url::Url, patience: Duration) -> Result<Self> {
         let in_the_clear = super::is_in_the_clear(endpoint);
+        let first = Held::new(0, credentials, in_the_clear)?;
+        first.vetted.store(true, Ordering::Release);
         Ok(Self {
             began: Instant::now(),
             patience,
             state: RwLock::new(State {
-                current: Arc::new(Held::new(0, credentials, in_the_clear)?),
+                current: Arc::new(first),
                 spares: Vec::new(),
                 next_id: 1,
             }),
@@ -136,32 +151,56 @@ impl Handle {
         Arc::clone(&self.read().current)
     }
 
-    /// The one for the next attempt of a call.
+    /// The one for the next attempt of a call: what is not known to be refused, else the one in use, else
+    /// what was refused the longest ago.
     pub(crate) fn pick(&self, refusals: &Refusals) -> Arc<Held> {
         let state = self.read();
         let untried = |held: &&Arc<Held>| !refusals.tried.contains(&held.id);
-        let all = || std::iter::once(&state.current).chain(&state.spares);
-        let hopeful = all().filter(untried).find(|held| !held.is_refused());
-        let picked = hopeful.or_else(|| all().find(untried));
+        let hopeful = state.usable().filter(untried).find(|held| !held.is_refused());
+        let current = || Some(&state.current).filter(untried);
+        let oldest = || {
+            let untried = state.usable().filter(untried);
+            untried.min_by_key(|held| held.refused.load(Ordering::Relaxed))
+        };
+        let picked = hopeful.or_else(current).or_else(oldest);
         Arc::clone(picked.unwrap_or(&state.current))
+    }
+
+    /// Milliseconds since the handle began, and one.
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
     }
 
     /// The service has accepted it.
     pub(crate) fn accepted(&self, held: &Arc<Held>) {
-        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1;
-        held.accepted.store(now, Ordering::Relaxed);
+        held.accepted.store(self.now(), Ordering::Relaxed);
         if held.is_refused() {
-            held.refused.store(false, Ordering::Relaxed);
+            held.refused.store(0, Ordering::Relaxed);
         }
+        // One that is being tried yet helps no call.
+        if !held.is_vetted() {
+            return;
+        }
+        self.is_accepted();
+        let current = self.current();
+        if current.id != held.id && current.is_refused() {
+            self.put_to_use(held);
+        }
+    }
+
+    /// Something that is known is accepted.
+    fn is_accepted(&self) {
         if self.is_unaccepted.load(Ordering::Acquire) {
             let mut since = lock(&self.unaccepted);
             *since = None;
             self.is_unaccepted.store(false, Ordering::Release);
         }
-        let current = self.current();
-        if current.id != held.id && current.is_refused() {
-            self.put_to_use(held);
-        }
+    }
+
+    /// Whether calls have waited as long as they may, and nothing was accepted since.
+    fn is_given_up(&self) -> bool {
+        self.is_unaccepted.load(Ordering::Acquire)
+            && lock(&self.unaccepted).is_some_and(|since| since.elapsed() >= self.patience)
     }
 
     /// The service has refused it; what the call does next. `waits`: whether the call may wait for newer ones
@@ -169,14 +208,24 @@ impl Handle {
     pub(crate) fn refused(&self, held: &Held, refusals: &mut Refusals, waits: bool) -> Next {
         // Before the look: what becomes known in between is not missed.
         let version = *self.version.borrow();
-        held.refused.store(true, Ordering::Relaxed);
+        let now = self.now();
+        held.refused.store(now, Ordering::Relaxed);
         let first = *refusals.first.get_or_insert_with(Instant::now);
         if !refusals.tried.contains(&held.id) {
             refusals.tried.push(held.id);
         }
+        let given_up = self.is_given_up();
+        let again = u64::try_from(AGAIN.as_millis()).unwrap_or(u64::MAX);
+        let lately = |held: &Held| {
+            let refused = held.refused.load(Ordering::Relaxed);
+            refused != 0 && now.saturating_sub(refused) < again
+        };
         let state = self.read();
-        let mut all = std::iter::once(&state.current).chain(&state.spares);
-        if all.any(|held| !refusals.tried.contains(&held.id)) {
+        let worth_it = state
+            .usable()
+            .filter(|held| !refusals.tried.contains(&held.id))
+            .any(|held| !given_up || !lately(held));
+        if worth_it {
             return Next::AtOnce;
         }
         // Others are served with it all the time: it is something about this call.
@@ -209,7 +258,7 @@ impl Handle {
         let _ = tokio::time::timeout(longest, newer).await;
     }
 
-    /// Makes a credential one of those that are tried; `None` for the one in use.
+    /// Makes a credential one of those that are known; `None` for the one in use.
     fn offer(&self, credentials: &Credentials) -> Result<Option<Arc<Held>>> {
         let mut state = self.write();
         if state.current.credentials == *credentials {
@@ -222,9 +271,14 @@ impl Handle {
         state.next_id += 1;
         state.spares.insert(0, Arc::clone(&held));
         state.forget_some();
-        drop(state);
-        self.version.send_modify(|version| *version += 1);
         Ok(Some(held))
+    }
+
+    /// Whoever brought it has tried it: calls that are refused may use it.
+    fn vet(&self, held: &Held) {
+        if !held.vetted.swap(true, Ordering::AcqRel) {
+            self.version.send_modify(|version| *version += 1);
+        }
     }
 
     /// From here on calls are signed with it. The caller has seen it accepted.
@@ -253,6 +307,12 @@ impl Handle {
 }
 
 impl State {
+    /// Those that calls may be signed with, the one in use first.
+    fn usable(&self) -> impl Iterator<Item = &Arc<Held>> {
+        let spares = self.spares.iter().filter(|held| held.is_vetted());
+        std::iter::once(&self.current).chain(spares)
+    }
+
     /// Too many are known: the oldest of those that are refused goes first, then of those that nobody has
     /// tried. The newest stays.
     fn forget_some(&mut self) {
@@ -270,23 +330,41 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Brings newer credentials to the client of one container. As long as there is one, a call whose credential
-/// is refused waits for it.
+/// Brings newer credentials to the client of one container. As long as one of them promises to, a call whose
+/// credential is refused waits for it.
 #[derive(Debug)]
 pub struct Renewal {
     handle: Arc<Handle>,
+    promises: AtomicBool,
 }
 
 impl Renewal {
     pub(crate) fn new(handle: &Arc<Handle>) -> Self {
-        handle.renewals.fetch_add(1, Ordering::AcqRel);
-        Self {
+        let renewal = Self {
             handle: Arc::clone(handle),
-        }
+            promises: AtomicBool::new(false),
+        };
+        renewal.promise(true);
+        renewal
     }
 
-    /// A credential that may be newer; `None` for the one that is in use. From now on calls that are refused
-    /// try it; it is put to use by the first that is accepted, or by [`Candidate::adopt`].
+    /// Promises to bring newer credentials, which calls wait for, or takes that back: there is nothing to
+    /// wait for where nobody brings any. It begins with the promise.
+    pub fn promise(&self, promises: bool) {
+        match (self.promises.swap(promises, Ordering::AcqRel), promises) {
+            (false, true) => self.handle.renewals.fetch_add(1, Ordering::AcqRel),
+            (true, false) => self.handle.renewals.fetch_sub(1, Ordering::AcqRel),
+            (false, false) | (true, true) => 0,
+        };
+    }
+
+    /// Which credential is in use: another number after each change.
+    pub fn in_use(&self) -> u64 {
+        self.handle.current().id
+    }
+
+    /// A credential that may be newer; `None` for the one that is in use. No call is signed with it before
+    /// [`Candidate::adopt`].
     ///
     /// # Errors
     /// Credentials that cannot sign anything.
@@ -316,7 +394,7 @@ impl Renewal {
 
 impl Drop for Renewal {
     fn drop(&mut self) {
-        self.handle.renewals.fetch_sub(1, Ordering::AcqRel);
+        self.promise(false);
     }
 }
 
@@ -335,11 +413,17 @@ impl Candidate {
 
     /// Puts it to use: the caller has asked the service with it, and it may do what the volume needs.
     pub fn adopt(self) {
+        self.handle.vet(&self.held);
         self.handle.put_to_use(&self.held);
+        self.handle.is_accepted();
     }
 
-    /// Forgets it: it may do less than the one in use, which would not be noticed when that one ends.
+    /// Forgets it: it may do less than the one in use. One that was adopted once stays: what is said of it
+    /// now may be said because of a firewall, and nothing that has worked is dropped.
     pub fn forget(self) {
+        if self.held.is_vetted() {
+            return;
+        }
         self.handle
             .write()
             .spares

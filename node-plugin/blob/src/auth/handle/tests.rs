@@ -89,6 +89,13 @@ fn container(account: &Arc<Account>, credentials: Credentials) -> Container {
     client.container("data").unwrap()
 }
 
+/// A credential that somebody has tried, beside the one in use.
+fn bring(renewal: &Renewal, credentials: &Credentials) -> Candidate {
+    let candidate = renewal.offer(credentials).unwrap().unwrap();
+    candidate.handle.vet(&candidate.held);
+    candidate
+}
+
 async fn ask(container: &Container) -> Result<()> {
     container.delete("b", &Condition::none()).await
 }
@@ -113,7 +120,7 @@ async fn a_call_that_is_refused_waits_for_the_newer_credential() {
     renewal.wanted().await;
     assert!(renewal.is_unaccepted());
     tokio::time::sleep(Duration::from_secs(40)).await;
-    renewal.offer(&sas("2")).unwrap().unwrap();
+    bring(&renewal, &sas("2"));
     for call in calls {
         call.await.unwrap().unwrap();
     }
@@ -177,14 +184,14 @@ async fn a_wrong_one_never_takes_the_place_of_one_that_works() {
     ask(&c).await.unwrap();
     assert_eq!(account.asked(), ["1"]);
     // The other key of the account: found when the first is made anew.
-    renewal.offer(&sas("2")).unwrap().unwrap();
+    bring(&renewal, &sas("2"));
     account.accept(&["2", "3"]);
     ask(&c).await.unwrap();
     assert_eq!(account.asked(), ["1", "2"]);
     ask(&c).await.unwrap();
     assert_eq!(account.asked(), ["2"]);
     // And back again, to one that came in between.
-    renewal.offer(&sas("3")).unwrap().unwrap();
+    bring(&renewal, &sas("3"));
     account.accept(&["3"]);
     ask(&c).await.unwrap();
     account.accept(&["2"]);
@@ -241,7 +248,7 @@ async fn a_copy_is_signed_by_one_credential() {
     let account = Account::that_accepts(&["2"]);
     let c = container(&account, sas("1"));
     let renewal = c.renewal();
-    renewal.offer(&sas("2")).unwrap().unwrap();
+    bring(&renewal, &sas("2"));
     c.stage_from("t", &BlockId(vec![1]), "s", 0..1, None, &StageOptions::default())
         .await
         .unwrap();
@@ -278,10 +285,10 @@ async fn an_identity_whose_secret_has_ended_makes_way_for_the_next() {
     });
     renewal.wanted().await;
     assert!(account.asked().is_empty());
-    renewal.offer(&identity(Some("t1"))).unwrap().unwrap();
+    bring(&renewal, &identity(Some("t1")));
     call.await.unwrap().unwrap();
     // A token that is refused, also the second time: its identity may have a successor.
-    renewal.offer(&identity(Some("t2"))).unwrap().unwrap();
+    bring(&renewal, &identity(Some("t2")));
     account.accept(&["t2"]);
     ask(&c).await.unwrap();
     assert_eq!(account.asked(), ["t1", "t1", "t1", "t2"]);
@@ -338,6 +345,81 @@ async fn what_worked_is_not_forgotten_for_what_did_not() {
     ask(&c).await.unwrap();
 }
 
+/// It may do less than the one in use, which only who tries it finds out.
+#[tokio::test(start_paused = true)]
+async fn one_that_is_being_tried_signs_no_call() {
+    let account = Account::that_accepts(&["1"]);
+    let c = container(&account, sas("1"));
+    let renewal = c.renewal();
+    ask(&c).await.unwrap();
+    account.accept(&["2"]);
+    let lesser = renewal.offer(&sas("2")).unwrap().unwrap();
+    assert!(is_denied(ask(&c).await));
+    ask(&c.signed_with(&lesser)).await.unwrap();
+    assert!(renewal.is_unaccepted(), "no call of the volume was served");
+    account.asked();
+    assert!(is_denied(ask(&c).await));
+    lesser.forget();
+    assert!(is_denied(ask(&c).await));
+    assert_eq!(account.asked(), ["1", "1"]);
+    renewal.offer(&sas("2")).unwrap().unwrap().adopt();
+    ask(&c).await.unwrap();
+    assert_eq!(account.asked(), ["2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_was_in_use_is_not_forgotten() {
+    let account = Account::that_accepts(&["1", "2"]);
+    let c = container(&account, sas("1"));
+    let renewal = c.renewal();
+    renewal.offer(&sas("2")).unwrap().unwrap().adopt();
+    // A firewall has turned it away for a minute.
+    renewal.offer(&sas("1")).unwrap().unwrap().forget();
+    account.accept(&["1"]);
+    ask(&c).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_are_refused_for_good_do_not_try_everything_that_is_known_each_time() {
+    let account = Account::that_accepts(&[]);
+    let c = container(&account, sas("1"));
+    let renewal = c.renewal();
+    for other in ["2", "3", "4"] {
+        bring(&renewal, &sas(other));
+    }
+    assert!(is_denied(ask(&c).await));
+    tokio::time::sleep(crate::Patience::default().call()).await;
+    assert!(is_denied(ask(&c).await));
+    account.asked();
+    for _ in 0..10 {
+        assert!(is_denied(ask(&c).await));
+    }
+    assert_eq!(account.asked().len(), 10);
+    // Any of them that is accepted again is found soon.
+    account.accept(&["3"]);
+    tokio::time::sleep(AGAIN).await;
+    ask(&c).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_what_is_not_promised() {
+    let account = Account::that_accepts(&[]);
+    let c = container(&account, sas("1"));
+    let renewal = c.renewal();
+    renewal.promise(false);
+    renewal.promise(false);
+    let began = Instant::now();
+    assert!(is_denied(ask(&c).await));
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    renewal.promise(true);
+    assert!(is_denied(ask(&c).await));
+    assert!(began.elapsed() > Duration::ZERO);
+    drop(renewal);
+    let began = Instant::now();
+    assert!(is_denied(ask(&c).await));
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
 /// Random histories: credentials are offered, tried, accepted and refused in any order.
 #[tokio::test(start_paused = true)]
 async fn at_no_time_is_a_working_credential_dropped_for_one_that_does_not_work() {
@@ -358,8 +440,7 @@ async fn at_no_time_is_a_working_credential_dropped_for_one_that_does_not_work()
         };
         let known = || {
             let state = handle.read();
-            let all = std::iter::once(&state.current).chain(&state.spares);
-            all.map(|held| names(held)).collect::<BTreeSet<_>>()
+            state.usable().map(|held| names(held)).collect::<BTreeSet<_>>()
         };
         for step in 0..60 {
             let before = names(&handle.current());
@@ -369,9 +450,12 @@ async fn at_no_time_is_a_working_credential_dropped_for_one_that_does_not_work()
                     let name = NAMES[random.random_range(0..NAMES.len())];
                     if let Some(candidate) = renewal.offer(&sas(name)).unwrap()
                         && random.random()
-                        && ask(&c.signed_with(&candidate)).await.is_ok()
                     {
-                        candidate.adopt();
+                        match ask(&c.signed_with(&candidate)).await {
+                            Ok(()) if random.random() => candidate.adopt(),
+                            // It may do less; or a firewall has said so.
+                            _ => candidate.forget(),
+                        }
                     }
                 }
                 // Of those that are known one goes on working: more nobody can help.
