@@ -228,8 +228,8 @@ impl TokenSource for CachedToken {
     fn ends(&self) -> Option<SystemTime> {
         let state = self.0.lock();
         let held = state.held.as_ref()?;
-        // It has ended, and nobody was refused another one: nobody has asked.
-        let unasked = held.expires <= Instant::now() && state.failed.is_none();
+        // A newer one was due, and nobody was refused it: nobody has asked for one.
+        let unasked = held.refresh <= Instant::now() && state.failed.is_none();
         (!unasked).then_some(held.ends)
     }
 }

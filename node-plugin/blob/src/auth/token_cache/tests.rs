@@ -160,3 +160,21 @@ async fn whoever_is_always_refused_costs_a_fetch_a_minute() {
     let fetched = source.fetched.load(Ordering::Relaxed);
     assert!((2..=7).contains(&fetched), "{fetched}");
 }
+
+/// A volume that nobody uses asks for no token: that the last one ends is nothing to tell.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_token_counts_only_when_a_newer_one_could_not_be_had() {
+    let source = Arc::new(Counting::default());
+    let cache = CachedToken::new(Arc::clone(&source));
+    assert!(cache.ends().is_none());
+    token(&cache).await;
+    assert!(cache.ends().is_some());
+    tokio::time::advance(Duration::from_secs(3450)).await;
+    assert!(cache.ends().is_none(), "nobody has asked");
+    source.broken.store(true, Ordering::Relaxed);
+    token(&cache).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(cache.ends().is_some(), "a newer one could not be fetched");
+    tokio::time::advance(Duration::from_secs(200)).await;
+    assert!(cache.ends().is_some(), "and this one has ended");
+}
