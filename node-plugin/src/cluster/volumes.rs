@@ -153,7 +153,8 @@ impl Claims {
 
     async fn found_now(&self, volume: &VolumeAt) -> Result<Option<Found>> {
         let started = Instant::now();
-        let known = self.known(volume, &believed).flatten();
+        // Of any age: it is looked at whether it is so yet, which costs less than a search.
+        let known = self.remembered(volume);
         // Where kubelet says the volume's name that is asked for below.
         if let Some(known) = known.filter(|_| name_at(&volume.path).is_none())
             && let Some(found) = self.named(&known.name, volume).await?
@@ -162,6 +163,8 @@ impl Claims {
             let ObjectRef { namespace, name, .. } = &found.claim;
             let bound = self.cluster.bound_volume(namespace, name).await?;
             if bound.as_ref() == Some(&found.name) {
+                let answer = Answer::Found(found.clone());
+                self.lock().volumes.put(volume.clone(), answer);
                 return Ok(Some(found));
             }
         }
@@ -195,6 +198,13 @@ impl Claims {
     fn lock(&self) -> MutexGuard<'_, Known> {
         // Whole after a panic elsewhere: every change is one step.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was found last.
+    fn remembered(&self, volume: &VolumeAt) -> Option<Found> {
+        let known = self.lock();
+        let (_, answer) = known.volumes.get(volume)?;
+        answer.clone().found()
     }
 
     fn known(&self, volume: &VolumeAt, fresh: Fresh<'_>) -> Option<Option<Found>> {

@@ -61,19 +61,19 @@ pub struct Offer {
 /// Keeps the credentials of a mount alive, as long as there is one.
 #[derive(Debug, Clone)]
 pub struct Renewing {
-    offers: mpsc::Sender<Offer>,
+    offers: mpsc::Sender<Result<Offer>>,
     renewal: Arc<Renewal>,
 }
 
 impl Renewing {
     /// One whose other end takes offers.
-    pub fn new(offers: mpsc::Sender<Offer>, renewal: Arc<Renewal>) -> Self {
+    pub fn new(offers: mpsc::Sender<Result<Offer>>, renewal: Arc<Renewal>) -> Self {
         Self { offers, renewal }
     }
 
-    /// Hands over what a call has brought.
-    pub fn offer(&self, offer: Offer) {
-        if self.offers.try_send(offer).is_err() {
+    /// Hands over what a call has brought, or why that cannot be a credential of the mount.
+    pub fn offer(&self, brought: Result<Offer>) {
+        if self.offers.try_send(brought).is_err() {
             // Kubelet calls again in a minute.
             tracing::debug!("credentials of a mount are being tried still; these are not");
         }

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::NodeService;
-use crate::cluster::{Link, VolumeAt};
+use crate::cluster::VolumeAt;
 use crate::csi::account::Account;
 use crate::csi::connect::{self, CredentialKind, Rights};
 use crate::csi::named_secret::{self, Whose};
@@ -24,8 +24,9 @@ use crate::csi::volume_context::{Attributes, Secrets};
 use crate::error::{Change, Error, Reason, Result};
 use crate::mounts::mount::{Offer, Renewing};
 
-/// How often a Secret is read again. A thousand volumes do not do it at the same time.
-const PERIOD: std::ops::Range<f64> = 480.0..720.0;
+/// How often a Secret is read again. A thousand volumes do not do it at the same time. It costs the API server
+/// three requests for each mount, also when nothing happens; a call that is refused does not wait for it.
+const PERIOD: std::ops::Range<f64> = 2700.0..4500.0;
 /// After one that the driver may not read, or that is not there.
 const IN_VAIN: Duration = Duration::from_secs(3600);
 /// How soon it is read again while calls are refused; doubled each time.
@@ -34,6 +35,15 @@ const SOON: Duration = Duration::from_secs(2);
 const LATE: Duration = Duration::from_secs(60);
 /// What was refused is not tried for so long: kubelet brings it every minute.
 const REFUSED_FOR: Duration = Duration::from_secs(120);
+/// A key is not new on all servers of an account at once: when one that is refused is tried again. It is told
+/// from the second refusal on.
+const SPREADS: [Duration; 3] = [
+    Duration::from_secs(10),
+    Duration::from_secs(30),
+    Duration::from_secs(120),
+];
+/// How long the cluster remembers an Event: what has not changed is not told again before.
+const TOLD_FOR: Duration = Duration::from_secs(3600);
 /// How long before its end a credential is told of, longest first.
 const TOLD_BEFORE: [Duration; 3] = [
     Duration::from_secs(24 * 3600),
@@ -57,7 +67,9 @@ pub(super) struct Reached {
 /// Where a mount's credentials have come from, and come from again.
 #[derive(Debug)]
 pub(super) enum Source {
-    /// The calls alone.
+    /// Nobody brings any, as far as is known: an identity without a Secret, or a call that comes once.
+    Nobody,
+    /// The calls that publish, which come again.
     Calls,
     /// The Secret that the volume names.
     Named(Whose),
@@ -71,7 +83,9 @@ impl Source {
         match (brought, whose) {
             (false, whose) if named_secret::is_wanted(attributes) => Self::Named(whose),
             (true, Whose::Staged(at)) => Self::StageSecret(at),
-            (_, _) => Self::Calls,
+            (true, Whose::Pod { .. }) => Self::Calls,
+            (false, Whose::Pod { .. }) if attributes.identity.with_pod_token => Self::Calls,
+            (false, _) => Self::Nobody,
         }
     }
 }
@@ -89,18 +103,9 @@ impl NodeService {
         if reached.kind == CredentialKind::None {
             return None;
         }
-        let renewal = Arc::new(reached.container.renewal());
         let (sender, offers) = mpsc::channel(4);
-        let keeper = Keeper {
-            node: self.clone(),
-            at,
-            attributes: attributes.clone(),
-            source,
-            reached,
-            renewal: Arc::clone(&renewal),
-            refused: None,
-            told: None,
-        };
+        let keeper = Keeper::new(self.clone(), at, attributes.clone(), source, reached);
+        let renewal = Arc::clone(&keeper.renewal);
         tokio::spawn(keeper.keep(offers));
         Some(Renewing::new(sender, renewal))
     }
@@ -111,10 +116,9 @@ impl NodeService {
         let Some(renewing) = self.mounts.renewing(&at.path) else {
             return;
         };
-        match Secrets::parse(secrets).and_then(|secrets| self.offered(attributes, &secrets)) {
-            Ok(Some(offer)) => renewing.offer(offer),
-            Ok(None) => {}
-            Err(error) => tell_refused(self.link.as_ref(), at, &error),
+        let offered = Secrets::parse(secrets).and_then(|secrets| self.offered(attributes, &secrets));
+        if let Some(brought) = offered.transpose() {
+            renewing.offer(brought);
         }
     }
 
@@ -142,33 +146,123 @@ struct Keeper {
     renewal: Arc<Renewal>,
     /// What was refused last, and when.
     refused: Option<(Credentials, Instant)>,
-    /// What was told last: of which end, and how many times.
+    /// What is tried once more.
+    again: Option<Again>,
+    /// What each source has brought last that was accepted: only what is new there is a candidate. Two Secrets
+    /// that differ and both work would take the mount from each other for ever.
+    settled: [Option<Credentials>; 2],
+    /// The credential in use, as far as it was told.
+    in_use: u64,
+    /// What was told of the end: of which one, and how many times.
     told: Option<(End, usize)>,
+    /// The refusal that was told last, and when.
+    told_refused: Option<(String, Instant)>,
+}
+
+/// Who brings a credential: an index of what is remembered of each.
+#[derive(Debug, Clone, Copy)]
+enum From {
+    Call = 0,
+    Secret = 1,
+}
+
+/// A credential that is tried once more.
+struct Again {
+    offer: Offer,
+    from: From,
+    at: Instant,
+    tries: Tries,
+}
+
+/// What has come of one credential so far.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tries {
+    /// Times that the service did not know it.
+    refused: usize,
+    /// Times without a verdict.
+    failed: u32,
+}
+
+/// What reading a Secret has come to.
+enum Read {
+    /// There is something, or will be soon.
+    Found,
+    /// Nothing is there.
+    Absent,
+    /// The driver may not read it.
+    Denied,
 }
 
 impl Keeper {
+    fn new(
+        node: NodeService,
+        at: VolumeAt,
+        attributes: Attributes,
+        source: Source,
+        reached: Reached,
+    ) -> Self {
+        let renewal = Arc::new(reached.container.renewal());
+        renewal.promise(match source {
+            Source::Nobody => false,
+            Source::Calls => true,
+            Source::Named(_) | Source::StageSecret(_) => node.link.is_some(),
+        });
+        Self {
+            node,
+            at,
+            attributes,
+            source,
+            reached,
+            in_use: renewal.in_use(),
+            renewal,
+            refused: None,
+            again: None,
+            settled: [None, None],
+            told: None,
+            told_refused: None,
+        }
+    }
+
     /// Until nobody can offer anything any more: the mount has ended.
-    async fn keep(mut self, mut offers: mpsc::Receiver<Offer>) {
-        let reads = !matches!(self.source, Source::Calls);
+    async fn keep(mut self, mut offers: mpsc::Receiver<Result<Offer>>) {
+        let reads = matches!(self.source, Source::Named(_) | Source::StageSecret(_));
+        let mut denied = false;
         let mut next_read = Instant::now() + period();
         let mut pause = SOON;
         let mut read_last: Option<Instant> = None;
         loop {
-            let look = self.tell_end();
+            let look = self.tell_end(SystemTime::now());
+            let again = self.again.as_ref().map(|again| again.at);
             tokio::select! {
-                offer = offers.recv() => match offer {
-                    Some(offer) => self.consider(offer).await,
+                brought = offers.recv() => match brought {
+                    Some(Ok(offer)) => {
+                        // They come again.
+                        self.renewal.promise(true);
+                        self.consider(offer, From::Call, Tries::default()).await;
+                    }
+                    Some(Err(error)) => self.tell_refused(&error),
                     None => return,
                 },
-                () = self.renewal.wanted(), if reads => {
+                () = tokio::time::sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
+                    if let Some(Again { offer, from, tries, .. }) = self.again.take() {
+                        self.consider(offer, from, tries).await;
+                    }
+                }
+                // Whether the driver may read it now is asked once an hour, however many calls are refused.
+                () = self.renewal.wanted(), if reads && !denied => {
                     let soonest = read_last.map(|last| last + pause);
                     let soon = soonest.map_or_else(Instant::now, |soonest| soonest.max(Instant::now()));
                     next_read = next_read.min(soon);
                 }
                 () = tokio::time::sleep_until(next_read), if reads => {
-                    let found = self.read_again().await;
+                    let read = self.read_again().await;
                     read_last = Some(Instant::now());
                     pause = if self.renewal.is_unaccepted() { (pause * 2).min(LATE) } else { SOON };
+                    denied = matches!(read, Read::Denied);
+                    let found = matches!(read, Read::Found);
+                    if found || denied {
+                        self.renewal.promise(found);
+                    }
                     next_read = Instant::now() + if found { period() } else { IN_VAIN };
                 }
                 () = tokio::time::sleep(look) => {}
@@ -176,66 +270,100 @@ impl Keeper {
         }
     }
 
-    /// Reads the Secret and tries what it holds; false when it cannot be read, now or later.
-    async fn read_again(&mut self) -> bool {
+    /// Reads the Secret and tries what it holds.
+    async fn read_again(&mut self) -> Read {
         let link = self.node.link.as_ref();
         let secrets = match &self.source {
-            Source::Calls => return false,
+            Source::Nobody | Source::Calls => return Read::Absent,
             Source::Named(whose) => named_secret::again(link, &self.attributes, whose).await,
             Source::StageSecret(at) => named_secret::of_volume(link, at).await,
         };
         let offered = secrets.and_then(|secrets| self.node.offered(&self.attributes, &secrets));
         match offered {
-            Ok(Some(offer)) => self.consider(offer).await,
-            Ok(None) => return false,
+            Ok(Some(offer)) => {
+                self.consider(offer, From::Secret, Tries::default()).await;
+                Read::Found
+            }
+            Ok(None) => Read::Absent,
             Err(error) => {
-                let denied = matches!(error.reason, Reason::SecretAccessDenied | Reason::SecretNotFound);
                 tracing::warn!(
                     volume_id = self.at.handle, %error,
                     "the volume's Secret could not be read again; its mount goes on with what it has"
                 );
-                return !denied;
+                match error.reason {
+                    Reason::SecretAccessDenied => Read::Denied,
+                    Reason::SecretNotFound => Read::Absent,
+                    _ => Read::Found,
+                }
             }
         }
-        true
     }
 
     /// Puts a credential to use if the service accepts it and it may do what the one in use may.
-    async fn consider(&mut self, offer: Offer) {
+    async fn consider(&mut self, offer: Offer, from: From, mut tries: Tries) {
         if offer.endpoint != self.reached.account.endpoint {
             let message = "azurestorageaccountname: the Secret is of another account than the mount";
-            let error = Error::new(Reason::ConflictingFields, message);
-            return tell_refused(self.node.link.as_ref(), self.at.clone(), &error);
+            return self.tell_refused(&Error::new(Reason::ConflictingFields, message));
+        }
+        let known = self.settled[from as usize].as_ref() == Some(&offer.credentials);
+        if known && self.renewal.in_use() == self.in_use && !self.renewal.is_unaccepted() {
+            return;
         }
         let lately = |(credentials, at): &(Credentials, Instant)| {
             *credentials == offer.credentials && at.elapsed() < REFUSED_FOR
         };
-        if self.refused.as_ref().is_some_and(lately) {
+        if tries.refused == 0 && self.refused.as_ref().is_some_and(lately) {
             return;
         }
         match self.tried(&offer.credentials).await {
-            Ok(false) => self.refused = None,
-            Ok(true) => {
-                self.refused = None;
-                tracing::info!(volume_id = self.at.handle, "the volume has newer credentials");
-                self.tell(Change::CredentialReplaced, Change::CredentialReplaced.message());
+            Ok(()) => {
+                self.settled[from as usize] = Some(offer.credentials);
+                (self.refused, self.again, self.told_refused) = (None, None, None);
+                // Whoever has put it to use: a call may have found a former one accepted again.
+                let in_use = self.renewal.in_use();
+                if std::mem::replace(&mut self.in_use, in_use) != in_use {
+                    tracing::info!(volume_id = self.at.handle, "the volume has newer credentials");
+                    self.tell(Change::CredentialReplaced, Change::CredentialReplaced.message());
+                }
             }
             Err(error) if is_verdict(&error) => {
-                self.refused = Some((offer.credentials, Instant::now()));
-                tell_refused(self.node.link.as_ref(), self.at.clone(), &error);
+                self.refused = Some((offer.credentials.clone(), Instant::now()));
+                self.again = None;
+                let spreads = error.reason == Reason::AuthenticationFailed;
+                if !spreads || tries.refused > 0 {
+                    self.tell_refused(&error);
+                }
+                if let Some(pause) = SPREADS.get(tries.refused).filter(|_| spreads) {
+                    tries.refused += 1;
+                    self.try_again(offer, from, tries, *pause);
+                }
             }
-            // Calls that are refused try it; and it comes again.
-            Err(error) => tracing::warn!(
-                volume_id = self.at.handle, %error,
-                "the volume's newer credentials could not be tried"
-            ),
+            // No call is signed with it before it is tried.
+            Err(error) => {
+                tracing::warn!(
+                    volume_id = self.at.handle, %error,
+                    "the volume's newer credentials could not be tried"
+                );
+                let pause = (SOON * 2_u32.pow(tries.failed.min(5))).min(LATE);
+                tries.failed += 1;
+                self.try_again(offer, from, tries, pause);
+            }
         }
     }
 
-    /// Whether a credential was put to use: it is not the one in use, and does as well.
-    async fn tried(&self, credentials: &Credentials) -> Result<bool> {
+    fn try_again(&mut self, offer: Offer, from: From, tries: Tries, pause: Duration) {
+        self.again = Some(Again {
+            offer,
+            from,
+            at: Instant::now() + pause,
+            tries,
+        });
+    }
+
+    /// Puts a credential to use when it does as well as the one in use.
+    async fn tried(&self, credentials: &Credentials) -> Result<()> {
         let Some(candidate) = self.renewal.offer(credentials)? else {
-            return Ok(false);
+            return Ok(());
         };
         let reached = &self.reached;
         let kind = CredentialKind::of(credentials);
@@ -263,7 +391,7 @@ impl Keeper {
             }
         }
         candidate.adopt();
-        Ok(true)
+        Ok(())
     }
 
     fn tell(&self, change: Change, message: &str) {
@@ -272,29 +400,52 @@ impl Keeper {
         }
     }
 
+    /// Tells what cannot be used, once an hour at most while it stays the same: kubelet brings it every minute.
+    fn tell_refused(&mut self, error: &Error) {
+        let text = error.to_string();
+        let lately = |(told, at): &(String, Instant)| *told == text && at.elapsed() < TOLD_FOR;
+        if self.told_refused.as_ref().is_some_and(lately) {
+            return;
+        }
+        tracing::warn!(
+            volume_id = self.at.handle, %error,
+            "newer credentials of the volume are not used; its mount goes on with what it has"
+        );
+        let message = format!("{}: {error}", Change::CredentialRefused.message());
+        self.tell(Change::CredentialRefused, &message);
+        self.told_refused = Some((text, Instant::now()));
+    }
+
     /// Tells of an end that is near; how long until the next look.
-    fn tell_end(&mut self) -> Duration {
+    fn tell_end(&mut self, now: SystemTime) -> Duration {
         let Some(end) = self.renewal.ends() else {
             return LOOK;
         };
-        let left = end.at.duration_since(SystemTime::now()).unwrap_or_default();
-        // A token is replaced by itself, again and again: that this has failed is all there is to tell.
-        let first = if end.what == Ending::Token { 2 } else { 0 };
-        let due = TOLD_BEFORE.iter().filter(|before| left <= **before).count();
-        let told = self.told.filter(|(of, _)| *of == end).map_or(0, |(_, told)| told);
-        if due > told.max(first) {
-            self.told = Some((end, due));
-            let change = if left.is_zero() {
-                Change::CredentialExpired
-            } else {
-                Change::CredentialExpiring
-            };
+        let left = end.at.duration_since(now).unwrap_or_default();
+        if let Some(change) = self.due(end, left) {
             let message = format!("{} ({})", change.message(), spelled(end, left));
             tracing::warn!(volume_id = self.at.handle, "{message}");
             self.tell(change, &message);
         }
         let next = TOLD_BEFORE.iter().find(|before| **before < left);
         next.map_or(LOOK, |before| (left - *before).min(LOOK))
+    }
+
+    /// What is to be told of an end that is so near; it counts as told.
+    fn due(&mut self, end: End, left: Duration) -> Option<Change> {
+        // A token is replaced by itself, again and again: that this has failed is all there is to tell.
+        let first = if end.what == Ending::Token { 2 } else { 0 };
+        let due = TOLD_BEFORE.iter().filter(|before| left <= **before).count();
+        let told = self.told.filter(|(of, _)| *of == end).map_or(0, |(_, told)| told);
+        if due <= told.max(first) {
+            return None;
+        }
+        self.told = Some((end, due));
+        Some(if left.is_zero() {
+            Change::CredentialExpired
+        } else {
+            Change::CredentialExpiring
+        })
     }
 }
 
@@ -320,17 +471,6 @@ fn is_verdict(error: &Error) -> bool {
             | Reason::InvalidValue
             | Reason::MissingCredentials
     )
-}
-
-fn tell_refused(link: Option<&Link>, at: VolumeAt, error: &Error) {
-    tracing::warn!(
-        volume_id = at.handle, %error,
-        "newer credentials of the volume are not used; its mount goes on with what it has"
-    );
-    if let Some(link) = link {
-        let message = format!("{}: {error}", Change::CredentialRefused.message());
-        link.reporter.changed(at, Change::CredentialRefused, &message);
-    }
 }
 
 fn period() -> Duration {

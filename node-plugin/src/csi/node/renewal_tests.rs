@@ -22,6 +22,8 @@ const EMPTY: &str = "<?xml version=\"1.0\" encoding=\"utf-8\"?><EnumerationResul
 struct Service {
     server: String,
     accepts: Arc<Mutex<BTreeSet<String>>>,
+    /// One that may only list.
+    lesser: &'static str,
 }
 
 impl Service {
@@ -29,12 +31,17 @@ impl Service {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = format!("http://{}/account", listener.local_addr().unwrap());
         let accepts = Arc::new(Mutex::default());
-        let service = Self { server, accepts };
+        let lesser = "lesser";
+        let service = Self {
+            server,
+            accepts,
+            lesser,
+        };
         service.accept(these);
         let accepts = Arc::clone(&service.accepts);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(answer(stream, Arc::clone(&accepts)));
+                tokio::spawn(answer(stream, Arc::clone(&accepts), lesser));
             }
         });
         service
@@ -46,7 +53,11 @@ impl Service {
 }
 
 /// Answers one request: a listing is empty, no blob is there, and strangers are refused.
-async fn answer(stream: TcpStream, accepts: Arc<Mutex<BTreeSet<String>>>) -> std::io::Result<()> {
+async fn answer(
+    stream: TcpStream,
+    accepts: Arc<Mutex<BTreeSet<String>>>,
+    lesser: &str,
+) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut first = String::new();
     stream.read_line(&mut first).await?;
@@ -58,10 +69,12 @@ async fn answer(stream: TcpStream, accepts: Arc<Mutex<BTreeSet<String>>>) -> std
         .split("sig=")
         .nth(1)
         .and_then(|rest| rest.split([' ', '&']).next());
-    let known = accepts.lock().unwrap().contains(signature.unwrap_or_default());
+    let signature = signature.unwrap_or_default();
+    let known = accepts.lock().unwrap().contains(signature);
     let (status, code, body) = match (known, first.contains("comp=list")) {
         (false, _) => ("403 Forbidden", "AuthenticationFailed", ""),
         (true, true) => ("200 OK", "", EMPTY),
+        (true, false) if signature == lesser => ("403 Forbidden", "AuthorizationPermissionMismatch", ""),
         (true, false) => ("404 Not Found", "BlobNotFound", ""),
     };
     let code = match code {
@@ -174,10 +187,10 @@ async fn what_is_not_accepted_is_told_and_changes_nothing() {
     let source = Source::Calls;
     let renewing = world.service.renew(at(), &attributes, source, reached).unwrap();
     let offer = |endpoint: &url::Url, signature: &str| {
-        renewing.offer(Offer {
+        renewing.offer(Ok(Offer {
             endpoint: endpoint.clone(),
             credentials: sas(signature),
-        });
+        }));
     };
     // What is in use already is nothing to tell; what was refused is told once.
     for signature in ["1", "wrong", "wrong"] {
@@ -221,33 +234,130 @@ async fn the_end_of_a_sas_is_told_before_and_when_it_comes() {
     }
 }
 
+/// Also when the one in use is refused: nothing works then, which waits for the right one.
+#[tokio::test]
+async fn one_that_may_do_less_is_told_and_not_used() {
+    let world = world();
+    let service = Service::that_accepts(&["1"]).await;
+    let (attributes, reached) = reached(&service, sas("1"));
+    let (container, endpoint) = (reached.container.clone(), reached.account.endpoint.clone());
+    let renewing = world
+        .service
+        .renew(at(), &attributes, Source::Calls, reached)
+        .unwrap();
+    let verdict = container.for_a_verdict(Duration::from_secs(20));
+    list(&verdict).await.unwrap();
+    service.accept(&[service.lesser]);
+    list(&verdict).await.unwrap_err();
+    let offer = |signature| {
+        renewing.offer(Ok(Offer {
+            endpoint: endpoint.clone(),
+            credentials: sas(signature),
+        }));
+    };
+    offer(service.lesser);
+    world
+        .cluster
+        .until(|state| state.told() == told("CredentialRefused"))
+        .await;
+    list(&verdict).await.unwrap_err();
+    service.accept(&["2"]);
+    offer("2");
+    world
+        .cluster
+        .until(|state| state.told().iter().any(|told| told.2 == "CredentialReplaced"))
+        .await;
+    list(&verdict).await.unwrap();
+}
+
+async fn keeper(world: &World, service: &Service) -> Keeper {
+    let (attributes, reached) = reached(service, sas("1"));
+    Keeper::new(world.service.clone(), at(), attributes, Source::Calls, reached)
+}
+
 #[tokio::test]
 async fn an_end_is_told_once_and_again_when_it_is_nearer() {
     let world = world();
     let service = Service::that_accepts(&["1"]).await;
-    let day = Duration::from_secs(24 * 3600);
-    let end = spelled(SystemTime::now() + 2 * day);
-    let (attributes, reached) = reached(&service, Credentials::Sas(format!("se={end}&sig=1").into()));
-    let mut keeper = Keeper {
-        node: world.service.clone(),
-        at: at(),
-        attributes,
-        source: Source::Calls,
-        renewal: Arc::new(reached.container.renewal()),
-        reached,
-        refused: None,
-        told: None,
-    };
-    assert_eq!(keeper.tell_end(), LOOK);
-    assert!(keeper.told.is_none(), "two days are enough for anybody");
-    // What was told of another end counts for nothing.
-    let other = End {
-        at: SystemTime::UNIX_EPOCH,
+    let mut keeper = keeper(&world, &service).await;
+    let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
+    let end = |at| End {
+        at: SystemTime::UNIX_EPOCH + minutes(at),
         what: Ending::Sas,
     };
-    keeper.told = Some((other, 3));
-    keeper.tell_end();
-    assert_eq!(keeper.told, Some((other, 3)));
+    let (one, other) = (end(1), end(2));
+    for (end, left, told) in [
+        (one, 48 * 60, None),
+        (one, 20 * 60, Some(Change::CredentialExpiring)),
+        (one, 19 * 60, None),
+        (one, 50, Some(Change::CredentialExpiring)),
+        (one, 40, None),
+        (one, 0, Some(Change::CredentialExpired)),
+        (one, 0, None),
+        (other, 20 * 60, Some(Change::CredentialExpiring)),
+        (other, 20 * 60, None),
+    ] {
+        assert_eq!(keeper.due(end, minutes(left)), told, "{left} min");
+    }
+}
+
+/// Kubelet brings it every minute.
+#[tokio::test]
+async fn what_stays_wrong_is_told_once_an_hour() {
+    let world = world();
+    let service = Service::that_accepts(&["1"]).await;
+    let mut keeper = keeper(&world, &service).await;
+    let error = |text: &str| Error::new(Reason::InvalidValue, text.to_owned());
+    keeper.tell_refused(&error("a"));
+    let first = keeper.told_refused.clone();
+    keeper.tell_refused(&error("a"));
+    assert_eq!(keeper.told_refused, first);
+    keeper.tell_refused(&error("b"));
+    assert_ne!(keeper.told_refused, first);
+}
+
+/// A Secret for the stage and another one for each publish, both of which work.
+#[tokio::test]
+async fn two_secrets_do_not_take_a_mount_from_each_other() {
+    let world = world();
+    let service = Service::that_accepts(&["1", "2"]).await;
+    let mut keeper = keeper(&world, &service).await;
+    let offer = |signature, keeper: &Keeper| Offer {
+        endpoint: keeper.reached.account.endpoint.clone(),
+        credentials: sas(signature),
+    };
+    for (signature, from) in [("1", From::Secret), ("2", From::Call)] {
+        let offer = offer(signature, &keeper);
+        keeper.consider(offer, from, Tries::default()).await;
+    }
+    let in_use = keeper.renewal.in_use();
+    for (signature, from) in [("1", From::Secret), ("2", From::Call), ("1", From::Secret)] {
+        let offer = offer(signature, &keeper);
+        keeper.consider(offer, from, Tries::default()).await;
+        assert_eq!(keeper.renewal.in_use(), in_use);
+    }
+}
+
+/// A key is not new on all servers at once.
+#[tokio::test]
+async fn a_new_key_is_tried_once_more_before_it_is_called_wrong() {
+    let world = world();
+    let service = Service::that_accepts(&["1"]).await;
+    let mut keeper = keeper(&world, &service).await;
+    let offer = Offer {
+        endpoint: keeper.reached.account.endpoint.clone(),
+        credentials: sas("2"),
+    };
+    keeper.consider(offer, From::Call, Tries::default()).await;
+    assert!(keeper.told_refused.is_none());
+    let Again {
+        offer, from, tries, ..
+    } = keeper.again.take().unwrap();
+    service.accept(&["1", "2"]);
+    let before = keeper.renewal.in_use();
+    keeper.consider(offer, from, tries).await;
+    assert!(keeper.again.is_none() && keeper.told_refused.is_none());
+    assert_ne!(keeper.renewal.in_use(), before);
 }
 
 #[test]
@@ -257,12 +367,12 @@ fn only_what_is_kept_in_secrets_is_read_again() {
         Source::of(&attributes, brought, Whose::Staged(at()))
     };
     assert!(matches!(of(&[], true), Source::StageSecret(_)));
-    assert!(matches!(of(&[], false), Source::Calls));
+    assert!(matches!(of(&[], false), Source::Nobody));
     assert!(matches!(of(&[("secretName", "key")], false), Source::Named(_)));
     assert!(matches!(
         of(&[("secretName", "key")], true),
         Source::StageSecret(_)
     ));
     let public = [("secretName", "key"), ("AzureStorageAuthType", "Anonymous")];
-    assert!(matches!(of(&public, false), Source::Calls));
+    assert!(matches!(of(&public, false), Source::Nobody));
 }
