@@ -1,12 +1,14 @@
 //! DeleteVolume: only what CreateVolume made, and gone is fine.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use blob_client::{Condition, Container, Error as BlobError, ListItem, ListOptions, Metadata, Properties};
 use blob_fs::tree::inspect::is_hidden;
 use csi_proto::csi::DeleteVolumeRequest;
 use futures::stream::StreamExt as _;
+use tokio::time::Instant;
 
 use super::ownership::{Mark, name_digest};
 use super::{ControllerService, explain_identity, own_identity};
@@ -53,14 +55,18 @@ impl Looked {
 /// Containers, with their endpoints, in which batches were refused and single deletions were not: a service,
 /// a gateway or a credential that does not take them. It is not tried again for each call.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Unbatched(Arc<Mutex<HashSet<String>>>);
+pub(super) struct Unbatched(Arc<Mutex<HashMap<String, Instant>>>);
 
 impl Unbatched {
     /// Beyond so many all are tried again.
     const MOST: usize = 1024;
+    /// So long: a gateway is replaced, a role is given.
+    const FOR: Duration = Duration::from_secs(3600);
 
     fn has(&self, place: &str) -> bool {
-        self.lock().contains(place)
+        let mut places = self.lock();
+        places.retain(|_, since| since.elapsed() < Self::FOR);
+        places.contains_key(place)
     }
 
     fn note(&self, place: &str) {
@@ -68,11 +74,11 @@ impl Unbatched {
         if places.len() >= Self::MOST {
             places.clear();
         }
-        places.insert(place.to_owned());
+        places.insert(place.to_owned(), Instant::now());
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashSet<String>> {
-        // Whole after a panic elsewhere: every change is one insert or clear.
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        // Whole after a panic elsewhere: every change is a step of its own.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -214,6 +220,7 @@ impl ControllerService {
             container,
             volume: prefix,
             batches: !self.unbatched.has(&place),
+            refused: false,
             leased: Leased::default(),
         };
         let mut from = None;
@@ -235,9 +242,8 @@ impl ControllerService {
             }
             let page = page(container, &inside, from.take()).await?;
             let found = !page.blobs.is_empty();
-            let batches = deletion.batches;
             deletion.delete_all(page.blobs).await?;
-            if batches && !deletion.batches {
+            if std::mem::take(&mut deletion.refused) {
                 self.unbatched.note(&place);
             }
             if !deletion.leased.is_empty() {
@@ -350,8 +356,10 @@ struct Deletion<'a> {
     container: &'a Container,
     /// What the volume's names are below of.
     volume: &'a str,
-    /// The service takes batches, as far as is known.
+    /// Batches are sent.
     batches: bool,
+    /// Batches have turned out not to be understood, or not allowed.
+    refused: bool,
     leased: Leased,
 }
 
@@ -391,14 +399,17 @@ impl Deletion<'_> {
                 Ok(outcomes) => {
                     // A single request says what a refusal means, also where a gateway understands the parts
                     // of a batch in its own way.
-                    self.batches &= outcomes.iter().any(Result::is_ok);
+                    if !outcomes.iter().any(is_understood) {
+                        (self.batches, self.refused) = (false, true);
+                    }
                     let all = blobs.into_iter().zip(outcomes);
                     left.extend(all.filter(|(_, outcome)| outcome.is_err()).map(|(blob, _)| blob));
                 }
                 // Single requests say what it is.
                 Err(error) => {
+                    self.refused |= is_final(&error);
                     if std::mem::replace(&mut self.batches, false) {
-                        tracing::info!(%error, "no batch was deleted; deleting blob by blob");
+                        tracing::info!(%error, "a batch was not deleted; deleting blob by blob");
                     }
                     left.extend(blobs);
                 }
@@ -422,6 +433,23 @@ impl Deletion<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether what became of one part of a batch says that the batch was understood: a batch whose answer was lost
+/// finds nothing any more when it is repeated, and what is leased, or was changed, is so in a single request.
+fn is_understood(deleted: &Result<(), BlobError>) -> bool {
+    is_over(deleted) || matches!(deleted, Err(BlobError::LeaseConflict { .. }))
+}
+
+/// Whether a batch will not be taken the next time either: no trouble of the moment has refused it.
+fn is_final(error: &BlobError) -> bool {
+    match error {
+        BlobError::Denied { .. } | BlobError::Malformed { .. } | BlobError::TooLong { .. } => true,
+        BlobError::Service { status, .. } => {
+            (400..=499).contains(status) && ![408, 429].contains(status) || *status == 501
+        }
+        _ => false,
     }
 }
 
@@ -453,4 +481,67 @@ async fn delete_blob(
         deleted => deleted,
     };
     if is_over(&deleted) { Ok(()) } else { deleted }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(status: u16) -> BlobError {
+        BlobError::Service {
+            status,
+            code: String::new(),
+            message: String::new(),
+            request_id: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_trouble_of_the_moment_does_not_end_batches() {
+        let passing = [
+            service(408),
+            service(429),
+            service(500),
+            service(503),
+            BlobError::DeadlineExceeded {
+                waited: Duration::ZERO,
+            },
+        ];
+        for error in &passing {
+            assert!(!is_final(error), "{error}");
+        }
+        let denied = BlobError::Denied {
+            code: "AuthorizationPermissionMismatch".into(),
+            hint: String::new(),
+        };
+        let malformed = BlobError::Malformed {
+            message: String::new(),
+        };
+        for error in [service(400), service(405), service(501), denied, malformed] {
+            assert!(is_final(&error), "{error}");
+        }
+    }
+
+    /// The answer to the first one was lost, or a mount that died has left everything leased.
+    #[test]
+    fn a_batch_that_finds_nothing_to_delete_was_understood() {
+        let name = || "b".to_owned();
+        let leased = BlobError::LeaseConflict {
+            name: name(),
+            code: "LeaseIdMissing".into(),
+        };
+        for part in [Ok(()), Err(BlobError::BlobNotFound { name: name() }), Err(leased)] {
+            assert!(is_understood(&part), "{part:?}");
+        }
+        assert!(!is_understood(&Err(service(400))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn batches_are_tried_again_after_an_hour() {
+        let places = Unbatched::default();
+        places.note("a");
+        assert!(places.has("a") && !places.has("b"));
+        tokio::time::advance(Unbatched::FOR).await;
+        assert!(!places.has("a"));
+    }
 }
