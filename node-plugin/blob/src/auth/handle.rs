@@ -1,14 +1,13 @@
 //! The credentials of one client, replaced while calls are under way.
 //!
 //! # Rule
-//! A credential is put to use only after whoever brings it has asked the service with it ([`Candidate::adopt`]):
-//! until then no call is signed with it, even when nothing else is accepted, because it may be one that may do
-//! less. The one before is kept as a spare:
-//! nothing that works is ever dropped for something that does not. So a wrong key in a Secret changes
-//! nothing, and the two keys of an account take over from each other in whichever order they are renewed. A
-//! call that is refused for its credential tries the others that are known; when none is accepted, and
-//! somebody is there to bring newer ones ([`Renewal`]), it waits for them, and is refused only when none has
-//! come within the client's time.
+//! A credential is put to use only after whoever brings it has asked the service with it
+//! ([`Candidate::adopt`]): until then no call is signed with it, even when nothing else is accepted, because
+//! it may do less. The one before is kept as a spare: nothing that works is ever dropped for something that
+//! does not. So a wrong key in a Secret changes nothing, and the two keys of an account take over from each
+//! other in whichever order they are renewed. A call that is refused for its credential tries the others that
+//! are known; when none is accepted, and somebody promises to bring newer ones ([`Renewal`]), it waits for
+//! them, and is refused only when none has come within the client's time.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -28,6 +27,9 @@ const SPREADS: Duration = Duration::from_secs(5);
 /// Once nobody waits for newer ones any more, one that was refused is not tried again for so long beside the
 /// one in use: each call would cost the service a refusal for each that is known.
 const AGAIN: Duration = Duration::from_secs(10);
+/// Where nobody promises a newer credential, a token is waited for: a token source does not throw a new one
+/// away at once, although its service may have changed what it signs with a moment ago.
+const NEW_TOKEN: Duration = Duration::from_secs(20);
 
 /// See the module.
 #[derive(Debug)]
@@ -40,7 +42,9 @@ pub(crate) struct Handle {
     version: watch::Sender<u64>,
     /// Told when a call was refused with everything that is known.
     wanted: Notify,
-    /// Those who bring newer credentials.
+    /// Those who keep the credentials alive.
+    keepers: AtomicU64,
+    /// Those of them who promise to bring newer ones.
     renewals: AtomicU64,
     /// Since when nothing that is known is accepted.
     unaccepted: Mutex<Option<Instant>>,
@@ -139,6 +143,7 @@ impl Handle {
             }),
             version: watch::channel(0).0,
             wanted: Notify::new(),
+            keepers: AtomicU64::new(0),
             renewals: AtomicU64::new(0),
             unaccepted: Mutex::new(None),
             is_unaccepted: AtomicBool::new(false),
@@ -233,7 +238,10 @@ impl Handle {
         let accepted = state.current.accepted.load(Ordering::Relaxed);
         let accepted = (accepted > 0).then(|| self.began + Duration::from_millis(accepted - 1));
         drop(state);
-        if !waits || self.renewals.load(Ordering::Acquire) == 0 || accepted.is_some_and(|at| at >= served) {
+        let Some(patience) = self.patience_with(held).filter(|_| waits) else {
+            return Next::Never;
+        };
+        if accepted.is_some_and(|at| at >= served) {
             return Next::Never;
         }
         self.wanted.notify_one();
@@ -242,12 +250,22 @@ impl Handle {
             self.is_unaccepted.store(true, Ordering::Release);
             *since.get_or_insert_with(Instant::now)
         };
-        if since.elapsed() >= self.patience {
+        if since.elapsed() >= patience {
             return Next::Never;
         }
         // The next round begins with what is known by then.
         refusals.tried.clear();
         Next::After(version)
+    }
+
+    /// How long calls wait that were refused with everything, with this one last; `None`: there is nothing to
+    /// wait for.
+    fn patience_with(&self, held: &Held) -> Option<Duration> {
+        if self.renewals.load(Ordering::Acquire) > 0 {
+            return Some(self.patience);
+        }
+        let kept = self.keepers.load(Ordering::Acquire) > 0;
+        (kept && held.signer.uses_tokens()).then(|| self.patience.min(NEW_TOKEN))
     }
 
     /// Waits until something newer than this version is known, for so long at most.
@@ -340,6 +358,7 @@ pub struct Renewal {
 
 impl Renewal {
     pub(crate) fn new(handle: &Arc<Handle>) -> Self {
+        handle.keepers.fetch_add(1, Ordering::AcqRel);
         let renewal = Self {
             handle: Arc::clone(handle),
             promises: AtomicBool::new(false),
@@ -395,6 +414,7 @@ impl Renewal {
 impl Drop for Renewal {
     fn drop(&mut self) {
         self.promise(false);
+        self.handle.keepers.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

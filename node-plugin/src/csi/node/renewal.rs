@@ -24,8 +24,9 @@ use crate::csi::volume_context::{Attributes, Secrets};
 use crate::error::{Change, Error, Reason, Result};
 use crate::mounts::mount::{Offer, Renewing};
 
-/// How often a Secret is read again. A thousand volumes do not do it at the same time. It costs the API server
-/// three requests for each mount, also when nothing happens; a call that is refused does not wait for it.
+/// How often a Secret is read again. A thousand volumes do not do it at the same time. It costs the API
+/// server three requests for each mount, also when nothing happens; a call that is refused does not wait for
+/// it.
 const PERIOD: std::ops::Range<f64> = 2700.0..4500.0;
 /// After one that the driver may not read, or that is not there.
 const IN_VAIN: Duration = Duration::from_secs(3600);
@@ -148,8 +149,8 @@ struct Keeper {
     refused: Option<(Credentials, Instant)>,
     /// What is tried once more.
     again: Option<Again>,
-    /// What each source has brought last that was accepted: only what is new there is a candidate. Two Secrets
-    /// that differ and both work would take the mount from each other for ever.
+    /// What each source has brought last that was accepted: only what is new there is a candidate. Two
+    /// Secrets that differ and both work would take the mount from each other for ever.
     settled: [Option<Credentials>; 2],
     /// The credential in use, as far as it was told.
     in_use: u64,
@@ -161,7 +162,7 @@ struct Keeper {
 
 /// Who brings a credential: an index of what is remembered of each.
 #[derive(Debug, Clone, Copy)]
-enum From {
+enum By {
     Call = 0,
     Secret = 1,
 }
@@ -169,7 +170,7 @@ enum From {
 /// A credential that is tried once more.
 struct Again {
     offer: Offer,
-    from: From,
+    by: By,
     at: Instant,
     tries: Tries,
 }
@@ -238,14 +239,14 @@ impl Keeper {
                     Some(Ok(offer)) => {
                         // They come again.
                         self.renewal.promise(true);
-                        self.consider(offer, From::Call, Tries::default()).await;
+                        self.consider(offer, By::Call, Tries::default()).await;
                     }
                     Some(Err(error)) => self.tell_refused(&error),
                     None => return,
                 },
                 () = tokio::time::sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
-                    if let Some(Again { offer, from, tries, .. }) = self.again.take() {
-                        self.consider(offer, from, tries).await;
+                    if let Some(Again { offer, by, tries, .. }) = self.again.take() {
+                        self.consider(offer, by, tries).await;
                     }
                 }
                 // Whether the driver may read it now is asked once an hour, however many calls are refused.
@@ -281,7 +282,7 @@ impl Keeper {
         let offered = secrets.and_then(|secrets| self.node.offered(&self.attributes, &secrets));
         match offered {
             Ok(Some(offer)) => {
-                self.consider(offer, From::Secret, Tries::default()).await;
+                self.consider(offer, By::Secret, Tries::default()).await;
                 Read::Found
             }
             Ok(None) => Read::Absent,
@@ -300,12 +301,12 @@ impl Keeper {
     }
 
     /// Puts a credential to use if the service accepts it and it may do what the one in use may.
-    async fn consider(&mut self, offer: Offer, from: From, mut tries: Tries) {
+    async fn consider(&mut self, offer: Offer, by: By, mut tries: Tries) {
         if offer.endpoint != self.reached.account.endpoint {
             let message = "azurestorageaccountname: the Secret is of another account than the mount";
             return self.tell_refused(&Error::new(Reason::ConflictingFields, message));
         }
-        let known = self.settled[from as usize].as_ref() == Some(&offer.credentials);
+        let known = self.settled[by as usize].as_ref() == Some(&offer.credentials);
         if known && self.renewal.in_use() == self.in_use && !self.renewal.is_unaccepted() {
             return;
         }
@@ -317,7 +318,7 @@ impl Keeper {
         }
         match self.tried(&offer.credentials).await {
             Ok(()) => {
-                self.settled[from as usize] = Some(offer.credentials);
+                self.settled[by as usize] = Some(offer.credentials);
                 (self.refused, self.again, self.told_refused) = (None, None, None);
                 // Whoever has put it to use: a call may have found a former one accepted again.
                 let in_use = self.renewal.in_use();
@@ -335,7 +336,7 @@ impl Keeper {
                 }
                 if let Some(pause) = SPREADS.get(tries.refused).filter(|_| spreads) {
                     tries.refused += 1;
-                    self.try_again(offer, from, tries, *pause);
+                    self.try_again(offer, by, tries, *pause);
                 }
             }
             // No call is signed with it before it is tried.
@@ -346,15 +347,15 @@ impl Keeper {
                 );
                 let pause = (SOON * 2_u32.pow(tries.failed.min(5))).min(LATE);
                 tries.failed += 1;
-                self.try_again(offer, from, tries, pause);
+                self.try_again(offer, by, tries, pause);
             }
         }
     }
 
-    fn try_again(&mut self, offer: Offer, from: From, tries: Tries, pause: Duration) {
+    fn try_again(&mut self, offer: Offer, by: By, tries: Tries, pause: Duration) {
         self.again = Some(Again {
             offer,
-            from,
+            by,
             at: Instant::now() + pause,
             tries,
         });
@@ -400,7 +401,8 @@ impl Keeper {
         }
     }
 
-    /// Tells what cannot be used, once an hour at most while it stays the same: kubelet brings it every minute.
+    /// Tells what cannot be used, once an hour at most while it stays the same: kubelet brings it each
+    /// minute.
     fn tell_refused(&mut self, error: &Error) {
         let text = error.to_string();
         let lately = |(told, at): &(String, Instant)| *told == text && at.elapsed() < TOLD_FOR;

@@ -270,7 +270,7 @@ async fn one_that_may_do_less_is_told_and_not_used() {
     list(&verdict).await.unwrap();
 }
 
-async fn keeper(world: &World, service: &Service) -> Keeper {
+fn keeper(world: &World, service: &Service) -> Keeper {
     let (attributes, reached) = reached(service, sas("1"));
     Keeper::new(world.service.clone(), at(), attributes, Source::Calls, reached)
 }
@@ -279,7 +279,7 @@ async fn keeper(world: &World, service: &Service) -> Keeper {
 async fn an_end_is_told_once_and_again_when_it_is_nearer() {
     let world = world();
     let service = Service::that_accepts(&["1"]).await;
-    let mut keeper = keeper(&world, &service).await;
+    let mut keeper = keeper(&world, &service);
     let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
     let end = |at| End {
         at: SystemTime::UNIX_EPOCH + minutes(at),
@@ -306,7 +306,7 @@ async fn an_end_is_told_once_and_again_when_it_is_nearer() {
 async fn what_stays_wrong_is_told_once_an_hour() {
     let world = world();
     let service = Service::that_accepts(&["1"]).await;
-    let mut keeper = keeper(&world, &service).await;
+    let mut keeper = keeper(&world, &service);
     let error = |text: &str| Error::new(Reason::InvalidValue, text.to_owned());
     keeper.tell_refused(&error("a"));
     let first = keeper.told_refused.clone();
@@ -321,19 +321,19 @@ async fn what_stays_wrong_is_told_once_an_hour() {
 async fn two_secrets_do_not_take_a_mount_from_each_other() {
     let world = world();
     let service = Service::that_accepts(&["1", "2"]).await;
-    let mut keeper = keeper(&world, &service).await;
+    let mut keeper = keeper(&world, &service);
     let offer = |signature, keeper: &Keeper| Offer {
         endpoint: keeper.reached.account.endpoint.clone(),
         credentials: sas(signature),
     };
-    for (signature, from) in [("1", From::Secret), ("2", From::Call)] {
+    for (signature, by) in [("1", By::Secret), ("2", By::Call)] {
         let offer = offer(signature, &keeper);
-        keeper.consider(offer, from, Tries::default()).await;
+        keeper.consider(offer, by, Tries::default()).await;
     }
     let in_use = keeper.renewal.in_use();
-    for (signature, from) in [("1", From::Secret), ("2", From::Call), ("1", From::Secret)] {
+    for (signature, by) in [("1", By::Secret), ("2", By::Call), ("1", By::Secret)] {
         let offer = offer(signature, &keeper);
-        keeper.consider(offer, from, Tries::default()).await;
+        keeper.consider(offer, by, Tries::default()).await;
         assert_eq!(keeper.renewal.in_use(), in_use);
     }
 }
@@ -343,19 +343,17 @@ async fn two_secrets_do_not_take_a_mount_from_each_other() {
 async fn a_new_key_is_tried_once_more_before_it_is_called_wrong() {
     let world = world();
     let service = Service::that_accepts(&["1"]).await;
-    let mut keeper = keeper(&world, &service).await;
+    let mut keeper = keeper(&world, &service);
     let offer = Offer {
         endpoint: keeper.reached.account.endpoint.clone(),
         credentials: sas("2"),
     };
-    keeper.consider(offer, From::Call, Tries::default()).await;
+    keeper.consider(offer, By::Call, Tries::default()).await;
     assert!(keeper.told_refused.is_none());
-    let Again {
-        offer, from, tries, ..
-    } = keeper.again.take().unwrap();
+    let Again { offer, by, tries, .. } = keeper.again.take().unwrap();
     service.accept(&["1", "2"]);
     let before = keeper.renewal.in_use();
-    keeper.consider(offer, from, tries).await;
+    keeper.consider(offer, by, tries).await;
     assert!(keeper.again.is_none() && keeper.told_refused.is_none());
     assert_ne!(keeper.renewal.in_use(), before);
 }

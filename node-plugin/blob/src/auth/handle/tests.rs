@@ -273,6 +273,28 @@ impl TokenSource for Identity {
     }
 }
 
+/// The token was fetched a moment before the service changed what it accepts.
+#[tokio::test(start_paused = true)]
+async fn a_token_is_waited_for_a_little_without_a_promise() {
+    let account = Account::that_accepts(&[]);
+    let c = container(&account, Credentials::Token(Arc::new(Identity(Some("t")))));
+    let renewal = c.renewal();
+    renewal.promise(false);
+    let call = tokio::spawn({
+        let c = c.clone();
+        async move { ask(&c).await }
+    });
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    account.accept(&["t"]);
+    call.await.unwrap().unwrap();
+    account.accept(&[]);
+    let began = Instant::now();
+    assert!(is_denied(ask(&c).await));
+    let waited = began.elapsed();
+    let patience = crate::Patience::default().call();
+    assert!(waited >= NEW_TOKEN && waited < patience, "{waited:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_identity_whose_secret_has_ended_makes_way_for_the_next() {
     let account = Account::that_accepts(&["t1", "t2"]);
