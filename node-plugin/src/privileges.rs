@@ -26,22 +26,43 @@ pub fn keep_secrets() -> anyhow::Result<()> {
     nix::sys::prctl::set_dumpable(false).context("not dumpable")
 }
 
+/// What is to be told of the privileges, once there is a log: it begins after [`give_up`].
+#[derive(Debug, Default, PartialEq, Eq)]
+#[must_use = "nobody else tells that mounts will fail"]
+pub struct Findings {
+    /// Capabilities that are needed and missing, with what for.
+    missing: Vec<(Capability, &'static str)>,
+    /// The bounding set could not be changed.
+    bounding_stays: bool,
+}
+
+impl Findings {
+    /// Puts them into the log.
+    pub fn tell(&self) {
+        if self.bounding_stays {
+            tracing::debug!("CAP_SETPCAP is missing: the bounding set stays as it is");
+        }
+        for (capability, reason) in &self.missing {
+            tracing::warn!(%capability, reason, "a capability is missing; is the container privileged?");
+        }
+    }
+}
+
 /// Gives up everything but [`KEPT`], and the right to get anything back by executing a program. The calling
 /// thread must be the only one: threads inherit, they do not follow.
 ///
 /// # Errors
 /// The process has privileges and cannot give them up: it must not serve then.
-pub fn give_up() -> anyhow::Result<()> {
+pub fn give_up() -> anyhow::Result<Findings> {
     let kept: CapsHashSet = KEPT.iter().map(|(capability, _)| *capability).collect();
     let permitted = caps::read(None, CapSet::Permitted).context("reading the own capabilities")?;
     // The bounding set first: changing it needs a capability that goes as well.
-    if permitted.contains(&Capability::CAP_SETPCAP) {
+    let bounding_stays = !permitted.contains(&Capability::CAP_SETPCAP);
+    if !bounding_stays {
         for capability in caps::runtime::thread_all_supported().difference(&kept) {
             caps::drop(None, CapSet::Bounding, *capability)
                 .with_context(|| format!("giving up {capability}: bounding set"))?;
         }
-    } else {
-        tracing::debug!("CAP_SETPCAP is missing: the bounding set stays as it is");
     }
     if caps::runtime::ambient_set_supported().is_ok() {
         caps::clear(None, CapSet::Ambient).context("giving up capabilities: ambient set")?;
@@ -58,8 +79,12 @@ pub fn give_up() -> anyhow::Result<()> {
     if now != left {
         bail!("capabilities could not be given up: {now:?} are left");
     }
-    for (capability, reason) in KEPT.iter().filter(|(capability, _)| !left.contains(capability)) {
-        tracing::warn!(%capability, reason, "a capability is missing; is the container privileged?");
-    }
-    Ok(())
+    Ok(Findings {
+        missing: KEPT
+            .iter()
+            .filter(|(capability, _)| !left.contains(capability))
+            .copied()
+            .collect(),
+        bounding_stays,
+    })
 }

@@ -17,8 +17,8 @@ impl Drop for Node {
     }
 }
 
-/// Starts the node and waits until it serves.
-fn node(folder: &Path) -> Node {
+/// Starts the node and waits until it serves; with what it has said until then.
+fn node(folder: &Path) -> (Node, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_vsc-blob-csi"))
         .args(["node", "--node-id", "n", "--budget", "32MiB"])
         .args(["--device", "/nonexistent/azure_blob", "--endpoint"])
@@ -37,7 +37,7 @@ fn node(folder: &Path) -> Node {
     }
     // A full pipe would stop it.
     std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-    node
+    (node, seen)
 }
 
 /// Fields of a status file of /proc; nothing when its thread has ended since it was listed, which reads as
@@ -73,7 +73,7 @@ fn every_thread_has_what_the_table_lists_and_nothing_else() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let node = node(folder.path());
+    let (node, _) = node(folder.path());
     let tasks = std::fs::read_dir(format!("/proc/{}/task", node.0.id())).unwrap();
     let mut threads = 0;
     for task in tasks {
@@ -99,11 +99,35 @@ fn each_capability_has_its_reason() {
     }
 }
 
+/// It is the one line that says why mounts will fail.
+#[test]
+fn a_capability_that_is_missing_is_told() {
+    let own = status(Path::new("/proc/self/status")).unwrap();
+    let admin = caps::Capability::CAP_SYS_ADMIN;
+    let settable = mask(&own, "CapPrm") & caps::Capability::CAP_SETPCAP.bitmask() != 0;
+    if mask(&own, "CapPrm") & admin.bitmask() != 0 && !settable {
+        eprintln!("this test cannot take the capability from a child: run it as root");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let log = std::thread::scope(|scope| {
+        // The bounding set is the thread's, and its child begins with it.
+        let started = scope.spawn(|| {
+            if settable && caps::has_cap(None, caps::CapSet::Bounding, admin).unwrap() {
+                caps::drop(None, caps::CapSet::Bounding, admin).unwrap();
+            }
+            node(folder.path()).1
+        });
+        started.join().unwrap()
+    });
+    assert!(log.contains("a capability is missing"), "{log}");
+}
+
 /// An abort writes no core file, and a process of the same user cannot look into this one.
 #[test]
 fn secrets_stay_in_the_process() {
     let folder = tempfile::tempdir().unwrap();
-    let node = node(folder.path());
+    let (node, _) = node(folder.path());
     let process = format!("/proc/{}", node.0.id());
     let limits = std::fs::read_to_string(format!("{process}/limits")).unwrap();
     let core = limits

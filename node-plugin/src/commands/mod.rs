@@ -80,9 +80,10 @@ impl Cli {
         );
         // Before a secret is read.
         crate::privileges::keep_secrets()?;
+        let mut privileges = crate::privileges::Findings::default();
         if let Command::Node(args) = &self.command {
             // Before the first thread starts.
-            crate::privileges::give_up()?;
+            privileges = crate::privileges::give_up()?;
             if !args.no_seccomp {
                 crate::seccomp::confine()
                     .context("this kernel takes no filter of system calls; --no-seccomp serves without")?;
@@ -95,6 +96,7 @@ impl Cli {
         };
         // Sends them to the end of the command.
         let _exporter = telemetry::start(self.log_format, name, traces)?;
+        privileges.tell();
         match self.command {
             Command::Node(args) => {
                 if args.no_seccomp {
