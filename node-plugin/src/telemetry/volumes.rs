@@ -188,7 +188,8 @@ impl Volumes {
         if let Some(volume) = named.get(volume_id).and_then(Weak::upgrade) {
             return volume;
         }
-        if named.len() >= self.limit {
+        // A volume may have that name itself: its series would be there twice.
+        if volume_id == OTHER || named.len() >= self.limit {
             return Arc::clone(&self.others);
         }
         let volume = Arc::new(Volume::new(Arc::clone(&self.operations)));
@@ -516,6 +517,25 @@ mod tests {
         assert!(!text(&volumes).contains("volume="), "what is gone is still told");
         let _c = volumes.of("c");
         assert!(text(&volumes).contains(r#"volume_throttles_total{volume="c"} 0"#));
+    }
+
+    #[test]
+    fn a_volume_that_has_the_name_of_the_sum_is_in_the_sum() {
+        let volumes = Volumes::new(1, Arc::default());
+        let (other, a, b) = (volumes.of(OTHER), volumes.of("a"), volumes.of("b"));
+        other.throttled();
+        b.throttled();
+        let told = text(&volumes);
+        assert_eq!(
+            told.matches(r#"volume_throttles_total{volume="other"}"#).count(),
+            1,
+            "{told}"
+        );
+        assert!(
+            told.contains(r#"volume_throttles_total{volume="other"} 2"#),
+            "{told}"
+        );
+        drop(a);
     }
 
     #[test]
