@@ -497,6 +497,22 @@ mod tests {
         assert_eq!(found, Some(claim("others", "data")));
     }
 
+    /// Whoever reads a Secret again and again pays for one search.
+    #[tokio::test(start_paused = true)]
+    async fn a_volume_that_was_found_once_is_not_searched_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cluster, volume) = staged(folder.path());
+        let claims = claims(&cluster);
+        claims.now_of(&volume).await.unwrap();
+        for _ in 0..3 {
+            tokio::time::sleep(2 * BELIEVED).await;
+            let found = claims.now_of(&volume).await.unwrap();
+            assert_eq!(found, Some(claim("team", "data")));
+        }
+        assert_eq!(count(&cluster, "pods n"), 1, "{:?}", cluster.calls());
+        assert_eq!(count(&cluster, "volume pv-1"), 4);
+    }
+
     #[test]
     fn the_memory_is_bounded() {
         let mut memory = Memory::default();
