@@ -436,8 +436,9 @@ impl Deletion<'_> {
     }
 }
 
-/// Whether what became of one part of a batch says that the batch was understood: a batch whose answer was lost
-/// finds nothing any more when it is repeated, and what is leased, or was changed, is so in a single request.
+/// Whether what became of one part of a batch says that the batch was understood: a batch whose answer was
+/// lost finds nothing any more when it is repeated, and what is leased, or was changed, is so in a single
+/// request.
 fn is_understood(deleted: &Result<(), BlobError>) -> bool {
     is_over(deleted) || matches!(deleted, Err(BlobError::LeaseConflict { .. }))
 }
