@@ -377,6 +377,11 @@ impl Renewal {
         };
     }
 
+    /// Whether it does.
+    pub fn promises(&self) -> bool {
+        self.promises.load(Ordering::Acquire)
+    }
+
     /// Which credential is in use: another number after each change.
     pub fn in_use(&self) -> u64 {
         self.handle.current().id

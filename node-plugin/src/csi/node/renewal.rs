@@ -226,7 +226,10 @@ impl Keeper {
 
     /// Until nobody can offer anything any more: the mount has ended.
     async fn keep(mut self, mut offers: mpsc::Receiver<Result<Offer>>) {
-        let reads = matches!(self.source, Source::Named(_) | Source::StageSecret(_));
+        let named = matches!(self.source, Source::Named(_) | Source::StageSecret(_));
+        let reads = named && self.node.link.is_some();
+        // They come again, whatever the Secret is.
+        let mut called = matches!(self.source, Source::Calls);
         let mut denied = false;
         let mut next_read = Instant::now() + period();
         let mut pause = SOON;
@@ -237,7 +240,7 @@ impl Keeper {
             tokio::select! {
                 brought = offers.recv() => match brought {
                     Some(Ok(offer)) => {
-                        // They come again.
+                        called = true;
                         self.renewal.promise(true);
                         self.consider(offer, By::Call, Tries::default()).await;
                     }
@@ -262,7 +265,7 @@ impl Keeper {
                     denied = matches!(read, Read::Denied);
                     let found = matches!(read, Read::Found);
                     if found || denied {
-                        self.renewal.promise(found);
+                        self.renewal.promise(found || called);
                     }
                     next_read = Instant::now() + if found { period() } else { IN_VAIN };
                 }

@@ -358,6 +358,28 @@ async fn a_new_key_is_tried_once_more_before_it_is_called_wrong() {
     assert_ne!(keeper.renewal.in_use(), before);
 }
 
+/// Calls wait where somebody brings newer ones, and a Secret that may not be read is nobody.
+#[tokio::test]
+async fn a_promise_is_made_where_somebody_brings_credentials() {
+    let world = world();
+    let service = Service::that_accepts(&["1"]).await;
+    let promises = |node: NodeService, source: Source| {
+        let (attributes, reached) = reached(&service, sas("1"));
+        Keeper::new(node, at(), attributes, source, reached)
+            .renewal
+            .promises()
+    };
+    let alone = || NodeService {
+        link: None,
+        ..world.service.clone()
+    };
+    let staged = || Source::StageSecret(at());
+    assert!(promises(world.service.clone(), staged()));
+    assert!(!promises(alone(), staged()), "nobody can read it");
+    assert!(promises(alone(), Source::Calls));
+    assert!(!promises(world.service.clone(), Source::Nobody));
+}
+
 #[test]
 fn only_what_is_kept_in_secrets_is_read_again() {
     let of = |pairs: &[(&str, &str)], brought: bool| {
