@@ -221,15 +221,14 @@ pub struct InFlight<'a> {
 }
 
 impl InFlight<'_> {
-    /// Whether the call makes a dead volume anew now, which others wait for: it may take as long as a service
-    /// that hangs, and again and again.
-    pub fn heals(&self, heals: bool) {
+    /// The call makes a dead volume anew, which others wait for, and for the rest of it: that may take as long
+    /// as a service that hangs, and again and again.
+    pub fn heals(&self) {
         if let Some(mount) = self.mounts.lock().get_mut(&self.path)
             && let Some(at_work) = &mut mount.in_flight
         {
-            at_work.heals = heals;
+            at_work.heals = true;
         }
-        self.mounts.left.notify_waiters();
     }
 }
 
@@ -522,7 +521,7 @@ mod tests {
         let publish = house.mounts.enter("v", &target).unwrap();
         let pending = house.mounts.enter_in_turn("v", &staging).await.unwrap_err();
         assert_eq!(pending.reason, Reason::OperationPending, "{pending}");
-        publish.heals(true);
+        publish.heals();
         let mut call = std::pin::pin!(house.mounts.enter_in_turn("v", &staging));
         assert!(futures::poll!(&mut call).is_pending());
         drop(publish);

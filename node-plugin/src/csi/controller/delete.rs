@@ -400,7 +400,8 @@ impl Deletion<'_> {
                     // A single request says what a refusal means, also where a gateway understands the parts
                     // of a batch in its own way.
                     if !outcomes.iter().any(is_understood) {
-                        (self.batches, self.refused) = (false, true);
+                        self.batches = false;
+                        self.refused |= are_refused(&outcomes);
                     }
                     let all = blobs.into_iter().zip(outcomes);
                     left.extend(all.filter(|(_, outcome)| outcome.is_err()).map(|(blob, _)| blob));
@@ -452,6 +453,13 @@ fn is_final(error: &BlobError) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether no part of a batch will be taken the next time either: a busy account takes the batch, and turns
+/// its parts away, or the only one.
+fn are_refused(outcomes: &[Result<(), BlobError>]) -> bool {
+    let is_final = |part: &Result<(), BlobError>| part.as_ref().is_err_and(is_final);
+    outcomes.iter().all(is_final)
 }
 
 /// Deleted, or not the version that was seen: what was written since is seen by the next listing, if the
@@ -535,6 +543,9 @@ mod tests {
             assert!(is_understood(&part), "{part:?}");
         }
         assert!(!is_understood(&Err(service(400))));
+        assert!(are_refused(&[Err(service(400)), Err(service(403))]));
+        assert!(!are_refused(&[Err(service(503))]));
+        assert!(!are_refused(&[Err(service(400)), Err(service(500))]));
     }
 
     #[tokio::test(start_paused = true)]

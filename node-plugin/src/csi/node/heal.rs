@@ -229,5 +229,7 @@ fn needs_no_secret(attributes: &Attributes) -> bool {
         attributes.auth_type,
         Some(AuthType::Msi | AuthType::WorkloadIdentity | AuthType::Anonymous)
     );
-    by_identity && (attributes.account.is_some() || attributes.server.is_some())
+    by_identity
+        && attributes.identity.msi_endpoint.is_none()
+        && (attributes.account.is_some() || attributes.server.is_some())
 }

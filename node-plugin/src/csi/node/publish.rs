@@ -64,11 +64,9 @@ impl NodeService {
             if published && let Some(error) = healing.too_early(&staging, !given.is_empty()) {
                 return Err(error);
             }
-            in_flight.heals(true);
-            let healed = healing.in_turn(self.heal(&staging, given)).await;
-            in_flight.heals(false);
+            in_flight.heals();
             // What could not be bound for other pods is not this one's trouble, and its own follows.
-            healed?;
+            healing.in_turn(self.heal(&staging, given)).await?;
             staged = self.staged(volume_id, &staging)?;
             condition = self.mounts.condition(&staging).await?;
         }

@@ -36,8 +36,8 @@ const SOON: Duration = Duration::from_secs(2);
 const LATE: Duration = Duration::from_secs(60);
 /// What was refused is not tried for so long: kubelet brings it every minute.
 const REFUSED_FOR: Duration = Duration::from_secs(120);
-/// A key is not new on all servers of an account at once: when one that is refused is tried again. It is told
-/// from the second refusal on.
+/// A key is not new on all servers of an account at once, nor a client secret in all of an identity service:
+/// when one that is refused is tried again. It is told from the second refusal on.
 const SPREADS: [Duration; 3] = [
     Duration::from_secs(10),
     Duration::from_secs(30),
@@ -45,6 +45,8 @@ const SPREADS: [Duration; 3] = [
 ];
 /// How long the cluster remembers an Event: what has not changed is not told again before.
 const TOLD_FOR: Duration = Duration::from_secs(3600);
+/// Refusals that are remembered for that: those of two sources, each corrected once in vain.
+const REMEMBERED: usize = 4;
 /// How long before its end a credential is told of, longest first.
 const TOLD_BEFORE: [Duration; 3] = [
     Duration::from_secs(24 * 3600),
@@ -156,8 +158,16 @@ struct Keeper {
     in_use: u64,
     /// What was told of the end: of which one, and how many times.
     told: Option<(End, usize)>,
-    /// The refusal that was told last, and when.
-    told_refused: Option<(String, Instant)>,
+    /// The refusals that were told last, and when.
+    told_refused: Vec<(Refused, Instant)>,
+}
+
+/// What is not told again: the texts of an identity service differ each time.
+#[derive(Debug, Clone, PartialEq)]
+struct Refused {
+    reason: Reason,
+    /// What was not accepted, or what is wrong with it.
+    what: Result<Credentials, String>,
 }
 
 /// Who brings a credential: an index of what is remembered of each.
@@ -220,7 +230,7 @@ impl Keeper {
             again: None,
             settled: [None, None],
             told: None,
-            told_refused: None,
+            told_refused: Vec::new(),
         }
     }
 
@@ -244,7 +254,7 @@ impl Keeper {
                         self.renewal.promise(true);
                         self.consider(offer, By::Call, Tries::default()).await;
                     }
-                    Some(Err(error)) => self.tell_refused(&error),
+                    Some(Err(error)) => self.tell_refused(&error, None),
                     None => return,
                 },
                 () = tokio::time::sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
@@ -307,7 +317,10 @@ impl Keeper {
     async fn consider(&mut self, offer: Offer, by: By, mut tries: Tries) {
         if offer.endpoint != self.reached.account.endpoint {
             let message = "azurestorageaccountname: the Secret is of another account than the mount";
-            return self.tell_refused(&Error::new(Reason::ConflictingFields, message));
+            return self.tell_refused(
+                &Error::new(Reason::ConflictingFields, message),
+                Some(offer.credentials),
+            );
         }
         let known = self.settled[by as usize].as_ref() == Some(&offer.credentials);
         if known && self.renewal.in_use() == self.in_use && !self.renewal.is_unaccepted() {
@@ -322,7 +335,8 @@ impl Keeper {
         match self.tried(&offer.credentials).await {
             Ok(()) => {
                 self.settled[by as usize] = Some(offer.credentials);
-                (self.refused, self.again, self.told_refused) = (None, None, None);
+                (self.refused, self.again) = (None, None);
+                self.told_refused.clear();
                 // Whoever has put it to use: a call may have found a former one accepted again.
                 let in_use = self.renewal.in_use();
                 if std::mem::replace(&mut self.in_use, in_use) != in_use {
@@ -333,9 +347,13 @@ impl Keeper {
             Err(error) if is_verdict(&error) => {
                 self.refused = Some((offer.credentials.clone(), Instant::now()));
                 self.again = None;
-                let spreads = error.reason == Reason::AuthenticationFailed;
+                // A client secret, too, and who gives the tokens may be busy.
+                let spreads = matches!(
+                    error.reason,
+                    Reason::AuthenticationFailed | Reason::TokenUnavailable
+                );
                 if !spreads || tries.refused > 0 {
-                    self.tell_refused(&error);
+                    self.tell_refused(&error, Some(offer.credentials.clone()));
                 }
                 if let Some(pause) = SPREADS.get(tries.refused).filter(|_| spreads) {
                     tries.refused += 1;
@@ -405,12 +423,18 @@ impl Keeper {
     }
 
     /// Tells what cannot be used, once an hour at most while it stays the same: kubelet brings it each
-    /// minute.
-    fn tell_refused(&mut self, error: &Error) {
-        let text = error.to_string();
-        let lately = |(told, at): &(String, Instant)| *told == text && at.elapsed() < TOLD_FOR;
-        if self.told_refused.as_ref().is_some_and(lately) {
+    /// minute, and each source its own.
+    fn tell_refused(&mut self, error: &Error, credentials: Option<Credentials>) {
+        let refused = Refused {
+            reason: error.reason,
+            what: credentials.ok_or_else(|| error.to_string()),
+        };
+        self.told_refused.retain(|(_, at)| at.elapsed() < TOLD_FOR);
+        if self.told_refused.iter().any(|(told, _)| *told == refused) {
             return;
+        }
+        if self.told_refused.len() == REMEMBERED {
+            self.told_refused.remove(0);
         }
         tracing::warn!(
             volume_id = self.at.handle, %error,
@@ -418,7 +442,7 @@ impl Keeper {
         );
         let message = format!("{}: {error}", Change::CredentialRefused.message());
         self.tell(Change::CredentialRefused, &message);
-        self.told_refused = Some((text, Instant::now()));
+        self.told_refused.push((refused, Instant::now()));
     }
 
     /// Tells of an end that is near; how long until the next look.

@@ -308,12 +308,20 @@ async fn what_stays_wrong_is_told_once_an_hour() {
     let service = Service::that_accepts(&["1"]).await;
     let mut keeper = keeper(&world, &service);
     let error = |text: &str| Error::new(Reason::InvalidValue, text.to_owned());
-    keeper.tell_refused(&error("a"));
-    let first = keeper.told_refused.clone();
-    keeper.tell_refused(&error("a"));
-    assert_eq!(keeper.told_refused, first);
-    keeper.tell_refused(&error("b"));
-    assert_ne!(keeper.told_refused, first);
+    let mut told = |text, credentials| {
+        keeper.tell_refused(&error(text), credentials);
+        keeper.told_refused.len()
+    };
+    assert_eq!(told("a", None), 1);
+    assert_eq!(told("a", None), 1);
+    assert_eq!(told("b", None), 2);
+    // The same text of another key, and another text of the same one: an identity service numbers its answers.
+    assert_eq!(told("refused", Some(sas("2"))), 3);
+    assert_eq!(told("refused at noon", Some(sas("2"))), 3);
+    assert_eq!(told("refused", Some(sas("3"))), 4);
+    // By turns.
+    assert_eq!(told("a", None), 4);
+    assert_eq!(told("refused", Some(sas("2"))), 4);
 }
 
 /// A Secret for the stage and another one for each publish, both of which work.
@@ -349,12 +357,12 @@ async fn a_new_key_is_tried_once_more_before_it_is_called_wrong() {
         credentials: sas("2"),
     };
     keeper.consider(offer, By::Call, Tries::default()).await;
-    assert!(keeper.told_refused.is_none());
+    assert!(keeper.told_refused.is_empty());
     let Again { offer, by, tries, .. } = keeper.again.take().unwrap();
     service.accept(&["1", "2"]);
     let before = keeper.renewal.in_use();
     keeper.consider(offer, by, tries).await;
-    assert!(keeper.again.is_none() && keeper.told_refused.is_none());
+    assert!(keeper.again.is_none() && keeper.told_refused.is_empty());
     assert_ne!(keeper.renewal.in_use(), before);
 }
 
