@@ -189,10 +189,20 @@ impl Tree {
         outcome
     }
 
-    /// Everything that the service does not have yet is committed; the first error, if any.
+    /// Everything that the service does not have yet is committed, what closes have promised first, in their
+    /// order; the first error, if any.
     pub(crate) async fn commit_all(&self) -> Result<()> {
+        let owed: HashMap<NodeId, u64> = {
+            let queue = self.owed.lock();
+            queue
+                .files
+                .iter()
+                .map(|owes| (owes.node.id, owes.ticket))
+                .collect()
+        };
         let mut nodes = self.table.lock().nodes();
         nodes.retain(|node| node.state().pinned());
+        nodes.sort_by_key(|node| owed.get(&node.id).copied().unwrap_or(u64::MAX));
         let committed = self.commit_each(nodes, |_, _| {}).await;
         if committed.skipped > 0 {
             limited!(

@@ -59,6 +59,48 @@ fn closed_files_outlive_an_outage() {
     }
 }
 
+/// Which of them are sent first is seen while no answer comes. At the end of the mount, too.
+#[test]
+fn what_was_closed_first_is_sent_first() {
+    const AT_ONCE: usize = 16;
+    for ends in [false, true] {
+        let store = store();
+        let m = Mount::new(&store);
+        store.fail(Op::Put, Fault::Status(503, "ServerBusy"), 1_000_000);
+        // Made in another order than closed.
+        let mut files: Vec<_> = (0..48)
+            .map(|n| File::create(m.path(&format!("f{n}"))).unwrap())
+            .rev()
+            .collect();
+        for file in &mut files {
+            file.write_all(b"content").unwrap();
+        }
+        for (n, file) in files.into_iter().enumerate() {
+            drop(file);
+            eventually("it is known", || m.owing().files == n + 1);
+        }
+        store.hold_answers(Op::Put);
+        store.heal();
+        let mounted = match ends {
+            true => Err(std::thread::spawn(move || m.end())),
+            false => Ok(m),
+        };
+        let stored = || (0..48).filter(|n| store.content(&format!("f{n}")).is_some());
+        eventually("some are sent", || stored().count() == AT_ONCE);
+        assert!(
+            stored().all(|n| n >= 48 - AT_ONCE),
+            "{:?}",
+            stored().collect::<Vec<_>>()
+        );
+        store.give_answers();
+        eventually("all are stored", || stored().count() == 48);
+        match mounted {
+            Ok(m) => m.end().unwrap(),
+            Err(ended) => ended.join().unwrap().unwrap(),
+        }
+    }
+}
+
 /// What somebody else stored meanwhile wins, and nothing is owed any more.
 #[test]
 fn a_newer_version_of_somebody_else_stays() {
