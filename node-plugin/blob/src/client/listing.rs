@@ -1,5 +1,6 @@
 //! List Blobs.
 
+use bytes::Bytes;
 use http::Method;
 
 use super::call::Call;
@@ -7,6 +8,9 @@ use super::{Container, headers, pages};
 use crate::error::{Error, Result};
 use crate::types::{ListOptions, ListPage};
 use crate::xml;
+
+/// Body of a page, in bytes, that is not parsed beside the other tasks of a thread.
+const LONG_PAGE: usize = 1 << 20;
 
 fn list_call(options: &ListOptions, entries: Option<u32>) -> Call<'static> {
     let mut call = Call::new(Method::GET, None)
@@ -32,6 +36,19 @@ fn list_call(options: &ListOptions, entries: Option<u32>) -> Call<'static> {
     call
 }
 
+/// A page of some MiB takes longer than others should wait for a thread of the runtime.
+async fn parse(body: Bytes) -> Result<ListPage> {
+    if body.len() < LONG_PAGE {
+        return xml::list_page(&body);
+    }
+    let parsed = tokio::task::spawn_blocking(move || xml::list_page(&body)).await;
+    parsed.unwrap_or_else(|error| {
+        Err(Error::Malformed {
+            message: format!("listing: {error}"),
+        })
+    })
+}
+
 impl Container {
     /// One page of List Blobs. It may have fewer entries than were asked for, and more follow all the same.
     pub async fn list(&self, options: &ListOptions) -> Result<ListPage> {
@@ -44,9 +61,10 @@ impl Container {
                     error => return Err(error),
                 },
             };
-            let body = &answer.response.body;
-            let page = xml::list_page(body)?;
-            self.pages.had(page.items.len(), body.len());
+            let body = answer.response.body;
+            let bytes = body.len();
+            let page = parse(body).await?;
+            self.pages.had(page.items.len(), bytes);
             if page.next_marker.is_some() && page.next_marker == options.marker {
                 return Err(Error::Malformed {
                     message: "listing: the next page is the same one again".into(),

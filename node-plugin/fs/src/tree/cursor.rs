@@ -66,6 +66,14 @@ impl Cursor {
         self.pins.push_back((behind, Arc::clone(&link.node)));
     }
 
+    /// The listing has begun, with the question `asked` if no earlier one; its first question.
+    pub(super) fn begun(&mut self, table: &mut Table, asked: Asked) -> Asked {
+        if self.first.is_none() {
+            self.listing = table.begin_listing();
+        }
+        *self.first.get_or_insert(asked)
+    }
+
     /// The next page is asked for below this name. Its marker does not go for another name: then the listing
     /// begins anew, and what was handed over is not handed over again.
     pub(super) fn goes_on_below(&mut self, below: &str) {

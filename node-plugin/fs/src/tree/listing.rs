@@ -33,6 +33,8 @@ use crate::log_limit::limited;
 
 /// Entries handed over at once: about what the kernel's largest reply buffers hold.
 const BATCH: usize = 512;
+/// Items of a page that are taken over at once: nobody else gets at the table meanwhile.
+const LEARNT_AT_ONCE: usize = 256;
 
 /// Items of a directory's page, as names.
 enum Item<'a> {
@@ -168,35 +170,39 @@ impl Tree {
                 _ => None,
             });
         self.follow_all(parent, blobs).await;
-        let mut table = self.table.lock();
-        if cursor.first.is_none() {
-            cursor.listing = table.begin_listing();
-        }
-        let first = *cursor.first.get_or_insert(asked);
-        let mut hidden = None;
-        let mut newest = None;
-        for item in &page.items {
-            let (name, found) = match classify(item, &below, parent == ROOT) {
-                Item::Shown(name, found) => (name, found),
-                Item::Hidden => {
-                    hidden.get_or_insert(item);
-                    continue;
+        let (mut hidden, mut newest) = (None, None);
+        for (n, items) in page.items.chunks(LEARNT_AT_ONCE).enumerate() {
+            if n > 0 {
+                // Others wait for the table, or for this thread.
+                tokio::task::yield_now().await;
+            }
+            let mut table = self.table.lock();
+            cursor.begun(&mut table, asked);
+            for item in items {
+                let (name, found) = match classify(item, &below, in_root) {
+                    Item::Shown(name, found) => (name, found),
+                    Item::Hidden => {
+                        hidden.get_or_insert(item);
+                        continue;
+                    }
+                    Item::Itself | Item::Reserved => continue,
+                };
+                let repeated = cursor.repeated(item_name(item).strip_prefix(&below).unwrap_or_default());
+                let seen = cursor.directories.contains(&*name);
+                if let Some(id) = table.list_entry((cursor.listing, seen), parent, &name, found, asked)
+                    && !repeated
+                {
+                    cursor.push(&table, parent, id);
                 }
-                Item::Itself | Item::Reserved => continue,
-            };
-            let repeated = cursor.repeated(item_name(item).strip_prefix(&below).unwrap_or_default());
-            let seen = cursor.directories.contains(&*name);
-            if let Some(id) = table.list_entry((cursor.listing, seen), parent, &name, found, asked)
-                && !repeated
-            {
-                cursor.push(&table, parent, id);
-            }
-            if let Some(blob) = found.blob
-                && table.made_elsewhere(parent, &name)
-            {
-                newest = newest.max(Some(blob.created.unwrap_or(blob.last_modified)));
+                if let Some(blob) = found.blob
+                    && table.made_elsewhere(parent, &name)
+                {
+                    newest = newest.max(Some(blob.created.unwrap_or(blob.last_modified)));
+                }
             }
         }
+        let mut table = self.table.lock();
+        let first = cursor.begun(&mut table, asked);
         if let Some(ListItem::Blob { name, .. } | ListItem::Prefix { name }) = hidden
             && let Some(dir) = table.dir_mut(parent)
             && !std::mem::replace(&mut dir.hides, true)
