@@ -94,7 +94,17 @@ pub(crate) struct Attrs {
     pub(crate) foreign: Metadata,
 }
 
+/// What an entry of a map costs beside its bytes: its place in the map, and two allocations.
+const ENTRY_BYTES: usize = 80;
+
 impl Attrs {
+    /// Memory that they take beside the structure itself, about.
+    pub(crate) fn heap(&self) -> usize {
+        let foreign = self.foreign.iter().map(|(key, value)| key.len() + value.len());
+        let xattrs = self.xattrs.iter().map(|(name, value)| name.len() + value.len());
+        foreign.chain(xattrs).map(|bytes| bytes + ENTRY_BYTES).sum()
+    }
+
     /// Drops set-user-id, and set-group-id where it means execution; true if there was one.
     pub(crate) fn kill_privileges(&mut self, kind: Kind, defaults: &Defaults) -> bool {
         let mode = self.mode.unwrap_or(defaults.mode(kind));

@@ -237,6 +237,8 @@ impl Tree {
             state.adopt(&got.properties, asked.at);
         }
         state.target = Some(Arc::clone(&target));
+        drop(state);
+        self.table.lock().weigh(id);
         Ok(target)
     }
 }

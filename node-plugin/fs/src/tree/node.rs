@@ -20,7 +20,8 @@ pub(crate) type NodeId = u64;
 /// The root of a volume.
 pub(crate) const ROOT: NodeId = 1;
 
-/// Memory that a node costs, for the budget: the structures here and in the table, without names.
+/// Memory that a node costs, for the budget: the structures here and in the table, without names and without
+/// [`State::heap`].
 pub(crate) const NODE_BYTES: usize = 900;
 
 /// A file, directory, link, FIFO or socket.
@@ -236,6 +237,11 @@ impl State {
         if kind == Kind::Directory || properties.is_directory {
             self.marker = Marker::Blob;
         }
+    }
+
+    /// Memory of what the service keeps with the blob, which may be some KiB, and of a link's target.
+    pub(crate) fn heap(&self) -> usize {
+        self.attrs.heap() + self.target.as_ref().map_or(0, |target| target.len())
     }
 
     /// A write of ours gave the blob a new version.

@@ -44,7 +44,9 @@ impl Tree {
             attrs.xattrs.insert(name.clone(), value.clone());
             Ok(())
         })
-        .await
+        .await?;
+        self.table.lock().weigh(id);
+        Ok(())
     }
 
     /// removexattr(2).

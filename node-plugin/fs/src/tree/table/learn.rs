@@ -193,6 +193,8 @@ impl Table {
                         }
                     }
                 }
+                drop(state);
+                self.weigh(node.id);
                 Some(node.id)
             }
             other if other != Some(node.kind) && self.pinned_below(node.id) => {

@@ -70,6 +70,7 @@ impl Table {
     pub(super) fn free(&mut self, id: NodeId) {
         if let Some(link) = self.links.remove(&id) {
             self.names = self.names.saturating_sub(2 * link.name.len());
+            self.heaps = self.heaps.saturating_sub(link.heap);
             self.stays_superseded(id, link.superseded_from);
             self.record(Record::Forget { id });
             self.numbers.freed(&link.node);
@@ -105,6 +106,7 @@ impl Table {
             return 0;
         };
         let (parent, name) = (link.parent, Arc::clone(&link.name));
+        let bytes = weight(link);
         self.leave(parent, &name);
         let listings = self.listings;
         if let Some(dir) = self.dir_mut(parent) {
@@ -113,7 +115,7 @@ impl Table {
             dir.swept = listings;
         }
         self.free(id);
-        NODE_BYTES + 2 * name.len()
+        bytes
     }
 
     /// Makes `bytes` of room, as far as that is possible: the content of closed files and nodes that nobody
@@ -167,12 +169,17 @@ impl Table {
             let Some(link) = self.links.get(&id).filter(|_| taken < bytes) else {
                 break;
             };
-            taken += NODE_BYTES + 2 * link.name.len();
+            taken += weight(link);
             names.push((link.parent, Arc::clone(&link.name)));
         }
         self.shedding = names.len();
         names
     }
+}
+
+/// What the node is charged with.
+fn weight(link: &Link) -> usize {
+    NODE_BYTES + 2 * link.name.len() + link.heap
 }
 
 /// Nobody but the kernel uses the node, and the service knows all about it.

@@ -94,6 +94,8 @@ pub(crate) struct Link {
     /// Directory that the name is in; 0 when no name leads here.
     pub(crate) parent: NodeId,
     pub(crate) name: Arc<str>,
+    /// [`State::heap`] as it is charged.
+    heap: usize,
     /// References the kernel holds.
     lookups: u64,
     /// Until when the kernel may use the name without asking.
@@ -156,7 +158,9 @@ pub(crate) struct Table {
     journal: Arc<Log>,
     pending: Vec<Record>,
     charge: Permit,
+    /// Bytes of all names, twice, and of what is charged with the nodes.
     names: usize,
+    heaps: usize,
     sweep_at: usize,
     /// When nodes were last let go of for want of memory.
     shed: Option<Instant>,
@@ -187,6 +191,7 @@ impl Table {
             pending: Vec::new(),
             charge,
             names: 0,
+            heaps: 0,
             sweep_at: FEW_NODES,
             shed: None,
             shedding: 0,

@@ -28,6 +28,7 @@ impl Table {
 
     pub(super) fn add(&mut self, parent: NodeId, name: Arc<str>, kind: Kind, state: State) -> Arc<Node> {
         let id = self.number(parent, &name);
+        let heap = state.heap();
         let node = Node::new(id, kind, state);
         self.record(Record::Node {
             id,
@@ -35,12 +36,14 @@ impl Table {
             name: name.to_string(),
         });
         self.names += 2 * name.len();
+        self.heaps += heap;
         self.links.insert(
             id,
             Link {
                 node: Arc::clone(&node),
                 parent,
                 name,
+                heap,
                 lookups: 0,
                 dentry_until: None,
                 superseded_from: None,
@@ -51,8 +54,21 @@ impl Table {
         node
     }
 
+    /// What the service keeps with a node may have changed: it is charged as it is now.
+    pub(crate) fn weigh(&mut self, id: NodeId) {
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
+        let heap = link.node.state().heap();
+        let before = std::mem::replace(&mut link.heap, heap);
+        if heap != before {
+            self.heaps = (self.heaps + heap).saturating_sub(before);
+            self.recharge();
+        }
+    }
+
     pub(super) fn recharge(&mut self) {
-        let bytes = self.links.len() * NODE_BYTES + self.names;
+        let bytes = self.links.len() * NODE_BYTES + self.names + self.heaps;
         // In steps, so that the budget's lock is not taken for every node.
         if bytes.abs_diff(self.charge.bytes()) > 64 * 1024 {
             self.charge.resize(bytes);

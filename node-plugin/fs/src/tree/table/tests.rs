@@ -14,6 +14,14 @@ fn table() -> Table {
 }
 
 fn table_believing_absence_for(negative: Duration) -> Table {
+    table_of(negative, Budget::new(0).charge_metadata(0))
+}
+
+fn table_charging(charge: Permit) -> Table {
+    table_of(Duration::from_secs(1), charge)
+}
+
+fn table_of(negative: Duration, charge: Permit) -> Table {
     let second = Duration::from_secs(1);
     Table::new(
         "acct/photos",
@@ -25,7 +33,7 @@ fn table_believing_absence_for(negative: Duration) -> Table {
             negative,
         },
         Arc::new(Log::create().unwrap()),
-        Budget::new(0).charge_metadata(0),
+        charge,
     )
 }
 
@@ -546,4 +554,34 @@ fn a_large_directory_does_not_stay_one() {
     let listing = t.begin_listing();
     t.end_listing(listing, ROOT, asked);
     assert!(t.missed(ROOT));
+}
+
+/// Metadata of others may be eight times what the node itself takes.
+#[test]
+fn what_the_service_keeps_with_a_blob_is_charged_with_its_node() {
+    let budget = Budget::new(0);
+    let charged = || budget.usage().metadata;
+    let mut t = table_charging(budget.charge_metadata(0));
+    let much = "x".repeat(8000);
+    let (small, large) = (blob("1", &[("a", "b")]), blob("2", &[("a", &much)]));
+    let entry = |p: &Properties| State::of(p, Instant::now()).heap();
+    assert!(entry(&large) > 8000 && entry(&small) < 200);
+    for n in 0..100 {
+        t.learn(ROOT, &format!("{n:02}"), file(&large), t.ask()).unwrap();
+    }
+    // In steps of 64 KiB.
+    assert!(charged() > 100 * (8000 + NODE_BYTES) - 64 * 1024, "{}", charged());
+    // Other metadata, other memory.
+    for n in 0..50 {
+        t.learn(ROOT, &format!("{n:02}"), file(&small), t.ask()).unwrap();
+    }
+    let half = 50 * (8000 + NODE_BYTES) + 50 * (NODE_BYTES + 200);
+    assert!(charged() < half + 64 * 1024, "{}", charged());
+    let freed = t.shed(1);
+    assert!(
+        (8000 + NODE_BYTES..9000 + NODE_BYTES).contains(&freed),
+        "one: {freed}"
+    );
+    assert!(t.shed(usize::MAX) > 49 * (8000 + NODE_BYTES));
+    assert!(charged() < NODE_BYTES + 64 * 1024, "{}", charged());
 }
