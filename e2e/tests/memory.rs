@@ -7,6 +7,8 @@
     reason = "a failed unwrap is a failed test"
 )]
 
+#[path = "memory/group.rs"]
+mod group;
 #[path = "memory/waiting.rs"]
 mod waiting;
 

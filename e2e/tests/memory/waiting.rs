@@ -1,5 +1,5 @@
-//! What programs can make a mount hold while the service takes nothing: writes that wait, files that are
-//! deleted while they are open.
+//! What programs can make a mount hold: writes that wait while the service takes nothing, files that are
+//! deleted while they are open, and folders of blobs with much metadata.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -10,18 +10,27 @@ use anyhow::{Context, Result, bail, ensure};
 use blob_client::Metadata;
 use e2e::fuse;
 use e2e::harness::backend::Kind;
+use e2e::harness::mount::Mount;
 use e2e::harness::setup::{Setup, Way};
 use e2e::store::{Fault, FaultRule, Operation};
 
-use crate::{ALLOWANCE, MIB, check, mount, pattern};
+use crate::group::MemoryGroup;
+use crate::{ALLOWANCE, MIB, check, pattern};
 
 const BUDGET: u64 = 128 * MIB;
-/// Programs that write at the same time, what one call to write(2) can hand over each.
-const WRITERS: usize = 500;
-/// Files that are deleted while they are open: eight times the budget.
+/// What the container of a mount may have in all, with what the kernel keeps for it.
+const CONTAINER: u64 = BUDGET + 256 * MIB;
+/// Threads that write at the same time, what one call to write(2) can hand over each: more of them than may
+/// wait on disk, so that the device is not read for a while.
+const WRITERS: usize = 2000;
+/// Files that are deleted while they are open: eight times the budget. And those of the long run.
 const DELETED: usize = 130;
+const DELETED_IN_A_LONG_RUN: usize = 500;
 /// Of each of them: the most that is kept in memory.
 const SIZE: u64 = 8 * MIB;
+/// Folders that are listed at once, blobs in each, and bytes of metadata of each, which is about the most there
+/// can be.
+const LISTED: (u64, u64, usize) = (5, 5000, 8000);
 /// How long what must come may take.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -32,6 +41,15 @@ fn until(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())
+}
+
+/// The mount, in a container of its own, which has to be dropped after it.
+fn mount(setup: &Setup, container: &str) -> Result<(Option<MemoryGroup>, Mount)> {
+    let group = MemoryGroup::new(CONTAINER).context("a memory cgroup")?;
+    let mut options = setup.options().arg("--budget").arg(BUDGET.to_string());
+    options.launcher = group.as_ref().map(MemoryGroup::launcher).unwrap_or_default();
+    let mount = setup.mount_with(container, "mnt", &options)?;
+    Ok((group, mount))
 }
 
 fn bytes(seed: u64, size: u64) -> Vec<u8> {
@@ -45,7 +63,7 @@ fn writers_that_the_service_keeps_waiting_stay_within_the_budget() -> Result<()>
     let setup = Setup::new(Kind::Embedded, Way::Https)?;
     let container = setup.backend().create_container("waiting")?;
     let store = setup.backend().store().context("an embedded store")?;
-    let mount = mount(&setup, "waiting", BUDGET)?;
+    let (_group, mount) = mount(&setup, "waiting")?;
     let data = bytes(0, MIB);
     let files = (0..WRITERS)
         .map(|n| File::create(mount.path().join(format!("file {n}"))))
@@ -96,20 +114,30 @@ fn writers_that_the_service_keeps_waiting_stay_within_the_budget() -> Result<()>
     for n in 0..WRITERS {
         ensure!(container.read(&format!("file {n}"))? == data, "file {n}");
     }
-    check("500 writers that wait", BUDGET, mount)
+    check("2,000 writers that wait", BUDGET, mount)
 }
 
 #[test]
 fn files_deleted_while_open_stay_within_the_budget() -> Result<()> {
+    deleted_while_open(DELETED)
+}
+
+#[test]
+#[ignore = "4 GiB"]
+fn many_files_deleted_while_open_stay_within_the_budget() -> Result<()> {
+    deleted_while_open(DELETED_IN_A_LONG_RUN)
+}
+
+fn deleted_while_open(count: usize) -> Result<()> {
     let setup = Setup::new(Kind::Embedded, Way::Https)?;
     let container = setup.backend().create_container("deleted")?;
-    for n in 0..DELETED {
+    for n in 0..count {
         container.write(&format!("file {n}"), bytes(n as u64, SIZE), &Metadata::new())?;
     }
-    let mount = mount(&setup, "deleted", BUDGET)?;
+    let (_group, mount) = mount(&setup, "deleted")?;
     let path = |n: usize| mount.path().join(format!("file {n}"));
     let mut open = Vec::new();
-    for n in 0..DELETED {
+    for n in 0..count {
         open.push(File::options().read(true).write(true).open(path(n))?);
         fs::remove_file(path(n)).with_context(|| format!("rm of file {n}"))?;
     }
@@ -123,7 +151,44 @@ fn files_deleted_while_open_stay_within_the_budget() -> Result<()> {
         ensure!(read == expected, "file {n} is not what it was");
     }
     drop(open);
-    check("130 files of 8 MiB deleted while open", BUDGET, mount)?;
+    check(
+        &format!("{count} files of 8 MiB deleted while open"),
+        BUDGET,
+        mount,
+    )?;
     ensure!(container.blobs()?.is_empty(), "{:?}", container.blobs()?.keys());
     Ok(())
+}
+
+#[test]
+fn listings_of_much_metadata_stay_within_the_budget() -> Result<()> {
+    let (folders, blobs, bytes) = LISTED;
+    let setup = Setup::new(Kind::Embedded, Way::Https)?;
+    let container = setup.backend().create_container("listed")?;
+    let metadata = Metadata::from([("note".to_owned(), "x".repeat(bytes))]);
+    std::thread::scope(|scope| {
+        let fill = |folder| {
+            let (container, metadata) = (&container, &metadata);
+            scope.spawn(move || {
+                (0..blobs).try_for_each(|n| container.write(&format!("{folder}/{n}"), Vec::new(), metadata))
+            })
+        };
+        let all: Vec<_> = (0..folders).map(fill).collect();
+        all.into_iter()
+            .try_for_each(|filled| filled.join().expect("a thread panicked"))
+    })?;
+    let (_group, mount) = mount(&setup, "listed")?;
+    std::thread::scope(|scope| {
+        let list = |folder: u64| {
+            let path = mount.path().join(folder.to_string());
+            scope.spawn(move || fs::read_dir(path).map(Iterator::count))
+        };
+        let all: Vec<_> = (0..folders).map(list).collect();
+        for listed in all {
+            let entries = listed.join().expect("a thread panicked")?;
+            ensure!(entries as u64 == blobs, "{entries} entries of {blobs}");
+        }
+        Ok(())
+    })?;
+    check("5 listings of 5,000 blobs with 8 KiB of metadata", BUDGET, mount)
 }
