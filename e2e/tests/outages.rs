@@ -380,7 +380,8 @@ fn outages(lasts: Duration, back: Duration, bystander: Option<Duration>) -> Resu
 
 #[test]
 fn closed_files_are_stored_when_the_service_is_back() -> Result<()> {
-    outages(Duration::from_secs(60), LIMIT, None)
+    let minute = Duration::from_secs(60);
+    outages(minute, minute, None)
 }
 
 #[test]

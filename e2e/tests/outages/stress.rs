@@ -42,10 +42,11 @@ const WORDS: u64 = 3 * MIB / 8;
 const MARK: u64 = 0x57a1 << 48;
 /// Requests from one fault to the next: more of them would be an outage.
 const APART: std::ops::Range<u64> = 8..30;
-/// The run of each day, and the longest that one operation may take in any: nothing is as slow as to wait for
-/// its end. Many times what [`FLAGS`] make of one wait, as several may follow each other in a directory.
-const SHORT: Duration = Duration::from_secs(30);
-const LONGEST: Duration = SHORT;
+/// The run of each day.
+const SHORT: Duration = Duration::from_secs(120);
+/// The longest that one operation may take. Many times what [`FLAGS`] make of one wait, as several may follow
+/// each other in a directory.
+const LONGEST: Duration = Duration::from_secs(30);
 
 /// Maps files of its own and changes them through the mapping, until it is told to end. A page that cannot be
 /// read ends a program, as everywhere.
