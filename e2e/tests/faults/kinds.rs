@@ -59,6 +59,15 @@ pub(crate) enum After {
     Written,
 }
 
+/// What an operation that changes names or attributes leaves when it fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failed {
+    /// What was there, now and later: no request reaches the service, and nobody sends one when it is back.
+    Nothing,
+    /// What was there, what was asked for, or something between: requests may have been carried out.
+    Something,
+}
+
 /// What programs see of a kind of fault.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Outcome {
@@ -69,6 +78,7 @@ pub(crate) struct Outcome {
     change: Errnos,
     pub(crate) waits: Waits,
     pub(crate) after: After,
+    pub(crate) failed: Failed,
 }
 
 impl Outcome {
@@ -95,6 +105,7 @@ const WORKS: Outcome = Outcome {
     change: &[],
     waits: Waits::Repetition,
     after: After::Done,
+    failed: Failed::Something,
 };
 /// Nothing helps, and it is tried for a while.
 const OUTAGE: Outcome = Outcome {
@@ -105,6 +116,7 @@ const OUTAGE: Outcome = Outcome {
     change: EIO,
     waits: Waits::Timeout,
     after: After::Written,
+    failed: Failed::Nothing,
 };
 /// Nothing helps, and that is clear at once.
 const REFUSED: Outcome = Outcome {
@@ -235,6 +247,8 @@ pub(crate) fn over_https() -> Vec<Kind> {
             outcome: Outcome {
                 look: &[],
                 read: &[],
+                // What has no body is carried out.
+                failed: Failed::Something,
                 ..OUTAGE
             },
             ..outage(

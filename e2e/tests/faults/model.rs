@@ -12,7 +12,7 @@ use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, RngCore, SeedableRng};
 
-use crate::kinds::{Operation, Outcome};
+use crate::kinds::{Failed, Operation, Outcome};
 use crate::mapping::Mapping;
 
 /// Sizes of files: one byte, around a page, several, more than the kernel writes at once.
@@ -123,8 +123,17 @@ impl Left {
         Self::ways(vec![vec![(name.to_owned(), content)]])
     }
 
-    fn either(name: &str, a: Option<Vec<u8>>, b: Option<Vec<u8>>) -> Self {
-        Self::ways(vec![vec![(name.to_owned(), a)], vec![(name.to_owned(), b)]])
+    /// After an operation that failed. The first way is what was there before.
+    fn failed(outcome: &Outcome, mut ways: Vec<Way>) -> Self {
+        if outcome.failed == Failed::Nothing {
+            ways.truncate(1);
+        }
+        Self::ways(ways)
+    }
+
+    fn as_before_or(outcome: &Outcome, name: &str, before: Option<Vec<u8>>, after: Option<Vec<u8>>) -> Self {
+        let way = |content| vec![(name.to_owned(), content)];
+        Self::failed(outcome, vec![way(before), way(after)])
     }
 
     /// There is no doubt: it is in the service, or will be.
@@ -330,7 +339,7 @@ impl Step {
                 let done = nix::unistd::truncate(&path, shorter.len() as i64).map_err(io::Error::from);
                 match may(Operation::Change, done)? {
                     true => Left::is(&name, Some(shorter)),
-                    false => Left::either(&name, Some(shorter), Some(old)),
+                    false => Left::as_before_or(outcome, &name, Some(old), Some(shorter)),
                 }
             }
             What::Read => {
@@ -359,7 +368,7 @@ impl Step {
                 let at_its_new = vec![(name.clone(), None), (other.clone(), Some(old))];
                 match may(Operation::Change, fs::rename(&path, &other_path))? {
                     true => Left::ways(vec![at_its_new]),
-                    false => Left::ways(vec![at_its_old, at_both, at_its_new]),
+                    false => Left::failed(outcome, vec![at_its_old, at_both, at_its_new]),
                 }
             }
             What::Replace => {
@@ -372,7 +381,7 @@ impl Step {
                 let done = vec![(name.clone(), None), (other.clone(), Some(old))];
                 match may(Operation::Change, fs::rename(&path, &other_path))? {
                     true => Left::ways(vec![done]),
-                    false => Left::ways(vec![nothing, at_both, done]),
+                    false => Left::failed(outcome, vec![nothing, at_both, done]),
                 }
             }
             What::RenameFolder => {
@@ -402,21 +411,21 @@ impl Step {
                     true => Left::ways(vec![moved]),
                     false => Left {
                         markers: vec![name, other],
-                        ..Left::ways(ways)
+                        ..Left::failed(outcome, ways)
                     },
                 }
             }
             What::Unlink => match may(Operation::Change, fs::remove_file(&path))? {
                 true => Left::is(&name, None),
-                false => Left::either(&name, None, Some(old)),
+                false => Left::as_before_or(outcome, &name, Some(old), None),
             },
             What::Mkdir => match may(Operation::Change, fs::create_dir(&path))? {
                 true => Left::is(&name, Some(vec![])),
-                false => Left::either(&name, None, Some(vec![])),
+                false => Left::as_before_or(outcome, &name, None, Some(vec![])),
             },
             What::Rmdir => match may(Operation::Change, fs::remove_dir(&path))? {
                 true => Left::is(&name, None),
-                false => Left::either(&name, None, Some(vec![])),
+                false => Left::as_before_or(outcome, &name, Some(vec![]), None),
             },
             What::Chmod => {
                 let done = fs::set_permissions(&path, fs::Permissions::from_mode(MODE));
