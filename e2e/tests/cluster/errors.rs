@@ -9,7 +9,7 @@ use crate::objects::PodPlan;
 use crate::space::Space;
 
 /// Whether the Event is the driver's own (kubelet tells the pod, and the provisioner the claim, in theirs).
-fn is_ours(event: &Event) -> bool {
+pub(crate) fn is_ours(event: &Event) -> bool {
     event.reporting_component.as_deref() == Some(DRIVER)
         || event
             .source

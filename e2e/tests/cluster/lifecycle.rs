@@ -19,7 +19,7 @@ const TAINT: &str = "vsc-blob.csi.azure.com/agent-not-ready";
 
 impl Lab {
     /// Ends the node plugin's pod and waits for its successor.
-    async fn restart_node_plugin(&self) -> Result<Pod> {
+    pub(crate) async fn restart_node_plugin(&self) -> Result<Pod> {
         let pods = self.api::<Pod>(&self.settings.driver_namespace);
         let old = self.node_pod().await?;
         pods.delete(&old.name_any(), &DeleteParams::default()).await?;
@@ -45,7 +45,7 @@ fn restarts(pod: &Pod) -> i32 {
 impl Lab {
     /// Kills the node plugin's process without a warning, and waits until the kubelet has started it again in
     /// its pod.
-    async fn kill_node_plugin(&self) -> Result<()> {
+    pub(crate) async fn kill_node_plugin(&self) -> Result<()> {
         let pods = self.api::<Pod>(&self.settings.driver_namespace);
         let pod = self.node_pod().await?;
         let before = restarts(&pod);
@@ -162,6 +162,9 @@ pub(crate) async fn two_replicas_survive_a_killed_node_process(space: &Space) ->
     )
     .await?;
     println!("restarted containers read and write, no pod was deleted");
+    for pod in pods.list(&ours).await? {
+        space.describe(&pod.name_any()).await?;
+    }
 
     let restart = json!({"spec": {"template": {"metadata": {"annotations": {"restarted": "1"}}}}});
     deployments

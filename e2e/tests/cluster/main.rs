@@ -5,7 +5,8 @@
 //! passed: a KUBECONFIG that happens to be set must not get privileged pods.
 //!
 //! Cases run in three phases: those with a namespace of their own run side by side; those that stop the
-//! channel, restart the driver or measure run alone; those that upgrade and remove the driver come last.
+//! channel or the store, restart the driver or measure run alone; those that upgrade and remove the driver
+//! come last.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -24,6 +25,7 @@ mod node;
 mod objects;
 mod provisioning;
 mod release;
+mod restarts;
 mod rotation;
 mod scale;
 mod space;
@@ -78,6 +80,7 @@ fn alone() -> Vec<Case> {
         node: deletion_leaves_nothing;
         lifecycle: node_process_restarts node_process_is_killed two_replicas_survive_a_killed_node_process
             startup_taint controller_fails_over;
+        restarts: containers_restart_while_plugin_and_store_fail;
     }
 }
 

@@ -12,7 +12,7 @@ use crate::space::{Space, create};
 use crate::store::container_sas;
 
 /// The container of a volume that the driver made: the second part of its id.
-fn container_of(volume: &PersistentVolume) -> Result<String> {
+pub(crate) fn container_of(volume: &PersistentVolume) -> Result<String> {
     let id = volume
         .spec
         .as_ref()

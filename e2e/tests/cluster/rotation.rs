@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::lab::{LAB, MARK, poll};
 use crate::objects::PodPlan;
-use crate::space::{Space, create};
+use crate::space::{Space, create, shown};
 use crate::store::container_sas_for;
 
 /// The store's second key, as e2e/kind/lab.yaml says it.
@@ -44,19 +44,18 @@ async fn goes_on(space: &Space) -> Result<()> {
 async fn told(space: &Space, reason: &str) -> Result<()> {
     let events: Api<Event> = space.api();
     let about = ListParams::default().fields("involvedObject.name=data");
-    poll(
+    let found = poll(
         &format!("an Event of the claim says {reason}"),
         REPUBLISHED,
         async || {
             let all = events.list(&about).await?;
-            let found = all
-                .items
-                .iter()
-                .any(|event| event.reason.as_deref() == Some(reason));
-            Ok(found.then_some(()))
+            let mut events = all.items.into_iter();
+            Ok(events.find(|event| event.reason.as_deref() == Some(reason)))
         },
     )
-    .await
+    .await?;
+    println!("{}/data: {}", space.name, shown(&found));
+    Ok(())
 }
 
 async fn replace(secrets: &Api<Secret>, name: &str, data: Value) -> Result<()> {

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
     Event, Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount,
 };
 use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde::Serialize;
@@ -291,16 +292,51 @@ impl Space {
     ) -> Result<Event> {
         let events: Api<Event> = self.api();
         let about = ListParams::default().fields(&format!("involvedObject.name={object}"));
-        poll(
-            &format!("an Event of {object} tells {what}"),
-            PATIENCE,
-            async || {
-                let all = events.list(&about).await?;
-                Ok(all.items.into_iter().find(|event| fits(event)))
-            },
-        )
-        .await
+        let what = format!("an Event of {object} tells {what}");
+        let found = poll(&what, PATIENCE, async || {
+            let all = events.list(&about).await?;
+            Ok(all.items.into_iter().find(|event| fits(event)))
+        })
+        .await?;
+        println!("{}/{object}: {}", self.name, shown(&found));
+        Ok(found)
     }
+
+    /// Prints the Events of an object of this namespace as `kubectl describe` does.
+    pub(crate) async fn describe(&self, object: &str) -> Result<()> {
+        let events: Api<Event> = self.api();
+        let about = ListParams::default().fields(&format!("involvedObject.name={object}"));
+        for event in events.list(&about).await? {
+            println!("{}/{object}: {}", self.name, shown(&event));
+        }
+        Ok(())
+    }
+}
+
+/// An Event in the columns of `kubectl describe`: type, reason, age, from, message.
+pub(crate) fn shown(event: &Event) -> String {
+    let last = event.last_timestamp.as_ref().map(|time| time.0);
+    let last = last.or_else(|| event.event_time.as_ref().map(|time| time.0));
+    let age = last.map_or("<unknown>".to_owned(), |last| {
+        format!("{}s", Timestamp::now().duration_since(last).as_secs())
+    });
+    let times = match event.count {
+        Some(count) if count > 1 => format!(" (x{count})"),
+        _ => String::new(),
+    };
+    let source = event
+        .source
+        .as_ref()
+        .and_then(|source| source.component.as_deref());
+    let source = source.filter(|from| !from.is_empty());
+    let from = source.or(event.reporting_component.as_deref());
+    format!(
+        "{}  {}  {age}{times}  {}  {}",
+        event.type_.as_deref().unwrap_or_default(),
+        event.reason.as_deref().unwrap_or_default(),
+        from.unwrap_or_default(),
+        event.message.as_deref().unwrap_or_default().trim_end()
+    )
 }
 
 /// Makes an object out of JSON.
