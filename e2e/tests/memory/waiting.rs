@@ -28,8 +28,8 @@ const DELETED: usize = 130;
 const DELETED_IN_A_LONG_RUN: usize = 500;
 /// Of each of them: the most that is kept in memory.
 const SIZE: u64 = 8 * MIB;
-/// Folders that are listed at once, blobs in each, and bytes of metadata of each, which is about the most there
-/// can be.
+/// Folders that are listed at once, blobs in each, and bytes of metadata of each, which is about the most
+/// there can be.
 const LISTED: (u64, u64, usize) = (5, 5000, 8000);
 /// How long what must come may take.
 const LIMIT: Duration = Duration::from_secs(120);

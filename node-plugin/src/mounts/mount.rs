@@ -221,8 +221,8 @@ pub struct InFlight<'a> {
 }
 
 impl InFlight<'_> {
-    /// The call makes a dead volume anew, which others wait for, and for the rest of it: that may take as long
-    /// as a service that hangs, and again and again.
+    /// The call makes a dead volume anew, which others wait for, and for the rest of it: that may take as
+    /// long as a service that hangs, and again and again.
     pub fn heals(&self) {
         if let Some(mount) = self.mounts.lock().get_mut(&self.path)
             && let Some(at_work) = &mut mount.in_flight

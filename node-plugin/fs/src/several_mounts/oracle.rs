@@ -331,7 +331,14 @@ impl Oracle {
     /// nothing of it, and makes it once more.
     fn came_late(&self, now: &Snapshot, step: &Step, done: &[Done]) -> Vec<Snapshot> {
         let mut found = Vec::new();
-        for path in step.paths() {
+        // A directory takes along what comes below it.
+        let renamed = match step {
+            Step::Rename { from, to, .. } => vec![from, to],
+            _ => Vec::new(),
+        };
+        let moved = |path: &&String| renamed.iter().any(|directory| is_below(path, directory));
+        let below = self.history.keys().filter(moved).map(String::as_str);
+        for path in step.paths().into_iter().chain(below) {
             if now.files.contains_key(path) || now.is_dir(path) {
                 continue;
             }
@@ -397,6 +404,10 @@ impl Oracle {
                 if now.anyway(&this.step, before).into_iter().any(go_on) {
                     return true;
                 }
+                // Somebody who believed the file to be a directory put something below it meanwhile.
+                if now.clone().alone(&this.step).is_some_and(go_on) {
+                    return true;
+                }
                 // It was gone already.
                 let lingers =
                     matches!(&this.step, Step::Rename { from, .. } if self.directories.contains(from));
@@ -421,7 +432,13 @@ impl Oracle {
                 let elsewhere = !strict && !stored;
                 // A directory to its mount, and a file has its name: there is no place for attributes.
                 let taken = matches!(this.step, Step::Chmod { .. }) && *error == libc::EPERM;
-                let outdated = (OUTDATED.contains(error) || taken) && (elsewhere || beside || open);
+                // What came late came in the midst of it.
+                let amid = |after: &Snapshot| {
+                    let mut paths = this.step.paths().into_iter();
+                    paths.any(|path| after.files.contains_key(path) && !now.files.contains_key(path))
+                };
+                let amid = late.is_some_and(amid);
+                let outdated = (OUTDATED.contains(error) || taken) && (elsewhere || beside || open || amid);
                 // What came late may have come before this.
                 let by_then = || late.is_some_and(|after| after.clone().apply(&this.step) == Err(*error));
                 let explained = outdated || this.doubtful || wanted == Err(*error) || by_then();

@@ -321,6 +321,19 @@ impl Snapshot {
         Some(self)
     }
 
+    /// A file is renamed, below whose name there is something since.
+    pub(super) fn alone(mut self, step: &Step) -> Option<Self> {
+        let Step::Rename { from, to, .. } = step else {
+            return None;
+        };
+        if !self.is_dir(from) || self.markers.contains_key(from) || self.is_dir(to) {
+            return None;
+        }
+        let file = self.files.remove(from)?;
+        self.files.insert(to.clone(), file);
+        Some(self)
+    }
+
     pub(super) fn mark(&mut self, path: &str) {
         self.mark_with(path, "");
     }

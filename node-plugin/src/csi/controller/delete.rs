@@ -448,6 +448,8 @@ fn is_understood(deleted: &Result<(), BlobError>) -> bool {
 fn is_final(error: &BlobError) -> bool {
     match error {
         BlobError::Denied { .. } | BlobError::Malformed { .. } | BlobError::TooLong { .. } => true,
+        // There is no such thing to this service; the container has just been listed.
+        BlobError::ContainerNotFound { .. } => true,
         BlobError::Service { status, .. } => {
             (400..=499).contains(status) && ![408, 429].contains(status) || *status == 501
         }
@@ -526,7 +528,15 @@ mod tests {
         let malformed = BlobError::Malformed {
             message: String::new(),
         };
-        for error in [service(400), service(405), service(501), denied, malformed] {
+        let unknown = BlobError::ContainerNotFound { name: String::new() };
+        for error in [
+            service(400),
+            service(405),
+            service(501),
+            denied,
+            malformed,
+            unknown,
+        ] {
             assert!(is_final(&error), "{error}");
         }
     }

@@ -315,7 +315,7 @@ async fn what_stays_wrong_is_told_once_an_hour() {
     assert_eq!(told("a", None), 1);
     assert_eq!(told("a", None), 1);
     assert_eq!(told("b", None), 2);
-    // The same text of another key, and another text of the same one: an identity service numbers its answers.
+    // The same text of another key, and another text of the same one: an identity service numbers answers.
     assert_eq!(told("refused", Some(sas("2"))), 3);
     assert_eq!(told("refused at noon", Some(sas("2"))), 3);
     assert_eq!(told("refused", Some(sas("3"))), 4);

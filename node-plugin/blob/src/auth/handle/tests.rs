@@ -377,6 +377,8 @@ async fn one_that_is_being_tried_signs_no_call() {
     account.accept(&["2"]);
     let lesser = renewal.offer(&sas("2")).unwrap().unwrap();
     assert!(is_denied(ask(&c).await));
+    // From here on nobody waits any more.
+    tokio::time::sleep(crate::Patience::default().call()).await;
     ask(&c.signed_with(&lesser)).await.unwrap();
     assert!(renewal.is_unaccepted(), "no call of the volume was served");
     account.asked();
