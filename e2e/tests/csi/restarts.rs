@@ -19,14 +19,15 @@ fn after_a_kill_the_next_stage_mounts_afresh() {
         condition.abnormal && condition.message.contains("does not answer"),
         "{condition:?}"
     );
-    // The secrets came with the stage, and nobody can be asked for them.
+    // The secrets came with the stage, and nobody can be asked for them. The dead mount is at the target, so
+    // that the code must not say that nothing is.
     let without = NodePublishVolumeRequest {
         secrets: HashMap::new(),
         ..volume.publish()
     };
     refused(
         world.publish(without),
-        Code::FailedPrecondition,
+        Code::Unavailable,
         "MountDead",
         &["staging_target_path", "came with the stage"],
     );

@@ -42,6 +42,9 @@ pub struct Connector {
     /// What all volumes of an identity share.
     sources: TokenSources,
     lending: Lending,
+    /// What is asked in the place of the paths.
+    #[cfg(test)]
+    instead: Option<Arc<dyn Transport>>,
 }
 
 impl Connector {
@@ -54,7 +57,16 @@ impl Connector {
             transports: Arc::default(),
             accounts: Accounts::default(),
             lending: Lending::default(),
+            #[cfg(test)]
+            instead: None,
         }
+    }
+
+    /// The same, over something that is asked in the place of the paths.
+    #[cfg(test)]
+    pub(super) fn over(self, transport: Arc<dyn Transport>) -> Self {
+        let instead = Some(transport);
+        Self { instead, ..self }
     }
 
     /// The same, with other hosts to which identities are lent.
@@ -115,6 +127,8 @@ impl Connector {
             ..ClientConfig::new(account.endpoint.clone(), credentials).within(patience)
         };
         let transport = self.paths.transport(mode);
+        #[cfg(test)]
+        let transport = self.instead.clone().unwrap_or(transport);
         let mut known = self.transports.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|(_, t)| t.strong_count() > 0);
         known.push((account.endpoint.to_string(), Arc::downgrade(&transport)));

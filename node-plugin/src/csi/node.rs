@@ -2,6 +2,8 @@
 
 mod heal;
 mod health;
+#[cfg(test)]
+mod kubelet;
 mod publish;
 mod renewal;
 mod stage;
@@ -14,7 +16,7 @@ use std::sync::Arc;
 use csi_proto::csi::node_server::Node;
 use csi_proto::csi::node_service_capability::{self, Rpc, rpc};
 use csi_proto::csi::*;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use tracing::Instrument as _;
 
 use super::connect::Connector;
@@ -83,6 +85,40 @@ impl NodeService {
     /// Remembers how a call ended, by its path as it was given.
     fn note(&self, volume_id: &str, path: &str, failure: Option<&Error>) {
         self.mounts.note(volume_id, Path::new(path), failure);
+    }
+
+    /// The answer to a call that mounts something at a path, spelled as it was given.
+    ///
+    /// Kubelet takes most codes to say that nothing is there, and would never have it taken away. While
+    /// something is, or may be, the call is to be repeated, unless its arguments are wrong.
+    async fn answer_mount<T>(
+        &self,
+        rpc: &'static str,
+        volume_id: &str,
+        path: &str,
+        result: Result<T>,
+    ) -> Result<Response<T>, Status> {
+        let code = result.as_ref().err().map(|error| error.reason.code());
+        let is_final = matches!(
+            code,
+            Some(
+                Code::Internal
+                    | Code::NotFound
+                    | Code::FailedPrecondition
+                    | Code::PermissionDenied
+                    | Code::Unauthenticated
+            )
+        );
+        let mut answer = answer(rpc, volume_id, result);
+        if let Err(status) = &mut answer
+            && is_final
+            && let Ok(path) = resolved("path", path)
+            && self.mounts.may_be_mounted(&path).await
+        {
+            let (message, metadata) = (status.message().to_owned(), status.metadata().clone());
+            *status = Status::with_metadata(Code::Unavailable, message, metadata);
+        }
+        answer
     }
 
     /// Runs a call to its end also when nobody waits for it any more: the server drops a call whose caller
@@ -159,11 +195,8 @@ impl Node for NodeService {
                     link.reporter.failed(volume, &reason, &message);
                 });
             }
-            answer(
-                "NodeStageVolume",
-                &request.volume_id,
-                result.map(|()| NodeStageVolumeResponse {}),
-            )
+            let result = result.map(|()| NodeStageVolumeResponse {});
+            node.answer_mount("NodeStageVolume", id, path, result).await
         })
         .await
     }
@@ -202,11 +235,8 @@ impl Node for NodeService {
                     link.reporter.failed(volume, &reason, &message);
                 });
             }
-            answer(
-                "NodePublishVolume",
-                &request.volume_id,
-                result.map(|()| NodePublishVolumeResponse {}),
-            )
+            let result = result.map(|()| NodePublishVolumeResponse {});
+            node.answer_mount("NodePublishVolume", id, path, result).await
         })
         .await
     }

@@ -72,6 +72,14 @@ impl Mounts {
     /// its answers is let go on.
     pub(super) async fn place(&self, at: &Path, seen: bool) -> Result<Place> {
         let over = self.mount_at(at).await?;
+        #[cfg(test)]
+        if super::steps::lacks(super::steps::Mutant::UnmountFirst)
+            && let Some(dead) = &over
+        {
+            self.calls.detach(dead, false).await?;
+            let (at, over) = (at.to_owned(), None);
+            return Ok(Place { at, over, seen });
+        }
         if let Some(dead) = &over
             && self.is_served(dead.minor) != Some(true)
             && let Err(error) = self.calls.abort(dead).await
@@ -192,6 +200,11 @@ impl Mounts {
         Ok(mountinfo::at(&self.calls.table().await?, path)
             .filter(|m| m.is_ours())
             .cloned())
+    }
+
+    /// Whether a mount of this driver is at a path, or may come there yet; also when nobody can say.
+    pub async fn may_be_mounted(&self, path: &Path) -> bool {
+        self.check_late(path).is_err() || !matches!(self.mount_at(path).await, Ok(None))
     }
 
     /// Paths of this node where the file system mounted at `path` is visible too.

@@ -53,6 +53,10 @@ where
     F: FnOnce() -> T + Send + 'static,
     L: FnOnce(T) + Send + 'static,
 {
+    #[cfg(test)]
+    if let Some(steps) = super::steps::here() {
+        return steps.run(call, limit, work, late).await;
+    }
     let (done, mut result) = oneshot::channel();
     std::thread::Builder::new()
         .name(call.to_owned())

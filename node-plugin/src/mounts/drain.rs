@@ -72,6 +72,13 @@ impl Drain {
         work: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> io::Result<Self> {
         let (done, outcome) = watch::channel(None);
+        #[cfg(test)]
+        if let Some(steps) = super::steps::here() {
+            steps.work(move || {
+                done.send_replace(Some(work().map_err(|error| error.to_string())));
+            });
+            return Ok(Self { ended, outcome });
+        }
         std::thread::Builder::new()
             .name("commit".to_owned())
             .spawn(move || {
@@ -275,7 +282,8 @@ impl Mounts {
     async fn end(&self, path: &Path) -> bool {
         let in_use = match self.record(path) {
             Some(record) if record.inline => !matches!(self.mount_at(path).await, Ok(None)),
-            _ => !self.bound_at(path).await.unwrap_or_default().is_empty(),
+            // Also when nobody can say.
+            _ => !matches!(self.bound_at(path).await, Ok(bound) if bound.is_empty()),
         };
         let ended = if in_use {
             self.drain_in_use(path).await
@@ -289,7 +297,11 @@ impl Mounts {
     }
 
     async fn end_unused(&self, path: &Path) -> Result<()> {
-        self.unmount(path, Abort::Dead).await?;
+        if let Err(error) = self.unmount(path, Abort::Dead).await {
+            // It stays where it is, and what it has accepted is committed.
+            self.drain_in_use(path).await?;
+            return Err(error);
+        }
         self.drain(path)?;
         let committed = self.committed_at_the_end(path).await;
         self.forget_committed(path, committed)
@@ -297,9 +309,12 @@ impl Mounts {
 
     async fn drain_in_use(&self, path: &Path) -> Result<()> {
         let mounter = self.calls.mounter();
-        match self.mount_at(path).await? {
-            Some(_) => self.begin_drain(path, |serving| Drain::in_use(serving, mounter, path.to_owned()))?,
-            None => self.drain(path)?,
+        match self.mount_at(path).await {
+            Ok(None) => self.drain(path)?,
+            // Also when nobody can say.
+            Ok(Some(_)) | Err(_) => {
+                self.begin_drain(path, |serving| Drain::in_use(serving, mounter, path.to_owned()))?;
+            }
         }
         self.committed_at_the_end(path).await
     }

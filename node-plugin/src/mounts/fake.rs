@@ -44,6 +44,8 @@ struct State {
     uncovered: Vec<PathBuf>,
     /// Nothing can be attached.
     refuse_attach: bool,
+    /// The mount table cannot be read.
+    refuse_table: bool,
     /// What is there cannot be replaced.
     for_good: Vec<PathBuf>,
     /// The next attach fails when its mount is there.
@@ -92,7 +94,13 @@ impl Serving for FakeServing {
         self.connection
     }
     fn is_serving(&self) -> bool {
-        true
+        !self
+            .kernel
+            .state
+            .lock()
+            .unwrap()
+            .aborted
+            .contains(&self.connection)
     }
     fn ended(&self) -> CancellationToken {
         self.ended.clone()
@@ -183,6 +191,9 @@ impl FakeKernel {
     pub(crate) fn refuse_attach(&self, refuse: bool) {
         self.change(|state| state.refuse_attach = refuse);
     }
+    pub(crate) fn refuse_table(&self, refuse: bool) {
+        self.change(|state| state.refuse_table = refuse);
+    }
     /// What is at a path cannot be replaced as long as the pod lives.
     pub(crate) fn keep_for_good(&self, at: &Path) {
         self.change(|state| state.for_good.push(at.to_owned()));
@@ -214,6 +225,25 @@ impl FakeKernel {
     /// From here on a pod lives that has this target.
     pub(crate) fn publish(&self, target: &Path) {
         self.change(|state| state.published.push(target.to_owned()));
+    }
+    /// Nobody has this target any more.
+    pub(crate) fn unpublish(&self, target: &Path) {
+        self.change(|state| state.published.retain(|published| published != target));
+    }
+    /// Nobody serves anything that is mounted now any more: the process has ended.
+    pub(crate) fn kill_all(&self) {
+        self.change(|state| {
+            let all = state.mounts.iter().chain(&state.detached);
+            let connections: Vec<u32> = all.map(|mount| mount.minor).collect();
+            state.dead.extend(connections);
+        });
+    }
+    /// The uppermost mount at a path, and whether it is served.
+    pub(crate) fn at(&self, path: &Path) -> Option<(Entry, bool)> {
+        let state = self.state.lock().unwrap();
+        let top = super::mountinfo::at(&state.mounts, path)?;
+        let ends = [&state.dead, &state.aborted];
+        Some((top.clone(), !ends.iter().any(|ends| ends.contains(&top.minor))))
     }
     /// Targets of living pods that were without a mount at some moment.
     pub(crate) fn uncovered(&self) -> Vec<PathBuf> {
@@ -343,7 +373,8 @@ impl FakeKernel {
 
     /// Blocks while hung, and tells what a call gets then.
     fn reach(&self, minor: u32) -> io::Result<()> {
-        if self.state.lock().unwrap().dead.contains(&minor) {
+        let ended = |state: &State| state.dead.contains(&minor) || state.aborted.contains(&minor);
+        if ended(&self.state.lock().unwrap()) {
             return Err(io::Error::from_raw_os_error(libc::ENOTCONN));
         }
         self.wait_while(|state| state.health == Health::Hung && !state.aborted.contains(&minor));
@@ -365,13 +396,19 @@ impl FakeKernel {
 
 impl Mounter for FakeKernel {
     fn table(&self) -> io::Result<Vec<Entry>> {
-        Ok(self.state.lock().unwrap().mounts.clone())
+        let state = self.state.lock().unwrap();
+        match state.refuse_table {
+            true => Err(io::Error::from_raw_os_error(libc::EMFILE)),
+            false => Ok(state.mounts.clone()),
+        }
     }
-    fn serve(&self, _: VolumeConfig, _: &Resources) -> io::Result<(Box<dyn Serving>, Detached)> {
+    fn serve(&self, config: VolumeConfig, _: &Resources) -> io::Result<(Box<dyn Serving>, Detached)> {
         if self.state.lock().unwrap().refuse_mount {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
         let mut entry = self.entry(Path::new(""), FS_TYPE);
+        entry.source.clone_from(&config.name);
+        entry.super_options = if config.read_only { "ro" } else { "rw" }.into();
         let connection = entry.minor;
         let at = Path::new("/detached").join(connection.to_string());
         entry.at = at.clone();

@@ -158,6 +158,29 @@ impl Mounts {
         Ok(false)
     }
 
+    /// Whether the mount at a target is dead.
+    ///
+    /// # Errors
+    /// Nobody can say: it is not served here, and what it says is not that nobody does.
+    async fn known_dead(&self, target: &Path) -> Result<bool> {
+        let why = match self.condition(target).await? {
+            Condition::Dead(_) => return Ok(true),
+            Condition::NotMounted | Condition::Foreign(_) | Condition::Healthy => return Ok(false),
+            Condition::Silent(why) => why,
+        };
+        let there = self.mount_at(target).await?;
+        if there.is_none_or(|there| self.is_served(there.minor) == Some(true)) {
+            return Ok(false);
+        }
+        Err(Error::new(
+            Reason::MountSilent,
+            format!(
+                "target_path: the mount at {} does not answer: {why}",
+                target.display()
+            ),
+        ))
+    }
+
     /// Binds the volume that is mounted at a path to all its targets whose mounts are dead: a container that
     /// is restarted finds it there. One that cannot be bound keeps no other from it.
     pub async fn rebind(&self, path: &Path) -> Rebound {
@@ -169,9 +192,13 @@ impl Mounts {
                 rebound.failed.get_or_insert(error);
                 return rebound;
             }
-            let dead = matches!(self.condition(&target).await, Ok(Condition::Dead(_)));
-            if !dead {
-                continue;
+            match self.known_dead(&target).await {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(error) => {
+                    rebound.failed.get_or_insert(error);
+                    continue;
+                }
             }
             match self.try_bind(path, &target, args).await {
                 Ok(()) => tracing::info!(path = %target.display(), "bound again"),

@@ -20,6 +20,8 @@ mod placing;
 mod probe;
 pub mod record;
 mod setattr;
+#[cfg(test)]
+pub(crate) mod steps;
 
 pub use manager::Mounts;
 pub use mounter::{Kernel, Mounter};

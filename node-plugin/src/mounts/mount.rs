@@ -18,6 +18,8 @@ use super::holdings::Counter;
 use super::manager::Mounts;
 use super::mounter::Serving;
 use super::record::Stored;
+#[cfg(test)]
+use super::steps::{Mutant, lacks};
 use crate::error::{Error, Reason, Result};
 
 /// Where a mount is in its life.
@@ -311,6 +313,11 @@ impl Mounts {
         if self.closed.load(Ordering::SeqCst) {
             return pending("the process ends");
         }
+        #[cfg(test)]
+        let (of_volume, at_path) = (
+            |mount: &Mount| !lacks(Mutant::NoLock) && of_volume(mount),
+            |mount: &Mount| !lacks(Mutant::NoLock) && at_path(mount),
+        );
         if all.values().any(of_volume) || all.get(path).is_some_and(at_path) {
             return pending("another call is at work");
         }

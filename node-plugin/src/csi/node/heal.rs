@@ -22,6 +22,8 @@ use crate::mounts::Condition;
 use crate::mounts::heal::{FIRST_PAUSE, LONGEST_PAUSE, Rebound};
 use crate::mounts::mount::Credentials;
 use crate::mounts::record::Record;
+#[cfg(test)]
+use crate::mounts::steps::{Mutant, lacks};
 
 impl NodeService {
     /// Makes all staged volumes anew whose mounts are dead, and goes on trying until `stop`.
@@ -34,7 +36,7 @@ impl NodeService {
     async fn heal_in_the_end(&self, record: Record) {
         let (mut pause, mut share) = (FIRST_PAUSE, 0.0..1.0);
         loop {
-            tokio::time::sleep(pause.mul_f64(rand::random_range(share))).await;
+            tokio::time::sleep(pause.mul_f64(drawn(share))).await;
             let (node, record) = (self.clone(), record.clone());
             // To its end also when the process is to stop: what it had done by then would be a mount without
             // a record.
@@ -95,6 +97,10 @@ impl NodeService {
     /// # Errors
     /// The volume is not there. That a target could not be bound is told apart from that.
     pub(super) async fn heal(&self, path: &Path, given: Secrets) -> Result<Rebound> {
+        #[cfg(test)]
+        if lacks(Mutant::WaitForTheNextStage) {
+            return Ok(Rebound::default());
+        }
         let Some(record) = self.mounts.record(path).filter(|record| !record.inline) else {
             return Ok(Rebound::default());
         };
@@ -103,6 +109,14 @@ impl NodeService {
             Condition::Dead(why) => Some(why),
             Condition::NotMounted if self.mounts.has_dead_targets(path).await? => {
                 Some("it is not mounted".to_owned())
+            }
+            // A mount of a former process, which cannot be asked for now.
+            Condition::Silent(why) if !self.mounts.serves(path) => {
+                let text = format!(
+                    "staging_target_path: the mount at {} does not answer: {why}",
+                    path.display()
+                );
+                return Err(Error::new(Reason::MountSilent, text));
             }
             Condition::Healthy | Condition::Silent(_) => None,
             Condition::NotMounted | Condition::Foreign(_) => return Ok(Rebound::default()),
@@ -220,6 +234,15 @@ impl NodeService {
         let secrets = named_secret::on_node(link, attributes, Secrets::default(), whose.owner()).await?;
         Ok((secrets, false))
     }
+}
+
+/// A number out of a range.
+fn drawn(range: std::ops::Range<f64>) -> f64 {
+    #[cfg(test)]
+    if let Some(steps) = crate::mounts::steps::here() {
+        return steps.draw(range);
+    }
+    rand::random_range(range)
 }
 
 /// Whether the account can be reached without any Secret, whatever came with the stage: many classes name one

@@ -716,6 +716,63 @@ async fn a_call_goes_on_when_its_caller_has_gone() {
     }
 }
 
+/// Kubelet takes most codes to say that nothing is mounted, and has it never taken away then.
+#[tokio::test]
+async fn a_failure_is_not_final_while_something_may_be_mounted() {
+    let kernel = FakeKernel::new();
+    let folder = tempfile::tempdir().unwrap();
+    let service = service(kernel.clone(), folder.path());
+    let (staging, target) = (folder.path().join("globalmount"), folder.path().join("mount"));
+    let account = map(&[("storageAccount", "acct"), ("containerName", "photos")]);
+    let mut record = record("h", &staging, &account);
+    record.secrets_given = Some(true);
+    kernel.add(&staging, FS_TYPE);
+    kernel.kill(&staging);
+    service.mounts.remember(record).unwrap();
+    let publish = async || {
+        let request = NodePublishVolumeRequest {
+            volume_id: "h".into(),
+            staging_target_path: staging.display().to_string(),
+            target_path: target.display().to_string(),
+            volume_capability: Some(capability()),
+            volume_context: account.clone(),
+            ..NodePublishVolumeRequest::default()
+        };
+        let refused = service.node_publish_volume(Request::new(request)).await;
+        refused.unwrap_err()
+    };
+    let refused = publish().await;
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
+    let dead = kernel.table().unwrap().remove(0);
+    kernel.bind_to(&dead, &target);
+    let again = publish().await;
+    assert_eq!(again.code(), tonic::Code::Unavailable, "{again}");
+    assert_eq!(again.message(), refused.message(), "the reason stays");
+    kernel.unmount(&target, true).unwrap();
+    kernel.refuse_table(true);
+    let unknown = publish().await;
+    assert_eq!(unknown.code(), tonic::Code::Unavailable, "{unknown}");
+    // A stage, too; what is wrong with its arguments is told as before.
+    kernel.refuse_table(false);
+    let stage = async |context: HashMap<String, String>| {
+        let request = NodeStageVolumeRequest {
+            volume_id: "h".into(),
+            staging_target_path: staging.display().to_string(),
+            volume_capability: Some(capability()),
+            volume_context: context,
+            secrets: map(&[("azurestorageaccountkey", "a2V5")]),
+            ..NodeStageVolumeRequest::default()
+        };
+        let refused = service.node_stage_volume(Request::new(request)).await;
+        refused.unwrap_err()
+    };
+    let unknown = stage(map(&[("contianerName", "photos")])).await;
+    assert_eq!(unknown.code(), tonic::Code::InvalidArgument, "{unknown}");
+    kernel.refuse_table(true);
+    let unknown = stage(account.clone()).await;
+    assert_eq!(unknown.code(), tonic::Code::Unavailable, "{unknown}");
+}
+
 /// Waits for a condition.
 async fn until(mut met: impl FnMut() -> bool) {
     while !met() {

@@ -587,6 +587,24 @@ async fn nothing_is_made_anew_when_the_process_ends() {
     assert_eq!(house.mounts.record(&staging), Some(before));
 }
 
+/// Nobody comes again for what is taken for alive.
+#[tokio::test]
+async fn a_target_of_which_nobody_can_say_is_tried_again() {
+    let mut house = House::new();
+    house.start().await.unwrap();
+    let (staging, pod) = (house.staging(), house.path("1"));
+    house.mounts.bind(&staging, &pod, target(false)).await.unwrap();
+    house.kernel.kill(&staging);
+    house.mounts = House::open(&house.kernel, &house.folder);
+    house.start_as_before().await;
+    house.kernel.refuse_table(true);
+    let rebound = house.mounts.rebind(&staging).await;
+    assert_eq!(rebound.failed.map(|error| error.reason), Some(Reason::NodeError));
+    house.kernel.refuse_table(false);
+    assert!(house.mounts.rebind(&staging).await.failed.is_none());
+    assert_eq!(house.mounts.condition(&pod).await.unwrap(), Condition::Healthy);
+}
+
 /// Nothing is bound by a process that is about to end: it would have to be taken down again.
 #[tokio::test]
 async fn nothing_is_bound_again_when_the_process_ends() {
@@ -824,6 +842,34 @@ async fn shutting_down_leaves_what_pods_use() {
     assert_eq!(house.kernel.mounts().len(), 2);
     assert_eq!(house.mounts.records().len(), 1, "the next process knows it");
     // What pods wrote while most was being committed is committed too, and they can write no more.
+    assert_eq!(house.kernel.ends(), ["sync", "abort", "join"]);
+}
+
+#[tokio::test]
+async fn the_end_leaves_what_nobody_can_say_is_unused() {
+    let house = House::new();
+    house.start().await.unwrap();
+    let pod = house.path("1");
+    house
+        .mounts
+        .bind(&house.staging(), &pod, target(false))
+        .await
+        .unwrap();
+    house.kernel.refuse_table(true);
+    assert_eq!(house.mounts.shut_down().await, 1);
+    assert_eq!(house.kernel.mounts(), [house.staging(), pod]);
+    assert_eq!(house.mounts.records().len(), 1, "the next process knows it");
+    assert_eq!(house.kernel.ends(), ["sync", "abort", "join"]);
+}
+
+#[tokio::test]
+async fn the_end_commits_what_it_cannot_unmount() {
+    let house = House::new();
+    house.start().await.unwrap();
+    house.kernel.set_busy(&house.staging());
+    assert_eq!(house.mounts.shut_down().await, 1);
+    assert_eq!(house.kernel.mounts(), [house.staging()]);
+    assert_eq!(house.mounts.records().len(), 1, "the next process knows it");
     assert_eq!(house.kernel.ends(), ["sync", "abort", "join"]);
 }
 
