@@ -10,7 +10,8 @@ use e2e::harness::wait_for;
 use http::Method;
 
 use crate::foreign::Foreign;
-use crate::{setup, sh};
+use crate::{outcome, setup, sh};
+use nix::errno::Errno;
 
 fn append(path: &Path) -> Option<i32> {
     let opened = OpenOptions::new().append(true).open(path);
@@ -91,6 +92,53 @@ fn what_protects_a_blob_is_told_by_open_and_named_in_the_log() -> Result<()> {
 #[test]
 fn a_blob_under_its_owners_key_is_shown_and_left_alone() -> Result<()> {
     let setup = setup()?;
+#[test]
+fn a_blob_with_snapshots_stays_what_and_where_it_is() -> Result<()> {
+    let setup = setup()?;
+    let foreign = Foreign::new(&setup, "snapshots")?;
+    for name in ["f", "g"] {
+        foreign.put(name, &[], name.as_bytes())?;
+    }
+    foreign.make("AppendBlob", "log", &[])?;
+    foreign.append("log", b"log")?;
+    for name in ["f", "log"] {
+        let made = foreign.call(&Method::PUT, &format!("/{name}?comp=snapshot"), &[], b"")?;
+        ensure!(made.status == 201, "{name}: {made:?}");
+    }
+    let a = setup.mount("snapshots", "a")?;
+    let at = |name: &str| a.path().join(name);
+    let ended = outcome(fs::remove_file(at("f")));
+    ensure!(ended == Err(Errno::EPERM), "unlink: {ended:?}");
+    let ended = outcome(fs::rename(at("f"), at("h")));
+    ensure!(ended == Err(Errno::EPERM), "rename: {ended:?}");
+    ensure!(!foreign.exists("h")?, "the copy stays");
+    // One of another type would have to be deleted first.
+    let ended = outcome(fs::rename(at("g"), at("log")));
+    ensure!(ended == Err(Errno::EPERM), "over a log: {ended:?}");
+    ensure!(fs::read(at("log"))? == b"log" && foreign.read("log")? == b"log");
+    for name in ["f", "g"] {
+        ensure!(fs::read(at(name))? == name.as_bytes(), "{name}");
+        ensure!(foreign.read(name)? == name.as_bytes(), "{name}");
+    }
+    ensure!(sh(a.path(), "ls")? == "f\ng\nlog\n");
+    wait_for("the line of the log", Duration::from_secs(10), || {
+        let output = a.process().output();
+        let told = |line: &str| line.contains("has snapshots") && line.contains("delete those first");
+        Ok(output.lines().any(told).then_some(()))
+    })
+    .with_context(|| a.process().output())?;
+    // Its own snapshots do not keep a blob from being replaced: they stay with the name.
+    fs::rename(at("g"), at("f"))?;
+    ensure!(foreign.read("f")? == b"g" && !foreign.exists("g")?);
+    // Once they are gone it moves.
+    let only = [("x-ms-delete-snapshots", "only")];
+    ensure!(foreign.call(&Method::DELETE, "/f", &only, b"")?.status == 202);
+    fs::rename(at("f"), at("h"))?;
+    ensure!(foreign.read("h")? == b"g" && !foreign.exists("f")?);
+    a.unmount()?;
+    Ok(())
+}
+
     let foreign = Foreign::new(&setup, "keys")?;
     let key = [
         (

@@ -416,16 +416,12 @@ fn files_made_during_a_directory_rename_move_along() {
     assert!(store.names().iter().all(|name| name.starts_with('e')));
 }
 
-/// Somebody's lease, or a key that may not delete: the file stays what and where it was, also for who has it
-/// open.
+/// Somebody's lease or snapshots: the file stays what and where it was, also for who has it open.
 #[test]
 fn a_rename_whose_deletion_is_refused_changes_nothing() {
     for (fault, expected) in [
         (Fault::Status(412, "LeaseIdMissing"), libc::EBUSY),
-        (
-            Fault::Status(403, "AuthorizationPermissionMismatch"),
-            libc::EACCES,
-        ),
+        (Fault::Status(409, "SnapshotsPresent"), libc::EPERM),
     ] {
         let store = store();
         let m = Mount::new(&store);

@@ -72,6 +72,9 @@ pub(super) fn refusal(status: u16, code: &str) -> Error {
                 rehydrating: code == "BlobBeingRehydrated",
             };
         }
+        (409, "SnapshotsPresent") => {
+            return Error::SnapshotsPresent { name: "fake".into() };
+        }
         (403, _) => {
             return Error::Denied {
                 code: code.to_owned(),

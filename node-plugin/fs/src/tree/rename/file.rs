@@ -34,7 +34,12 @@ impl From<Error> for NotCopied {
 /// The service says that it does not do it; after any other error a deletion may yet be carried out.
 fn is_refusal(error: &Error) -> bool {
     match error {
-        Error::Denied { .. } | Error::LeaseConflict { .. } | Error::ConditionNotMet { .. } => true,
+        Error::Denied { .. }
+        | Error::LeaseConflict { .. }
+        | Error::ConditionNotMet { .. }
+        | Error::SnapshotsPresent { .. }
+        | Error::Archived { .. }
+        | Error::CustomerKey { .. } => true,
         // It was not sent.
         Error::EarlierRequest { .. } => true,
         Error::Service { status, .. } => *status < 500,
