@@ -8,7 +8,7 @@
 //! - `EACCES`: wrong key, expired SAS, missing permission, a token that was refused: the answer is about
 //!   rights, and asking again gives the same.
 //! - `EBUSY`: a lease of somebody else protects the blob, or something is under way there that passes (a copy
-//!   by the service, a container that is being deleted).
+//!   by the service, a write while it is read).
 //! - `EIO`: unreachable, no answer in time, no token because nobody answered, channel required but gone,
 //!   malformed answer: nothing a program could do about it; the log has the reason. Also when the service
 //!   refuses as busy, after all retries, and when it takes so little that a write found no room in time.
@@ -73,7 +73,7 @@ pub(crate) fn no_answer(error: &blob_client::Error) -> bool {
 /// Codes of conflicts (409) that are over after a while.
 const PASSING: [&str; 6] = [
     "AccountBeingCreated",
-    "ContainerBeingDeleted",
+    "BlobModifiedWhileReading",
     "ContainerBeingDisabled",
     "PendingCopyOperation",
     "SnapshotOperationRateExceeded",
@@ -216,7 +216,7 @@ mod tests {
         };
         for code in [
             "PendingCopyOperation",
-            "ContainerBeingDeleted",
+            "BlobModifiedWhileReading",
             "AccountBeingCreated",
             "SystemInUse",
             "SnapshotOperationRateExceeded",
