@@ -6,6 +6,8 @@ mod doctor;
 #[path = "mount_command/immutable.rs"]
 mod immutable;
 
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -13,7 +15,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use e2e::harness::backend::{Backend, Kind};
+use e2e::harness::backend::{Backend, ContainerView, Kind};
 use e2e::harness::mount::{Mount, MountOptions};
 use e2e::harness::process::Running;
 use e2e::harness::{PATIENCE, runtime, tools, tree, wait_for};
@@ -297,8 +299,99 @@ fn a_sas_that_may_not_write_gives_a_read_only_mount() {
         } else {
             std::fs::remove_file(at.join("d/f")).unwrap();
         }
+        if rights == "rdl" {
+            // Told by who opens: a shell does not hear what close says.
+            let stays = at.join("d/stays");
+            let append = OpenOptions::new().append(true).open(&stays).map(drop);
+            let empty = OpenOptions::new().write(true).truncate(true).open(&stays);
+            let new = std::fs::File::create(at.join("new"));
+            for ended in [append, empty.map(drop), new.map(drop)] {
+                assert_eq!(ended.unwrap_err().raw_os_error(), Some(libc::EACCES));
+            }
+            for script in [
+                "echo hi >new",
+                "echo hi >>d/stays",
+                "mkdir e",
+                "mv d/stays d/moved",
+            ] {
+                let ended = Command::new("sh")
+                    .args(["-c", script])
+                    .current_dir(&at)
+                    .output()
+                    .unwrap();
+                assert!(!ended.status.success(), "{script}");
+            }
+            assert_eq!(view.read("d/stays").unwrap(), b"hello");
+        }
         mount.unmount().unwrap();
     }
+}
+
+/// The blobs of a container, with what they hold.
+fn contents(view: &ContainerView) -> BTreeMap<String, Vec<u8>> {
+    let names = view.blobs().unwrap().into_keys();
+    names
+        .map(|name| (name.clone(), view.read(&name).unwrap()))
+        .collect()
+}
+
+/// Who may write and not delete cannot rename: nothing is there twice because he tried.
+#[test]
+fn a_sas_that_may_not_delete_renames_nothing() {
+    let backend = Backend::start(Kind::Embedded).unwrap();
+    let view = backend.create_container("photos").unwrap();
+    let scratch = tree::scratch().unwrap();
+    let at = tree::folder(scratch.path().join("mnt")).unwrap();
+    let signer = AccountKey::new(DEV_ACCOUNT, DEV_KEY).unwrap();
+    for blob in ["f", "g", "d/1", "d/2"] {
+        view.write(
+            blob,
+            format!("this is {blob}\n").into_bytes(),
+            &Default::default(),
+        )
+        .unwrap();
+    }
+    let sas = signer.container_sas("photos", &SasOptions::new("rcwl", LIMIT));
+    let options = MountOptions {
+        sas: Some(sas),
+        ..MountOptions::default()
+    };
+    let mount = Mount::start(&backend, "photos", &at, &options).unwrap();
+    let mut before = contents(&view);
+    for (script, words) in [
+        ("mv f h", "Permission denied"),
+        ("mv f g", "Permission denied"),
+        ("mv d e", "Permission denied"),
+        ("rm f", "Permission denied"),
+        ("rm -r d", "Permission denied"),
+        ("sed -i s/is/was/ f", "Permission denied"),
+    ] {
+        let ended = Command::new("sh")
+            .args(["-c", script])
+            .current_dir(&at)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert!(
+            !ended.status.success() && said.contains(words),
+            "{script}: {said}"
+        );
+        let mut after = contents(&view);
+        // What sed wrote beside it cannot be removed either.
+        after.retain(|name, _| !name.starts_with("sed"));
+        assert_eq!(after, before, "{script}");
+    }
+    // Everything else works, and in place.
+    std::fs::write(at.join("new"), "new").unwrap();
+    let mut f = OpenOptions::new().append(true).open(at.join("f")).unwrap();
+    f.write_all(b"more\n").unwrap();
+    drop(f);
+    before.insert("new".to_owned(), b"new".to_vec());
+    before.insert("f".to_owned(), b"this is f\nmore\n".to_vec());
+    let mut after = contents(&view);
+    after.retain(|name, _| !name.starts_with("sed"));
+    assert_eq!(after, before);
+    mount.unmount().unwrap();
 }
 
 #[test]

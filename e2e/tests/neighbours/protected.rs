@@ -6,12 +6,15 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
+use e2e::harness::mount::{Mount, MountOptions};
+use e2e::harness::setup::Setup;
 use e2e::harness::wait_for;
+use e2e::store::{AccountKey, DEV_ACCOUNT, DEV_KEY, SasOptions};
 use http::Method;
+use nix::errno::Errno;
 
 use crate::foreign::Foreign;
 use crate::{outcome, setup, sh};
-use nix::errno::Errno;
 
 fn append(path: &Path) -> Option<i32> {
     let opened = OpenOptions::new().append(true).open(path);
@@ -90,9 +93,6 @@ fn what_protects_a_blob_is_told_by_open_and_named_in_the_log() -> Result<()> {
 }
 
 #[test]
-fn a_blob_under_its_owners_key_is_shown_and_left_alone() -> Result<()> {
-    let setup = setup()?;
-#[test]
 fn a_blob_with_snapshots_stays_what_and_where_it_is() -> Result<()> {
     let setup = setup()?;
     let foreign = Foreign::new(&setup, "snapshots")?;
@@ -139,6 +139,9 @@ fn a_blob_with_snapshots_stays_what_and_where_it_is() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_blob_under_its_owners_key_is_shown_and_left_alone() -> Result<()> {
+    let setup = setup()?;
     let foreign = Foreign::new(&setup, "keys")?;
     let key = [
         (
@@ -189,5 +192,76 @@ fn encoded_content_is_told_once() -> Result<()> {
     let lines = output.lines().filter(|line| line.contains("gzip")).count();
     ensure!(lines == 1, "{output}");
     a.unmount()?;
+    Ok(())
+}
+
+/// Mounts a container with a SAS of it, as pods mostly have one.
+fn with_sas(setup: &Setup, container: &str, rights: &str) -> Result<Mount> {
+    let signer = AccountKey::new(DEV_ACCOUNT, DEV_KEY)?;
+    let sas = signer.container_sas(container, &SasOptions::new(rights, Duration::from_secs(3600)));
+    let options = MountOptions {
+        sas: Some(sas),
+        ..setup.options()
+    };
+    setup.mount_with(container, "sas", &options)
+}
+
+#[test]
+fn tags_that_may_not_be_read_are_told_by_open_and_once_in_the_log() -> Result<()> {
+    let setup = setup()?;
+    let foreign = Foreign::new(&setup, "tagged")?;
+    for name in ["f", "g"] {
+        foreign.put(name, &[("x-ms-tags", "project=one")], b"1\n")?;
+    }
+    foreign.put("plain", &[], b"1\n")?;
+    let a = with_sas(&setup, "tagged", "racwdl")?;
+    for name in ["f", "g", "f"] {
+        let path = a.path().join(name);
+        ensure!(append(&path) == Some(libc::EACCES), "{:?}", append(&path));
+        ensure!(fs::read(&path)? == b"1\n");
+    }
+    ensure!(sh(a.path(), "echo 2 >>f").is_err());
+    sh(a.path(), "echo 2 >>plain")?;
+    ensure!(foreign.read("plain")? == b"1\n2\n" && foreign.read("f")? == b"1\n");
+    let output = a.process().output();
+    let told = |line: &&str| line.contains("may not read the tags");
+    ensure!(output.lines().filter(told).count() == 1, "{output}");
+    a.unmount()?;
+    // With the right they stay.
+    let a = with_sas(&setup, "tagged", "racwdlt")?;
+    sh(a.path(), "echo 2 >>f")?;
+    ensure!(foreign.read("f")? == b"1\n2\n");
+    ensure!(foreign.head("f")?.header("x-ms-tag-count") == "1");
+    a.unmount()?;
+    Ok(())
+}
+
+/// A copy by the service is encrypted with the container's default scope, whoever asks for it. Who has a SAS
+/// cannot ask which one that is.
+#[test]
+fn a_rename_leaves_no_encryption_scope_without_a_word() -> Result<()> {
+    let setup = setup()?;
+    let foreign = Foreign::new(&setup, "scoped")?;
+    foreign.put("f", &[("x-ms-encryption-scope", "mine")], b"f")?;
+    foreign.put("d/f", &[("x-ms-encryption-scope", "mine")], b"f")?;
+    foreign.put("g", &[], b"g")?;
+    for a in [
+        setup.mount("scoped", "key")?,
+        with_sas(&setup, "scoped", "racwdl")?,
+    ] {
+        for (from, to) in [("f", "h"), ("f", "g"), ("d/f", "d/g"), ("d", "e")] {
+            let ended = outcome(fs::rename(a.path().join(from), a.path().join(to)));
+            ensure!(ended == Err(Errno::EPERM), "{from} to {to}: {ended:?}");
+        }
+        ensure!(setup.backend().container("scoped")?.blobs()?.len() == 3);
+        ensure!(foreign.read("g")? == b"g");
+        for name in ["f", "d/f"] {
+            ensure!(foreign.head(name)?.header("x-ms-encryption-scope") == "mine");
+        }
+        // What is in none moves.
+        fs::rename(a.path().join("g"), a.path().join("h"))?;
+        fs::rename(a.path().join("h"), a.path().join("g"))?;
+        a.unmount()?;
+    }
     Ok(())
 }

@@ -122,6 +122,8 @@ struct Account {
     unreadable_tags: UnreadableTags,
     /// That tags are lost, or would be, is told once.
     tags_told: AtomicBool,
+    /// Tags were read when they were asked for last.
+    tags_readable: AtomicBool,
     late: Late,
     share: Share,
     /// When anything that was asked got on last.
@@ -177,6 +179,7 @@ impl Client {
                 content_types: config.content_types,
                 unreadable_tags: config.unreadable_tags,
                 tags_told: AtomicBool::new(false),
+                tags_readable: AtomicBool::new(false),
                 late: Late::default(),
                 progress: Progress::default(),
                 share: config.accounts.volume(endpoint.as_str()),

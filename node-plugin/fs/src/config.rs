@@ -50,6 +50,28 @@ impl Ownership {
     }
 }
 
+/// What the credential of a mount may do beside reading and listing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rights {
+    /// Write blobs (the letter `w` of a SAS).
+    pub write: bool,
+    /// Delete them (`d`).
+    pub delete: bool,
+}
+
+impl Rights {
+    /// Those of an account key.
+    pub const ALL: Self = Self {
+        write: true,
+        delete: true,
+    };
+    /// Those of nobody.
+    pub const NONE: Self = Self {
+        write: false,
+        delete: false,
+    };
+}
+
 /// One file system to serve.
 #[derive(Debug, Clone)]
 pub struct VolumeConfig {
@@ -62,6 +84,9 @@ pub struct VolumeConfig {
     pub prefix: String,
     /// Refuse every change with EROFS.
     pub read_only: bool,
+    /// What the credential is known to allow. What needs a right that is not there is refused with EACCES
+    /// before anything is begun; the service is asked each time, as a right may be given at any moment.
+    pub rights: Rights,
     /// Owner of everything that carries none in its metadata.
     pub uid: u32,
     /// Group likewise.
@@ -111,7 +136,7 @@ impl Profile {
 }
 
 impl VolumeConfig {
-    /// Defaults: read-write, root:root, 0o644/0o755, names and attributes kept for 1 s, absence never
+    /// Defaults: read-write with all rights, root:root, 0o644/0o755, names and attributes kept for 1 s, absence never
     /// believed, kernel cache on, general profile, a minute for work that makes no progress.
     pub fn new(name: impl Into<String>, store: Arc<dyn Store>) -> Self {
         Self {
@@ -119,6 +144,7 @@ impl VolumeConfig {
             store,
             prefix: String::new(),
             read_only: false,
+            rights: Rights::ALL,
             uid: 0,
             gid: 0,
             file_mode: 0o644,

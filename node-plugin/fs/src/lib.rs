@@ -22,7 +22,7 @@ pub mod tree;
 pub mod volume;
 
 pub use budget::Budget;
-pub use config::{Profile, VolumeConfig};
+pub use config::{Profile, Rights, VolumeConfig};
 pub use store::Store;
 pub use tree::{Held, Owing};
 pub use volume::{Resources, Volume};

@@ -49,6 +49,10 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     async fn wait_for_lost(&self, _blob: &str) -> Result<()> {
         Ok(())
     }
+    /// See [`Container::check_keeping`]; by default all that is stored with a blob can be read.
+    async fn check_keeping(&self, _blob: &str, _stored: &StoredHeaders) -> Result<()> {
+        Ok(())
+    }
     /// See [`Container::copy`].
     async fn copy(
         &self,
@@ -124,6 +128,9 @@ impl Store for Container {
     }
     async fn wait_for_lost(&self, blob: &str) -> Result<()> {
         Container::wait_for_lost(self, blob).await
+    }
+    async fn check_keeping(&self, blob: &str, stored: &StoredHeaders) -> Result<()> {
+        Container::check_keeping(self, blob, stored).await
     }
     async fn copy(
         &self,

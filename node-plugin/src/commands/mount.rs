@@ -244,6 +244,7 @@ async fn configure(args: &MountArgs, connector: &Connector) -> anyhow::Result<(V
     let mut config = VolumeConfig::new(source(&account, container.name(), &prefix), Arc::new(container));
     config.prefix = prefix;
     config.read_only = read_only;
+    config.rights = rights;
     config.uid = args.uid.unwrap_or_else(|| nix::unistd::getuid().as_raw());
     config.gid = args.gid.unwrap_or_else(|| nix::unistd::getgid().as_raw());
     config.file_mode = args.file_mode;

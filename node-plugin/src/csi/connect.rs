@@ -13,6 +13,7 @@ use blob_client::{
     Accounts, Client, ClientConfig, Condition, Container, ListItem, ListOptions, Metadata, Patience,
     Properties,
 };
+use blob_fs::Rights;
 use blob_fs::tree::inspect::is_folder;
 use vsc_driver::buffer::Arena;
 
@@ -159,28 +160,6 @@ pub async fn check(account: &Account, container: &Container, prefix: &str) -> Re
             .map_err(|error| explain(account, container.name(), error))
     })
     .await
-}
-
-/// What the credential of a mount may do beside reading and listing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rights {
-    /// Write blobs (the letter `w` of a SAS).
-    pub write: bool,
-    /// Delete them (`d`).
-    pub delete: bool,
-}
-
-impl Rights {
-    /// Those of an account key.
-    pub const ALL: Self = Self {
-        write: true,
-        delete: true,
-    };
-    /// Those of nobody.
-    pub const NONE: Self = Self {
-        write: false,
-        delete: false,
-    };
 }
 
 /// The same before a mount, and what would otherwise only be noticed by a pod: a prefix that is a file, a

@@ -70,7 +70,7 @@ impl Container {
         let unsaid = StoredHeaders::default();
         let kept = stored.unwrap_or(&unsaid);
         refuse_customer_key(source, kept)?;
-        self.refuse_other_scope(source, kept).await?;
+        self.refuse_other_scope(source, kept, target).await?;
         let mut call = Call::new(Method::PUT, Some(target))
             .source(source, ReadBy::Caller)
             .condition(condition)?

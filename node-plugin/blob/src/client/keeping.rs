@@ -8,12 +8,20 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use http::{HeaderMap, Method};
 
 use super::call::Call;
-use super::{Container, UnreadableTags};
+use super::{Container, UnreadableTags, headers};
+use crate::body::Body;
 use crate::error::{Error, Result};
 use crate::names::encode_query;
 use crate::stored::StoredHeaders;
 use crate::types::{Condition, ETag, Metadata, PutOptions};
 use crate::xml;
+
+/// What the names of blobs begin with that mounts show to nobody.
+const HIDDEN: &str = ".vsc-blob-hidden.";
+/// The mark of those that a mount may delete when nobody holds them.
+const MARK: &str = "vsc_hidden";
+/// What the service calls the scope of blobs that are in none.
+const OF_THE_ACCOUNT: &str = "$account-encryption-key";
 
 impl Container {
     /// The headers of Put Blob and Put Block List that come out of their options.
@@ -49,11 +57,33 @@ impl Container {
         if stored.tags() == 0 {
             return Ok(call);
         }
-        match self.tags(blob).await {
-            Ok(tags) if tags.is_empty() => Ok(call),
-            Ok(tags) => call.header("x-ms-tags", &tags),
+        match self.readable_tags(blob).await? {
+            Some(tags) if !tags.is_empty() => call.header("x-ms-tags", &tags),
+            _ => Ok(call),
+        }
+    }
+
+    /// Whether what is stored with a blob can be stored again with it: `TagsUnreadable` for index tags that
+    /// this identity may not read, unless they are to be dropped. Asked until they are once readable.
+    pub async fn check_keeping(&self, blob: &str, stored: &StoredHeaders) -> Result<()> {
+        let refuse = self.account.unreadable_tags == UnreadableTags::Refuse;
+        let known = self.account.tags_readable.load(Ordering::Relaxed);
+        if stored.tags() == 0 || !refuse || known {
+            return Ok(());
+        }
+        self.readable_tags(blob).await.map(drop)
+    }
+
+    /// The tags that a write of a blob stores again; `None` where they are lost.
+    async fn readable_tags(&self, blob: &str) -> Result<Option<String>> {
+        let asked = self.tags(blob).await;
+        if matches!(asked, Ok(_) | Err(Error::Denied { .. })) {
+            self.account.tags_readable.store(asked.is_ok(), Ordering::Relaxed);
+        }
+        match asked {
+            Ok(tags) => Ok(Some(tags)),
             // The write itself says what is amiss.
-            Err(Error::BlobNotFound { .. }) => Ok(call),
+            Err(Error::BlobNotFound { .. }) => Ok(None),
             Err(Error::Denied { code, hint }) => {
                 let refuse = self.account.unreadable_tags == UnreadableTags::Refuse;
                 if !self.account.tags_told.swap(true, Ordering::Relaxed) {
@@ -69,7 +99,7 @@ impl Container {
                         name: blob.to_owned(),
                     });
                 }
-                Ok(call)
+                Ok(None)
             }
             Err(error) => Err(error),
         }
@@ -87,7 +117,12 @@ impl Container {
     }
 
     /// A copy is encrypted with its container's default scope: another one would be left without a word.
-    pub(super) async fn refuse_other_scope(&self, blob: &str, stored: &StoredHeaders) -> Result<()> {
+    pub(super) async fn refuse_other_scope(
+        &self,
+        blob: &str,
+        stored: &StoredHeaders,
+        target: &str,
+    ) -> Result<()> {
         let Some((_, scope)) = stored.encryption_scope() else {
             return Ok(());
         };
@@ -96,8 +131,8 @@ impl Container {
             Some(default) => default,
             None => {
                 let default = match Box::pin(self.default_scope()).await {
-                    // A SAS for one container cannot ask: the service decides.
-                    Err(Error::Denied { .. }) => None,
+                    // A SAS for one container cannot ask.
+                    Err(Error::Denied { .. }) => Some(Box::pin(self.scope_of_new(target)).await?),
                     other => other?,
                 };
                 self.scopes().insert(Arc::clone(&self.name), default.clone());
@@ -111,6 +146,29 @@ impl Container {
             }),
             _ => Ok(()),
         }
+    }
+
+    /// The scope that a new blob of the container is in: that of one that is made beside another, and deleted
+    /// again.
+    async fn scope_of_new(&self, beside: &str) -> Result<String> {
+        let folder = beside.rfind('/').map_or("", |end| &beside[..=end]);
+        let name = format!("{folder}{HIDDEN}{}", uuid::Uuid::new_v4().simple());
+        let options = PutOptions {
+            metadata: Metadata::from([(MARK.to_owned(), "true".to_owned())]),
+            stored: Some(StoredHeaders::default()),
+            condition: Condition::absent(),
+            ..PutOptions::default()
+        };
+        let written = self.put(&name, Body::default(), &options).await?;
+        let headers = self.head_headers(&name, &Condition::none()).await;
+        if let Err(error) = self.delete(&name, &Condition::matches(&written.etag)).await {
+            tracing::debug!(
+                container = %self.name, blob = name, %error,
+                "a hidden blob stays; a later mount deletes it"
+            );
+        }
+        let scope = headers::text(&headers?, "x-ms-encryption-scope");
+        Ok(scope.unwrap_or_else(|| OF_THE_ACCOUNT.to_owned()))
     }
 
     fn scopes(&self) -> MutexGuard<'_, HashMap<Arc<str>, Option<String>>> {

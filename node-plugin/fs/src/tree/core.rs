@@ -13,6 +13,7 @@ use super::attrs::{Attrs, Defaults, Kind};
 use super::handles::Handles;
 use super::hidden::HiddenBlobs;
 use super::node::{Marker, Node, NodeId, Stat, State};
+use super::rights::Lacking;
 use super::table::guard::SharedTable;
 use super::table::{Table, Timeouts};
 use super::unstored::Owed;
@@ -58,6 +59,8 @@ pub(crate) struct Tree {
     pub(super) journal: Arc<Log>,
     /// No policy is known that keeps what the container holds.
     pub(super) deletes: AtomicBool,
+    /// Rights that the credential lacked when it was asked for last.
+    pub(super) lacking: Lacking,
     pub(super) invalidate: OnceLock<Invalidate>,
     expire: OnceLock<Expire>,
     /// Directories whose names the kernel is being asked to forget.
@@ -114,6 +117,7 @@ impl Tree {
             Arc::clone(&journal),
             charge,
         );
+        let lacking = Lacking::of(config.rights);
         let hidden = HiddenBlobs::new(Arc::clone(&env.store), env.runtime.clone(), config.prefix.clone());
         let tree = Arc::new(Self {
             hidden,
@@ -126,6 +130,7 @@ impl Tree {
             handles: Handles::default(),
             journal,
             deletes: AtomicBool::new(false),
+            lacking,
             invalidate: OnceLock::new(),
             expire: OnceLock::new(),
             asking: Arc::default(),

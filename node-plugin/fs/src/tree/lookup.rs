@@ -199,6 +199,8 @@ impl Tree {
             // the defaults.
             let container = match self.env.store.container_state().await {
                 Err(Error::Denied { .. }) => {
+                    // Nor will it be told of policies.
+                    self.deletes.store(true, Ordering::Relaxed);
                     node.state().validated = asked.at;
                     return Ok(());
                 }

@@ -73,6 +73,7 @@ mod owed;
 mod refusal;
 mod release;
 mod rename;
+mod rights;
 mod setattr;
 mod table;
 #[cfg(test)]

@@ -210,7 +210,7 @@ impl Tree {
             self.table.lock().learn(parent, &name, found, asked);
             return fail(libc::ESTALE);
         }
-        self.check_protection(&blob, &properties.protection, wants)?;
+        self.check_open(&blob, &properties, wants).await?;
         if wants == Wants::Write {
             self.tell_encoding(&blob, &properties.stored);
         }
@@ -303,6 +303,7 @@ impl Tree {
         let directory = self.table.lock().blob(parent).ok_or(Errno(libc::ENOENT))?;
         let blob = names::join(&directory, name);
         names::check_blob(&blob)?;
+        self.lacking.may_create(&*self.env.store, &blob).await?;
         let attrs = self.new_attrs(parent, Kind::File, mode, owner)?;
         let log = NodeLog::new(Arc::clone(&self.journal), 0);
         let file = File::create(self.env.with_log(Arc::clone(&log) as _), blob);

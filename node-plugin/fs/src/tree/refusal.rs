@@ -4,11 +4,11 @@
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use blob_client::{Availability, Protection, StoredHeaders};
+use blob_client::{Availability, Error, Properties, Protection, StoredHeaders};
 
 use super::core::Tree;
 use crate::cause;
-use crate::errno::{Errno, Result};
+use crate::errno::{Errno, Result, no_answer};
 use crate::log_limit::{Kind, limited};
 
 /// What a file is opened for.
@@ -52,11 +52,55 @@ impl Tree {
         }
     }
 
-    /// Refuses to open a blob for what the service would refuse.
-    pub(super) fn check_protection(&self, blob: &str, protection: &Protection, wants: Wants) -> Result<()> {
-        let Some((errno, code)) = refusal(protection, wants, SystemTime::now()) else {
+    /// Refuses to open a blob for what the service would refuse: by the blob's own properties, by those of
+    /// its container, for want of the right to write it, or to read what has to be stored again with it.
+    pub(super) async fn check_open(&self, blob: &str, properties: &Properties, wants: Wants) -> Result<()> {
+        if let Some((errno, code)) = refusal(&properties.protection, wants, SystemTime::now()) {
+            return self.refuse(blob, errno, code);
+        }
+        if wants == Wants::Read {
             return Ok(());
-        };
+        }
+        self.lacking.may_write(&*self.env.store, blob).await?;
+        if self.keeps_blobs().await? {
+            return self.refuse(blob, libc::EPERM, "BlobImmutableDueToPolicy");
+        }
+        Ok(self.env.store.check_keeping(blob, &properties.stored).await?)
+    }
+
+    /// Whether a policy of the container keeps the blobs it holds: they are neither changed nor deleted.
+    /// Nobody knows without the right to ask. What is asked is remembered, until something is refused.
+    pub(super) async fn keeps_blobs(&self) -> Result<bool> {
+        if self.deletes.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        match self.env.store.container_state().await {
+            Ok(container) if container.keeps_blobs => Ok(true),
+            Ok(_) | Err(Error::Denied { .. }) => {
+                self.deletes.store(true, Ordering::Relaxed);
+                Ok(false)
+            }
+            Err(error) if no_answer(&error) => Err(error.into()),
+            Err(error) => {
+                tracing::debug!(%error, "nobody knows whether the container keeps its blobs");
+                Ok(false)
+            }
+        }
+    }
+
+    /// A deletion was refused: what deletes at its end asks before it begins, from now on.
+    pub(super) fn note_undeleted(&self, error: &Error) {
+        match error {
+            Error::Denied { .. } => self.lacking.note_undeleted(),
+            // A policy that is younger than this mount, or that could not be asked for.
+            Error::Service { code, .. } if code.starts_with("BlobImmutable") => {
+                self.deletes.store(false, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+    }
+
+    fn refuse(&self, blob: &str, errno: i32, code: &'static str) -> Result<()> {
         let error = Errno(errno);
         cause::note(|| format!("the service would refuse it ({code})"));
         // Else the operation's own line says it.

@@ -82,7 +82,12 @@ impl Tree {
         };
         let _change = node.change.lock().await;
         still_waits()?;
-        self.commit_changing(node).await
+        let committed = self.commit_changing(node).await;
+        if matches!(committed, Err(Errno(libc::EPERM))) {
+            // A policy of the container may be younger than this mount: the next open asks.
+            self.deletes.store(false, Ordering::Relaxed);
+        }
+        committed
     }
 
     /// Sends what a commit would send before its last request. No gates are held.

@@ -156,6 +156,10 @@ impl Tree {
     /// held.
     async fn drop_blob(&self, node: &Arc<Node>, blob: &str) -> Result<(), Undeleted> {
         let _busy = Busy::new(node);
+        if !node.state().uncommitted() {
+            // Else what somebody has open is copied first, and the copy stays, too.
+            self.lacking.may_delete(&*self.env.store, blob).await?;
+        }
         let detached = self.detach_content(node, blob).await?;
         if detached.uncommitted {
             // A blob of this name is somebody else's, and nobody here has seen it.
@@ -204,7 +208,10 @@ impl Tree {
                 Ok(()) => return Ok(()),
                 Err(Error::BlobNotFound { .. }) => return Err(Undeleted::Gone),
                 Err(Error::ConditionNotMet { .. }) => {}
-                Err(error) => return Err(Errno::from(error).into()),
+                Err(error) => {
+                    self.note_undeleted(&error);
+                    return Err(Errno::from(error).into());
+                }
             }
         }
         // It changes faster than it can be deleted.

@@ -23,6 +23,7 @@ mod outages;
 mod protected;
 mod renames;
 mod replacing;
+mod rights;
 mod sharing;
 mod times;
 mod truncation;

@@ -109,3 +109,45 @@ fn what_is_no_longer_protected_is_opened_at_once_and_for_one_head() {
     drop(f);
     assert_eq!(store.content("f").unwrap(), &b"12"[..]);
 }
+
+#[test]
+fn what_a_container_keeps_is_told_by_open() {
+    for prefix in ["", "v"] {
+        let store = store();
+        let blob = if prefix.is_empty() { "f" } else { "v/f" };
+        store.foreign_put(blob, "1", Metadata::new());
+        let m = Mount::with(&store, |config| prefix.clone_into(&mut config.prefix));
+        let append = || OpenOptions::new().append(true).open(m.path("f"));
+        append().unwrap().write_all(b"2").unwrap();
+        assert_eq!(store.content(blob).unwrap(), &b"12"[..]);
+        // Of a policy that is younger than the mount the first request tells that is refused.
+        store.keep_blobs(true);
+        let mut f = append().unwrap();
+        f.write_all(b"3").unwrap();
+        assert_eq!(errno(f.sync_all()), libc::EPERM);
+        drop(f);
+        eventually("the policy to be known", || append().is_err());
+        let etag = store.properties(blob).unwrap().etag;
+        assert_eq!(errno(append()), libc::EPERM);
+        let path = m.path("f");
+        let empty = OpenOptions::new().write(true).truncate(true).open(&path);
+        assert_eq!(errno(empty), libc::EPERM);
+        let cut = nix::unistd::truncate(&path, 1).map_err(std::io::Error::from);
+        assert_eq!(errno(cut), libc::EPERM);
+        assert_eq!(fs::read(&path).unwrap(), b"12");
+        assert_eq!(store.properties(blob).unwrap().etag, etag);
+        // What is new is made once, and can be written to until it is.
+        let mut new = File::create(m.path("new")).unwrap();
+        new.write_all(b"new").unwrap();
+        OpenOptions::new().append(true).open(m.path("new")).unwrap();
+        drop(new);
+        // Another mount asks first.
+        let other = Mount::with(&store, |config| prefix.clone_into(&mut config.prefix));
+        let opened = OpenOptions::new().append(true).open(other.path("f"));
+        assert_eq!(errno(opened), libc::EPERM);
+        other.end().unwrap();
+        store.keep_blobs(false);
+        append().unwrap().write_all(b"4").unwrap();
+        assert_eq!(store.content(blob).unwrap(), &b"124"[..]);
+    }
+}

@@ -7,14 +7,14 @@ use blob_client::Patience;
 use blob_client::transport::failover::TransportMode;
 use blob_fs::mend::{Mended, mend};
 use blob_fs::tree::inspect::{Finding, inspect};
-use blob_fs::{Store, VolumeConfig};
+use blob_fs::{Rights, Store, VolumeConfig};
 use serde::Serialize;
 
 use super::super::credentials::credentials;
 use super::super::size::ByteSize;
 use super::super::{BudgetArgs, DeviceArgs, first_look};
 use crate::csi::account::Account;
-use crate::csi::connect::{self, Connector};
+use crate::csi::connect::{self, Connector, CredentialKind};
 use crate::csi::volume_context::Keeping;
 
 /// Memory for looking and mending: names and a few requests.
@@ -59,6 +59,7 @@ impl VolumeReport {
 pub(super) async fn examine(url: &str, mending: bool, device: &DeviceArgs) -> anyhow::Result<VolumeReport> {
     let (account, container, prefix) = Account::split_url(url)?;
     let credentials = credentials(&account, |name| std::env::var(name).ok())?;
+    let credential = CredentialKind::of(&credentials);
     let resources = BudgetArgs { budget: BUDGET }.resources()?;
     let paths = device.paths(&resources);
     first_look(&paths).await;
@@ -76,6 +77,11 @@ pub(super) async fn examine(url: &str, mending: bool, device: &DeviceArgs) -> an
         "" => format!("{}/{}", account.name, container.name()),
         prefix => format!("{}/{}/{prefix}", account.name, container.name()),
     };
+    // A rename that cannot be finished is not gone on with.
+    let rights = match mending {
+        true => connect::check_rights(&account, &container, &prefix, false, credential).await?,
+        false => Rights::NONE,
+    };
     let store: Arc<dyn Store> = Arc::new(container);
     let findings = inspect(&*store, &prefix)
         .await
@@ -84,6 +90,7 @@ pub(super) async fn examine(url: &str, mending: bool, device: &DeviceArgs) -> an
     if mending {
         let mut config = VolumeConfig::new(source.clone(), store);
         config.prefix = prefix;
+        config.rights = rights;
         let mended = mend(config, &resources, &findings).await.context("mending")?;
         outcomes.extend(mended.into_iter().map(|mended| match mended {
             Mended::Done => "mended".to_owned(),

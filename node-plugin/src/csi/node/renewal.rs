@@ -12,13 +12,14 @@ use std::time::{Duration, SystemTime};
 use blob_client::Container;
 use blob_client::auth::handle::Renewal;
 use blob_client::auth::{Credentials, End, Ending};
+use blob_fs::Rights;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::NodeService;
 use crate::cluster::VolumeAt;
 use crate::csi::account::Account;
-use crate::csi::connect::{self, CredentialKind, Rights};
+use crate::csi::connect::{self, CredentialKind};
 use crate::csi::named_secret::{self, Whose};
 use crate::csi::volume_context::{Attributes, Secrets};
 use crate::error::{Change, Error, Reason, Result};

@@ -213,6 +213,7 @@ impl NodeService {
         let mut config = VolumeConfig::new(source, std::sync::Arc::new(container.clone()));
         config.prefix = prefix.clone();
         config.read_only = read_only;
+        config.rights = rights;
         config.uid = options.uid.unwrap_or(config.uid);
         // The pod's fsGroup must own the volume (CSI: volume_mount_group); a gid= is the fallback.
         config.gid = access.group.or(options.gid).unwrap_or(config.gid);

@@ -65,6 +65,46 @@ async fn tags_that_may_not_be_read_are_not_lost_without_leave() {
     assert!(c.put("b", Default::default(), &options).await.is_err());
 }
 
+/// Before anybody writes, and not again once they could be read.
+#[tokio::test]
+async fn whether_tags_can_be_read_is_asked_before_the_write() {
+    let fake = Fake::default();
+    let c = container(&fake);
+    let plain = looked_at(&c, &fake, &[]).await.stored.unwrap();
+    let tagged = looked_at(&c, &fake, &[("x-ms-tag-count", "2")]).await;
+    let stored = tagged.stored.clone().unwrap();
+    c.check_keeping("b", &plain).await.unwrap();
+    let denied = || refusal(403, "AuthorizationPermissionMismatch");
+    let tags = || answer(200, &[], b"<Tags><TagSet/></Tags>");
+    // Asked again each time: the right may have been given.
+    for _ in 0..2 {
+        fake.will(denied());
+        let error = c.check_keeping("b", &stored).await.unwrap_err();
+        assert!(matches!(error, Error::TagsUnreadable { name } if name == "b"));
+    }
+    fake.will(tags());
+    for _ in 0..2 {
+        c.check_keeping("b", &stored).await.unwrap();
+    }
+    // A write that is refused makes it a question again.
+    fake.will(denied());
+    c.put("b", Default::default(), &tagged).await.unwrap_err();
+    fake.will(denied());
+    c.check_keeping("b", &stored).await.unwrap_err();
+    // One that is gone says so itself.
+    fake.will(refusal(404, "BlobNotFound"));
+    c.check_keeping("b", &stored).await.unwrap();
+    assert!(fake.nothing_left());
+    // To be dropped, they need not be read.
+    let mut account = std::sync::Arc::into_inner(container(&fake).account).unwrap();
+    account.unreadable_tags = UnreadableTags::Drop;
+    let c = Container {
+        account: account.into(),
+        ..c
+    };
+    c.check_keeping("b", &stored).await.unwrap();
+}
+
 #[tokio::test]
 async fn tags_are_looked_at_only_where_there_are_some() {
     let fake = Fake::default();
@@ -281,11 +321,51 @@ async fn a_copy_that_would_leave_the_scope_is_refused_by_name() {
     let c = container(&fake);
     fake.will(container_of("mine")).will(written());
     c.copy("b", None, stored, "t", None, &any).await.unwrap();
-    // A SAS for the container may not ask; an edit says the scope itself.
+    // A SAS for the container may not ask: a new blob beside the copy shows it, also for the next ones.
+    let denied = || refusal(403, "AuthorizationPermissionMismatch");
+    let deleted = || answer(202, &[], b"");
     let c = container(&fake);
-    fake.will(refusal(403, "AuthorizationPermissionMismatch"))
+    fake.will(denied())
+        .will(written())
+        .will(head(&[]))
+        .will(deleted());
+    for _ in 0..2 {
+        let error = c.copy("b", None, stored, "d/t", None, &any).await.unwrap_err();
+        assert!(matches!(error, Error::EncryptionScope { scope, .. } if scope == "mine"));
+    }
+    let sent = fake.sent();
+    let [.., made, seen, removed] = &sent[..] else {
+        panic!("{sent:?}")
+    };
+    assert!(
+        made.url.path().starts_with("/data/d/.vsc-blob-hidden."),
+        "{}",
+        made.url
+    );
+    assert_eq!(made.header("if-none-match"), "*");
+    assert_eq!(made.header("x-ms-meta-vsc_hidden"), "true");
+    assert_eq!(
+        (made.url.path(), seen.url.path()),
+        (seen.url.path(), removed.url.path())
+    );
+    assert_eq!(
+        (&removed.method, removed.header("if-match")),
+        (&Method::DELETE, "\"0x1\"")
+    );
+    let c = container(&fake);
+    let in_it = [("x-ms-encryption-scope", "mine")];
+    fake.will(denied())
+        .will(written())
+        .will(head(&in_it))
+        .will(deleted())
         .will(written());
     c.copy("b", None, stored, "t", None, &any).await.unwrap();
+    // Who may not make one may not copy either.
+    let c = container(&fake);
+    fake.will(denied()).will(denied());
+    let error = c.copy("b", None, stored, "t", None, &any).await.unwrap_err();
+    assert!(matches!(error, Error::Denied { .. }));
+    // An edit says the scope itself.
     fake.will(written());
     c.put("b", Default::default(), &options).await.unwrap();
     assert_eq!(

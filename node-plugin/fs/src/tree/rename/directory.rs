@@ -120,7 +120,7 @@ impl Tree {
         nth: Try,
         most: usize,
     ) -> Result<Moved> {
-        self.may_move().await?;
+        self.may_move(blob).await?;
         let _busy = Busy::new(node);
         let below: Vec<Arc<Node>> = self.table.lock().below(node.id);
         self.commit_all_of(&below).await?;
@@ -506,6 +506,7 @@ impl Tree {
             // A file that somebody changed after it was copied stays, under the old name.
             Ok(()) | Err(Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }) => Ok(()),
             Err(error) => {
+                self.note_undeleted(&error);
                 limited!(
                     warn, self.volume(), "a moved file is still stored under its old name, too",
                     %error, blob = moved.from

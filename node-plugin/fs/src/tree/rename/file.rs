@@ -1,14 +1,13 @@
 //! Moving the blob of a file: copied inside the service, then deleted under its old name.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use blob_client::{BlobType, Condition, ETag, Error, Metadata, Properties, Written};
 
 use super::place::Moved;
 use crate::caller::undoing;
-use crate::errno::{Result, fail, no_answer};
+use crate::errno::{Result, fail};
 use crate::log_limit::limited;
 use crate::tree::attrs::{self, ContentOf, Kind, kind_of};
 use crate::tree::busy::Busy;
@@ -81,7 +80,7 @@ impl Tree {
                 return Ok(Moved::Done);
             }
         }
-        self.may_move().await?;
+        self.may_move(blob).await?;
         if content.as_ref().is_some_and(|c| c.is_dirty()) || uncommitted {
             self.commit_changing(node).await?;
         }
@@ -269,23 +268,14 @@ impl Tree {
             .await
     }
 
-    /// `EPERM` in a container that keeps its blobs: a copy would stay beside what it was made of. Nobody
-    /// knows without the right to ask. A service that does not answer would not move anything either.
-    pub(super) async fn may_move(&self) -> Result<()> {
-        if self.deletes.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        match self.env.store.container_state().await {
-            Ok(container) if container.keeps_blobs => fail(libc::EPERM),
-            Ok(_) | Err(Error::Denied { .. }) => {
-                self.deletes.store(true, Ordering::Relaxed);
-                Ok(())
-            }
-            Err(error) if no_answer(&error) => Err(error.into()),
-            Err(error) => {
-                tracing::debug!(%error, "nobody knows whether the container keeps its blobs");
-                Ok(())
-            }
+    /// `EPERM` in a container that keeps its blobs, and `EACCES` without the right to delete: a copy would
+    /// stay beside what it was made of. Nobody knows of the container without the right to ask. A service
+    /// that does not answer would not move anything either.
+    pub(super) async fn may_move(&self, blob: &str) -> Result<()> {
+        self.lacking.may_delete(&*self.env.store, blob).await?;
+        match self.keeps_blobs().await? {
+            true => fail(libc::EPERM),
+            false => Ok(()),
         }
     }
 
@@ -315,12 +305,7 @@ impl Tree {
                 }
             }
         }
-        if let Error::Service { code, .. } = &error
-            && code.starts_with("BlobImmutable")
-        {
-            // A policy that is younger than this mount, or that could not be asked for.
-            self.deletes.store(false, Ordering::Relaxed);
-        }
+        self.note_undeleted(&error);
         self.rebind(node, Some(&copy.etag), blob, old);
         match target {
             // What it replaced is gone, and only the copy left to be shown.
