@@ -5,6 +5,8 @@
 mod doctor;
 #[path = "mount_command/immutable.rs"]
 mod immutable;
+#[path = "mount_command/root.rs"]
+mod root;
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;

@@ -11,6 +11,8 @@
 
 #[path = "neighbours/changes.rs"]
 mod changes;
+#[path = "neighbours/features.rs"]
+mod features;
 #[path = "neighbours/foreign.rs"]
 mod foreign;
 #[path = "neighbours/late.rs"]

@@ -101,6 +101,21 @@ fn a_sas_without_the_right_is_denied() {
     );
 }
 
+/// "Secure transfer required": the account is told by its name, and so is the way to reach it.
+#[test]
+fn an_account_that_wants_https_says_so() {
+    let world = World::new();
+    let store = world.backend.store().unwrap();
+    store.configure(|account| account.https_only = true);
+    let volume = world.volume(&[]);
+    let names = ["server", "https://", "Secure transfer required"];
+    let staged = world.stage(volume.stage());
+    refused(staged, Code::InvalidArgument, "InvalidValue", &names);
+    assert_eq!(mounts(&volume.staging), 0);
+    let created = world.create(world.wanted("pvc-1", &[]));
+    refused(created, Code::InvalidArgument, "InvalidValue", &names);
+}
+
 #[test]
 fn an_unreachable_endpoint_is_unavailable() {
     let world = World::new();

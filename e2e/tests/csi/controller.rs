@@ -771,6 +771,35 @@ fn a_deletion_that_was_lost_on_its_way_deletes_nothing_of_the_next_volume() {
     }
 }
 
+/// A claim that is deleted and made again at once: the service keeps the name for half a minute.
+#[test]
+fn a_name_that_is_still_being_deleted_is_tried_again() {
+    let world = World::new();
+    let store = Arc::clone(world.backend.store().unwrap());
+    store.configure(|account| account.container_deletion = Duration::from_secs(30));
+    for (class, container) in [(&[][..], "pvc-1"), (&CONTAINER_OF_A_CLAIM[..], "data")] {
+        let first = world.create(world.wanted("pvc-1", class)).unwrap();
+        world.put(container, "x");
+        world.delete(&first.volume_id).unwrap();
+        // Nor is that in the way of who asks for the deletion again.
+        world.delete(&first.volume_id).unwrap();
+        for _ in 0..2 {
+            refused(
+                world.create(world.wanted("pvc-1", class)),
+                Code::Unavailable,
+                "ServiceBusy",
+                &[container, "still being deleted"],
+            );
+        }
+        store.advance_clock(Duration::from_secs(31));
+        let second = world.create(world.wanted("pvc-1", class)).unwrap();
+        assert_eq!(second.volume_id, first.volume_id, "{container}");
+        assert!(!world.has(container, "x"), "{container}");
+        world.delete(&second.volume_id).unwrap();
+        store.advance_clock(Duration::from_secs(31));
+    }
+}
+
 /// Only what was looked at is confirmed.
 #[test]
 fn validation_compares_what_it_confirms() {

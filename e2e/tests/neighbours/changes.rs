@@ -122,6 +122,49 @@ fn new_bytes(path: &Path, seen: &mut (u64, u64), shipped: &mut Vec<u8>) -> Resul
     Ok(())
 }
 
+/// `less +F`: the file stays open and is read on at its end, and is opened anew by its name when that leads
+/// to another one. Of a block blob and of an append blob.
+#[test]
+fn less_shows_each_new_line_of_another_node_once() -> Result<()> {
+    let setup = setup()?;
+    let foreign = Foreign::new(&setup, "changes")?;
+    let a = setup.mount("changes", "a")?;
+    let b = setup.mount("changes", "b")?;
+    sh(b.path(), "seq 1000 > l")?;
+    foreign.make("AppendBlob", "m", &[])?;
+    foreign.append("m", &fs::read(b.path().join("l"))?)?;
+    for name in ["l", "m"] {
+        let path = a.path().join(name);
+        let mut file = File::open(&path)?;
+        let inode = file.metadata()?.ino();
+        let mut shown = Vec::new();
+        file.read_to_end(&mut shown)?;
+        for line in 1001..=1005 {
+            match name {
+                "l" => drop(sh(b.path(), &format!("echo {line} >> l"))?),
+                _ => drop(foreign.append("m", format!("{line}\n").as_bytes())?),
+            }
+            let new = format!("{line}\n");
+            wait_for(&format!("line {line} of {name}"), PATIENCE, || {
+                // What less asks for once a second: is it still the file of that name, and is there more?
+                ensure!(fs::metadata(&path)?.ino() == inode, "{name}: another file");
+                file.read_to_end(&mut shown)?;
+                Ok(shown.ends_with(new.as_bytes()).then_some(()))
+            })?;
+        }
+        let wanted: String = (1..=1005).map(|line| format!("{line}\n")).collect();
+        ensure!(
+            shown == wanted.as_bytes(),
+            "{name}: {} bytes instead of {}",
+            shown.len(),
+            wanted.len()
+        );
+    }
+    a.unmount()?;
+    b.unmount()?;
+    Ok(())
+}
+
 #[test]
 fn each_line_of_a_log_of_another_node_is_shipped_once() -> Result<()> {
     let setup = setup()?;

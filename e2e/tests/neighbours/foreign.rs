@@ -25,6 +25,10 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
     pub(crate) fn header(&self, name: &str) -> String {
         let value = self
             .headers

@@ -11,7 +11,7 @@ use e2e::store::{AccountKey, DEV_ACCOUNT, DEV_KEY, SasOptions};
 use nix::errno::Errno;
 
 use crate::foreign::Foreign;
-use crate::{outcome, setup};
+use crate::{outcome, setup, sh};
 
 #[test]
 fn removing_the_last_file_of_a_folder_makes_no_marker() -> Result<()> {
@@ -43,6 +43,33 @@ fn removing_the_last_file_of_a_folder_makes_no_marker() -> Result<()> {
     }
     ensure!(foreign.exists("g")? && foreign.exists("m/h")?);
     b.unmount()?;
+    Ok(())
+}
+
+/// One line for each folder that hides something, however often it is listed.
+#[test]
+fn each_folder_that_hides_names_is_told_once() -> Result<()> {
+    let setup = setup()?;
+    let foreign = Foreign::new(&setup, "names")?;
+    for name in ["d//x", "d/y.", "d/f", "e/./y", "e/f", "k/f"] {
+        foreign.put(name, &[], b"1")?;
+    }
+    let a = setup.mount("names", "a")?;
+    for _ in 0..3 {
+        for folder in ["d", "e", "k"] {
+            ensure!(sh(a.path(), &format!("ls {folder}"))?.trim() == "f", "{folder}");
+        }
+    }
+    let output = a.process().output();
+    let lines: Vec<_> = output
+        .lines()
+        .filter(|line| line.contains("names are no paths"))
+        .collect();
+    ensure!(lines.len() == 2, "{output}");
+    for first in ["\"d//\"", "\"e/./\""] {
+        ensure!(lines.iter().any(|line| line.contains(first)), "{first}: {output}");
+    }
+    a.unmount()?;
     Ok(())
 }
 

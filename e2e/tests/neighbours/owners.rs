@@ -3,8 +3,10 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
+use std::process::Command;
 
 use anyhow::{Result, ensure};
+use e2e::harness::tools::run;
 
 use crate::foreign::Foreign;
 use crate::{bytes, setup, sh};
@@ -91,6 +93,52 @@ fn a_rename_takes_them_along() -> Result<()> {
         foreign.owned("e/j")?
     );
     ensure!(foreign.tags("e/j")? == tags, "{}", foreign.tags("e/j")?);
+    a.unmount()?;
+    Ok(())
+}
+
+/// copy_file_range(2) into a file: its content is another one, and all the rest is still its owner's.
+#[test]
+fn a_copy_into_a_file_keeps_what_its_owner_stored() -> Result<()> {
+    const OTHERS: [(&str, &str); 5] = [
+        ("x-ms-blob-content-type", "text/plain"),
+        ("x-ms-blob-cache-control", "no-store"),
+        ("x-ms-access-tier", "Hot"),
+        ("x-ms-tags", "u=y"),
+        ("x-ms-meta-owner", "of the source"),
+    ];
+    const LEN: usize = 16 << 20;
+    let setup = setup()?;
+    let foreign = Foreign::new(&setup, "owners")?;
+    let source = bytes(20 << 20);
+    foreign.put_blocks("source", &OTHERS, &source, 4 << 20)?;
+    let target: Vec<_> = HEADERS.into_iter().chain([("x-ms-meta-owner", "me")]).collect();
+    foreign.put_blocks("target", &target, &vec![b'-'; 20 << 20], 4 << 20)?;
+    let (before, tags) = (foreign.owned("target")?, foreign.tags("target")?);
+    let a = setup.mount("owners", "a")?;
+    // By the system call itself: the standard library may fall back to reading.
+    let script = "import os, sys\n\
+        source, target = os.open(sys.argv[1], os.O_RDONLY), os.open(sys.argv[2], os.O_WRONLY)\n\
+        done = 0\n\
+        while done < int(sys.argv[3]):\n\
+        \x20   more = os.copy_file_range(source, target, int(sys.argv[3]) - done, done + 4096, done)\n\
+        \x20   assert more > 0\n\
+        \x20   done += more\n\
+        os.close(target)\n";
+    run(Command::new("python3")
+        .args(["-c", script])
+        .args([a.path().join("source"), a.path().join("target")])
+        .arg(LEN.to_string()))?;
+    let now = foreign.read("target")?;
+    ensure!(now.len() == 20 << 20);
+    ensure!(now[..LEN] == source[4096..LEN + 4096] && now[LEN..].iter().all(|byte| *byte == b'-'));
+    ensure!(
+        foreign.owned("target")? == before,
+        "{:?} was {before:?}",
+        foreign.owned("target")?
+    );
+    ensure!(foreign.tags("target")? == tags, "{}", foreign.tags("target")?);
+    ensure!(foreign.head("target")?.header("x-ms-meta-owner") == "me");
     a.unmount()?;
     Ok(())
 }

@@ -136,8 +136,8 @@ impl Profile {
 }
 
 impl VolumeConfig {
-    /// Defaults: read-write with all rights, root:root, 0o644/0o755, names and attributes kept for 1 s, absence never
-    /// believed, kernel cache on, general profile, a minute for work that makes no progress.
+    /// Defaults: read-write with all rights, root:root, 0o644/0o755, names and attributes kept for 1 s,
+    /// absence never believed, kernel cache on, general profile, a minute for work that makes no progress.
     pub fn new(name: impl Into<String>, store: Arc<dyn Store>) -> Self {
         Self {
             name: name.into(),

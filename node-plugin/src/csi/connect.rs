@@ -358,6 +358,12 @@ async fn in_time<T>(account: &Account, asking: impl Future<Output = Result<T>>) 
 /// The client's error with the field of the volume it is about.
 pub fn explain(account: &Account, container: &str, error: blob_client::Error) -> Error {
     let endpoint = &account.endpoint;
+    if matches!(&error, blob_client::Error::Service { code, .. } if code == "AccountRequiresHttps") {
+        return Error::new(
+            Reason::InvalidValue,
+            format!("server: the account at {endpoint} takes https:// only (\"Secure transfer required\")"),
+        );
+    }
     let error = Error::from(error);
     let message = match error.reason {
         Reason::ContainerNotFound => {

@@ -165,7 +165,11 @@ impl Container {
             match headers::text(&headers, "x-ms-copy-status").as_deref() {
                 Some("success") => return headers::written(&headers),
                 Some("pending") => {}
-                other => return Err(copy_failed(target, other.unwrap_or("unknown"), &headers)),
+                other => {
+                    let error = copy_failed(target, other.unwrap_or("unknown"), &headers);
+                    self.drop_stump(target, &headers).await;
+                    return Err(error);
+                }
             }
             let now = headers::text(&headers, "x-ms-copy-progress").unwrap_or_default();
             if now != progress {
@@ -177,6 +181,21 @@ impl Container {
                     waited: moved_at.elapsed(),
                 });
             }
+        }
+    }
+
+    /// A copy that did not come about leaves an empty target, which would be taken for a file. Failing to
+    /// delete it changes nothing for the caller.
+    async fn drop_stump(&self, target: &str, headers: &HeaderMap) {
+        let Ok(seen) = headers::written(headers) else {
+            return;
+        };
+        let condition = Condition::matches(&seen.etag);
+        if let Err(error) = Box::pin(self.delete(target, &condition)).await {
+            tracing::warn!(
+                container = %self.name, target, %error,
+                "a copy that failed has left an empty blob"
+            );
         }
     }
 

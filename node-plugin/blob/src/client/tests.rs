@@ -695,7 +695,9 @@ async fn a_pending_copy_is_waited_for() {
         "https://acct.blob.core.windows.net/data/s?sv=1&sig=topsecret"
     );
 
-    fake.will(state("pending", "0/9")).will(state("failed", "0/9"));
+    fake.will(state("pending", "0/9"))
+        .will(state("failed", "0/9"))
+        .will(head(&[]));
     let error = c
         .copy("s", None, None, "t", None, &Condition::none())
         .await
@@ -703,6 +705,12 @@ async fn a_pending_copy_is_waited_for() {
     assert!(
         matches!(&error, Error::Service { code, .. } if code == "Copy-failed"),
         "{error}"
+    );
+    // What is left at the target is no file.
+    let last = fake.sent().pop().unwrap();
+    assert_eq!(
+        (last.method.as_str(), last.header("if-match")),
+        ("DELETE", "\"0x1\"")
     );
 
     // No progress: given up and aborted.

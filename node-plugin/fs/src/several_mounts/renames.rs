@@ -1,17 +1,17 @@
-//! Two mounts that rename one directory to one name at the same time.
+//! Two mounts that rename one directory to one name at the same time, or one after the other.
 
 use std::sync::Arc;
 
 use blob_client::Metadata;
 use vsc_driver::buffer::Arena;
 
-use super::client;
 use super::client::Client;
 use super::jitter::Jitter;
-use super::snapshot::IS_FOLDER;
+use super::snapshot::{IS_FOLDER, Snapshot};
 use super::steps::Step;
+use super::{Plan, World, client};
 use crate::budget::Budget;
-use crate::store::fake::FakeStore;
+use crate::store::fake::{FakeStore, Fault};
 
 /// More than are copied at the same time.
 const FILES: usize = 40;
@@ -132,5 +132,137 @@ async fn no_two_claims_of_a_name_are_alike() {
             );
         }
         assert_ne!(claims[0], claims[1], "marked: {marked}");
+    }
+}
+
+/// The first mount is cut off after any number of its requests; somebody writes at a new name, before or
+/// after the file at the old one was changed last; and another mount goes on. Whose clock says what is none
+/// of its business: neither content is lost.
+#[tokio::test]
+async fn what_somebody_writes_at_a_new_name_is_not_decided_by_a_clock() {
+    /// A rename has not as many requests.
+    const ENOUGH: u64 = 100;
+    let write = |path: &str, content: &str| Step::Write {
+        path: path.to_owned(),
+        content: content.to_owned(),
+        new: false,
+    };
+    let mut both = 0;
+    for seed in 0..10 {
+        for older in [false, true] {
+            for cut in 0..ENOUGH {
+                let mut world = World::new(Plan {
+                    mounts: 2,
+                    together: false,
+                    ..Plan::of(seed)
+                });
+                let mut trace = format!("seed {seed}, older {older}, cut off after {cut}");
+                let made = [
+                    Step::Mkdir { path: "d".to_owned() },
+                    write("d/f", "<first>"),
+                    write("d/g", "<second>"),
+                ];
+                for step in made {
+                    world.given(Vec::new(), vec![(0, step)], false).await.unwrap();
+                }
+                world.store.fail_after(cut, Fault::Lost, u64::MAX);
+                let moved = world.given(Vec::new(), vec![(0, rename())], true).await;
+                moved.unwrap_or_else(|why| panic!("{trace}: {why}"));
+                let now = Snapshot::of(&world.store);
+                if now.files.contains_key("e/g") && !now.is_dir("d") {
+                    break;
+                }
+                both += usize::from(now.files.contains_key("d/f") && now.files.contains_key("e/f"));
+                let theirs = Step::ForeignPut {
+                    path: "e/f".to_owned(),
+                    content: "<theirs>".to_owned(),
+                    dated: false,
+                };
+                let mut foreign = vec![theirs];
+                if older && now.files.contains_key("d/f") {
+                    foreign.push(Step::ForeignTag {
+                        path: "d/f".to_owned(),
+                        tag: "1".to_owned(),
+                    });
+                }
+                for step in foreign {
+                    world.given(vec![step], Vec::new(), false).await.unwrap();
+                }
+                // Gone on with, twice.
+                for mount in [1, 1] {
+                    let resumed = world.given(Vec::new(), vec![(mount, rename())], false).await;
+                    trace = format!("{trace}\n{}", world.trace.join("\n"));
+                    resumed.unwrap_or_else(|why| panic!("{trace}: {why}"));
+                }
+                let now = Snapshot::of(&world.store);
+                let there = |content: &str| now.files.values().any(|file| file.content == content);
+                assert!(there("<theirs>") && there("<second>"), "{trace}: {now}");
+                world.end().await.unwrap();
+            }
+        }
+    }
+    assert!(
+        both > 0,
+        "no move was cut off between its copies and its deletions"
+    );
+}
+
+/// Who moves a directory is cut off from the service, and another mount goes on with it: what the first one
+/// takes back is its own only. `middle`: the second has not finished by then.
+#[tokio::test]
+async fn what_another_mount_goes_on_with_is_not_taken_back() {
+    for middle in [false, true] {
+        let store = Arc::new(FakeStore::new());
+        let (budget, arena) = (Budget::new(32 << 20), Arena::new(64 << 20).unwrap());
+        let files = ["1", "2"];
+        for name in files {
+            store.foreign_put(&format!("d/{name}"), name, Metadata::new());
+        }
+        let (one, other) = (
+            Jitter::new(Arc::clone(&store), 1, None),
+            Jitter::new(Arc::clone(&store), 2, None),
+        );
+        let cut_off = one.hold("e/2", true);
+        let halfway = middle.then(|| other.hold("e/2", false));
+        let mut first = client(one, true, &budget, &arena);
+        let mut second = client(other, true, &budget, &arena);
+        let rename = Step::Rename {
+            from: "d".to_owned(),
+            to: "e".to_owned(),
+            replace: true,
+        };
+        let (ended, ()) = futures::join!(first.run(&rename), async {
+            cut_off.reached().await;
+            while store.content("e/1").is_none() {
+                tokio::task::yield_now().await;
+            }
+            let rest = async {
+                match &halfway {
+                    Some(halfway) => halfway.reached().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let mut going_on = Box::pin(second.run(&rename));
+            tokio::select! {
+                ended = &mut going_on => assert_eq!(ended.as_deref(), Ok(""), "middle: {middle}"),
+                () = rest => {
+                    cut_off.go_on();
+                    // Time for the first one to take everything back.
+                    for _ in 0..1000 {
+                        tokio::task::yield_now().await;
+                    }
+                    if let Some(halfway) = &halfway {
+                        halfway.go_on();
+                    }
+                    assert_eq!(going_on.await.as_deref(), Ok(""), "middle: {middle}");
+                }
+            }
+            cut_off.go_on();
+        });
+        assert!(ended.is_err(), "middle: {middle}: {ended:?}");
+        for name in files {
+            let content = store.content(&format!("e/{name}"));
+            assert_eq!(content.as_deref(), Some(name.as_bytes()), "middle: {middle}");
+        }
     }
 }

@@ -109,8 +109,8 @@ impl Tree {
     }
 
     /// True when attributes are already what they are to become. Where this mount does not answer for them,
-    /// the service is asked first.
-    async fn changes_nothing(
+    /// the service is asked first. Of a change that cannot be made it says false.
+    pub(super) async fn changes_nothing(
         &self,
         node: &Arc<Node>,
         sets_mtime: bool,
@@ -118,7 +118,9 @@ impl Tree {
     ) -> Result<bool> {
         let same = |state: &State| {
             let mut attrs = state.attrs.clone();
-            change(&mut attrs)?;
+            if change(&mut attrs).is_err() {
+                return false;
+            }
             let shown = |attrs: &Attrs| {
                 let mtime = attrs.mtime.unwrap_or(state.modified);
                 (
@@ -131,20 +133,20 @@ impl Tree {
             };
             // What is shown of a folder whose entries changed is not what is stored.
             let moved = sets_mtime && state.entries_changed.is_some();
-            Ok::<_, Errno>(!moved && shown(&attrs) == shown(&state.attrs))
+            !moved && shown(&attrs) == shown(&state.attrs) && attrs.xattrs == state.attrs.xattrs
         };
         {
             let state = node.state();
-            let answered = state.local();
-            if !same(&state)? || answered {
-                return same(&state);
+            let unchanged = same(&state);
+            if !unchanged || state.local() {
+                return Ok(unchanged);
             }
         }
         let gates = self.gates(node.id).await?;
         self.refresh(node).await?;
         drop(gates);
         let state = node.state();
-        same(&state)
+        Ok(same(&state))
     }
 
     /// Applies a change of attributes. The change may be applied more than once, on top of what the service
@@ -532,17 +534,20 @@ impl Tree {
         node: &Arc<Node>,
         change: &(dyn Fn(&mut Attrs) -> Result<()> + Send + Sync),
     ) -> Result<()> {
-        limited!(
-            warn,
-            self.volume(),
-            "owner and mode of the volume's root last as long as this mount: the credential has no right to \
-             the \
-             container's metadata"
-        );
+        // No answer is younger.
+        const KEPT: u64 = u64::MAX;
+        // Told once: each program that sets them would be as many lines.
+        if node.state().stamp != KEPT {
+            limited!(
+                warn,
+                self.volume(),
+                "owner and mode of the volume's root last as long as this mount: the credential has no right \
+                 to the container's metadata"
+            );
+        }
         let mut state = node.state();
         change(&mut state.attrs)?;
-        // No answer is younger.
-        state.stamp = u64::MAX;
+        state.stamp = KEPT;
         state.changed(SystemTime::now());
         Ok(())
     }

@@ -5,6 +5,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::time::SystemTime;
 
 use super::attrs::Attrs;
 use super::core::Tree;
@@ -31,9 +32,8 @@ impl Tree {
             return fail(libc::E2BIG);
         }
         let node = self.node(id)?;
-        self.fresh(id).await?;
         let value = value.to_vec();
-        self.change_attrs(&node, &move |attrs: &mut Attrs| {
+        let change = move |attrs: &mut Attrs| {
             let exists = attrs.xattrs.contains_key(&name);
             if exists && flags & libc::XATTR_CREATE != 0 {
                 return fail(libc::EEXIST);
@@ -43,8 +43,13 @@ impl Tree {
             }
             attrs.xattrs.insert(name.clone(), value.clone());
             Ok(())
-        })
-        .await?;
+        };
+        if self.changes_nothing(&node, false, &change).await? {
+            node.state().ctime = SystemTime::now();
+            return Ok(());
+        }
+        self.fresh(id).await?;
+        self.change_attrs(&node, &change).await?;
         self.table.lock().weigh(id);
         Ok(())
     }

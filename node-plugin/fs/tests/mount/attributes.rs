@@ -170,7 +170,7 @@ fn attributes_of_an_open_file_travel_with_its_commit() {
     );
 }
 
-fn xattr(path: &Path, name: &str, value: &[u8]) -> std::io::Result<()> {
+pub(crate) fn xattr(path: &Path, name: &str, value: &[u8]) -> std::io::Result<()> {
     let name = std::ffi::CString::new(name).unwrap();
     // SAFETY: all pointers are valid for the lengths given.
     check(unsafe {
@@ -184,7 +184,7 @@ fn xattr(path: &Path, name: &str, value: &[u8]) -> std::io::Result<()> {
     })
 }
 
-fn get_xattr(path: &Path, name: &str) -> std::io::Result<Vec<u8>> {
+pub(crate) fn get_xattr(path: &Path, name: &str) -> std::io::Result<Vec<u8>> {
     let name = std::ffi::CString::new(name).unwrap();
     let mut value = vec![0; 65536];
     // SAFETY: all pointers are valid for the lengths given.

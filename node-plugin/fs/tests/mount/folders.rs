@@ -74,6 +74,30 @@ fn a_folder_changes_when_an_entry_is_removed_elsewhere() {
     assert!(fs::metadata(m.path("d")).unwrap().modified().unwrap() > before);
 }
 
+/// What its entries did to a folder's times is kept nowhere: a new mount shows them as soon as the folder is
+/// listed, and never before its newest entry.
+#[test]
+fn a_folder_is_as_new_as_its_entries_after_a_remount() {
+    let store = store();
+    let m = Mount::new(&store);
+    fs::create_dir(m.path("d")).unwrap();
+    fs::create_dir(m.path("d/e")).unwrap();
+    // The service's clock is the newest of all.
+    store.pass(Duration::from_secs(1_000_000_000));
+    fs::write(m.path("d/f"), "x").unwrap();
+    fs::write(m.path("d/e/f"), "x").unwrap();
+    m.end().unwrap();
+    let m = Mount::new(&store);
+    for name in ["d", "d/e"] {
+        assert!(names(&m.path(name)).contains(&"f".to_owned()));
+        let newest = store.properties(&format!("{name}/f")).unwrap().created.unwrap();
+        eventually("the time of the newest entry", || {
+            let now = fs::metadata(m.path(name)).unwrap();
+            now.modified().unwrap() >= newest && now.ctime() >= now.mtime()
+        });
+    }
+}
+
 /// With a SAS of a container the blobs can be changed, the container's metadata not.
 #[test]
 fn the_root_has_an_owner_without_rights_to_the_container() {

@@ -280,6 +280,19 @@ fn odd_names_of_ours_survive_a_remount() {
     use std::os::unix::ffi::OsStrExt;
     let not_unicode = m.root().join(std::ffi::OsStr::from_bytes(b"\xff\xfe"));
     assert_eq!(errno(File::create(not_unicode)), libc::EILSEQ);
+    // Characters that are none, and that no XML can carry: whatever makes a name.
+    for name in ["\u{fffe}", "a\u{ffff}b"] {
+        let path = m.path(name);
+        assert_eq!(errno(File::create(&path)), libc::EILSEQ, "{name:?}");
+        assert_eq!(errno(fs::create_dir(&path)), libc::EILSEQ, "{name:?}");
+        assert_eq!(
+            errno(fs::rename(m.path("new\nline"), &path)),
+            libc::EILSEQ,
+            "{name:?}"
+        );
+        let linked = std::os::unix::fs::symlink("x", &path);
+        assert_eq!(errno(linked), libc::EILSEQ, "{name:?}");
+    }
     assert_eq!(errno(File::create(m.path(&"x".repeat(256)))), libc::ENAMETOOLONG);
     let deep = (0..5).fold(m.root().to_owned(), |p, _| {
         let p = p.join("y".repeat(200));

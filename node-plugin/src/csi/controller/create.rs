@@ -203,10 +203,15 @@ async fn create_container(container: &Container, mark: &Mark) -> Result<Found, F
             Ok(Mark::read(&metadata).map_or(Found::Unmarked, Found::Marked))
         }
         // The service answers so for half a minute after a deletion.
-        Err(BlobError::ContainerNotFound { name }) => Err(Failure::Told(Error::new(
-            Reason::ServiceBusy,
-            format!("containerName: a container {name:?} is still being deleted"),
-        ))),
+        Err(BlobError::Service { code, .. }) if code == "ContainerBeingDeleted" => {
+            Err(Failure::Told(Error::new(
+                Reason::ServiceBusy,
+                format!(
+                    "containerName: a container {:?} is still being deleted",
+                    container.name()
+                ),
+            )))
+        }
         Err(error) => Err(error.into()),
     }
 }
