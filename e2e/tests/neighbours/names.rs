@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use e2e::harness::mount::MountOptions;
+use e2e::harness::wait_for;
 use e2e::store::{AccountKey, DEV_ACCOUNT, DEV_KEY, SasOptions};
 use nix::errno::Errno;
 
@@ -60,6 +61,10 @@ fn each_folder_that_hides_names_is_told_once() -> Result<()> {
             ensure!(sh(a.path(), &format!("ls {folder}"))?.trim() == "f", "{folder}");
         }
     }
+    let told = |output: &str| output.matches("names are no paths").count();
+    wait_for("a line for each folder", Duration::from_secs(30), || {
+        Ok((told(&a.process().output()) >= 2).then_some(()))
+    })?;
     let output = a.process().output();
     let lines: Vec<_> = output
         .lines()

@@ -223,9 +223,12 @@ fn tags_that_may_not_be_read_are_told_by_open_and_once_in_the_log() -> Result<()
     ensure!(sh(a.path(), "echo 2 >>f").is_err());
     sh(a.path(), "echo 2 >>plain")?;
     ensure!(foreign.read("plain")? == b"1\n2\n" && foreign.read("f")? == b"1\n");
+    let told = |output: &str| output.matches("may not read the tags").count();
+    wait_for("the line", Duration::from_secs(30), || {
+        Ok((told(&a.process().output()) >= 1).then_some(()))
+    })?;
     let output = a.process().output();
-    let told = |line: &&str| line.contains("may not read the tags");
-    ensure!(output.lines().filter(told).count() == 1, "{output}");
+    ensure!(told(&output) == 1, "{output}");
     a.unmount()?;
     // With the right they stay.
     let a = with_sas(&setup, "tagged", "racwdlt")?;

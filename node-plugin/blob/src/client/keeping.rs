@@ -164,7 +164,7 @@ impl Container {
         if let Err(error) = self.delete(&name, &Condition::matches(&written.etag)).await {
             tracing::debug!(
                 container = %self.name, blob = name, %error,
-                "a hidden blob stays; a later mount deletes it"
+                "a hidden blob stays; a later mount of its folder deletes it"
             );
         }
         let scope = headers::text(&headers?, "x-ms-encryption-scope");

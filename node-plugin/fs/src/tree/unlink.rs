@@ -156,8 +156,13 @@ impl Tree {
     /// held.
     async fn drop_blob(&self, node: &Arc<Node>, blob: &str) -> Result<(), Undeleted> {
         let _busy = Busy::new(node);
-        if !node.state().uncommitted() {
-            // Else what somebody has open is copied first, and the copy stays, too.
+        let open = {
+            let state = node.state();
+            !state.uncommitted() && state.handles > 0
+        };
+        if open {
+            // What somebody has open is copied first, and the copy would stay, too. Else the deletion itself
+            // says it: a role may allow some names and not others.
             self.lacking.may_delete(&*self.env.store, blob).await?;
         }
         let detached = self.detach_content(node, blob).await?;

@@ -111,6 +111,19 @@ fn a_right_to_delete_that_is_gone_is_noticed() {
     assert_eq!(contents(&store), before);
 }
 
+/// A role may allow the deletion of some blobs only.
+#[test]
+fn what_nobody_has_open_is_deleted_without_a_question_of_another_name() {
+    let store = store();
+    fill(&store);
+    let m = Mount::new(&store);
+    store.fail(Op::Delete, DENIED, 1);
+    assert_eq!(errno(fs::remove_file(m.path("f"))), libc::EACCES);
+    store.reset_counters();
+    fs::remove_file(m.path("g")).unwrap();
+    assert_eq!(store.counters().of(Op::Delete), 1);
+}
+
 #[test]
 fn without_the_right_to_write_no_file_is_opened_for_it() {
     let store = store();
