@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use e2e::harness::{PATIENCE, wait_for};
@@ -122,10 +122,12 @@ fn new_bytes(path: &Path, seen: &mut (u64, u64), shipped: &mut Vec<u8>) -> Resul
     Ok(())
 }
 
-/// `less +F`: the file stays open and is read on at its end, and is opened anew by its name when that leads
-/// to another one. Of a block blob and of an append blob.
-#[test]
-fn less_shows_each_new_line_of_another_node_once() -> Result<()> {
+/// Reads a log to which another node appends, of a block blob and of an append blob. `begin` opens it; what
+/// that gives is called with the last line that is there, after each new one, and reads on.
+fn follow_logs<R>(begin: impl Fn(&Path) -> Result<R>) -> Result<()>
+where
+    R: FnMut(&str, &mut Vec<u8>) -> Result<()>,
+{
     let setup = setup()?;
     let foreign = Foreign::new(&setup, "changes")?;
     let a = setup.mount("changes", "a")?;
@@ -134,29 +136,20 @@ fn less_shows_each_new_line_of_another_node_once() -> Result<()> {
     foreign.make("AppendBlob", "m", &[])?;
     foreign.append("m", &fs::read(b.path().join("l"))?)?;
     for name in ["l", "m"] {
-        let path = a.path().join(name);
-        let mut file = File::open(&path)?;
-        let inode = file.metadata()?.ino();
-        let mut shown = Vec::new();
-        file.read_to_end(&mut shown)?;
+        let (mut read_on, mut read) = (begin(&a.path().join(name))?, Vec::new());
+        read_on("1000\n", &mut read)?;
         for line in 1001..=1005 {
             match name {
                 "l" => drop(sh(b.path(), &format!("echo {line} >> l"))?),
                 _ => drop(foreign.append("m", format!("{line}\n").as_bytes())?),
             }
-            let new = format!("{line}\n");
-            wait_for(&format!("line {line} of {name}"), PATIENCE, || {
-                // What less asks for once a second: is it still the file of that name, and is there more?
-                ensure!(fs::metadata(&path)?.ino() == inode, "{name}: another file");
-                file.read_to_end(&mut shown)?;
-                Ok(shown.ends_with(new.as_bytes()).then_some(()))
-            })?;
+            read_on(&format!("{line}\n"), &mut read).with_context(|| format!("{name}: line {line}"))?;
         }
         let wanted: String = (1..=1005).map(|line| format!("{line}\n")).collect();
         ensure!(
-            shown == wanted.as_bytes(),
+            read == wanted.as_bytes(),
             "{name}: {} bytes instead of {}",
-            shown.len(),
+            read.len(),
             wanted.len()
         );
     }
@@ -165,37 +158,31 @@ fn less_shows_each_new_line_of_another_node_once() -> Result<()> {
     Ok(())
 }
 
+/// `less +F`: the file stays open and is read on at its end, and is opened anew by its name when that leads
+/// to another one.
+#[test]
+fn less_shows_each_new_line_of_another_node_once() -> Result<()> {
+    follow_logs(|path| {
+        let path = path.to_owned();
+        let mut file = File::open(&path)?;
+        let inode = file.metadata()?.ino();
+        Ok(move |new: &str, shown: &mut Vec<u8>| {
+            wait_for("the new line", PATIENCE, || {
+                // What less asks for once a second: is it still the file of that name, and is there more?
+                ensure!(fs::metadata(&path)?.ino() == inode, "another file");
+                file.read_to_end(shown)?;
+                Ok(shown.ends_with(new.as_bytes()).then_some(()))
+            })
+        })
+    })
+}
+
 #[test]
 fn each_line_of_a_log_of_another_node_is_shipped_once() -> Result<()> {
-    let setup = setup()?;
-    let foreign = Foreign::new(&setup, "changes")?;
-    let a = setup.mount("changes", "a")?;
-    let b = setup.mount("changes", "b")?;
-    sh(b.path(), "seq 1000 > l")?;
-    foreign.make("AppendBlob", "m", &[])?;
-    foreign.append("m", &fs::read(b.path().join("l"))?)?;
-    for name in ["l", "m"] {
-        let path = a.path().join(name);
-        let (mut seen, mut shipped) = ((0, 0), Vec::new());
-        new_bytes(&path, &mut seen, &mut shipped)?;
-        for line in 1001..=1005 {
-            match name {
-                "l" => drop(sh(b.path(), &format!("echo {line} >> l"))?),
-                _ => drop(foreign.append("m", format!("{line}\n").as_bytes())?),
-            }
-            new_bytes(&path, &mut seen, &mut shipped)?;
-        }
-        let wanted: String = (1..=1005).map(|line| format!("{line}\n")).collect();
-        ensure!(
-            shipped == wanted.as_bytes(),
-            "{name}: {} bytes instead of {}",
-            shipped.len(),
-            wanted.len()
-        );
-    }
-    a.unmount()?;
-    b.unmount()?;
-    Ok(())
+    follow_logs(|path| {
+        let (path, mut seen) = (path.to_owned(), (0, 0));
+        Ok(move |_: &str, shipped: &mut Vec<u8>| new_bytes(&path, &mut seen, shipped))
+    })
 }
 
 #[test]

@@ -186,7 +186,7 @@ impl Handle {
         if !held.is_vetted() {
             return;
         }
-        self.is_accepted();
+        self.note_accepted();
         let current = self.current();
         if current.id != held.id && current.is_refused() {
             self.put_to_use(held);
@@ -194,7 +194,7 @@ impl Handle {
     }
 
     /// Something that is known is accepted.
-    fn is_accepted(&self) {
+    fn note_accepted(&self) {
         if self.is_unaccepted.load(Ordering::Acquire) {
             let mut since = lock(&self.unaccepted);
             *since = None;
@@ -440,7 +440,7 @@ impl Candidate {
     pub fn adopt(self) {
         self.handle.vet(&self.held);
         self.handle.put_to_use(&self.held);
-        self.handle.is_accepted();
+        self.handle.note_accepted();
     }
 
     /// Forgets it: it may do less than the one in use. One that was adopted once stays: what is said of it

@@ -101,6 +101,15 @@ impl House {
             )
             .await
     }
+
+    /// Starts the volume and binds it to a pod, whose target this is.
+    async fn start_with_pod(&self) -> PathBuf {
+        self.start().await.unwrap();
+        let pod = self.path("1");
+        let bound = self.mounts.bind(&self.staging(), &pod, target(false)).await;
+        bound.unwrap();
+        pod
+    }
 }
 
 fn access() -> Access {
@@ -704,13 +713,7 @@ async fn nothing_else_is_ever_bound() {
 #[tokio::test]
 async fn a_path_belongs_to_the_volume_that_is_there() {
     let house = House::new();
-    house.start().await.unwrap();
-    let pod = house.path("1");
-    house
-        .mounts
-        .bind(&house.staging(), &pod, target(false))
-        .await
-        .unwrap();
+    let pod = house.start_with_pod().await;
     let at = async |path: &Path| {
         let records = house.mounts.volumes_at(path).await.unwrap().into_iter();
         records.map(|record| record.volume_id).collect::<Vec<_>>()
@@ -831,13 +834,7 @@ async fn after_a_reboot_nothing_is_left_to_remember() {
 #[tokio::test]
 async fn shutting_down_leaves_what_pods_use() {
     let house = House::new();
-    house.start().await.unwrap();
-    let pod = house.path("1");
-    house
-        .mounts
-        .bind(&house.staging(), &pod, target(false))
-        .await
-        .unwrap();
+    house.start_with_pod().await;
     assert_eq!(house.mounts.shut_down().await, 1);
     assert_eq!(house.kernel.mounts().len(), 2);
     assert_eq!(house.mounts.records().len(), 1, "the next process knows it");
@@ -848,13 +845,7 @@ async fn shutting_down_leaves_what_pods_use() {
 #[tokio::test]
 async fn the_end_leaves_what_nobody_can_say_is_unused() {
     let house = House::new();
-    house.start().await.unwrap();
-    let pod = house.path("1");
-    house
-        .mounts
-        .bind(&house.staging(), &pod, target(false))
-        .await
-        .unwrap();
+    let pod = house.start_with_pod().await;
     house.kernel.refuse_table(true);
     assert_eq!(house.mounts.shut_down().await, 1);
     assert_eq!(house.kernel.mounts(), [house.staging(), pod]);

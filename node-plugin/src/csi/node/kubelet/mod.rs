@@ -16,7 +16,7 @@ use rand::seq::IteratorRandom as _;
 use rand::{Rng, SeedableRng};
 
 use self::model::{Kind, Known, Kubelet, Version};
-use self::process::{Account, Process};
+use self::process::{Account, Process, unless_killed};
 use super::NodeService;
 use crate::mounts::fake::FakeKernel;
 use crate::mounts::steps::{Mutant, Steps};
@@ -159,15 +159,9 @@ impl History {
     fn end(&mut self) {
         let world = &self.world;
         let Some(process) = &self.process else { return };
-        let killed = process.block_on(async {
-            tokio::select! {
-                biased;
-                () = world.steps.killed() => true,
-                // The calls that nobody waits for.
-                () = tokio::time::sleep(CALLS) => false,
-            }
-        });
-        if killed {
+        // The calls that nobody waits for.
+        let calls = async { tokio::time::sleep(CALLS).await };
+        if process.block_on(unless_killed(&world.steps, calls)).is_none() {
             return self.kill();
         }
         if !world.all_used() {
@@ -184,17 +178,11 @@ impl History {
     fn look(&mut self, pause: Duration) {
         let world = &self.world;
         let Some(process) = &self.process else { return };
-        let killed = process.block_on(async {
-            tokio::select! {
-                biased;
-                () = world.steps.killed() => true,
-                () = async {
-                    world.reconcile().await;
-                    tokio::time::sleep(pause).await;
-                } => false,
-            }
-        });
-        if killed {
+        let looked = async {
+            world.reconcile().await;
+            tokio::time::sleep(pause).await;
+        };
+        if process.block_on(unless_killed(&world.steps, looked)).is_none() {
             self.kill();
         }
         let world = &self.world;

@@ -79,6 +79,15 @@ static SHARED: LazyLock<(Arc<Arena>, Arc<Paths>, Runtime)> = LazyLock::new(|| {
     (arena, paths, runtime)
 });
 
+/// Does something in a process; `None` when that is killed first.
+pub(super) async fn unless_killed<T>(steps: &Steps, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = steps.killed() => None,
+        done = work => Some(done),
+    }
+}
+
 /// A node process.
 pub(super) struct Process {
     runtime: Runtime,
@@ -111,13 +120,9 @@ impl Process {
             NodeService::new(NODE, Arc::new(mounts), connector, None)
         };
         // As the command `node` does it.
-        runtime.block_on(async {
-            tokio::select! {
-                biased;
-                () = steps.killed() => None,
-                done = service.mounts.forget_gone() => done.ok(),
-            }
-        })?;
+        runtime
+            .block_on(unless_killed(steps, service.mounts.forget_gone()))?
+            .ok()?;
         let heals = service.clone();
         runtime.spawn(async move { heals.heal_all(CancellationToken::new()).await });
         Some(Self { runtime, service })
@@ -129,13 +134,8 @@ impl Process {
 
     /// It ends as one that is told to.
     pub(super) fn end(self, steps: &Steps, kernel: &FakeKernel) {
-        self.block_on(async {
-            tokio::select! {
-                biased;
-                () = steps.killed() => {}
-                _ = self.service.mounts.shut_down() => {}
-            }
-        });
+        // Killed meanwhile or not, it is gone then.
+        let _ = self.block_on(unless_killed(steps, self.service.mounts.shut_down()));
         self.kill(kernel);
     }
 
