@@ -54,6 +54,16 @@ const TOLD_BEFORE: [Duration; 3] = [
     Duration::from_secs(3600),
     Duration::ZERO,
 ];
+/// How long before the end of a SAS its Secret is read again, longest first: what replaces it is put there
+/// shortly before as well as long before, and calls need not be refused first. Of all of that, a share that
+/// differs from mount to mount.
+const READ_BEFORE: [Duration; 3] = [
+    Duration::from_secs(600),
+    Duration::from_secs(120),
+    Duration::from_secs(20),
+];
+/// That share.
+const SHARE: std::ops::Range<f64> = 0.5..1.0;
 /// The longest time between two looks at the end.
 const LOOK: Duration = Duration::from_secs(600);
 
@@ -161,6 +171,8 @@ struct Keeper {
     told: Option<(End, usize)>,
     /// The refusals that were told last, and when.
     told_refused: Vec<(Refused, Instant)>,
+    /// See [`READ_BEFORE`].
+    share: f64,
 }
 
 /// What is not told again: the texts of an identity service differ each time.
@@ -232,6 +244,7 @@ impl Keeper {
             settled: [None, None],
             told: None,
             told_refused: Vec::new(),
+            share: rand::random_range(SHARE),
         }
     }
 
@@ -246,7 +259,13 @@ impl Keeper {
         let mut pause = SOON;
         let mut read_last: Option<Instant> = None;
         loop {
-            let look = self.tell_end(SystemTime::now());
+            let now = SystemTime::now();
+            let look = self.tell_end(now);
+            let before_end = self
+                .before_end(now)
+                .filter(|_| !denied)
+                .map(|pause| Instant::now() + pause);
+            let read_at = before_end.map_or(next_read, |before_end| before_end.min(next_read));
             let again = self.again.as_ref().map(|again| again.at);
             tokio::select! {
                 brought = offers.recv() => match brought {
@@ -269,7 +288,7 @@ impl Keeper {
                     let soon = soonest.map_or_else(Instant::now, |soonest| soonest.max(Instant::now()));
                     next_read = next_read.min(soon);
                 }
-                () = tokio::time::sleep_until(next_read), if reads => {
+                () = tokio::time::sleep_until(read_at), if reads => {
                     let read = self.read_again().await;
                     read_last = Some(Instant::now());
                     pause = if self.renewal.is_unaccepted() { (pause * 2).min(LATE) } else { SOON };
@@ -446,6 +465,12 @@ impl Keeper {
         self.told_refused.push((refused, Instant::now()));
     }
 
+    /// How long until the Secret is read because the SAS ends.
+    fn before_end(&self, now: SystemTime) -> Option<Duration> {
+        let end = self.renewal.ends().filter(|end| end.what == Ending::Sas)?;
+        read_before(end.at.duration_since(now).ok()?, self.share)
+    }
+
     /// Tells of an end that is near; how long until the next look.
     fn tell_end(&mut self, now: SystemTime) -> Duration {
         let Some(end) = self.renewal.ends() else {
@@ -477,6 +502,15 @@ impl Keeper {
             Change::CredentialExpiring
         })
     }
+}
+
+/// How long until a Secret is read whose SAS has so much time left.
+fn read_before(left: Duration, share: f64) -> Option<Duration> {
+    let before = READ_BEFORE.iter().map(|before| before.mul_f64(share));
+    let next = before.into_iter().find(|before| *before < left)?;
+    // The clocks of the end and of the pause are two: one that is early reads a second later, not again and
+    // again.
+    Some((left - next).max(Duration::from_secs(1)))
 }
 
 /// Which credential ends, and when.

@@ -178,6 +178,49 @@ async fn a_secret_is_read_again_when_a_call_is_refused() {
     }
 }
 
+/// What replaces a SAS is in the Secret before it ends, and no call has to be refused first.
+#[tokio::test]
+async fn a_secret_is_read_again_before_its_sas_ends() {
+    let world = world();
+    let service = Service::that_accepts(&["1", "2"]).await;
+    // So that half of the longest time before the end comes in a moment.
+    let end = SystemTime::now() + READ_BEFORE[0] / 2 + Duration::from_secs(2);
+    let ending = Credentials::Sas(format!("se={}&sig=1", spelled(end)).into());
+    let (attributes, reached) = reached(&service, ending);
+    let source = Source::of(&attributes, false, Whose::Staged(at()));
+    put_secret(&world, "2");
+    let mut keeper = Keeper::new(world.service.clone(), at(), attributes, source, reached);
+    keeper.share = SHARE.start;
+    let (_sender, offers) = mpsc::channel(1);
+    let replaced = world
+        .cluster
+        .until(|state| state.told().iter().any(|told| told.2 == "CredentialReplaced"));
+    let read = tokio::time::timeout(Duration::from_secs(60), async {
+        tokio::select! {
+            () = keeper.keep(offers) => unreachable!("the mount has not ended"),
+            () = replaced => {}
+        }
+    });
+    read.await.expect("the Secret is not read again");
+}
+
+#[test]
+fn a_secret_is_read_three_times_before_its_sas_ends() {
+    let seconds = Duration::from_secs;
+    for (left, pause) in [
+        (seconds(7200), Some(seconds(6600))),
+        (seconds(601), Some(seconds(1))),
+        (seconds(600), Some(seconds(480))),
+        (seconds(120), Some(seconds(100))),
+        (Duration::from_millis(20_001), Some(seconds(1))),
+        (seconds(20), None),
+        (seconds(0), None),
+    ] {
+        assert_eq!(read_before(left, 1.0), pause, "{left:?}");
+    }
+    assert_eq!(read_before(seconds(600), 0.5), Some(seconds(300)));
+}
+
 #[tokio::test]
 async fn what_is_not_accepted_is_told_and_changes_nothing() {
     let world = world();
