@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::drain::Abort;
 use super::manager::Mounts;
 use super::mountinfo::{self, Entry};
-use super::placing::Place;
+use super::placing::{Place, is_for_good};
 use super::record::{Record, Target};
 use crate::error::{Error, Reason, Result};
 
@@ -62,7 +62,7 @@ impl Mounts {
             let text = format!("bind of {} to {}: {error}", source.display(), target.display());
             NotBound {
                 error: Error::new(Reason::MountFailed, text),
-                lasting: error.kind() == io::ErrorKind::Unsupported,
+                lasting: is_for_good(&error),
             }
         })?;
         Ok(self.remember_target(source, target, args)?)

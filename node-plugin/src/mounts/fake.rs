@@ -48,6 +48,8 @@ struct State {
     refuse_table: bool,
     /// What is there cannot be replaced.
     for_good: Vec<PathBuf>,
+    /// What the next bind fails with.
+    bind_fails: Option<i32>,
     /// The next attach fails when its mount is there.
     appear_and_fail: bool,
     /// The next mount that comes to a place does so when this is taken back.
@@ -197,6 +199,9 @@ impl FakeKernel {
     /// What is at a path cannot be replaced as long as the pod lives.
     pub(crate) fn keep_for_good(&self, at: &Path) {
         self.change(|state| state.for_good.push(at.to_owned()));
+    }
+    pub(crate) fn fail_next_bind(&self, errno: i32) {
+        self.change(|state| state.bind_fails = Some(errno));
     }
     pub(crate) fn appear_and_fail(&self) {
         self.change(|state| state.appear_and_fail = true);
@@ -464,7 +469,14 @@ impl Mounter for FakeKernel {
     fn bind(&self, source: &Entry, to: &Place, read_only: bool) -> io::Result<()> {
         let mut mount = self.top(&source.at)?;
         let mut missed = mount.minor != source.minor;
-        self.change(|state| missed |= std::mem::take(&mut state.bind_misses));
+        let mut fails = None;
+        self.change(|state| {
+            missed |= std::mem::take(&mut state.bind_misses);
+            fails = state.bind_fails.take();
+        });
+        if let Some(errno) = fails {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
         if missed {
             return Err(io::Error::other("the volume was not there any more"));
         }

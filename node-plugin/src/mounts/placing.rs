@@ -54,7 +54,7 @@ fn put_by(to: &Place, mount: impl AsFd, beneath: MoveMountFlags) -> io::Result<(
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     match move_mount(&mount, "", &old, "", flags | beneath) {
         Ok(()) => return take_away(&old),
-        // What a kernel says that does not know it.
+        // What a kernel says that does not know it, and one that does for more than one reason.
         Err(rustix::io::Errno::INVAL) => {}
         Err(error) => return Err(error.into()),
     }
@@ -62,10 +62,21 @@ fn put_by(to: &Place, mount: impl AsFd, beneath: MoveMountFlags) -> io::Result<(
         return Ok(move_mount(&mount, "", &old, "", flags)?);
     }
     if to.seen {
-        return Err(for_good());
+        return Err(match knows(beneath) {
+            true => io::Error::other("the kernel does not put the new mount beneath the dead one for now"),
+            false => for_good(),
+        });
     }
     take_away(&old)?;
     to_path()
+}
+
+/// Whether the kernel knows a flag of move_mount(2): it looks at the flags before the paths, which lead
+/// nowhere.
+fn knows(flag: MoveMountFlags) -> bool {
+    const NOWHERE: &str = "/proc/self/nowhere";
+    let moved = move_mount(CWD, NOWHERE, CWD, NOWHERE, flag);
+    moved != Err(rustix::io::Errno::INVAL)
 }
 
 /// Takes exactly this mount out of the tree, whoever uses it.
@@ -78,13 +89,30 @@ fn take_away(mount: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// Why a mount that pods see cannot be replaced: no further attempt can.
+/// Why a mount that pods see cannot be replaced: no further attempt can, with this kernel.
+#[derive(Debug)]
+struct ForGood;
+
+impl std::fmt::Display for ForGood {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(
+            "a dead mount of an earlier release is there, which Linux 6.5 or later can replace; with this \
+             kernel the pod has to be deleted",
+        )
+    }
+}
+
+impl std::error::Error for ForGood {}
+
+/// See [`ForGood`].
 pub(super) fn for_good() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::Unsupported,
-        "a dead mount of an earlier release is there, which Linux 6.5 or later can replace; with this kernel \
-         the pod has to be deleted",
-    )
+    io::Error::new(io::ErrorKind::Unsupported, ForGood)
+}
+
+/// Whether no further attempt can help. A system call that is "not supported" once may be the next time:
+/// another mount may be there.
+pub(super) fn is_for_good(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<ForGood>())
 }
 
 fn changed() -> io::Error {
@@ -243,6 +271,7 @@ mod tests {
         let new = tree.mount("new", "new");
         let refused = bind(&new, &place(&target, true), UNKNOWN).unwrap_err();
         assert!(refused.to_string().contains("6.5"), "{refused}");
+        assert!(is_for_good(&refused));
         assert_eq!(source(&target), "dead");
         bind(&new, &place(&staging, false), UNKNOWN).unwrap();
         assert_eq!((source(&staging), source(&target)), ("new".into(), "dead".into()));
@@ -261,5 +290,21 @@ mod tests {
         tree.mount("another", "1");
         bind(&new, &before, BENEATH).unwrap_err();
         assert_eq!((source(&at), mounted(&at)), ("another".into(), 2));
+    }
+
+    /// A kernel that knows how, and refuses for once: the next attempt may do it.
+    #[test]
+    fn what_the_kernel_refuses_once_is_not_for_good() {
+        let Some(tree) = Tree::new() else { return };
+        let staging = tree.mount("dead", "S");
+        let target = tree.peer(&staging, "1");
+        let new = tree.mount("new", "new");
+        // Refused with EINVAL for what is mounted there, by each kernel that can serve this driver.
+        let refusing = MoveMountFlags::MOVE_MOUNT_SET_GROUP;
+        assert!(knows(refusing) && !knows(UNKNOWN));
+        let refused = bind(&new, &place(&target, true), refusing).unwrap_err();
+        assert!(!is_for_good(&refused), "{refused}");
+        assert!(!is_for_good(&io::Error::from_raw_os_error(libc::EOPNOTSUPP)));
+        assert_eq!((source(&target), mounted(&target)), ("dead".into(), 1));
     }
 }

@@ -564,6 +564,27 @@ async fn a_target_that_cannot_be_replaced_is_told_apart() {
     );
 }
 
+/// A kernel says so of what is there in that moment.
+#[tokio::test]
+async fn a_bind_that_is_not_supported_once_is_tried_again() {
+    let mut house = House::new();
+    house.start().await.unwrap();
+    let (staging, pod) = (house.staging(), house.path("1"));
+    house.mounts.bind(&staging, &pod, target(false)).await.unwrap();
+    house.kernel.kill(&staging);
+    house.mounts = House::open(&house.kernel, &house.folder);
+    house.start_as_before().await;
+    house.kernel.fail_next_bind(libc::EOPNOTSUPP);
+    let rebound = house.mounts.rebind(&staging).await;
+    assert!(
+        rebound.failed.is_some() && rebound.lasting.is_none(),
+        "{rebound:?}"
+    );
+    let rebound = house.mounts.rebind(&staging).await;
+    assert!(rebound.failed.is_none() && rebound.lasting.is_none());
+    assert_eq!(house.mounts.condition(&pod).await.unwrap(), Condition::Healthy);
+}
+
 /// Kubelet has not asked for it, and waits for the end.
 #[tokio::test]
 async fn nothing_is_made_anew_when_the_process_ends() {
