@@ -132,6 +132,62 @@ fn a_terminated_node_leaves_volumes_in_use_and_unmounts_the_others() {
     world.unstage(used.unstage()).unwrap();
 }
 
+/// Between the last pod of a volume and the next one kubelet keeps it staged, and does not stage it again for
+/// that.
+#[test]
+fn a_staged_volume_without_a_pod_outlives_a_terminated_node() {
+    let mut world = World::new();
+    let volume = world.volume(&[]);
+    world.stage(volume.stage()).unwrap();
+    world.publish(volume.publish()).unwrap();
+    std::fs::write(volume.target.join("kept"), "hello").unwrap();
+    for _ in 0..2 {
+        world.unpublish(volume.unpublish()).unwrap();
+        world.plugin.restart_node(Signal::SIGTERM).unwrap();
+        world.node = world.plugin.node().unwrap();
+        assert_eq!(mounts(&volume.staging), 0);
+        // The secrets came with the stage, and nobody can be asked for them.
+        let without = NodePublishVolumeRequest {
+            secrets: HashMap::new(),
+            ..volume.publish()
+        };
+        let said = ["staging_target_path", "came with the stage"];
+        refused(
+            world.publish(without),
+            Code::FailedPrecondition,
+            "MountDead",
+            &said,
+        );
+        world.publish(volume.publish()).unwrap();
+        assert_eq!(std::fs::read(volume.target.join("kept")).unwrap(), b"hello");
+        std::fs::write(volume.target.join("new"), "x").unwrap();
+        assert_eq!((mounts(&volume.staging), mounts(&volume.target)), (1, 1));
+    }
+    world.unpublish(volume.unpublish()).unwrap();
+    world.unstage(volume.unstage()).unwrap();
+    // And one that no pod comes for can be taken away, and staged.
+    world.stage(volume.stage()).unwrap();
+    world.plugin.restart_node(Signal::SIGTERM).unwrap();
+    world.node = world.plugin.node().unwrap();
+    world.unstage(volume.unstage()).unwrap();
+    let code = Code::FailedPrecondition;
+    refused(
+        world.publish(volume.publish()),
+        code,
+        "NotStaged",
+        &["staging_target_path"],
+    );
+    world.stage(volume.stage()).unwrap();
+    world.plugin.restart_node(Signal::SIGTERM).unwrap();
+    world.node = world.plugin.node().unwrap();
+    world.stage(volume.stage()).unwrap();
+    world.publish(volume.publish()).unwrap();
+    assert_eq!(std::fs::read(volume.target.join("kept")).unwrap(), b"hello");
+    world.unpublish(volume.unpublish()).unwrap();
+    world.unstage(volume.unstage()).unwrap();
+    assert_eq!((mounts(&volume.staging), mounts(&volume.target)), (0, 0));
+}
+
 #[test]
 fn a_stage_before_the_old_pods_are_gone_knows_them() {
     let mut world = World::new();

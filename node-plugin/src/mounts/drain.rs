@@ -18,6 +18,7 @@ use super::mount::{Mount, State, prune};
 use super::mounter::{Mounter, Serving};
 use super::mountinfo;
 use super::probe::Condition;
+use super::record::this_boot;
 use crate::error::{Error, Reason, Result};
 
 /// Whose connection an unmount may abort. An abort loses what is not committed.
@@ -297,6 +298,15 @@ impl Mounts {
     }
 
     async fn end_unused(&self, path: &Path) -> Result<()> {
+        // First: of one that is unmounted and not remembered the next publish would not know.
+        let kept = match self.set_aside(path) {
+            Ok(kept) => kept,
+            Err(error) => {
+                // It stays where it is, as one that is dead.
+                self.drain_in_use(path).await?;
+                return Err(error);
+            }
+        };
         if let Err(error) = self.unmount(path, Abort::Dead).await {
             // It stays where it is, and what it has accepted is committed.
             self.drain_in_use(path).await?;
@@ -304,7 +314,21 @@ impl Mounts {
         }
         self.drain(path)?;
         let committed = self.committed_at_the_end(path).await;
-        self.forget_committed(path, committed)
+        match kept {
+            true => committed,
+            false => self.forget_committed(path, committed),
+        }
+    }
+
+    /// Notes that a staged volume is unmounted with the process, and stays staged for kubelet: a pod may come
+    /// to the next process. Whether that is so.
+    fn set_aside(&self, path: &Path) -> Result<bool> {
+        let Some(boot) = this_boot() else { return Ok(false) };
+        if self.record(path).is_none_or(|record| record.inline) {
+            return Ok(false);
+        }
+        self.change_record(path, |record| record.set_aside = Some(boot))?;
+        Ok(true)
     }
 
     async fn drain_in_use(&self, path: &Path) -> Result<()> {

@@ -12,15 +12,17 @@ use tokio::time::Instant;
 
 use super::bind::NotBound;
 use super::manager::Mounts;
-use super::mount::State;
+use super::mount::{Mount, State};
 use super::probe::Condition;
 use crate::error::{Error, Reason, Result};
 
 /// Volumes that are made anew at a time: after a restart all are dead, and share the network and the services
 /// that give tokens with what else goes on.
 const AT_ONCE: usize = 4;
-/// What takes longer waits for a service that hangs, and keeps no other volume from its turn.
+/// What takes longer waits for a service that hangs, and lets another volume have its turn.
 const TURN: Duration = Duration::from_secs(1);
+/// As long as no more than these wait so: each asks for tokens and Secrets, and has a connection.
+const WAITING: usize = 16;
 /// Longest pause before the first attempt, so that the nodes of a cluster do not all ask at once.
 pub const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause between attempts.
@@ -32,6 +34,7 @@ pub struct Healing {
     healed: AtomicU64,
     failed: AtomicU64,
     turns: Semaphore,
+    waiting: Semaphore,
     /// By the path of the mount.
     latest: Mutex<BTreeMap<PathBuf, Failed>>,
 }
@@ -52,20 +55,27 @@ impl Default for Healing {
             healed: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             turns: Semaphore::new(AT_ONCE),
+            waiting: Semaphore::new(WAITING),
             latest: Mutex::default(),
         }
     }
 }
 
 impl Healing {
-    /// Does something when it is its turn; what takes long goes on without one.
+    /// Does something when it is its turn. What takes long gives its turn back, unless too many have: then it
+    /// keeps it until one of them has ended, as all do within the limits of what they ask.
     pub async fn in_turn<T>(&self, work: impl Future<Output = T>) -> T {
-        // The semaphore is never closed.
+        // The semaphores are never closed.
         let turn = self.turns.acquire().await.ok();
         tokio::pin!(work);
         if let Ok(done) = tokio::time::timeout(TURN, &mut work).await {
             return done;
         }
+        let _waits = tokio::select! {
+            biased;
+            done = &mut work => return done,
+            waits = self.waiting.acquire() => waits.ok(),
+        };
         drop(turn);
         work.await
     }
@@ -135,10 +145,14 @@ pub struct Rebound {
 
 impl Mounts {
     /// Mounts that are remembered, and that nobody serves. One that has been taken away, and whose last
-    /// changes are being committed, is none of them.
+    /// changes are being committed, is none of them, and neither is one that a former process has unmounted.
     pub fn dead(&self) -> usize {
         let all = self.lock();
-        let remembered = all.values().filter(|mount| mount.record.is_some());
+        let is_mounted = |mount: &&Mount| {
+            let stored = mount.record.as_ref();
+            stored.is_some_and(|stored| stored.record.set_aside.is_none())
+        };
+        let remembered = all.values().filter(is_mounted);
         remembered
             .filter(|mount| match &mount.state {
                 State::Starting | State::Dead => true,
@@ -225,12 +239,26 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn services_that_hang_keep_no_volume_from_its_turn() {
         let healing = Healing::default();
-        let hang = futures::future::join_all((0..10 * AT_ONCE).map(|_| healing.in_turn(pending::<()>())));
+        let hang = futures::future::join_all((0..WAITING).map(|_| healing.in_turn(pending::<()>())));
         tokio::select! {
             biased;
             _ = hang => unreachable!("they hang"),
             done = healing.in_turn(async { 7 }) => assert_eq!(done, 7),
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn attempts_that_take_long_are_bounded_too() {
+        let healing = Healing::default();
+        let (now, most) = (AtomicU64::new(0), AtomicU64::new(0));
+        let attempt = async || {
+            let others = now.fetch_add(1, Ordering::Relaxed);
+            most.fetch_max(others + 1, Ordering::Relaxed);
+            tokio::time::sleep(30 * TURN).await;
+            now.fetch_sub(1, Ordering::Relaxed);
+        };
+        futures::future::join_all((0..100).map(|_| healing.in_turn(attempt()))).await;
+        assert_eq!(most.into_inner(), (AT_ONCE + WAITING) as u64);
     }
 
     #[tokio::test(start_paused = true)]

@@ -17,7 +17,7 @@ use super::mount::{Credentials, Mount, Session, State, prune};
 use super::mounter::{Detached, Mounter, Usage};
 use super::mountinfo::{self, Entry};
 use super::observers::Observers;
-use super::record::{Folder, Record};
+use super::record::{Folder, Record, this_boot};
 use crate::error::{Error, Reason, Result};
 
 /// All mounts of a node plugin.
@@ -206,20 +206,36 @@ impl Mounts {
     }
 
     /// Forgets volumes of which nothing is mounted any more (the machine was restarted). Dead mounts are
-    /// remembered: the next stage of their volume takes them down.
+    /// remembered: the next stage of their volume takes them down. And so are those that a process has
+    /// unmounted at its end: kubelet does not stage them again.
     pub async fn forget_gone(&self) -> Result<()> {
-        let table = self.calls.table().await?;
+        let (table, boot) = (self.calls.table().await?, this_boot());
         for record in self.records() {
             let mut places = std::iter::once(&record.path).chain(record.targets.keys());
-            if !places.any(|path| mountinfo::at(&table, path).is_some_and(Entry::is_ours)) {
-                tracing::info!(
-                    volume_id = record.volume_id, path = %record.path.display(),
-                    "no longer mounted"
-                );
-                self.forget(&record.path)?;
+            let mounted = places.any(|path| mountinfo::at(&table, path).is_some_and(Entry::is_ours));
+            match (mounted, &record.set_aside) {
+                (true, None) => {}
+                // The process was killed before it had unmounted it.
+                (true, Some(_)) => self.change_record(&record.path, |record| record.set_aside = None)?,
+                (false, Some(then)) if boot.as_ref() == Some(then) => {}
+                (false, _) => {
+                    tracing::info!(
+                        volume_id = record.volume_id, path = %record.path.display(),
+                        "no longer mounted"
+                    );
+                    self.forget(&record.path)?;
+                }
             }
         }
         Ok(())
+    }
+
+    /// Forgets a volume that a former process has unmounted: kubelet does not take it for staged any more.
+    pub fn forget_set_aside(&self, path: &Path) -> Result<()> {
+        match self.record(path).is_some_and(|record| record.set_aside.is_some()) {
+            true => self.forget(path),
+            false => Ok(()),
+        }
     }
 
     /// Mounts and serves a volume at an existing directory, and remembers it. It is made where nobody sees it
@@ -320,8 +336,10 @@ impl Mounts {
             self.discard(detached, &path).await;
             return Err(error);
         }
-        // First: a mount of which nothing is remembered could not be told from somebody else's.
+        // First: a mount of which nothing is remembered could not be told from somebody else's. One that was
+        // set aside is so until it is there: the process may be killed in between.
         let former = self.record(&path);
+        let was_set_aside = record.set_aside.is_some();
         self.remember(record)?;
         self.begin(&path, Session { serving, counter }, credentials);
         let at_work = Arc::new(());
@@ -342,6 +360,10 @@ impl Mounts {
                 mount.credentials = Credentials::default();
             }
             return Err(failed(error));
+        }
+        if was_set_aside && let Err(error) = self.change_record(&path, |record| record.set_aside = None) {
+            // The next process looks what is mounted.
+            tracing::warn!(path = %path.display(), %error, "could not note that a volume is mounted again");
         }
         // It stays where it is; somebody may have unmounted it already, and then this may block.
         self.discard(detached, &path).await;

@@ -38,6 +38,10 @@ pub struct Record {
     /// inline volumes, and of records of earlier releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
+    /// Nobody serves it, and kubelet still takes it for staged: a process that ended has unmounted it while
+    /// no pod had it. The boot of the machine in which that was: in the next one kubelet stages anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set_aside: Option<String>,
     /// Where it is bound to.
     pub targets: BTreeMap<PathBuf, Target>,
 }
@@ -63,9 +67,16 @@ impl Record {
             context,
             secrets_given: None,
             endpoint: None,
+            set_aside: None,
             targets: BTreeMap::new(),
         }
     }
+}
+
+/// Which boot of the machine this is; `None` when the kernel does not say.
+pub(super) fn this_boot() -> Option<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned()).filter(|id| !id.is_empty())
 }
 
 /// A record and the file it is in.
@@ -243,6 +254,7 @@ mod tests {
         assert_eq!(record.access.group, Some(2000));
         assert!(record.targets[Path::new("/pods/1")].read_only);
         assert_eq!((record.secrets_given, &record.endpoint), (None, &None));
+        assert_eq!(record.set_aside, None);
     }
 
     #[test]

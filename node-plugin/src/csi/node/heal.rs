@@ -26,9 +26,11 @@ use crate::mounts::record::Record;
 use crate::mounts::steps::{Mutant, lacks};
 
 impl NodeService {
-    /// Makes all staged volumes anew whose mounts are dead, and goes on trying until `stop`.
+    /// Makes all staged volumes anew whose mounts are dead, and goes on trying until `stop`. Those that a
+    /// former process has unmounted wait for a pod: kubelet may want them no more.
     pub async fn heal_all(&self, stop: CancellationToken) {
-        let staged = self.mounts.records().into_iter().filter(|record| !record.inline);
+        let records = self.mounts.records().into_iter();
+        let staged = records.filter(|record| !record.inline && record.set_aside.is_none());
         let all = join_all(staged.map(|record| self.heal_in_the_end(record)));
         let _ = stop.run_until_cancelled(all).await;
     }
@@ -109,6 +111,9 @@ impl NodeService {
             Condition::Dead(why) => Some(why),
             Condition::NotMounted if self.mounts.has_dead_targets(path).await? => {
                 Some("it is not mounted".to_owned())
+            }
+            Condition::NotMounted if record.set_aside.is_some() => {
+                Some("the process that served it has ended, when no pod had it".to_owned())
             }
             // A mount of a former process, which cannot be asked for now.
             Condition::Silent(why) if !self.mounts.serves(path) => {

@@ -66,7 +66,7 @@ impl NodeService {
             .mounts
             .records()
             .into_iter()
-            .filter(|r| r.volume_id == volume_id)
+            .filter(|r| r.volume_id == volume_id && r.set_aside.is_none())
             .collect();
         let mut health_statuses = Vec::new();
         if mounted.is_empty() {

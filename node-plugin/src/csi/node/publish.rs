@@ -56,7 +56,8 @@ impl NodeService {
             true => self.mounts.known_condition(&staging).await?,
             false => self.mounts.condition(&staging).await?,
         };
-        if matches!(condition, Condition::Dead(_)) {
+        let set_aside = matches!(condition, Condition::NotMounted) && staged.set_aside.is_some();
+        if set_aside || matches!(condition, Condition::Dead(_)) {
             // Nothing is made anew for a call that is refused then.
             self.check_arguments(&staged, &args, request)?;
             let given = Secrets::parse(&request.secrets)?;

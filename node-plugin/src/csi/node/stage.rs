@@ -70,7 +70,8 @@ impl NodeService {
                     ),
                 ));
             }
-            Condition::NotMounted => {}
+            // Whatever becomes of this call, kubelet stages it before it publishes it.
+            Condition::NotMounted => self.mounts.forget_set_aside(&path)?,
         }
         // A link would be mounted at its target, where nobody looks for it. What a dead mount covers is a
         // directory, and cannot be asked for.

@@ -8,6 +8,7 @@ use csi_proto::csi::volume_capability::{AccessMode, AccessType, MountVolume, acc
 use vsc_driver::buffer::Arena;
 
 use super::super::fake::{FakeKernel, Health};
+use super::super::mountinfo::FS_TYPE;
 use super::super::probe::Condition;
 use super::super::record::Target;
 use super::*;
@@ -850,6 +851,34 @@ async fn after_a_reboot_nothing_is_left_to_remember() {
     let rebooted = House::open(&FakeKernel::new(), &house.folder);
     rebooted.forget_gone().await.unwrap();
     assert!(rebooted.records().is_empty());
+}
+
+/// Kubelet takes it for staged still, and stages it again only when no pod of the node wants it.
+#[tokio::test]
+async fn what_no_pod_has_at_the_end_is_remembered_until_the_machine_restarts() {
+    let house = House::new();
+    house.start().await.unwrap();
+    assert_eq!(house.mounts.shut_down().await, 0);
+    assert!(house.kernel.mounts().is_empty());
+    let next = House::open(&house.kernel, &house.folder);
+    next.forget_gone().await.unwrap();
+    let mut record = next.record(&house.staging()).expect("forgotten");
+    assert_eq!(next.dead(), 0, "no pod gets ENOTCONN of it");
+    // A process that is killed while it ends has not unmounted it yet.
+    house.kernel.add(&house.staging(), FS_TYPE);
+    let killed = House::open(&house.kernel, &house.folder);
+    killed.forget_gone().await.unwrap();
+    assert_eq!(killed.dead(), 1);
+    house.kernel.unmount(&house.staging(), true).unwrap();
+    record.set_aside = Some("another boot".into());
+    next.remember(record.clone()).unwrap();
+    let rebooted = House::open(&house.kernel, &house.folder);
+    rebooted.forget_gone().await.unwrap();
+    assert!(rebooted.records().is_empty());
+    // Unstaged.
+    next.remember(record).unwrap();
+    next.stop(&house.staging()).await.unwrap();
+    assert!(next.records().is_empty());
 }
 
 #[tokio::test]

@@ -154,8 +154,8 @@ impl History {
         }
     }
 
-    /// The process ends well, while every volume that is staged has a pod: it takes away the others and
-    /// forgets them, and of a pod that comes later kubelet would have none of them staged again.
+    /// The process ends well. Volumes that are staged and have no pod at the moment it takes away, and of a
+    /// pod that comes later kubelet has none of them staged again.
     fn end(&mut self) {
         let world = &self.world;
         let Some(process) = &self.process else { return };
@@ -163,9 +163,6 @@ impl History {
         let calls = async { tokio::time::sleep(CALLS).await };
         if process.block_on(unless_killed(&world.steps, calls)).is_none() {
             return self.kill();
-        }
-        if !world.all_used() {
-            return;
         }
         self.world.process.take();
         if let Some(process) = self.process.take() {
@@ -369,21 +366,6 @@ impl World {
         wanted.all(|(number, pod)| {
             let there = self.kernel.at(&self.target(*number));
             pod.mount == Known::Mounted && there.is_some_and(|(_, serves)| serves)
-        })
-    }
-
-    /// Whether every volume that is staged has a pod.
-    fn all_used(&self) -> bool {
-        let kubelet = self.kubelet.borrow();
-        (0..kubelet.volumes.len()).all(|volume| {
-            let Some((staged, _)) = self.kernel.at(&self.staging(volume)) else {
-                return kubelet.volumes[volume].device == Known::NotMounted;
-            };
-            let mut pods = kubelet.pods.iter().filter(|(_, pod)| pod.volume == volume);
-            pods.any(|(number, _)| {
-                let there = self.kernel.at(&self.target(*number));
-                there.is_some_and(|(there, _)| there.minor == staged.minor)
-            })
         })
     }
 
