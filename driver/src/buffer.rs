@@ -331,6 +331,11 @@ impl Slice {
         Arc::strong_count(&self.buffer)
     }
 
+    /// Bytes of the arena that are not free before all views are gone.
+    pub fn held(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     /// Whether both are views of one buffer.
     pub fn is_of_buffer(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.buffer, &other.buffer)

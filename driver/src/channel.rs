@@ -9,6 +9,7 @@ mod config;
 mod error;
 mod exchange;
 mod ioctl;
+mod lost;
 mod pool;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,8 @@ pub use self::abi::Abi;
 pub use self::config::{ChannelConfig, ChannelStats};
 pub use self::error::ChannelError;
 pub use self::exchange::{Completion, Data, Exchange};
+pub use self::lost::Ledger;
+use self::lost::Load;
 use self::pool::{Pool, TIMEOUTS};
 
 /// An open channel; clones share it.
@@ -56,23 +59,37 @@ impl Channel {
 
     /// Sends one exchange and waits for the host, at most the request's timeout plus the grace.
     ///
-    /// The exchange's timeout (clamped to 1..=120 s) covers waiting for a thread and for room in the ring as
-    /// well; the host is given what is left of it. Dropping the future takes a request back only while no
+    /// The exchange's timeout (clamped to 1..=120 s) covers waiting for a thread, for its bytes to be among
+    /// those that may be out (`most_bytes`), and for room in the ring as well; the host is given what is left of it. Dropping the future takes a request back only while no
     /// thread has taken it; afterwards its buffers stay with the submitting thread until the host answers.
     /// Needs a tokio runtime with time.
     pub async fn submit(&self, exchange: Exchange) -> Result<Completion, ChannelError> {
+        self.submit_for(exchange, None).await
+    }
+
+    /// The same for somebody who keeps books of the memory: `ledger` is told when nobody waits for the request
+    /// any more - it was given up, or the future was dropped - while the host has its buffers.
+    pub async fn submit_for(
+        &self,
+        exchange: Exchange,
+        ledger: Option<Arc<dyn Ledger>>,
+    ) -> Result<Completion, ChannelError> {
         exchange.check()?;
+        let load = Load {
+            bytes: exchange.held(),
+            ledger,
+        };
         let started = Instant::now();
         let timeout = exchange.timeout.clamp(TIMEOUTS.0, TIMEOUTS.1);
         let pool = &self.inner.pool;
-        let ticket = pool.enqueue(exchange, started + timeout)?;
-        match tokio::time::timeout(timeout + self.inner.grace, ticket.answer).await {
+        let mut ticket = pool.enqueue(exchange, load, started + timeout)?;
+        match tokio::time::timeout(timeout + self.inner.grace, ticket.answer()).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(ChannelError::Io {
                 call: "submit",
                 source: io::Error::other("the channel thread ended without an answer"),
             }),
-            Err(_) => Err(pool.give_up(ticket.id, started.elapsed())),
+            Err(_) => Err(pool.give_up(ticket.id(), started.elapsed())),
         }
     }
 

@@ -18,6 +18,7 @@ use e2e::vsp::MockVsp;
 use vsc_driver::buffer::Arena;
 
 const MIB: u64 = 1 << 20;
+const BUDGET: u64 = 256 * MIB;
 
 struct World {
     env: Env,
@@ -33,13 +34,15 @@ impl World {
         let store = BlobStore::new(StoreConfig::default()).unwrap();
         let server = store.serve(([127, 0, 0, 1], 0).into()).await.unwrap();
         let endpoint = server.endpoint();
-        let device = (mode == TransportMode::Require).then(|| {
+        let device = (mode != TransportMode::Https).then(|| {
             let dir = tempfile::tempdir().unwrap();
             (MockVsp::mount(dir.path(), store).unwrap(), dir)
         });
         let runtime = tokio::runtime::Handle::current();
         let device_path = device.as_ref().map(|(mock, _)| mock.device());
-        let paths = Paths::new(device_path, Arc::clone(&arena), runtime.clone());
+        let budget = Budget::new(BUDGET as usize);
+        let most = budget.most_at_a_device();
+        let paths = Paths::within(device_path, Arc::clone(&arena), runtime.clone(), most);
         if device.is_some() {
             assert_eq!(paths.settled().await, None);
         }
@@ -53,7 +56,7 @@ impl World {
         container.create(&Metadata::new()).await.unwrap();
         let as_store: Arc<dyn Store> = Arc::new(container.clone());
         Self {
-            env: Env::new(as_store, Budget::new(256 << 20), arena, runtime),
+            env: Env::new(as_store, budget, arena, runtime),
             container,
             mode,
             _server: server,
@@ -152,4 +155,68 @@ async fn files_over_https() {
 #[tokio::test(flavor = "multi_thread")]
 async fn files_over_the_channel() {
     exercise(TransportMode::Require).await;
+}
+
+/// The host keeps what it is given, as often as it is asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_channel_loses_is_charged_to_its_volume_until_it_returns() {
+    let world = World::new(TransportMode::Prefer).await;
+    let (budget, arena) = (&world.env.budget, &world.env.arena);
+    let count = 200;
+    let expected: Vec<Vec<u8>> = (0..count).map(|n| pattern(n * MIB)).collect();
+    let file = File::create(world.env.clone(), "file".into());
+    for (n, data) in expected.iter().enumerate() {
+        file.write(n as u64 * MIB, data).await.unwrap();
+    }
+    file.commit(Metadata::new()).await.unwrap().unwrap();
+    drop(file);
+    assert_eq!(budget.usage().lost, 0);
+
+    let (mock, _) = world._device.as_ref().unwrap();
+    let file = world.open("file").await;
+    mock.faults().update(|faults| faults.hold_next = u64::MAX);
+    let readers: Vec<_> = (0..8)
+        .map(|n| {
+            let (file, expected) = (Arc::clone(&file), expected.clone());
+            tokio::spawn(async move {
+                let from = n * (expected.len() / 8);
+                let reader = Reader::default();
+                for (n, expected) in expected.iter().enumerate().skip(from).take(25) {
+                    let data = file.read(&reader, n as u64 * MIB, MIB as usize).await.unwrap();
+                    assert!(data[..] == expected[..], "MiB {n}");
+                }
+            })
+        })
+        .collect();
+    for reader in readers {
+        reader.await.unwrap();
+    }
+    let (usage, held) = (budget.usage(), arena.usage());
+    println!("with a host that keeps everything: {usage:?}, {held:?}");
+    assert!(
+        usage.lost > MIB as usize,
+        "hardly anything was lost: that is no test"
+    );
+    assert!(usage.lost <= budget.most_at_a_device(), "{usage:?}");
+    assert!(held.allocated <= usage.total, "{usage:?}, {held:?}");
+    // What is allocated is charged, but for probes of the channel.
+    assert!(
+        held.allocated <= usage.cached + usage.dirty + usage.lost + MIB as usize,
+        "{usage:?}, {held:?}"
+    );
+
+    mock.faults().reset();
+    mock.faults().release();
+    let begun = Instant::now();
+    while budget.usage().lost > 0 {
+        assert!(begun.elapsed().as_secs() < 60, "{:?}", budget.usage());
+        tokio::task::yield_now().await;
+    }
+    // What was lost is free again, and no more is.
+    drop(file);
+    let (usage, held) = (budget.usage(), arena.usage());
+    assert!(
+        held.allocated <= usage.cached + usage.dirty + MIB as usize,
+        "{usage:?}, {held:?}"
+    );
 }

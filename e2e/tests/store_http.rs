@@ -98,6 +98,7 @@ impl Fixture {
                 avoid: None,
                 timeout,
                 moved: std::sync::Arc::default(),
+                ledger: None,
             })
             .await?;
         Ok(Answer {

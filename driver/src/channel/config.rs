@@ -16,6 +16,10 @@ pub struct ChannelConfig {
     /// until one comes back. Default 4: a host that loses a single request for ever may serve all others, and
     /// whoever uses the channel finds that out by a probe; one that loses several at once is broken.
     pub stuck_after: usize,
+    /// Bytes of buffers that may be with the host at once, those of lost requests included; one request may
+    /// be out however large it is. What the host loses is memory that nobody has back, so this bounds it. When
+    /// half of them are lost, the channel counts as stuck as well. Default 96 MiB.
+    pub most_bytes: usize,
 }
 
 impl Default for ChannelConfig {
@@ -25,6 +29,7 @@ impl Default for ChannelConfig {
             threads: 64,
             grace: Duration::from_secs(5),
             stuck_after: 4,
+            most_bytes: 96 << 20,
         }
     }
 }
@@ -44,4 +49,6 @@ pub struct ChannelStats {
     pub in_flight: usize,
     /// Requests now waiting for a thread.
     pub queued: usize,
+    /// Bytes of buffers of requests that nobody waits for any more, and that the host has still.
+    pub lost_bytes: usize,
 }

@@ -42,16 +42,27 @@ pub enum ChannelError {
         waited: Duration,
     },
     /// Too many threads are written off; nothing is sent until they return.
-    #[error("the channel is stuck: {written_off} requests never came back")]
+    #[error("the channel is stuck: {written_off} requests never came back, with {bytes} bytes of memory")]
     Stuck {
         /// Threads lost in the ioctl.
         written_off: usize,
+        /// What their buffers, and those of requests whose callers have left, hold.
+        bytes: usize,
     },
     /// The three buffers need more pages than one packet carries.
     #[error("request too large for the channel: {pages} pages, at most 8192")]
     TooLarge {
         /// Pages needed.
         pages: usize,
+    },
+    /// The driver does not take requests of this process, or has no memory for this one. Nothing was sent.
+    #[error(
+        "the channel's driver refuses the request ({source}): the device has to be opened by the process that \
+         uses it, with the credentials it has then"
+    )]
+    Refused {
+        /// The operating system's error.
+        source: std::io::Error,
     },
     /// Any other failure of open or ioctl.
     #[error("channel {call}: {source}")]

@@ -45,6 +45,16 @@ pub struct Completion {
 }
 
 impl Exchange {
+    /// Memory that its buffers keep from others.
+    pub(super) fn held(&self) -> usize {
+        let data = match &self.data {
+            Data::None => 0,
+            Data::Out(slice) => slice.held(),
+            Data::In(buffer) => buffer.capacity(),
+        };
+        self.request.capacity() + self.response.capacity() + data
+    }
+
     /// What every driver refuses is refused here, with a reason.
     pub(super) fn check(&self) -> Result<(), ChannelError> {
         if self.request.is_empty() || self.response.is_empty() {

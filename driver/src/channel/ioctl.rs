@@ -39,6 +39,9 @@ pub(super) enum DoorError {
     /// The device was removed: before anything was sent, or while the host had the request. The drivers
     /// answer the latter when the channel is closed, so the host writes to the buffers no more.
     Gone,
+    /// The driver does not take the request, which the host has not seen: another process or user has opened
+    /// the device, or there is no memory for it.
+    Refused(io::Error),
     /// Anything else.
     Io(io::Error),
 }
@@ -124,6 +127,10 @@ impl Door {
             Err(Errno::EAGAIN) => Err(DoorError::Full),
             // ENOTCONN: the mock's process has died and left its mount behind.
             Err(Errno::ENODEV | Errno::ENXIO | Errno::ENOTCONN) => Err(DoorError::Gone),
+            // Looked at before anything is sent, by each of the drivers.
+            Err(errno @ (Errno::EACCES | Errno::EPERM | Errno::ENOMEM)) => {
+                Err(DoorError::Refused(errno.into()))
+            }
             Err(errno) => Err(DoorError::Io(errno.into())),
         }
     }

@@ -19,6 +19,7 @@ use super::config::{ChannelConfig, ChannelStats};
 use super::error::ChannelError;
 use super::exchange::{Completion, Exchange};
 use super::ioctl::Door;
+use super::lost::{Kept, Load};
 
 /// Shortest and longest time the host is given.
 pub(super) const TIMEOUTS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(120));
@@ -52,12 +53,13 @@ struct State {
 struct Job {
     id: u64,
     exchange: Exchange,
+    load: Load,
     deadline: Instant,
     reply: oneshot::Sender<Outcome>,
 }
 
 /// What a thread is doing.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Default)]
 struct Slot {
     /// The job in its hands.
     job: Option<u64>,
@@ -66,6 +68,10 @@ struct Slot {
     /// When its system call counts as lost.
     late_at: Option<Instant>,
     written_off: bool,
+    /// Of its exchange.
+    load: Load,
+    /// Nobody waits for the job any more.
+    kept: Option<Kept>,
 }
 
 #[derive(Debug)]
@@ -79,11 +85,29 @@ enum DoorState {
     },
 }
 
-/// A job that was accepted.
+/// A job that was accepted. Whoever drops it waits for the answer no more.
 #[derive(Debug)]
 pub(super) struct Ticket {
-    pub(super) id: u64,
-    pub(super) answer: oneshot::Receiver<Outcome>,
+    pool: Arc<Pool>,
+    id: u64,
+    answer: oneshot::Receiver<Outcome>,
+}
+
+impl Ticket {
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The job's outcome, once.
+    pub(super) fn answer(&mut self) -> &mut oneshot::Receiver<Outcome> {
+        &mut self.answer
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.pool.left(self.id);
+    }
 }
 
 impl Pool {
@@ -115,6 +139,7 @@ impl Pool {
     pub(super) fn enqueue(
         self: &Arc<Self>,
         exchange: Exchange,
+        load: Load,
         deadline: Instant,
     ) -> Result<Ticket, ChannelError> {
         let mut state = self.lock();
@@ -133,6 +158,7 @@ impl Pool {
         state.queue.push_back(Job {
             id,
             exchange,
+            load,
             deadline,
             reply,
         });
@@ -144,7 +170,11 @@ impl Pool {
                 source,
             }
         })?;
-        Ok(Ticket { id, answer })
+        Ok(Ticket {
+            pool: Arc::clone(self),
+            id,
+            answer,
+        })
     }
 
     /// The submitter has waited past deadline and grace. Answers what became of its job.
@@ -194,6 +224,7 @@ impl Pool {
                 .filter(|slot| slot.job.is_some())
                 .count(),
             queued: state.queue.len(),
+            lost_bytes: state.lost_bytes(),
         }
     }
 
@@ -225,16 +256,73 @@ impl Pool {
     }
 
     fn refuse_if_stuck(&self, state: &State) -> Result<(), ChannelError> {
-        match state.written_off() {
-            n if n >= self.config.stuck_after.max(1) => Err(ChannelError::Stuck { written_off: n }),
-            _ => Ok(()),
+        let (written_off, bytes) = (state.written_off(), state.lost_bytes());
+        if written_off >= self.config.stuck_after.max(1) || bytes > self.config.most_bytes / 2 {
+            return Err(ChannelError::Stuck { written_off, bytes });
         }
+        Ok(())
+    }
+
+    /// Nobody waits for the job any more. When a thread has it, its buffers stay with the host, and its ledger
+    /// is told.
+    fn left(&self, id: u64) {
+        let load = {
+            let mut state = self.lock();
+            if let Some(at) = state.queue.iter().position(|job| job.id == id) {
+                state.queue.remove(at);
+                return;
+            }
+            let slot = state.threads.iter().flatten().find(|slot| slot.job == Some(id));
+            match slot {
+                Some(slot) if slot.kept.is_none() => slot.load.clone(),
+                _ => return,
+            }
+        };
+        // Not under the lock: room may have to be made for it.
+        let mut charge = load.charge();
+        let mut state = self.lock();
+        let mut busy = state.threads.iter_mut().flatten();
+        if let Some(slot) = busy.find(|slot| slot.job == Some(id)) {
+            slot.kept = Some(Kept {
+                bytes: load.bytes,
+                charge: charge.take(),
+            });
+        }
+        if !state.has_room(self.config.most_bytes) {
+            // Who waits for what the host has lost need not wait until it is too late for another way.
+            while let Err(stuck) = self.refuse_if_stuck(&state)
+                && let Some(job) = state.queue.pop_front()
+            {
+                let _ = job.reply.send(Err(stuck));
+            }
+        }
+        drop(state);
+        // Of one that came back meanwhile.
+        drop(charge);
     }
 }
 
 impl State {
     fn slot(&mut self, number: usize) -> Option<&mut Slot> {
         self.threads.get_mut(number)?.as_mut()
+    }
+
+    /// What the host has of requests that nobody waits for any more.
+    fn lost_bytes(&self) -> usize {
+        let kept = self
+            .threads
+            .iter()
+            .flatten()
+            .filter_map(|slot| slot.kept.as_ref());
+        kept.map(|kept| kept.bytes).sum()
+    }
+
+    /// Whether the first job may go to the host, by what is there already.
+    fn has_room(&self, most: usize) -> bool {
+        let busy = self.threads.iter().flatten().filter(|slot| slot.job.is_some());
+        let out: usize = busy.map(|slot| slot.load.bytes).sum();
+        let next = self.queue.front().map_or(0, |job| job.load.bytes);
+        out == 0 || out + next <= most
     }
 
     fn written_off(&self) -> usize {

@@ -25,6 +25,8 @@ pub struct Faults {
     pub eagain_next: u64,
     /// Chance (0 to 1) for every request to meet a full ring.
     pub eagain_probability: f64,
+    /// Requests that the driver does not take (EACCES): it compares credentials.
+    pub deny_next: u64,
     /// Requests that can be out at once before the ring is full; 0 = any number.
     pub ring: u64,
     /// The device is removed: no node, ENODEV on descriptors that are still open.
@@ -72,6 +74,7 @@ impl Default for Faults {
             knows_ubuntu: true,
             eagain_next: 0,
             eagain_probability: 0.0,
+            deny_next: 0,
             ring: 0,
             gone: false,
             gone_after: None,
@@ -246,6 +249,7 @@ pub(super) struct Plan {
 pub(super) enum Reject {
     Gone,
     Full,
+    Denied,
 }
 
 /// Shared state of a mounted mock.
@@ -404,6 +408,9 @@ impl Control {
         if inner.faults.gone_after == Some(0) {
             inner.remove();
             return Err(Reject::Gone);
+        }
+        if hit(&mut inner.faults.deny_next) {
+            return Err(Reject::Denied);
         }
         let probability = inner.faults.eagain_probability.clamp(0.0, 1.0);
         let full = inner.faults.ring > 0 && inner.in_flight >= inner.faults.ring;

@@ -107,6 +107,7 @@ impl Host {
                 Tally::add(&self.control.tally.eagain, 1);
                 Errno::EAGAIN
             }
+            Reject::Denied => Errno::EACCES,
             Reject::Gone => {
                 Tally::add(&self.control.tally.enodev, 1);
                 Errno::ENODEV

@@ -1,9 +1,12 @@
 //! Everything that can go wrong between the caller and the host, one by one.
 
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use e2e::vsp::{Behind, Spoil};
-use vsc_driver::channel::{Channel, ChannelConfig, ChannelError, Data};
+use vsc_driver::channel::{Channel, ChannelConfig, ChannelError, Data, Ledger};
 use vsc_driver::framing::FrameError;
 use vsc_driver::uapi::STATUS_TIMEOUT;
 
@@ -39,6 +42,20 @@ async fn a_full_ring_is_waited_for_and_counted() {
     for result in futures::future::join_all(all).await {
         result.unwrap();
     }
+}
+
+/// A process that may not is told so; the host has seen nothing of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_driver_does_not_take_was_not_sent() {
+    let fixture = Fixture::new();
+    let channel = fixture.channel();
+    fixture.mock.faults().update(|f| f.deny_next = 1);
+    let error = works(&fixture, &channel).await.unwrap_err();
+    assert!(matches!(error, ChannelError::Refused { .. }), "{error}");
+    assert!(error.to_string().contains("credentials"), "{error}");
+    assert_eq!(fixture.mock.counters().requests, 0);
+    assert_eq!(fixture.arena.usage().allocated, 0);
+    works(&fixture, &channel).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -149,7 +166,10 @@ async fn a_request_that_never_returns_keeps_its_buffers_until_it_does() {
     let error = channel.submit(impatient(&fixture)).await.unwrap_err();
     assert!(matches!(error, ChannelError::TimedOut { .. }), "{error}");
     let error = works(&fixture, &channel).await.unwrap_err();
-    assert!(matches!(error, ChannelError::Stuck { written_off: 2 }), "{error}");
+    assert!(
+        matches!(error, ChannelError::Stuck { written_off: 2, .. }),
+        "{error}"
+    );
     assert!(matches!(channel.check().await, Err(ChannelError::Stuck { .. })));
     let before = fixture.mock.counters().requests;
 
@@ -158,6 +178,127 @@ async fn a_request_that_never_returns_keeps_its_buffers_until_it_does() {
     until("their buffers are free", || fixture.arena.usage().allocated == 0).await;
     assert_eq!(fixture.mock.counters().requests, before + 2);
     works(&fixture, &channel).await.unwrap();
+}
+
+/// Bytes that are lost now.
+#[derive(Debug, Default)]
+struct Books(Arc<AtomicUsize>);
+
+/// One entry.
+struct Entry(usize, Arc<AtomicUsize>);
+
+impl Ledger for Books {
+    fn lost(&self, bytes: usize) -> Box<dyn Any + Send> {
+        self.0.fetch_add(bytes, Ordering::SeqCst);
+        Box::new(Entry(bytes, Arc::clone(&self.0)))
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.1.fetch_sub(self.0, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_host_keeps_of_requests_that_nobody_waits_for_is_in_the_books() {
+    let fixture = Fixture::new();
+    let channel = fixture.channel();
+    let books = Arc::new(Books::default());
+    let lost = || books.0.load(Ordering::SeqCst);
+    fixture.mock.faults().update(|f| f.hold_next = 2);
+
+    // One is given up.
+    let ledger = Arc::clone(&books) as Arc<dyn Ledger>;
+    let error = channel
+        .submit_for(impatient(&fixture), Some(Arc::clone(&ledger)))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ChannelError::TimedOut { .. }), "{error}");
+    let of_one = fixture.arena.usage().allocated;
+    assert_eq!((lost(), channel.stats().lost_bytes), (of_one, of_one));
+
+    // The caller of the other leaves.
+    let other = channel.clone();
+    let exchange = fixture.get(10_000);
+    let leaves = tokio::spawn(async move { other.submit_for(exchange, Some(ledger)).await });
+    until("it is with the host", || channel.stats().in_flight == 2).await;
+    assert_eq!(lost(), of_one, "somebody waits for it");
+    leaves.abort();
+    assert!(leaves.await.unwrap_err().is_cancelled());
+    let of_both = fixture.arena.usage().allocated;
+    assert_eq!((lost(), channel.stats().lost_bytes), (of_both, of_both));
+    assert!(of_both > of_one);
+
+    // What is answered is in no books.
+    works(&fixture, &channel).await.unwrap();
+    assert_eq!(lost(), of_both);
+
+    assert_eq!(fixture.mock.faults().release(), 2);
+    until("nothing is lost any more", || lost() == 0).await;
+    until("their buffers are free", || fixture.arena.usage().allocated == 0).await;
+    assert_eq!(channel.stats().lost_bytes, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_keeps_so_many_bytes_and_then_gets_no_more() {
+    let fixture = Fixture::new();
+    let one = fixture.get(10_000);
+    let bytes = one.request.capacity() + one.response.capacity() + 4 * 4096;
+    drop(one);
+    let channel = Channel::open(ChannelConfig {
+        stuck_after: usize::MAX,
+        most_bytes: 4 * bytes,
+        ..fixture.config()
+    })
+    .unwrap();
+    fixture.mock.faults().update(|f| f.hold_next = u64::MAX);
+    let all = (0..12).map(|_| {
+        let (channel, exchange) = (channel.clone(), impatient(&fixture));
+        tokio::spawn(async move { channel.submit(exchange).await })
+    });
+    let all: Vec<_> = all.collect();
+    until("the host has as many as it may", || {
+        channel.stats().in_flight == 4
+    })
+    .await;
+    assert_eq!(channel.stats().queued, 8);
+    for one in all {
+        let error = one.await.unwrap().unwrap_err();
+        assert!(
+            matches!(
+                error,
+                ChannelError::TimedOut { .. } | ChannelError::Busy | ChannelError::Stuck { .. }
+            ),
+            "{error}"
+        );
+        assert!(channel.stats().in_flight <= 4);
+    }
+    assert_eq!(channel.stats().lost_bytes, 4 * bytes);
+    assert_eq!(fixture.arena.usage().allocated, 4 * bytes);
+    let error = works(&fixture, &channel).await.unwrap_err();
+    assert!(matches!(error, ChannelError::Stuck { .. }), "{error}");
+
+    fixture.mock.faults().reset();
+    assert_eq!(fixture.mock.faults().release(), 4);
+    until("nothing is lost any more", || channel.stats().lost_bytes == 0).await;
+    works(&fixture, &channel).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_are_out_delay_others_and_fail_none() {
+    let fixture = Fixture::new();
+    // Each of them is alone with the host.
+    let channel = Channel::open(ChannelConfig {
+        most_bytes: 1,
+        ..fixture.config()
+    })
+    .unwrap();
+    let all = (0..200).map(|_| works(&fixture, &channel));
+    for result in futures::future::join_all(all).await {
+        result.unwrap();
+    }
+    assert_eq!(channel.stats().completed, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

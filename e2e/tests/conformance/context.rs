@@ -340,6 +340,7 @@ impl Context {
                 avoid: None,
                 timeout: Duration::from_secs(30),
                 moved: std::sync::Arc::default(),
+                ledger: None,
             })
             .await?;
         Ok(Answer {

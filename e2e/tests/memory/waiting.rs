@@ -31,6 +31,8 @@ const SIZE: u64 = 8 * MIB;
 /// Folders that are listed at once, blobs in each, and bytes of metadata of each, which is about the most
 /// there can be.
 const LISTED: (u64, u64, usize) = (5, 5000, 8000);
+/// Files that are read, and as many that are written, while the host keeps what it gets; and their size.
+const KEPT: (u64, u64) = (8, 48 * MIB);
 /// How long what must come may take.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -157,6 +159,59 @@ fn deleted_while_open(count: usize) -> Result<()> {
         mount,
     )?;
     ensure!(container.blobs()?.is_empty(), "{:?}", container.blobs()?.keys());
+    Ok(())
+}
+
+/// The host takes requests and never answers them: what it keeps is the budget's, and everything is read and
+/// written over HTTPS.
+#[test]
+fn requests_that_the_host_keeps_stay_within_the_budget() -> Result<()> {
+    let setup = Setup::new(Kind::Embedded, Way::Channel)?;
+    let container = setup.backend().create_container("kept")?;
+    for n in 0..KEPT.0 {
+        container.write(&format!("old {n}"), bytes(n, KEPT.1), &Metadata::new())?;
+    }
+    let (_group, mount) = mount(&setup, "kept")?;
+    let device = setup.device()?;
+    let open = |n: u64| -> Result<(File, File)> {
+        let [old, new] = ["old", "new"].map(|which| mount.path().join(format!("{which} {n}")));
+        Ok((File::open(old)?, File::create(new)?))
+    };
+    let files = (0..KEPT.0).map(open).collect::<Result<Vec<_>>>()?;
+    // Of all that is asked at once from now on; what comes later goes over HTTPS.
+    device.faults().update(|faults| faults.hold_next = u64::MAX);
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..)
+            .zip(files)
+            .flat_map(|(n, (mut old, mut new))| {
+                let reader = scope.spawn(move || -> Result<()> {
+                    let mut read = Vec::new();
+                    old.read_to_end(&mut read)?;
+                    ensure!(read == bytes(n, KEPT.1), "old {n}");
+                    Ok(())
+                });
+                let writer = scope.spawn(move || -> Result<()> {
+                    new.write_all(&bytes(n, KEPT.1))?;
+                    Ok(new.sync_all()?)
+                });
+                [reader, writer]
+            })
+            .collect();
+        all.into_iter()
+            .try_for_each(|program| program.join().expect("a thread panicked"))
+    })?;
+    let peak = mount.process().peak_rss()?;
+    device.faults().reset();
+    let kept = device.faults().release();
+    println!("{kept} requests were kept; peak RSS {} MiB", peak / MIB);
+    ensure!(kept > 2, "the host kept {kept} requests: that is no test");
+    check("a host that keeps what it gets", BUDGET, mount)?;
+    for n in 0..KEPT.0 {
+        ensure!(
+            container.read(&format!("new {n}"))? == bytes(n, KEPT.1),
+            "new {n}"
+        );
+    }
     Ok(())
 }
 

@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use vsc_driver::buffer::Arena;
+use vsc_driver::channel::Ledger;
 
 use self::late::Late;
 use self::pages::Pages;
@@ -329,6 +330,12 @@ impl Container {
         self.account.transport.observe(Arc::clone(&observer));
         // One volume has one client: a second one is nobody who could count it.
         let _ = self.account.observer.set(observer);
+    }
+
+    /// Names who is told of memory that the channel's device keeps of requests that were given up. The first
+    /// one stays.
+    pub fn keep_books(&self, ledger: Arc<dyn Ledger>) {
+        self.account.transport.keep_books(ledger);
     }
 
     /// When the calls of this client got on last.

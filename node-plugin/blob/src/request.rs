@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, Method, Uri};
 use vsc_driver::buffer::Buffer;
+use vsc_driver::channel::Ledger;
 
 use crate::body::Body;
 use crate::progress::Moved;
@@ -41,6 +42,8 @@ pub struct Request {
     pub timeout: Duration,
     /// Is told what moves, where the transport can see it.
     pub moved: Arc<Moved>,
+    /// Is told of memory that a device keeps when the request is given up.
+    pub ledger: Option<Arc<dyn Ledger>>,
 }
 
 /// Bound of bodies that are collected in memory, where no other is said: error texts and block lists (50,000
@@ -67,6 +70,7 @@ impl Request {
             avoid: self.avoid,
             timeout: self.timeout,
             moved: Arc::clone(&self.moved),
+            ledger: self.ledger.clone(),
         }
     }
 }

@@ -13,6 +13,7 @@ use blob_client::{
     Written,
 };
 use vsc_driver::buffer::Buffer;
+use vsc_driver::channel::Ledger;
 
 /// Blob calls of one container, as [`Container`] documents them. Names are whole blob names.
 ///
@@ -87,6 +88,8 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     }
     /// Names who is told of what is asked from now on: see [`Container::observe`]. By default nobody is.
     fn observe(&self, _observer: Arc<dyn Observer>) {}
+    /// Names who is told of memory that a device keeps: see [`Container::keep_books`]. By default none does.
+    fn keep_books(&self, _ledger: Arc<dyn Ledger>) {}
 }
 
 #[async_trait]
@@ -174,5 +177,8 @@ impl Store for Container {
     }
     fn observe(&self, observer: Arc<dyn Observer>) {
         Container::observe(self, observer);
+    }
+    fn keep_books(&self, ledger: Arc<dyn Ledger>) {
+        Container::keep_books(self, ledger);
     }
 }

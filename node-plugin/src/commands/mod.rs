@@ -234,10 +234,11 @@ impl BudgetArgs {
 impl DeviceArgs {
     /// The paths of requests: channel and HTTPS.
     pub fn paths(&self, resources: &Resources) -> Arc<Paths> {
-        Paths::new(
+        Paths::within(
             Some(self.device.clone()),
             resources.arena.clone(),
             resources.runtime.clone(),
+            resources.budget.most_at_a_device(),
         )
     }
 }

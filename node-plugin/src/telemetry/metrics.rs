@@ -341,12 +341,13 @@ impl Collector for Node {
             None,
         )
         .encode_one(&mut encoder, usage.spooled as u64)?;
-        let kinds: [(Label, usize); 6] = [
+        let kinds: [(Label, usize); 7] = [
             ([("kind", "limit")], usage.total),
             ([("kind", "cached")], usage.cached),
             ([("kind", "dirty")], usage.dirty),
             ([("kind", "waiting")], usage.waiting),
             ([("kind", "metadata")], usage.metadata),
+            ([("kind", "lost")], usage.lost),
             ([("kind", "peak")], usage.peak),
         ];
         gauge(

@@ -79,7 +79,8 @@ impl Pool {
         }
         let mut state = self.lock();
         loop {
-            if let Some(job) = state.queue.pop_front() {
+            let first = state.has_room(self.config.most_bytes);
+            if let Some(job) = first.then(|| state.queue.pop_front()).flatten() {
                 if job.reply.is_closed() {
                     // Nobody waits any more and nothing was sent.
                     continue;
@@ -88,6 +89,11 @@ impl Pool {
                 if let Some(slot) = state.slot(number) {
                     slot.job = Some(job.id);
                     slot.exchange = job.exchange.id;
+                    slot.load = job.load;
+                }
+                if !state.queue.is_empty() && state.idle > 0 {
+                    // Several may have been waiting for the same bytes.
+                    self.wake.notify_one();
                 }
                 drop(state);
                 let Job {
@@ -99,16 +105,24 @@ impl Pool {
                 let outcome = self.perform(number, exchange, deadline, &reply);
                 state = self.lock();
                 state.idle += 1;
-                if let Some(slot) = state.slot(number)
-                    && std::mem::take(slot).written_off
-                {
+                let was = state.slot(number).map(std::mem::take).unwrap_or_default();
+                if was.written_off {
                     tracing::info!(
                         device = %self.config.device.display(),
                         "a lost channel request came back"
                     );
                 }
-                // After a late answer nobody listens and the buffers go back to their arena here.
+                // After a late answer nobody listens, and the buffers go back to their arena here; then their
+                // charge goes, which is somebody else's code.
                 let _ = reply.send(outcome);
+                if was.kept.is_some() {
+                    drop(state);
+                    drop(was);
+                    state = self.lock();
+                }
+                if !state.queue.is_empty() && state.idle > 1 {
+                    self.wake.notify_one();
+                }
                 if state.working() <= self.config.threads.max(1) {
                     continue;
                 }
@@ -167,6 +181,7 @@ impl Pool {
                     self.lost(&door);
                     return Err(self.gone(true));
                 }
+                Err(DoorError::Refused(source)) => return Err(ChannelError::Refused { source }),
                 Err(DoorError::Io(source)) => {
                     return Err(ChannelError::Io {
                         call: "ioctl",

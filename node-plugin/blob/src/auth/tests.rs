@@ -66,6 +66,22 @@ fn every_standard_header_has_its_line_and_the_rest_is_sorted() {
     );
 }
 
+/// The reference speaks of replacing them by one; its own client libraries sign them as they are sent.
+#[test]
+fn blanks_within_a_value_are_signed_as_they_are() {
+    let request = ToSign {
+        method: &http::Method::PUT,
+        path: "/c/b",
+        query: &[],
+        headers: &headers(&[("x-ms-meta-note", " two  blanks\tand a tab ")]),
+    };
+    let text = key("account").string_to_sign(&request);
+    assert!(
+        text.contains("\nx-ms-meta-note:two  blanks\tand a tab\n"),
+        "{text:?}"
+    );
+}
+
 #[test]
 fn a_length_that_is_not_zero_is_signed() {
     let text = key("a").string_to_sign(&ToSign {

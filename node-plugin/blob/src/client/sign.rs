@@ -84,6 +84,7 @@ impl Container {
             avoid,
             timeout: account.attempt_timeout.min(left),
             moved: Arc::default(),
+            ledger: None,
         })
     }
 }

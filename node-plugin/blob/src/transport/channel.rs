@@ -21,7 +21,7 @@ use http::Method;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use vsc_driver::buffer::{Arena, PAGE};
-use vsc_driver::channel::{Channel, ChannelConfig, ChannelError, ChannelStats, Data};
+use vsc_driver::channel::{Channel, ChannelConfig, ChannelError, ChannelStats, Data, Ledger};
 use vsc_driver::framing::request::{Close, Rest, SCHEMA_VERSION};
 use vsc_driver::framing::response::{
     Response as HostResponse, STORE_PAYLOAD_TOO_LARGE, STORE_SUCCESS, STORE_UNREACHABLE,
@@ -101,10 +101,11 @@ impl ChannelTransport {
             headers: header_list(&request.headers)?,
         };
         let id = exchange_id(&request.headers);
+        let ledger = request.ledger.as_ref();
         let Some(dest) = request.dest else {
             if request.method == Method::GET {
                 return self
-                    .rest_collect(&body, id, request.timeout, request.collect)
+                    .rest_collect(&body, id, (request.timeout, request.collect), ledger)
                     .await;
             }
             let began = Instant::now();
@@ -114,10 +115,11 @@ impl ChannelTransport {
                 .map_err(|_| no_memory("other requests' bodies are being gathered".to_owned()))?;
             let data = self.outgoing(&request.body)?;
             let left = request.timeout.saturating_sub(began.elapsed());
-            let (host, _) = self.rest(&body, id, left, data).await?;
+            let (host, _) = self.rest(&body, id, left, data, ledger).await?;
             return answer(host, Bytes::new(), None);
         };
-        let (host, data) = self.rest(&body, id, request.timeout, Data::In(dest)).await?;
+        let data = Data::In(dest);
+        let (host, data) = self.rest(&body, id, request.timeout, data, ledger).await?;
         let Data::In(mut dest) = data else {
             return Err(malformed("the channel lost the read's destination".into(), true));
         };
@@ -134,14 +136,14 @@ impl ChannelTransport {
         &self,
         body: &Rest,
         id: [u8; 16],
-        timeout: Duration,
-        limit: usize,
+        (timeout, limit): (Duration, usize),
+        ledger: Option<&Arc<dyn Ledger>>,
     ) -> Result<Response, TransportError> {
         // The next page of a listing is as long as the last.
         let first = self.collected.load(Ordering::Relaxed);
         for size in ANSWER_SIZES.into_iter().filter(|size| *size >= first.min(limit)) {
             let room = self.host.alloc(size.min(limit))?;
-            let (host, data) = match self.rest(body, id, timeout, Data::In(room)).await {
+            let (host, data) = match self.rest(body, id, timeout, Data::In(room), ledger).await {
                 Err(NotAnswered::TooLarge) if size >= limit => return Err(too_long(limit)),
                 // Executed, but nothing changed by it: once more with more room.
                 Err(NotAnswered::TooLarge) => continue,
@@ -167,10 +169,11 @@ impl ChannelTransport {
         id: [u8; 16],
         timeout: Duration,
         data: Data,
+        ledger: Option<&Arc<dyn Ledger>>,
     ) -> Result<(HostResponse, Data), NotAnswered> {
         let (host, data) = match self
             .host
-            .call(framing::Method::Rest, body, id, timeout, data)
+            .call(framing::Method::Rest, body, id, timeout, data, ledger)
             .await
         {
             Err(CallError::Status(status)) => {
@@ -300,6 +303,7 @@ impl Probed for ChannelTransport {
                 *id.as_bytes(),
                 PROBE_TIMEOUT,
                 Data::None,
+                None,
             )
             .await;
         match answered {

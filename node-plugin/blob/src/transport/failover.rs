@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::time::Instant;
+use vsc_driver::channel::Ledger;
 
 pub use super::breaker::ChannelState;
 use super::counters::Counters;
@@ -49,6 +50,7 @@ impl Paths {
             mode,
             counters: Pair::default(),
             observer: OnceLock::new(),
+            ledger: OnceLock::new(),
         })
     }
 }
@@ -61,6 +63,8 @@ struct Failover {
     counters: Pair,
     /// Is told of the volume's requests.
     observer: OnceLock<Arc<dyn Observer>>,
+    /// Is told of memory that the channel's device keeps of the volume's requests.
+    ledger: OnceLock<Arc<dyn Ledger>>,
 }
 
 #[async_trait]
@@ -90,6 +94,11 @@ impl Transport for Failover {
         // A second one is told nothing: counters of one volume never mix with those of another.
         let _ = self.observer.set(observer);
     }
+
+    fn keep_books(&self, ledger: Arc<dyn Ledger>) {
+        // One volume has one: what is lost is charged once.
+        let _ = self.ledger.set(ledger);
+    }
 }
 
 impl Failover {
@@ -106,9 +115,10 @@ impl Failover {
         &self,
         path: &ChannelPath,
         channel: &dyn Probed,
-        request: Request,
+        mut request: Request,
     ) -> Result<Response, TransportError> {
         let (sent, began) = (request.body.len(), Instant::now());
+        request.ledger = self.ledger.get().map(Arc::clone);
         let outcome = channel.send(request).await;
         match &outcome {
             Ok(_) => path.breaker.succeeded(),

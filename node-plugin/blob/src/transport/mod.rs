@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use thiserror::Error;
+use vsc_driver::channel::Ledger;
 
 use self::path::Path;
 use crate::observer::Observer;
@@ -90,6 +91,10 @@ pub trait Transport: Send + Sync + std::fmt::Debug {
 
     /// Names who is told of what passes from now on; the first one stays. By default nobody is.
     fn observe(&self, _observer: Arc<dyn Observer>) {}
+
+    /// Names who is told of memory that a device keeps of requests that were given up; the first one stays.
+    /// By default nothing is kept.
+    fn keep_books(&self, _ledger: Arc<dyn Ledger>) {}
 }
 
 /// Counters of one path.

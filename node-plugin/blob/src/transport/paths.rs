@@ -67,6 +67,17 @@ impl Paths {
     /// The device is opened in the background, so the first requests may still go over HTTPS; see
     /// [`Paths::settled`].
     pub fn new(device: Option<PathBuf>, arena: Arc<Arena>, runtime: tokio::runtime::Handle) -> Arc<Self> {
+        Self::within(device, arena, runtime, ChannelConfig::default().most_bytes)
+    }
+
+    /// The same, with at most `most_bytes` of memory at the device at a time: what a host that loses requests
+    /// can keep of it.
+    pub fn within(
+        device: Option<PathBuf>,
+        arena: Arc<Arena>,
+        runtime: tokio::runtime::Handle,
+        most_bytes: usize,
+    ) -> Arc<Self> {
         let opener = device.map(|device| -> Opener {
             Box::new(move || {
                 let (device, arena) = (device.clone(), Arc::clone(&arena));
@@ -74,6 +85,7 @@ impl Paths {
                     let config = ChannelConfig {
                         device,
                         grace: CHANNEL_GRACE,
+                        most_bytes,
                         ..ChannelConfig::default()
                     };
                     tokio::task::spawn_blocking(move || ChannelTransport::open(config, arena))

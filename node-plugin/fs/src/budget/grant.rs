@@ -173,7 +173,8 @@ impl Budget {
         // ever.
         let others = inner.of(Kind::Metadata).min(self.metadata_limit)
             + inner.of(Kind::Waiting).min(self.waiting_limit)
-            + inner.of(Kind::Cached);
+            + inner.of(Kind::Cached)
+            + inner.of(Kind::Lost);
         inner.of(Kind::Dirty) + others + bytes > self.limit || self.dirty_full(inner, kind, bytes, share)
     }
 
@@ -197,7 +198,10 @@ impl Budget {
             return false;
         }
         let others = inner.reserved.saturating_sub(unused(own));
-        own + bytes > self.dirty_limit / 4 * 3 || inner.of(Kind::Dirty) + bytes + others > self.dirty_limit
+        // What a device lost of its requests is the volume's, too.
+        let lost = of.lost.load(Ordering::Relaxed);
+        own + lost + bytes > self.dirty_limit / 4 * 3
+            || inner.of(Kind::Dirty) + bytes + others > self.dirty_limit
     }
 
     pub(super) fn is_full(&self, kind: Kind, bytes: usize, share: Option<&Arc<Share>>) -> bool {

@@ -35,6 +35,12 @@ pub(super) const RESEND_UNIT: usize = 64 << 10;
 /// one on its way.
 pub(super) const DIRTY_SHARE: usize = 2 << 20;
 
+/// One part in so many of the budget, beside what commits may send again, may be with the channel's device,
+/// and [`AT_A_DEVICE`] at most: a host that loses all of it at once has the reads that are done again go
+/// beyond the limit by that much.
+const DEVICE_SHARE: usize = 8;
+const AT_A_DEVICE: usize = 64 << 20;
+
 /// Seconds after which a stream that was not read no longer counts (up to twice that).
 pub(super) const STREAM_STRETCH: u64 = 2;
 
@@ -49,6 +55,8 @@ pub enum Kind {
     Metadata,
     /// Copies of writes that wait for room. They are no reason for other writes to wait.
     Waiting,
+    /// Buffers of requests that were given up, which the channel's device keeps until the host returns them.
+    Lost,
 }
 
 /// Bytes that all mounts together may hold. Readers shrink, writers wait; nothing fails for want of budget.
@@ -78,7 +86,7 @@ pub struct Budget {
 
 #[derive(Debug, Default)]
 pub(super) struct Inner {
-    pub(super) used: [usize; 4],
+    pub(super) used: [usize; 5],
     /// Volumes, and how much of what is theirs in any case they do not use.
     pub(super) volumes: usize,
     pub(super) reserved: usize,
@@ -133,6 +141,7 @@ impl Inner {
                 self.reserved = (self.reserved + unused(before + bytes)).saturating_sub(unused(before));
             }
             (Kind::Waiting, Some(own)) => drop(own.waiting.fetch_add(bytes, Ordering::Relaxed)),
+            (Kind::Lost, Some(own)) => drop(own.lost.fetch_add(bytes, Ordering::Relaxed)),
             _ => {}
         }
         self.peak = self.peak.max(self.sum());
@@ -148,6 +157,7 @@ impl Inner {
                 self.reserved += unused(before.saturating_sub(bytes)) - unused(before);
             }
             (Kind::Waiting, Some(own)) => drop(own.waiting.fetch_sub(bytes, Ordering::Relaxed)),
+            (Kind::Lost, Some(own)) => drop(own.lost.fetch_sub(bytes, Ordering::Relaxed)),
             _ => {}
         }
     }
@@ -173,6 +183,8 @@ pub struct BudgetUsage {
     pub spooled: usize,
     /// Inodes, listings, block lists.
     pub metadata: usize,
+    /// What the channel's device keeps of requests that were given up.
+    pub lost: usize,
     /// Most bytes ever held at once.
     pub peak: usize,
 }
@@ -217,6 +229,11 @@ impl Budget {
         self.total / MOUNT_SHARE
     }
 
+    /// Bytes of requests that may be with the channel's device at a time: what it can lose at once.
+    pub fn most_at_a_device(&self) -> usize {
+        self.total / RESEND_SHARE + (self.total / DEVICE_SHARE).min(AT_A_DEVICE)
+    }
+
     /// What is held now.
     pub fn usage(&self) -> BudgetUsage {
         let inner = self.lock();
@@ -227,6 +244,7 @@ impl Budget {
             waiting: inner.of(Kind::Waiting),
             spooled: self.spool.held(),
             metadata: inner.of(Kind::Metadata),
+            lost: inner.of(Kind::Lost),
             peak: inner.peak,
         }
     }

@@ -11,6 +11,7 @@
 mod grant;
 mod holders;
 mod ledger;
+mod lost;
 mod own;
 mod permit;
 mod queues;
@@ -26,5 +27,6 @@ mod waiting;
 pub(crate) use self::holders::{Evict, Relief, Relieve};
 pub(crate) use self::ledger::PROGRESS_BYTES;
 pub use self::ledger::{Budget, BudgetUsage, Kind, MIN_BUDGET, MOUNT_SHARE};
+pub(crate) use self::lost::Losses;
 pub use self::permit::Permit;
 pub use self::share::Share;

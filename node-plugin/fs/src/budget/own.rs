@@ -9,6 +9,8 @@ pub(super) struct Own {
     pub(super) dirty: AtomicUsize,
     /// Bytes of writes that wait for room and were copied.
     pub(super) waiting: AtomicUsize,
+    /// Bytes of requests that the channel's device lost.
+    pub(super) lost: AtomicUsize,
     /// A writer gave up waiting, and nobody got room since.
     pub(super) stuck: AtomicBool,
 }

@@ -11,7 +11,7 @@ use super::share::Share;
 #[derive(Debug)]
 pub struct Permit {
     budget: Arc<Budget>,
-    /// Of dirty and waiting data: the volume it belongs to.
+    /// Of dirty, waiting and lost data: the volume it belongs to.
     share: Option<Arc<Share>>,
     /// A [`Kind`].
     kind: AtomicU8,
@@ -33,7 +33,8 @@ impl Permit {
             0 => Kind::Cached,
             1 => Kind::Dirty,
             2 => Kind::Metadata,
-            _ => Kind::Waiting,
+            3 => Kind::Waiting,
+            _ => Kind::Lost,
         }
     }
 

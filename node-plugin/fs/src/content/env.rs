@@ -8,7 +8,7 @@ use vsc_driver::buffer::Arena;
 
 use super::dirty_log::{DirtyLog, NoLog};
 use super::tuning::Tuning;
-use crate::budget::{Budget, Share};
+use crate::budget::{Budget, Losses, Share};
 use crate::store::Store;
 
 /// What every file of a volume needs.
@@ -45,9 +45,11 @@ impl Env {
         runtime: tokio::runtime::Handle,
     ) -> Self {
         let progress = store.progress();
+        let share = budget.join_with(progress.clone());
+        store.keep_books(Losses::of(&share));
         Self {
             store,
-            share: budget.join_with(progress.clone()),
+            share,
             budget,
             arena,
             runtime,

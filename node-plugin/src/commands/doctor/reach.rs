@@ -293,6 +293,7 @@ async fn network(report: &mut ReachReport, endpoint: &Url, paths: &Paths) {
             avoid: Some(Path::Channel),
             timeout: CONNECTION,
             moved: Arc::default(),
+            ledger: None,
         };
         let answer = paths
             .https()

@@ -118,6 +118,7 @@ impl HttpClient for PooledClient {
                 avoid: Some(Path::Channel),
                 timeout: TIMEOUT,
                 moved: Arc::default(),
+                ledger: None,
             })
             .await
             .map_err(|error| azure_core::Error::with_error(ErrorKind::Io, error, "token request"))?;

@@ -116,6 +116,7 @@ pub(super) fn channel_error(error: ChannelError) -> TransportError {
         ChannelError::Gone { sent, .. } => (FailureKind::PathDown, sent, true),
         ChannelError::UnknownAbi { .. } => (FailureKind::PathDown, false, false),
         ChannelError::Stuck { .. } => (FailureKind::PathDown, false, true),
+        ChannelError::Refused { .. } => (FailureKind::Unreachable, false, true),
         ChannelError::Busy => (FailureKind::TimedOut, false, true),
         // Later than the host itself was allowed: whether it still listens is for the prober to find out.
         ChannelError::TimedOut { .. } => (FailureKind::PathDown, true, true),

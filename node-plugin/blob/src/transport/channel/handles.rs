@@ -140,7 +140,14 @@ impl Handles {
             client_request_id,
         };
         let (answer, data) = host
-            .call(framing::Method::Read, &body, id, left, Data::In(dest))
+            .call(
+                framing::Method::Read,
+                &body,
+                id,
+                left,
+                Data::In(dest),
+                request.ledger.as_ref(),
+            )
             .await
             .map_err(published_call)?;
         if answer.status != STORE_SUCCESS {
@@ -198,7 +205,7 @@ impl Handles {
         }
         let left = timeout.saturating_sub(began.elapsed());
         let (answer, _) = host
-            .call(framing::Method::Open, open, id, left, Data::None)
+            .call(framing::Method::Open, open, id, left, Data::None, None)
             .await
             .map_err(published_call)?;
         let new = answer
@@ -246,6 +253,7 @@ impl Handles {
                     *id.as_bytes(),
                     PROBE_TIMEOUT,
                     Data::None,
+                    None,
                 )
                 .await;
             if let Err(error) = closed {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use vsc_driver::buffer::{Arena, Buffer, PAGE};
-use vsc_driver::channel::{Channel, ChannelConfig, ChannelError, Data, Exchange};
+use vsc_driver::channel::{Channel, ChannelConfig, ChannelError, Data, Exchange, Ledger};
 use vsc_driver::framing::response::Response as HostResponse;
 use vsc_driver::framing::{self, FrameError, RESPONSE_CAPACITY};
 
@@ -42,6 +42,7 @@ impl Host {
         id: [u8; 16],
         timeout: Duration,
         data: Data,
+        ledger: Option<&Arc<dyn Ledger>>,
     ) -> Result<(HostResponse, Data), CallError> {
         let exchange = Exchange {
             id,
@@ -50,7 +51,8 @@ impl Host {
             response: self.alloc(RESPONSE_CAPACITY)?,
             data,
         };
-        let done = self.channel.submit(exchange).await.map_err(channel_error)?;
+        let submitted = self.channel.submit_for(exchange, ledger.map(Arc::clone));
+        let done = submitted.await.map_err(channel_error)?;
         if done.status != 0 {
             return Err(CallError::Status(done.status));
         }

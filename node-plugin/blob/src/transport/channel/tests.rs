@@ -83,6 +83,13 @@ fn what_a_channel_error_means_for_the_request() {
         ),
         (ChannelError::Busy, FailureKind::TimedOut, false),
         (
+            ChannelError::Refused {
+                source: std::io::ErrorKind::PermissionDenied.into(),
+            },
+            FailureKind::Unreachable,
+            false,
+        ),
+        (
             ChannelError::TimedOut {
                 waited: PROBE_TIMEOUT,
             },
@@ -90,7 +97,10 @@ fn what_a_channel_error_means_for_the_request() {
             true,
         ),
         (
-            ChannelError::Stuck { written_off: 4 },
+            ChannelError::Stuck {
+                written_off: 4,
+                bytes: 0,
+            },
             FailureKind::PathDown,
             false,
         ),

@@ -87,6 +87,7 @@ impl Both {
             avoid: None,
             timeout: Duration::from_secs(30),
             moved: Arc::default(),
+            ledger: None,
         }
     }
 }

@@ -78,6 +78,7 @@ fn request(method: Method, url: &str, body: Body, dest: Option<Buffer>) -> Reque
         avoid: None,
         timeout: Duration::from_secs(10),
         moved: Arc::default(),
+        ledger: None,
     }
 }
 
