@@ -14,6 +14,8 @@ mod cell;
 mod kinds;
 #[path = "faults/mapping.rs"]
 mod mapping;
+#[path = "faults/metronome.rs"]
+mod metronome;
 #[path = "faults/model.rs"]
 mod model;
 #[path = "faults/table.rs"]

@@ -120,6 +120,10 @@ pub enum When {
     Each(u64),
     /// Those beyond so many in a second.
     Above(u64),
+    /// Those that come so long after the rule was set, and no longer after it.
+    Between(Duration, Duration),
+    /// Those on each n-th connection.
+    OnEach(u64),
 }
 
 /// Which requests a rule is about.

@@ -77,7 +77,7 @@ enum Ending {
 
 async fn connection(stream: TcpStream, state: Arc<State>) {
     let mut cuts = state.cuts();
-    let fault = state.connection();
+    let (number, fault) = state.connection();
     match fault {
         Some(Fault::Refused) => return reset(&stream),
         Some(Fault::Mute) => {
@@ -102,7 +102,7 @@ async fn connection(stream: TcpStream, state: Arc<State>) {
         }
     };
     let ending = tokio::select! {
-        ending = converse(&mut wire, &state) => ending,
+        ending = converse(&mut wire, &state, number) => ending,
         _ = cuts.changed() => Ok(Ending::Reset),
     };
     match ending {
@@ -120,12 +120,12 @@ fn reset(stream: &TcpStream) {
 }
 
 /// One request after the other, until the connection ends.
-async fn converse<S>(wire: &mut Wire<S>, state: &State) -> io::Result<Ending>
+async fn converse<S>(wire: &mut Wire<S>, state: &State, number: u64) -> io::Result<Ending>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     while let Some(head) = wire.head().await? {
-        let fault = state.request(&head);
+        let fault = state.request(&head, number);
         if let Some(Fault::Early(answer)) = &fault {
             let mut answer = mangle::canned(answer);
             answer

@@ -46,6 +46,8 @@ pub(super) struct State {
 #[derive(Debug, Default)]
 struct Inner {
     rule: Option<Rule>,
+    /// When the rule was set.
+    since: Option<Instant>,
     /// Connections or requests that the rule was about.
     seen: u64,
     /// When the second began that is counted in, and how many there were in it.
@@ -54,12 +56,17 @@ struct Inner {
 }
 
 impl Inner {
-    /// One more that the rule is about: whether it is hit.
-    fn hits(&mut self, when: When) -> bool {
+    /// One more that the rule is about, on the connection of this number: whether it is hit.
+    fn hits(&mut self, when: When, connection: u64) -> bool {
         self.seen += 1;
         match when {
             When::Always => true,
             When::Each(n) => self.seen.is_multiple_of(n.max(1)),
+            When::Between(from, to) => {
+                let on = self.since.map(|since| since.elapsed());
+                on.is_some_and(|on| (from..to).contains(&on))
+            }
+            When::OnEach(n) => connection.is_multiple_of(n.max(1)),
             When::Above(most) => {
                 let now = Instant::now();
                 let (began, before) = self
@@ -93,6 +100,7 @@ impl State {
         let mut inner = self.lock();
         let refuses = rule.as_ref().is_some_and(|rule| rule.fault == Fault::Refused);
         let was = std::mem::replace(&mut inner.rule, rule);
+        inner.since = Some(Instant::now());
         inner.seen = 0;
         inner.second = None;
         let ends = [was.as_ref(), inner.rule.as_ref()]
@@ -112,23 +120,25 @@ impl State {
         self.cuts.send_modify(|cuts| *cuts += 1);
     }
 
-    /// What happens to a connection that was just accepted.
-    pub(super) fn connection(&self) -> Option<Fault> {
-        self.connections.fetch_add(1, Ordering::Relaxed);
-        self.hit(|rule| rule.fault.is_of_connections())
+    /// The number of a connection that was just accepted, and what happens to it.
+    pub(super) fn connection(&self) -> (u64, Option<Fault>) {
+        let number = self.connections.fetch_add(1, Ordering::Relaxed);
+        (number, self.hit(number, |rule| rule.fault.is_of_connections()))
     }
 
-    /// What happens to a request.
-    pub(super) fn request(&self, head: &Head) -> Option<Fault> {
+    /// What happens to a request on the connection of this number.
+    pub(super) fn request(&self, head: &Head, connection: u64) -> Option<Fault> {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        self.hit(|rule| !rule.fault.is_of_connections() && rule.only.admits(head))
+        self.hit(connection, |rule| {
+            !rule.fault.is_of_connections() && rule.only.admits(head)
+        })
     }
 
     /// The fault of the rule, when it is about this one and hits it.
-    fn hit(&self, is_about: impl Fn(&Rule) -> bool) -> Option<Fault> {
+    fn hit(&self, connection: u64, is_about: impl Fn(&Rule) -> bool) -> Option<Fault> {
         let mut inner = self.lock();
         let rule = inner.rule.clone().filter(is_about)?;
-        let hit = inner.hits(rule.when);
+        let hit = inner.hits(rule.when, connection);
         self.hits.fetch_add(u64::from(hit), Ordering::Relaxed);
         hit.then_some(rule.fault)
     }

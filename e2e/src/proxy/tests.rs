@@ -192,6 +192,36 @@ fn lengths_lie_where_they_should() {
     });
 }
 
+/// Each second connection, with all that comes on it; and some time only.
+#[test]
+fn rules_are_for_some_connections_and_for_some_time() {
+    let world = World::new();
+    let busy = || Rule::all(Fault::Answered(Canned::of_the_service(503, "ServerBusy")));
+    let when = |when| Rule { when, ..busy() };
+    let hour = Duration::from_secs(3600);
+    world.runtime.block_on(async {
+        world.proxy.set(when(When::OnEach(2)));
+        for number in 0..4 {
+            let mut stream = world.connect().await.unwrap();
+            for request in [GET, PUT] {
+                let answer = world.ask(&mut stream, request).await;
+                assert_eq!(
+                    answer.starts_with("HTTP/1.1 503"),
+                    number % 2 == 0,
+                    "{number}: {answer}"
+                );
+            }
+        }
+        let mut stream = world.connect().await.unwrap();
+        for (from, to, hit) in [(Duration::ZERO, hour, true), (hour, 2 * hour, false)] {
+            world.proxy.set(when(When::Between(from, to)));
+            let answer = world.ask(&mut stream, GET).await;
+            assert_eq!(answer.starts_with("HTTP/1.1 503"), hit, "{answer}");
+        }
+    });
+    assert_eq!(world.proxy.counters().hits, 5);
+}
+
 #[test]
 fn a_clock_that_is_ahead_is_ahead_everywhere() {
     let world = World::new();

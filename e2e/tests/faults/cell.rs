@@ -22,7 +22,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use url::Url;
 
 use crate::kinds::{Kind, Means};
-use crate::model::{self, Left, Opened, Step, Way};
+use crate::metronome::Metronome;
+use crate::model::{self, Left, Opened, Step, Waited, Way};
 
 /// Between two looks at what is to come.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -39,6 +40,11 @@ const SAMPLES: usize = 8;
 /// Repetitions that are there before an outage begins: the account's and the volume's (docs/transports.md).
 const RESERVE: f64 = 30.0;
 
+/// What an operation may take beside what it waits for.
+const ALLOWANCE: Duration = Duration::from_secs(1);
+/// How often an operation is handed from one thread to another, more or less: each can be late.
+const STEPS_OF_AN_OPERATION: u32 = 20;
+
 /// Where a cell runs.
 struct Site<'a> {
     backend: &'a Backend,
@@ -50,6 +56,8 @@ struct Site<'a> {
     asked: &'a dyn Fn() -> u64,
     /// Whether the fault has hit somebody, as far as that can be seen.
     hit: &'a dyn Fn() -> bool,
+    /// How often it has.
+    hits: &'a dyn Fn() -> u64,
 }
 
 /// Runs a cell. In a process of its own: a program that a test starts has copies of all files that the test
@@ -118,7 +126,8 @@ fn over_https(kind: &Kind, seed: u64) -> Result<()> {
     let of_connections = fault == Some(Fault::HandshakeReset);
     // Whoever is refused is not seen.
     let hidden = [None, Some(Fault::Refused)].contains(&fault);
-    let hit = || hidden || proxy.counters().hits > 0;
+    let hits = || proxy.counters().hits;
+    let hit = || hidden || hits() > 0;
     let asked = || {
         let counters = proxy.counters();
         if of_connections {
@@ -135,6 +144,7 @@ fn over_https(kind: &Kind, seed: u64) -> Result<()> {
         end: &end,
         asked: &asked,
         hit: &hit,
+        hits: &hits,
     };
     run_at(kind, &site, seed)
 }
@@ -165,6 +175,7 @@ fn over_the_channel(kind: &Kind, fault: fn(&mut Faults), seed: u64) -> Result<()
         end: &end,
         asked: &asked,
         hit: &hit,
+        hits: &|| 0,
     };
     run_at(kind, &site, seed)
 }
@@ -249,14 +260,20 @@ fn during(kind: &Kind, site: &Site<'_>, root: &Path, dealt: Vec<Vec<Step>>) -> R
         load.run(site)?;
     }
     // All of them end while the fault lasts.
-    let left = programs(kind, root, dealt)?;
+    let metronome = Metronome::start();
+    let (left, waited) = programs(kind, root, dealt)?;
+    patient(kind, waited, metronome.stop(), (site.hits)())?;
     ensure!((site.hit)(), "the fault hit nobody: that is no test");
     (site.end)()?;
     Ok(left)
 }
 
 /// Programs take their steps side by side, to their ends.
-fn programs(kind: &Kind, root: &Path, dealt: Vec<Vec<(Option<Opened>, Step)>>) -> Result<Vec<Left>> {
+fn programs(
+    kind: &Kind,
+    root: &Path,
+    dealt: Vec<Vec<(Option<Opened>, Step)>>,
+) -> Result<(Vec<Left>, Vec<Waited>)> {
     let (sender, results) = channel();
     // Not scoped: one that hangs must not hold the test up, whose end lets it go.
     for steps in dealt {
@@ -269,14 +286,41 @@ fn programs(kind: &Kind, root: &Path, dealt: Vec<Vec<(Option<Opened>, Step)>>) -
         });
     }
     drop(sender);
-    let mut left = Vec::new();
+    let (mut left, mut waited) = (Vec::new(), Vec::new());
     loop {
         match results.recv_timeout(PATIENCE) {
-            Ok(one) => left.push(one?),
-            Err(RecvTimeoutError::Disconnected) => return Ok(left),
+            Ok(one) => {
+                let (one, its) = one?;
+                left.push(one);
+                waited.extend(its);
+            }
+            Err(RecvTimeoutError::Disconnected) => return Ok((left, waited)),
             Err(RecvTimeoutError::Timeout) => bail!("a step waits still"),
         }
     }
+}
+
+/// Nobody waited longer than the table says. `late`: how much later than they should threads of ours went on,
+/// on this machine and in this time, at worst. `hits`: how often the fault has hit somebody.
+fn patient(kind: &Kind, waited: Vec<Waited>, late: Duration, hits: u64) -> Result<()> {
+    let asked = u32::try_from(hits)?;
+    let most = |of: &Waited| kind.longest(of.operation, asked) + ALLOWANCE + late * STEPS_OF_AN_OPERATION;
+    // Of each what it may, in thousandths.
+    let part = |of: &Waited| of.took.as_millis() * 1000 / most(of).as_millis().max(1);
+    let longest = waited.iter().max_by_key(|of| part(of)).context("no operation")?;
+    let most = most(longest);
+    println!(
+        "{}: {:?} in {} took {:?}, of {most:?} at most (threads were {late:?} late)",
+        kind.name, longest.operation, longest.step, longest.took
+    );
+    ensure!(
+        longest.took <= most,
+        "{:?} in {} took {:?}; nobody waits longer than {most:?} (threads were {late:?} late)",
+        longest.operation,
+        longest.step,
+        longest.took
+    );
+    Ok(())
 }
 
 /// Reads that each cost one request, by many at once.

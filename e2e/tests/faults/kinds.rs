@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use blob_client::Patience;
 use e2e::proxy::{Canned, Fault, Only, Rule, When};
 use e2e::vsp::{Behind, Faults, Spoil};
 use nix::errno::Errno;
@@ -140,6 +141,49 @@ pub(crate) struct Kind {
     pub(crate) loaded: bool,
 }
 
+/// How long anybody waits for work that makes no progress, where a minute is too long for a test. Not where
+/// some requests fail and a repetition helps: an operation can be among them several times, and then needs
+/// more of them than fit into that.
+const TIMEOUT: &str = "2s";
+/// Where a request that is given up has to leave time for another path, or a pause for what comes after it.
+const LONGER: &str = "10s";
+/// How often a path can have to wait. The kernel has one change of a folder at a time and lets nobody look a
+/// name up beside it, and who looks names up, changes the folder and renames has each to find out for itself
+/// that nobody answers (docs/semantics.md).
+const IN_A_FOLDER: u32 = 3;
+
+impl Kind {
+    /// The longest that an operation may wait; `asked`: so often the service has asked for a second so far.
+    pub(crate) fn longest(&self, operation: Operation, asked: u32) -> Duration {
+        let patience = self
+            .timeout
+            .map_or_else(Patience::default, |text| text.parse().expect("a time"));
+        let once = match self.outcome.waits {
+            Waits::Nobody => Duration::ZERO,
+            Waits::Asked => patience.whole() + Duration::from_secs(1) * asked,
+            Waits::Repetition | Waits::Timeout => patience.whole(),
+        };
+        match operation {
+            Operation::Look | Operation::Change => once * IN_A_FOLDER,
+            Operation::Read | Operation::Write | Operation::Store => once,
+        }
+    }
+
+    fn quick(self) -> Self {
+        Self {
+            timeout: Some(TIMEOUT),
+            ..self
+        }
+    }
+
+    fn longer(self) -> Self {
+        Self {
+            timeout: Some(LONGER),
+            ..self
+        }
+    }
+}
+
 fn some(name: &'static str, what: &'static str, rule: fn() -> Rule) -> Kind {
     Kind {
         name,
@@ -156,7 +200,7 @@ fn outage(name: &'static str, what: &'static str, rule: fn() -> Rule) -> Kind {
     Kind {
         outcome: OUTAGE,
         rounds: 1,
-        timeout: Some("2s"),
+        timeout: Some(TIMEOUT),
         ..some(name, what, rule)
     }
 }
@@ -165,6 +209,7 @@ fn channel(name: &'static str, what: &'static str, fault: fn(&mut Faults)) -> Ki
     Kind {
         means: Means::Channel(fault),
         rounds: 1,
+        timeout: Some(TIMEOUT),
         ..some(name, what, || Rule::all(Fault::ClosedAfter))
     }
 }
@@ -267,6 +312,7 @@ pub(crate) fn over_https() -> Vec<Kind> {
                 ..WORKS
             },
             rounds: 1,
+            timeout: Some(LONGER),
             ..some(
                 "busy_with_a_pause",
                 "each tenth request: 503 with `Retry-After: 1`",
@@ -296,12 +342,68 @@ pub(crate) fn over_https() -> Vec<Kind> {
                 || Rule::each(4, Fault::Late(Duration::from_secs(1))),
             )
         },
+        Kind {
+            rounds: 3,
+            timeout: Some(LONGER),
+            ..some(
+                "for_a_second",
+                "from 20 ms to 1 s on: every connection is reset at its next request",
+                || Rule {
+                    when: When::Between(Duration::from_millis(20), Duration::from_secs(1)),
+                    ..Rule::all(Fault::RequestReset)
+                },
+            )
+        },
+        Kind {
+            rounds: 3,
+            timeout: Some(LONGER),
+            ..some(
+                "busy_for_a_second",
+                "from 20 ms to 1 s on: 503 to everything",
+                || Rule {
+                    when: When::Between(Duration::from_millis(20), Duration::from_secs(1)),
+                    ..Rule::all(Fault::Answered(Canned::of_the_service(503, "ServerBusy")))
+                },
+            )
+        },
+        some(
+            "half_of_the_connections_reset",
+            "each second connection is reset at the TLS handshake",
+            || Rule::each(2, Fault::HandshakeReset),
+        ),
+        some(
+            "half_of_the_connections_break",
+            "each second connection is reset within each answer's body",
+            || Rule {
+                when: When::OnEach(2),
+                ..Rule::all(Fault::BodyReset)
+            },
+        ),
+        Kind {
+            outcome: Outcome {
+                // A repetition can meet another one of them.
+                failed: Failed::Something,
+                ..OUTAGE
+            },
+            rounds: 1,
+            timeout: Some(TIMEOUT),
+            ..some(
+                "half_of_the_connections_dead",
+                "nothing is ever answered on each second connection",
+                || Rule {
+                    when: When::OnEach(2),
+                    ..Rule::all(Fault::Silent)
+                },
+            )
+        },
         some("trickling", "answers come in drops", || {
             Rule::all(Fault::Trickle(2048, Duration::from_millis(5)))
-        }),
+        })
+        .quick(),
         some("slow", "each answer takes 40 ms more", || {
             Rule::all(Fault::Slow(Duration::from_millis(40)))
-        }),
+        })
+        .quick(),
         some("request_reset", "each third request: reset within it", || {
             Rule::each(3, Fault::RequestReset)
         }),
@@ -334,7 +436,8 @@ pub(crate) fn over_https() -> Vec<Kind> {
             "closed_after",
             "the connection is closed after each answer",
             || Rule::all(Fault::ClosedAfter),
-        ),
+        )
+        .quick(),
         some(
             "error_before",
             "each third request: 500, and nothing was done",
@@ -372,10 +475,12 @@ pub(crate) fn over_https() -> Vec<Kind> {
         ),
         some("clock_ahead", "the service's clock is ten minutes ahead", || {
             Rule::all(Fault::ClockAhead(Duration::from_secs(600)))
-        }),
+        })
+        .quick(),
         some("doubled", "each request is executed twice", || {
             Rule::all(Fault::Doubled)
-        }),
+        })
+        .quick(),
         some(
             "expectation",
             "each third request with a body: 417 of a proxy, before the body",
@@ -387,25 +492,22 @@ pub(crate) fn over_https() -> Vec<Kind> {
 /// Over the channel, with HTTPS beside it.
 pub(crate) fn of_the_channel() -> Vec<Kind> {
     vec![
-        Kind {
-            timeout: Some("10s"),
-            ..channel("held", "a request does not return", |faults| faults.hold_next = 1)
-        },
-        Kind {
-            timeout: Some("10s"),
-            ..channel(
-                "postponed",
-                "a request is executed long after it was given up",
-                |faults| faults.postpone_next = 1,
-            )
-        },
+        channel("held", "a request does not return", |faults| faults.hold_next = 1).longer(),
+        channel(
+            "postponed",
+            "a request is executed long after it was given up",
+            |faults| faults.postpone_next = 1,
+        )
+        .longer(),
         channel("late_answers", "answers come after their time", |faults| {
             faults.late_next = 3;
             faults.late_ms = 1500;
-        }),
+        })
+        .longer(),
         channel("ring_full", "the ring is full for good", |faults| {
             faults.eagain_probability = 1.0
-        }),
+        })
+        .longer(),
         channel(
             "ring_often_full",
             "the ring is full more often than not",

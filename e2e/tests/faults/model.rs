@@ -1,10 +1,12 @@
 //! The model: steps that programs take, each on files of its own; what each may answer, and what may be in
 //! the service after it.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
@@ -94,6 +96,34 @@ pub(crate) struct Step {
 pub(crate) struct Opened {
     file: File,
     mapping: Option<Mapping>,
+}
+
+/// How long an operation of a step took.
+#[derive(Debug, Clone)]
+pub(crate) struct Waited {
+    pub(crate) step: String,
+    pub(crate) operation: Operation,
+    pub(crate) took: Duration,
+}
+
+/// Of one step.
+struct Clock<'a> {
+    step: &'a str,
+    waited: RefCell<Vec<Waited>>,
+}
+
+impl Clock<'_> {
+    /// Runs what is one operation for the kernel.
+    fn of<T>(&self, operation: Operation, run: impl FnOnce() -> T) -> T {
+        let began = Instant::now();
+        let done = run();
+        self.waited.borrow_mut().push(Waited {
+            step: self.step.to_owned(),
+            operation,
+            took: began.elapsed(),
+        });
+        done
+    }
 }
 
 /// What the service has at some names; `None`: nothing.
@@ -247,7 +277,22 @@ impl Step {
     }
 
     /// Takes the step; an error says what must not be.
-    pub(crate) fn take(&self, root: &Path, opened: Option<Opened>, outcome: &Outcome) -> Result<Left> {
+    pub(crate) fn take(
+        &self,
+        root: &Path,
+        opened: Option<Opened>,
+        outcome: &Outcome,
+    ) -> Result<(Left, Vec<Waited>)> {
+        let step = format!("{:?} of {}", self.what, self.name());
+        let clock = Clock {
+            step: &step,
+            waited: RefCell::default(),
+        };
+        let left = self.go(root, opened, outcome, &clock)?;
+        Ok((left, clock.waited.into_inner()))
+    }
+
+    fn go(&self, root: &Path, opened: Option<Opened>, outcome: &Outcome, clock: &Clock<'_>) -> Result<Left> {
         let (name, other) = (self.name(), self.other_name());
         let (path, other_path) = (root.join(&name), root.join(&other));
         let (old, new) = (self.old(), self.new_bytes());
@@ -259,30 +304,31 @@ impl Step {
                 None => bail!("{:?} of {name}: {operation:?}: {error}", self.what),
             }
         };
+        let change =
+            |run: &dyn Fn() -> io::Result<()>| may(Operation::Change, clock.of(Operation::Change, run));
         // What was written is there in the end, whatever is said here.
         let store = |file: File, sync: bool| -> Result<()> {
             if sync {
-                may(Operation::Store, file.sync_all())?;
+                may(Operation::Store, clock.of(Operation::Store, || file.sync_all()))?;
             }
-            may(
-                Operation::Store,
-                nix::unistd::close(file).map_err(io::Error::from),
-            )?;
+            let closed = clock.of(Operation::Store, || nix::unistd::close(file));
+            may(Operation::Store, closed.map_err(io::Error::from))?;
             Ok(())
         };
         Ok(match self.what {
             What::New | What::NewSynced | What::NewRead => {
-                let mut file = match File::create(&path) {
+                let mut file = match clock.of(Operation::Look, || File::create(&path)) {
                     Ok(file) => file,
                     Err(error) => {
                         may(Operation::Look, Err(error))?;
                         return Ok(Left::is(&name, None));
                     }
                 };
-                may(Operation::Write, file.write_all(&new))?;
+                let written = clock.of(Operation::Write, || file.write_all(&new));
+                may(Operation::Write, written)?;
                 store(file, self.what == What::NewSynced)?;
                 if self.what == What::NewRead {
-                    match fs::read(&path) {
+                    match read(&path, clock) {
                         Ok(read) => ensure!(read == new, "{name}: not what was written just now"),
                         Err(error) => drop(may(Operation::Read, Err(error))?),
                     }
@@ -292,7 +338,8 @@ impl Step {
             What::Opened | What::OpenedSynced => {
                 let file = opened.context("opened before")?.file;
                 let half = &new[..new.len().min(old.len()).div_ceil(2)];
-                may(Operation::Write, file.write_all_at(half, 0))?;
+                let written = clock.of(Operation::Write, || file.write_all_at(half, 0));
+                may(Operation::Write, written)?;
                 store(file, self.what == What::OpenedSynced)?;
                 Left::is(&name, Some([half, &old[half.len()..]].concat()))
             }
@@ -301,20 +348,22 @@ impl Step {
                 let mut mapping = mapping.context("mapped before")?;
                 let half = &new[..new.len().min(old.len()).div_ceil(2)];
                 mapping.write(half);
-                may(Operation::Store, mapping.sync())?;
+                may(Operation::Store, clock.of(Operation::Store, || mapping.sync()))?;
                 drop(mapping);
                 store(file, false)?;
                 Left::is(&name, Some([half, &old[half.len()..]].concat()))
             }
             What::Unsent => {
                 let mut file = opened.context("made before")?.file;
-                may(Operation::Write, file.write_all(&new))?;
+                let written = clock.of(Operation::Write, || file.write_all(&new));
+                may(Operation::Write, written)?;
                 store(file, false)?;
                 Left::is(&name, Some(new))
             }
             What::Overwrite | What::Append => {
                 let append = self.what == What::Append;
-                let file = match File::options().write(true).append(append).open(&path) {
+                let open = || File::options().write(true).append(append).open(&path);
+                let file = match clock.of(Operation::Look, open) {
                     Ok(file) => file,
                     Err(error) => {
                         may(Operation::Look, Err(error))?;
@@ -323,12 +372,14 @@ impl Step {
                 };
                 let mut content = old.clone();
                 if append {
-                    may(Operation::Write, (&file).write_all(&new))?;
+                    let written = clock.of(Operation::Write, || (&file).write_all(&new));
+                    may(Operation::Write, written)?;
                     content.extend_from_slice(&new);
                 } else {
                     let at = old.len() / 3;
                     let piece = &new[..new.len().min(old.len() - at)];
-                    may(Operation::Write, file.write_all_at(piece, at as u64))?;
+                    let written = clock.of(Operation::Write, || file.write_all_at(piece, at as u64));
+                    may(Operation::Write, written)?;
                     content[at..at + piece.len()].copy_from_slice(piece);
                 }
                 store(file, append)?;
@@ -336,21 +387,22 @@ impl Step {
             }
             What::Truncate => {
                 let shorter = old[..old.len() / 2].to_vec();
-                let done = nix::unistd::truncate(&path, shorter.len() as i64).map_err(io::Error::from);
-                match may(Operation::Change, done)? {
+                let cut = || nix::unistd::truncate(&path, shorter.len() as i64);
+                let done = clock.of(Operation::Change, cut);
+                match may(Operation::Change, done.map_err(io::Error::from))? {
                     true => Left::is(&name, Some(shorter)),
                     false => Left::as_before_or(outcome, &name, Some(old), Some(shorter)),
                 }
             }
             What::Read => {
-                match fs::read(&path) {
+                match read(&path, clock) {
                     Ok(read) => ensure!(read == old, "{name}: not what is in the service"),
                     Err(error) => drop(may(Operation::Read, Err(error))?),
                 }
                 Left::is(&name, Some(old))
             }
             What::List => {
-                match list(&root.join(STILL)) {
+                match list(&root.join(STILL), clock) {
                     Ok(names) => {
                         let wanted: Vec<String> = (0..STILL_FILES).map(|n| n.to_string()).collect();
                         ensure!(names == wanted, "{STILL} is listed as {names:?}");
@@ -366,7 +418,7 @@ impl Step {
                     (other.clone(), Some(old.clone())),
                 ];
                 let at_its_new = vec![(name.clone(), None), (other.clone(), Some(old))];
-                match may(Operation::Change, fs::rename(&path, &other_path))? {
+                match change(&|| fs::rename(&path, &other_path))? {
                     true => Left::ways(vec![at_its_new]),
                     false => Left::failed(outcome, vec![at_its_old, at_both, at_its_new]),
                 }
@@ -379,13 +431,13 @@ impl Step {
                     (other.clone(), Some(old.clone())),
                 ];
                 let done = vec![(name.clone(), None), (other.clone(), Some(old))];
-                match may(Operation::Change, fs::rename(&path, &other_path))? {
+                match change(&|| fs::rename(&path, &other_path))? {
                     true => Left::ways(vec![done]),
                     false => Left::failed(outcome, vec![nothing, at_both, done]),
                 }
             }
             What::RenameFolder => {
-                let done = may(Operation::Change, fs::rename(&path, &other_path))?;
+                let done = change(&|| fs::rename(&path, &other_path))?;
                 let mut moved = vec![(name.clone(), None), (other.clone(), Some(vec![]))];
                 let mut ways: Vec<Way> = vec![vec![]];
                 for (file, bytes) in self.below() {
@@ -415,21 +467,20 @@ impl Step {
                     },
                 }
             }
-            What::Unlink => match may(Operation::Change, fs::remove_file(&path))? {
+            What::Unlink => match change(&|| fs::remove_file(&path))? {
                 true => Left::is(&name, None),
                 false => Left::as_before_or(outcome, &name, Some(old), None),
             },
-            What::Mkdir => match may(Operation::Change, fs::create_dir(&path))? {
+            What::Mkdir => match change(&|| fs::create_dir(&path))? {
                 true => Left::is(&name, Some(vec![])),
                 false => Left::as_before_or(outcome, &name, None, Some(vec![])),
             },
-            What::Rmdir => match may(Operation::Change, fs::remove_dir(&path))? {
+            What::Rmdir => match change(&|| fs::remove_dir(&path))? {
                 true => Left::is(&name, None),
                 false => Left::as_before_or(outcome, &name, Some(vec![]), None),
             },
             What::Chmod => {
-                let done = fs::set_permissions(&path, fs::Permissions::from_mode(MODE));
-                let changed = may(Operation::Change, done)?;
+                let changed = change(&|| fs::set_permissions(&path, fs::Permissions::from_mode(MODE)))?;
                 Left {
                     mode: changed.then(|| (name.clone(), MODE)),
                     ..Left::is(&name, Some(old))
@@ -439,11 +490,23 @@ impl Step {
     }
 }
 
+/// A whole file.
+fn read(path: &Path, clock: &Clock<'_>) -> io::Result<Vec<u8>> {
+    let mut file = clock.of(Operation::Look, || File::open(path))?;
+    let mut bytes = Vec::new();
+    clock.of(Operation::Read, || file.read_to_end(&mut bytes))?;
+    Ok(bytes)
+}
+
 /// Names in a folder, in order.
-fn list(folder: &Path) -> io::Result<Vec<String>> {
-    let mut names = fs::read_dir(folder)?
-        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-        .collect::<io::Result<Vec<_>>>()?;
+fn list(folder: &Path, clock: &Clock<'_>) -> io::Result<Vec<String>> {
+    let entries = clock.of(Operation::Look, || fs::read_dir(folder))?;
+    let all = || {
+        entries
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<io::Result<Vec<_>>>()
+    };
+    let mut names = clock.of(Operation::Look, all)?;
     names.sort();
     Ok(names)
 }
