@@ -12,6 +12,7 @@
 mod common;
 
 mod attributes;
+mod bystanders;
 mod closing;
 mod conflicts;
 mod direct;

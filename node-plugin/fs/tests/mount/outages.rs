@@ -302,3 +302,31 @@ fn the_end_of_a_volume_gives_up_when_nothing_gets_on() {
     // What was under way, once more at the end, and what the client repeats of each.
     assert!(tried < 100, "{tried} requests");
 }
+
+/// Times that a close could not store - the content is - do not keep what others store from being seen, and
+/// do not come to it later.
+#[test]
+fn times_that_could_not_be_stored_hide_no_newer_version() {
+    for outage in OUTAGES {
+        let store = store();
+        let m = Mount::new(&store);
+        let mut file = File::create(m.path("file")).unwrap();
+        file.write_all(b"mine").unwrap();
+        file.sync_all().unwrap();
+        store.fail(Op::SetMetadata, outage, 1_000_000);
+        let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+        // Kept with the file until its close, or refused at once.
+        let _ = file.set_times(fs::FileTimes::new().set_modified(long_ago));
+        drop(file);
+        eventually("it was tried", || store.counters().of(Op::SetMetadata) > 0);
+        store.foreign_put("file", "theirs", Metadata::new());
+        eventually("theirs is seen", || {
+            fs::read(m.path("file")).is_ok_and(|content| content == b"theirs")
+        });
+        store.heal();
+        eventually("nothing is owed", || m.owing().files == 0);
+        assert!(fs::metadata(m.path("file")).unwrap().modified().unwrap() > long_ago);
+        m.end().unwrap();
+        assert_eq!(store.content("file").unwrap(), &b"theirs"[..]);
+    }
+}
