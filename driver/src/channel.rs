@@ -60,15 +60,15 @@ impl Channel {
     /// Sends one exchange and waits for the host, at most the request's timeout plus the grace.
     ///
     /// The exchange's timeout (clamped to 1..=120 s) covers waiting for a thread, for its bytes to be among
-    /// those that may be out (`most_bytes`), and for room in the ring as well; the host is given what is left of it. Dropping the future takes a request back only while no
-    /// thread has taken it; afterwards its buffers stay with the submitting thread until the host answers.
-    /// Needs a tokio runtime with time.
+    /// those that may be out (`most_bytes`), and for room in the ring as well; the host is given what is left
+    /// of it. Dropping the future takes a request back only while no thread has taken it; afterwards its
+    /// buffers stay with the submitting thread until the host answers. Needs a tokio runtime with time.
     pub async fn submit(&self, exchange: Exchange) -> Result<Completion, ChannelError> {
         self.submit_for(exchange, None).await
     }
 
-    /// The same for somebody who keeps books of the memory: `ledger` is told when nobody waits for the request
-    /// any more - it was given up, or the future was dropped - while the host has its buffers.
+    /// The same for somebody who keeps books of the memory: `ledger` is told when nobody waits for the
+    /// request any more - it was given up, or the future was dropped - while the host has its buffers.
     pub async fn submit_for(
         &self,
         exchange: Exchange,

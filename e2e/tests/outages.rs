@@ -269,8 +269,8 @@ fn close_all(files: Vec<(usize, File)>, closed: &AtomicUsize, errors: &Mutex<Vec
 }
 
 /// All kinds of outages at once, each of one volume of a process, which last at least so long, while files
-/// are closed; then the service is back, and everything is stored within `back`. The volume that has no outage
-/// waits [`BYSTANDER`] at most, or so many times what it waited before.
+/// are closed; then the service is back, and everything is stored within `back`. The volume that has no
+/// outage waits [`BYSTANDER`] at most, or so many times what it waited before.
 fn outages(lasts: Duration, back: Duration) -> Result<()> {
     let world = World::start()?;
     let World { node, volumes, other } = &world;

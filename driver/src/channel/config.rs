@@ -17,8 +17,8 @@ pub struct ChannelConfig {
     /// whoever uses the channel finds that out by a probe; one that loses several at once is broken.
     pub stuck_after: usize,
     /// Bytes of buffers that may be with the host at once, those of lost requests included; one request may
-    /// be out however large it is. What the host loses is memory that nobody has back, so this bounds it. When
-    /// half of them are lost, the channel counts as stuck as well. Default 96 MiB.
+    /// be out however large it is. What the host loses is memory that nobody has back, so this bounds it.
+    /// When half of them are lost, the channel counts as stuck as well. Default 96 MiB.
     pub most_bytes: usize,
 }
 

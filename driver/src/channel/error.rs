@@ -57,8 +57,8 @@ pub enum ChannelError {
     },
     /// The driver does not take requests of this process, or has no memory for this one. Nothing was sent.
     #[error(
-        "the channel's driver refuses the request ({source}): the device has to be opened by the process that \
-         uses it, with the credentials it has then"
+        "the channel's driver refuses the request ({source}): the device has to be opened by the process \
+         that uses it, with the credentials it has then"
     )]
     Refused {
         /// The operating system's error.

@@ -263,8 +263,8 @@ impl Pool {
         Ok(())
     }
 
-    /// Nobody waits for the job any more. When a thread has it, its buffers stay with the host, and its ledger
-    /// is told.
+    /// Nobody waits for the job any more. When a thread has it, its buffers stay with the host, and its
+    /// ledger is told.
     fn left(&self, id: u64) {
         let load = {
             let mut state = self.lock();
