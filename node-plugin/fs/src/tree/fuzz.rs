@@ -1,6 +1,7 @@
 //! Fuzz targets: names of blobs and files, and whatever stands in a blob's metadata.
 
 use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::time::{Duration, UNIX_EPOCH};
 
 use blob_client::{BlobType, ETag, Metadata, Properties, Protection, StoredHeaders};
@@ -32,23 +33,39 @@ fn names_lead_to_a_blob_and_back() {
                 false => *other,
             })
             .collect();
-        let is_name = !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0']);
-        if is_name && names::checked(OsStr::new(&name)).is_ok() {
-            let blob = names::encode(&name);
-            assert_eq!(
-                names::shown(&blob, false).as_deref(),
-                Some(name.as_str()),
-                "{blob:?}"
-            );
-        }
-        for in_root in [false, true] {
-            // What is shown can be asked for, and is that blob.
-            if let Some(shown) = names::shown(&name, in_root) {
-                assert_eq!(names::checked(OsStr::new(&*shown)).ok(), Some(&*shown));
-                assert_eq!(names::encode(&shown), name);
-            }
-        }
+        leads_back(&name);
     });
+}
+
+/// A name of a file leads to a blob and back, and one of a blob to a file and back.
+fn leads_back(name: &str) {
+    let is_name = !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0']);
+    if is_name && names::checked(OsStr::new(name)).is_ok() {
+        let blob = names::encode(name);
+        assert_eq!(names::shown(&blob, false).as_deref(), Some(name), "{blob:?}");
+    }
+    for in_root in [false, true] {
+        // What is shown can be asked for, and is that blob.
+        if let Some(shown) = names::shown(name, in_root) {
+            assert_eq!(names::checked(OsStr::new(&*shown)).ok(), Some(&*shown));
+            assert_eq!(names::encode(&shown), name);
+        }
+    }
+}
+
+#[test]
+fn kept_names() {
+    let words: Vec<String> = CARE.iter().map(char::to_string).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    fuzzing::bytes(
+        concat!(env!("CARGO_MANIFEST_DIR"), "/corpus/names"),
+        &words,
+        |bytes| {
+            // The kernel hands over any bytes.
+            let _ = names::checked(OsStr::from_bytes(bytes));
+            leads_back(&String::from_utf8_lossy(bytes));
+        },
+    );
 }
 
 const KEYS: &[&str] = &[
@@ -146,24 +163,49 @@ fn metadata() {
             .collect();
         // An exact length now and then, so that notes about contents are looked at further.
         let size = if size % 2 == 0 { 4 } else { *size };
-        let properties = version(stored.clone(), size, md5.as_ref().map(value));
-        binding::believed(&properties);
-        let (kind, _) = attrs::of(&properties);
-        assert_eq!(kind, attrs::kind_of(&properties));
-        let (kind_too, read) = attrs::decode(&stored);
-        assert_eq!(kind, kind_too);
-        for time in [read.mtime, read.ctime, read.atime].into_iter().flatten() {
-            let (seconds, nanos) = attrs::seconds(time);
-            assert_eq!(attrs::from_seconds(seconds, nanos), Some(time));
-        }
-        let Ok(again) = attrs::encode(&read, kind, &DEFAULTS) else {
-            let held: usize = stored.iter().map(|(k, v)| k.len() + v.len()).sum();
-            // A few bytes more than there was, where numbers were written shorter than we do.
-            assert!(held + 200 > binding::MAX_METADATA, "{stored:?}");
-            return;
-        };
-        let (kind_again, read_again) = attrs::decode(&again);
-        assert_eq!(kind_again, kind);
-        assert_eq!(seen(kind, &read_again), seen(kind, &read), "{stored:?}");
+        says_the_same(&stored, size, md5.as_ref().map(value));
     });
+}
+
+fn says_the_same(stored: &Metadata, size: u64, md5: Option<String>) {
+    let properties = version(stored.clone(), size, md5);
+    binding::believed(&properties);
+    let (kind, _) = attrs::of(&properties);
+    assert_eq!(kind, attrs::kind_of(&properties));
+    let (kind_too, read) = attrs::decode(stored);
+    assert_eq!(kind, kind_too);
+    for time in [read.mtime, read.ctime, read.atime].into_iter().flatten() {
+        let (seconds, nanos) = attrs::seconds(time);
+        assert_eq!(attrs::from_seconds(seconds, nanos), Some(time));
+    }
+    let Ok(again) = attrs::encode(&read, kind, &DEFAULTS) else {
+        let held: usize = stored.iter().map(|(k, v)| k.len() + v.len()).sum();
+        // A few bytes more than there was, where numbers were written shorter than we do.
+        assert!(held + 200 > binding::MAX_METADATA, "{stored:?}");
+        return;
+    };
+    let (kind_again, read_again) = attrs::decode(&again);
+    assert_eq!(kind_again, kind);
+    assert_eq!(seen(kind, &read_again), seen(kind, &read), "{stored:?}");
+}
+
+/// One key and its value a line; `length` and `md5` are the blob's own.
+#[test]
+fn kept_metadata() {
+    let words: Vec<&str> = KEYS.iter().chain(VALUES).copied().collect();
+    fuzzing::bytes(
+        concat!(env!("CARGO_MANIFEST_DIR"), "/corpus/metadata"),
+        &words,
+        |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let mut stored: Metadata = text
+                .lines()
+                .filter_map(|line| line.split_once(": "))
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect();
+            let length = stored.remove("length").and_then(|length| length.parse().ok());
+            let md5 = stored.remove("md5");
+            says_the_same(&stored, length.unwrap_or(4), md5);
+        },
+    );
 }

@@ -235,6 +235,57 @@ fn requests_to_stage() {
     });
 }
 
+/// `attribute`, `secret`, `option`, `group`, `mode` or `block`, and what is said of it, a line.
+fn written(text: &str) -> NodeStageVolumeRequest {
+    let mut request = NodeStageVolumeRequest::default();
+    let (mut volume, mut mode, mut block) = (MountVolume::default(), 1, false);
+    for line in text.lines() {
+        let (what, rest) = line.split_once(' ').unwrap_or((line, ""));
+        let pair = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+        match what {
+            "attribute" => request.volume_context.extend(rest.split_once('=').map(pair)),
+            "secret" => request.secrets.extend(rest.split_once('=').map(pair)),
+            "option" => volume.mount_flags.push(rest.to_owned()),
+            "group" => volume.volume_mount_group = rest.to_owned(),
+            "mode" => mode = rest.parse().unwrap_or_default(),
+            "block" => block = true,
+            _ => {}
+        }
+    }
+    let access_type = match block {
+        true => AccessType::Block(BlockVolume {}),
+        false => AccessType::Mount(volume),
+    };
+    request.volume_capability = Some(VolumeCapability {
+        access_type: Some(access_type),
+        access_mode: Some(AccessMode { mode }),
+    });
+    request
+}
+
+#[test]
+fn kept_requests_to_stage() {
+    let kinds = ["\nattribute ", "\nsecret ", "\noption ", "\ngroup ", "\nmode "];
+    let keys = KEYS.iter().map(|key| key.name).chain(secret_names());
+    let words = keys.chain(every_option()).chain(VALUES.iter().copied());
+    let words: Vec<&str> = words.chain(kinds).collect();
+    fuzzing::bytes(
+        concat!(env!("CARGO_MANIFEST_DIR"), "/corpus/requests_to_stage"),
+        &words,
+        |bytes| {
+            let request = written(&String::from_utf8_lossy(bytes));
+            staged(&request);
+            // As it comes over the socket, and with what is left of a message that was cut.
+            let encoded = request.encode_to_vec();
+            let decoded = NodeStageVolumeRequest::decode(encoded.as_slice()).unwrap();
+            assert_eq!(decoded, request);
+            if let Ok(cut) = NodeStageVolumeRequest::decode(&encoded[..encoded.len() / 2]) {
+                staged(&cut);
+            }
+        },
+    );
+}
+
 /// What no client of ours has encoded.
 #[test]
 fn bytes_of_requests_to_stage() {

@@ -30,19 +30,26 @@ const CLASS: &[&str] = &[
 type Create = (String, [Setting; 4], u8, (i64, i64));
 
 fn created((name, settings, few, (required_bytes, limit_bytes)): &Create) -> Option<()> {
-    // As the provisioner names volumes.
-    if name.is_empty() || name.contains('$') {
-        return None;
-    }
     let range = CapacityRange {
         required_bytes: *required_bytes,
         limit_bytes: *limit_bytes,
     };
+    let few = usize::from(*few) % (settings.len() + 1);
+    planned(
+        name,
+        settings.iter().take(few).map(|pair| setting(pair, CLASS)),
+        range,
+    )
+}
+
+fn planned(name: &str, settings: impl Iterator<Item = (String, String)>, range: CapacityRange) -> Option<()> {
+    // As the provisioner names volumes.
+    if name.is_empty() || name.contains('$') {
+        return None;
+    }
     if let Some(bytes) = told(capacity(Some(&range))) {
         assert!(bytes >= 0 && (range.limit_bytes == 0 || bytes <= range.limit_bytes));
     }
-    let few = usize::from(*few) % (settings.len() + 1);
-    let settings = settings.iter().take(few).map(|pair| setting(pair, CLASS));
     let account = ("storageAccount".to_owned(), "account".to_owned());
     let mut parameters: HashMap<_, _> = HashMap::from([account]);
     parameters.extend(settings);
@@ -54,7 +61,7 @@ fn created((name, settings, few, (required_bytes, limit_bytes)): &Create) -> Opt
         return None;
     }
     let mut attributes = told(Attributes::parse(&parameters, Scope::Class))?;
-    attributes.claim.volume.get_or_insert_with(|| name.clone());
+    attributes.claim.volume.get_or_insert_with(|| name.to_owned());
     let place = told(Place::plan(name, &attributes))?;
     let account = told(Account::resolve(&attributes, &Secrets::default()))?;
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -95,6 +102,33 @@ fn requests_to_create() {
     fuzzing::each(|create: &Create| {
         created(create);
     });
+}
+
+/// The volume's name, `parameter` and its value, or `required` and `limit` bytes, a line.
+#[test]
+fn kept_requests_to_create() {
+    let kinds = ["\nparameter ", "\nrequired ", "\nlimit "];
+    let words: Vec<&str> = CLASS.iter().copied().chain(kinds).collect();
+    fuzzing::bytes(
+        concat!(env!("CARGO_MANIFEST_DIR"), "/corpus/requests_to_create"),
+        &words,
+        |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let (mut range, mut settings) = (CapacityRange::default(), Vec::new());
+            for line in text.lines().skip(1) {
+                let (what, rest) = line.split_once(' ').unwrap_or((line, ""));
+                match what {
+                    "required" => range.required_bytes = rest.parse().unwrap_or_default(),
+                    "limit" => range.limit_bytes = rest.parse().unwrap_or_default(),
+                    _ => settings.extend(rest.split_once('=')),
+                }
+            }
+            let settings = settings
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value.to_owned()));
+            planned(text.lines().next().unwrap_or_default(), settings, range);
+        },
+    );
 }
 
 /// Ids of others' volumes are anything; one that parses is stable.
