@@ -28,6 +28,11 @@ use bytes::Bytes;
 use self::blocks::{Block, FreeBlocks, MAX_ORDER, Residency};
 use self::mapping::Mapping;
 pub use self::mapping::PAGE;
+use crate::seldom::Seldom;
+
+/// Lines of a machine that is short of memory: each request would write them.
+static SHORT: Seldom = Seldom::new();
+static UNRETURNED: Seldom = Seldom::new();
 
 /// The largest buffer in bytes: what the three buffers of one request may take together (8192 pages).
 pub const MAX_BUFFER: usize = PAGE << MAX_ORDER;
@@ -133,7 +138,10 @@ impl Arena {
                     }
                     // The memory stays ours and usable; only the saving is lost.
                     Err(error) => {
-                        tracing::warn!(%error, bytes = go.len() * PAGE, "could not return idle memory")
+                        if let Some(times) = UNRETURNED.said() {
+                            let bytes = go.len() * PAGE;
+                            tracing::warn!(%error, bytes, times, "could not return idle memory");
+                        }
                     }
                 }
             }
@@ -229,7 +237,9 @@ impl Buffer {
         if len > self.len
             && let Err(error) = self.populate(len)
         {
-            tracing::warn!(%error, len, "no memory to lengthen a buffer");
+            if let Some(times) = SHORT.said() {
+                tracing::warn!(%error, len, times, "no memory to lengthen a buffer");
+            }
             return;
         }
         self.len = len;

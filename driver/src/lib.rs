@@ -7,4 +7,5 @@ pub mod buffer;
 pub mod channel;
 pub mod framing;
 pub mod loader;
+pub mod seldom;
 pub mod uapi;

@@ -3,17 +3,52 @@
 
 use std::cell::RefCell;
 use std::error::Error;
+use std::fmt;
 use std::future::Future;
 
 tokio::task_local! {
     static SCOPE: Scope;
 }
 
+/// Why an operation fails.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cause {
+    text: String,
+    /// Somebody should know of it whatever number programs get: the number is one of every day, or says
+    /// little.
+    pub(crate) is_news: bool,
+}
+
+impl Cause {
+    /// One that the log has whatever the number is.
+    pub(crate) fn news(text: String) -> Self {
+        Self { text, is_news: true }
+    }
+}
+
+impl From<String> for Cause {
+    fn from(text: String) -> Self {
+        Self { text, is_news: false }
+    }
+}
+
+impl From<&str> for Cause {
+    fn from(text: &str) -> Self {
+        text.to_owned().into()
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 /// One operation of a volume.
 #[derive(Debug)]
 struct Scope {
     volume: usize,
-    cause: RefCell<Option<String>>,
+    cause: RefCell<Option<Cause>>,
 }
 
 impl Scope {
@@ -26,7 +61,7 @@ impl Scope {
 }
 
 /// Runs an operation of a volume; what it gives, and the cause that was noted last.
-pub(crate) async fn of<F: Future>(volume: usize, operation: F) -> (F::Output, Option<String>) {
+pub(crate) async fn of<F: Future>(volume: usize, operation: F) -> (F::Output, Option<Cause>) {
     SCOPE
         .scope(Scope::new(volume), async {
             let output = operation.await;
@@ -36,7 +71,7 @@ pub(crate) async fn of<F: Future>(volume: usize, operation: F) -> (F::Output, Op
 }
 
 /// The same for what needs no waiting.
-pub(crate) fn of_now<T>(volume: usize, operation: impl FnOnce() -> T) -> (T, Option<String>) {
+pub(crate) fn of_now<T>(volume: usize, operation: impl FnOnce() -> T) -> (T, Option<Cause>) {
     SCOPE.sync_scope(Scope::new(volume), || {
         let output = operation();
         (output, SCOPE.with(|scope| scope.cause.take()))
@@ -44,9 +79,9 @@ pub(crate) fn of_now<T>(volume: usize, operation: impl FnOnce() -> T) -> (T, Opt
 }
 
 /// Notes why the operation that runs here fails. False when none does: then nobody else will say it.
-pub(crate) fn note(cause: impl FnOnce() -> String) -> bool {
+pub(crate) fn note<C: Into<Cause>>(cause: impl FnOnce() -> C) -> bool {
     SCOPE
-        .try_with(|scope| *scope.cause.borrow_mut() = Some(cause()))
+        .try_with(|scope| *scope.cause.borrow_mut() = Some(cause().into()))
         .is_ok()
 }
 
@@ -101,15 +136,15 @@ mod tests {
 
     #[tokio::test]
     async fn the_last_cause_of_an_operation_is_its_own() {
-        let say = |text: &'static str| note(|| text.to_owned());
+        let say = |text: &'static str| note(|| text);
         let inner = async {
             say("first");
             tokio::task::yield_now().await;
             (say("second"), volume())
         };
         let ((noted, volume_of_it), cause) = of(7, inner).await;
-        assert_eq!((noted, volume_of_it, cause.as_deref()), (true, 7, Some("second")));
-        assert_eq!(of_now(8, || say("now")), (true, Some("now".to_owned())));
+        assert_eq!((noted, volume_of_it, cause), (true, 7, Some("second".into())));
+        assert_eq!(of_now(8, || say("now")), (true, Some("now".into())));
         assert_eq!((say("nobody"), volume()), (false, 0));
     }
 }

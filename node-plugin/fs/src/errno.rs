@@ -20,7 +20,7 @@
 use std::fmt;
 
 use crate::caller::GivenUp;
-use crate::cause;
+use crate::cause::{self, Cause};
 use crate::content::FileError;
 use crate::log_limit::{Kind, limited};
 
@@ -38,11 +38,9 @@ impl std::error::Error for Errno {}
 
 impl Errno {
     /// Something is wrong that somebody should know of: not an answer that programs live with every day.
+    /// (`ENXIO` is what lseek(2) says past the last data; a container that is gone is noted as news.)
     pub(crate) fn is_trouble(self) -> bool {
-        matches!(
-            self.0,
-            libc::EIO | libc::EACCES | libc::ENXIO | libc::ENOSPC | libc::ESTALE
-        )
+        matches!(self.0, libc::EIO | libc::EACCES | libc::ENOSPC | libc::ESTALE)
     }
 }
 
@@ -55,9 +53,26 @@ impl From<Errno> for std::io::Error {
 /// Result of a file system operation.
 pub type Result<T, E = Errno> = std::result::Result<T, E>;
 
+/// Why something is `ESTALE` that was looked up just before: the kernel looks again.
+pub(crate) const NAME_GONE: &str = "its name is gone since it was looked up";
+/// Why something is `EIO` that was made just before.
+pub(crate) const NOT_MADE: &str = "what was made is gone already";
+
 /// An `Err` with an error number of libc.
 pub(crate) fn fail<T>(errno: i32) -> Result<T> {
     Err(Errno(errno))
+}
+
+/// The same with a reason that is noted for the log's line on the operation: of a number that the log warns
+/// of, no error of the service tells it.
+pub(crate) fn fail_because<T>(errno: i32, why: &str) -> Result<T> {
+    Err(because(errno, why))
+}
+
+/// The number alone of [`fail_because`].
+pub(crate) fn because(errno: i32, why: &str) -> Errno {
+    cause::note(|| why);
+    Errno(errno)
 }
 
 /// Nobody says anything, or says that it cannot now: whoever is asked next will not either.
@@ -130,27 +145,35 @@ impl From<blob_client::Error> for Errno {
 /// too little.
 fn report(error: &blob_client::Error) -> Errno {
     let errno = Errno::from(error);
-    if !errno.is_trouble() {
-        let (volume, kind) = (cause::volume(), Kind("owner", errno.0));
-        if is_for_the_owner(error) {
-            limited!(warn, volume, kind => "a blob cannot be used as it is", %error, errno = errno.0);
-        } else {
-            tracing::debug!(%error, errno = errno.0, "the blob service refused an operation");
-        }
-    } else if !cause::note(|| cause::chain(error)) {
-        let error = cause::chain(error);
+    let is_news = is_news(error);
+    if !errno.is_trouble() && !is_news {
+        tracing::debug!(%error, errno = errno.0, "the blob service refused an operation");
+        return errno;
+    }
+    let said = cause::chain(error);
+    let noted = cause::note(|| match is_news {
+        true => Cause::news(said.clone()),
+        false => Cause::from(said.clone()),
+    });
+    if !noted {
+        let error = said;
         let (volume, kind) = (cause::volume(), Kind("service", errno.0));
         limited!(warn, volume, kind => "the blob service failed an operation", error, errno = errno.0);
     }
     errno
 }
 
-/// What only the blob's owner can change, and programs are told with a number that says little.
-fn is_for_the_owner(error: &blob_client::Error) -> bool {
+/// What programs are told with a number that they get every day, or that says little: what only the blob's
+/// owner can change, and a container that is gone.
+fn is_news(error: &blob_client::Error) -> bool {
     use blob_client::Error as E;
     matches!(
         error,
-        E::Archived { .. } | E::CustomerKey { .. } | E::EncryptionScope { .. } | E::SnapshotsPresent { .. }
+        E::Archived { .. }
+            | E::CustomerKey { .. }
+            | E::EncryptionScope { .. }
+            | E::SnapshotsPresent { .. }
+            | E::ContainerNotFound { .. }
     )
 }
 
@@ -164,19 +187,14 @@ impl From<GivenUp> for Errno {
 impl From<FileError> for Errno {
     fn from(error: FileError) -> Self {
         match error {
-            FileError::Stale => {
-                cause::note(|| {
-                    "the blob was changed or deleted by somebody else since it was opened".to_owned()
-                });
-                Self(libc::ESTALE)
-            }
+            FileError::Stale => because(
+                libc::ESTALE,
+                "the blob was changed or deleted by somebody else since it was opened",
+            ),
             FileError::Unwritable(_) => Self(libc::EPERM),
             FileError::TooLarge => Self(libc::EFBIG),
-            FileError::NoSpace => Self(libc::ENOSPC),
-            FileError::NoRoom => {
-                cause::note(|| FileError::NoRoom.to_string());
-                Self(libc::EIO)
-            }
+            FileError::NoSpace => because(libc::ENOSPC, &error.to_string()),
+            FileError::NoRoom => because(libc::EIO, &error.to_string()),
             FileError::GivenUp(error) => error.into(),
             FileError::Client(error) => match report(&error) {
                 // An open file whose blob is gone is not a missing name.

@@ -1,8 +1,8 @@
 //! Log lines that programs on a volume can provoke: the first few of a kind, then one a minute that says how
 //! many were left out.
 
-use std::collections::HashMap;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Lines of a kind and volume before the rest is left out.
@@ -75,15 +75,42 @@ pub(crate) fn allow(kind: impl Into<Kind>, volume: usize) -> Option<Allowed> {
     LIMIT.allow(kind.into(), volume, Instant::now())
 }
 
-/// `limited!(warn, volume, "message", fields of tracing)`: a line of the log, unless there were too many with
-/// this message; with `kind => "message"`, unless there were too many of this kind.
+/// What volumes are called, by the number of their share.
+static NAMES: Mutex<BTreeMap<usize, Arc<str>>> = Mutex::new(BTreeMap::new());
+
+/// What a volume is called in its lines from now on.
+pub(crate) fn name_volume(volume: usize, name: &str) {
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    names.insert(volume, name.into());
+}
+
+/// The volume is gone.
+pub(crate) fn forget_volume(volume: usize) {
+    NAMES
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .remove(&volume);
+}
+
+/// What a volume is called; `None` for what belongs to none.
+pub(crate) fn name_of(volume: usize) -> Option<Arc<str>> {
+    let names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    names.get(&volume).map(Arc::clone)
+}
+
+/// `limited!(warn, volume, "message", fields of tracing)`: a line of the log that says which volume it is of,
+/// unless there were too many with this message; with `kind => "message"`, unless there were too many of this
+/// kind.
 macro_rules! limited {
     ($level:ident, $volume:expr, $message:literal $(, $($field:tt)*)?) => {
         $crate::log_limit::limited!($level, $volume, $message => $message $(, $($field)*)?)
     };
     ($level:ident, $volume:expr, $kind:expr => $message:literal $(, $($field:tt)*)?) => {
         if let Some(allowed) = $crate::log_limit::allow($kind, $volume) {
-            tracing::$level!(message = $message, left_out = allowed.left_out $(, $($field)*)?);
+            tracing::$level!(
+                message = $message, volume = $crate::log_limit::name_of($volume).as_deref(),
+                left_out = allowed.left_out $(, $($field)*)?
+            );
         }
     };
 }

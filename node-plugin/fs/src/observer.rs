@@ -33,11 +33,16 @@ pub enum Operation {
     Fallocate,
     Lseek,
     CopyFileRange,
+    Link,
+    Releasedir,
+    Fsyncdir,
+    Statfs,
+    Ioctl,
 }
 
 impl Operation {
     /// All kinds, each at the index `kind as usize`.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 32] = [
         Self::Lookup,
         Self::Getattr,
         Self::Setattr,
@@ -65,6 +70,11 @@ impl Operation {
         Self::Fallocate,
         Self::Lseek,
         Self::CopyFileRange,
+        Self::Link,
+        Self::Releasedir,
+        Self::Fsyncdir,
+        Self::Statfs,
+        Self::Ioctl,
     ];
 
     /// Its name in logs and metrics.
@@ -97,6 +107,11 @@ impl Operation {
             Self::Fallocate => "fallocate",
             Self::Lseek => "lseek",
             Self::CopyFileRange => "copy_file_range",
+            Self::Link => "link",
+            Self::Releasedir => "releasedir",
+            Self::Fsyncdir => "fsyncdir",
+            Self::Statfs => "statfs",
+            Self::Ioctl => "ioctl",
         }
     }
 }
@@ -110,7 +125,7 @@ pub struct Ended {
     pub errno: i32,
     /// From its arrival in this process to its answer.
     pub took: Duration,
-    /// Answered out of memory, by the thread that read it; otherwise by a task.
+    /// Answered out of memory, by the thread that read it; otherwise something was waited for.
     pub inline: bool,
     /// Bytes that a read gave or a write took.
     pub bytes: u64,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, Method};
 use tokio::time::Instant;
+use vsc_driver::seldom::Seldom;
 
 use super::call::{Call, ReadBy};
 use super::keeping::refuse_customer_key;
@@ -16,6 +17,10 @@ use crate::error::{Error, Result};
 use crate::secret::Secret;
 use crate::stored::StoredHeaders;
 use crate::types::{BlockId, Condition, ETag, Metadata, StageOptions, Written};
+
+/// Lines that each failed copy would write.
+static LEFT: Seldom = Seldom::new();
+static UNABORTED: Seldom = Seldom::new();
 
 const FIRST_POLL: Duration = Duration::from_millis(50);
 const LONGEST_POLL: Duration = Duration::from_secs(2);
@@ -191,9 +196,11 @@ impl Container {
             return;
         };
         let condition = Condition::matches(&seen.etag);
-        if let Err(error) = Box::pin(self.delete(target, &condition)).await {
+        if let Err(error) = Box::pin(self.delete(target, &condition)).await
+            && let Some(times) = LEFT.said()
+        {
             tracing::warn!(
-                container = %self.name, target, %error,
+                container = %self.name, target, %error, times,
                 "a copy that failed has left an empty blob"
             );
         }
@@ -210,9 +217,11 @@ impl Container {
             Ok(call) => self.execute(call).await.map(|_| ()).map_err(Error::from),
             Err(error) => Err(error),
         };
-        if let Err(error) = outcome {
+        if let Err(error) = outcome
+            && let Some(times) = UNABORTED.said()
+        {
             tracing::warn!(
-                container = %self.name, %copy_id, %error,
+                container = %self.name, target, %copy_id, %error, times,
                 "a copy without progress could not be aborted"
             );
         }

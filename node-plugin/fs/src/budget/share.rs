@@ -8,6 +8,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::ledger::{Budget, DIRTY_SHARE};
 use super::own::Own;
 use super::right::Rights;
+use crate::log_limit;
 
 /// One volume's part of what dirty data may take. A volume whose service does not answer fills up to a limit
 /// of its own, and the others go on.
@@ -32,6 +33,11 @@ impl Share {
         self.own.dirty.load(std::sync::atomic::Ordering::Relaxed)
     }
 
+    /// What the log calls the volume.
+    pub(crate) fn is_of(self: &Arc<Self>, volume: &str) {
+        log_limit::name_volume(self.id(), volume);
+    }
+
     /// Tells volumes apart.
     pub(crate) fn id(self: &Arc<Self>) -> usize {
         Arc::as_ptr(self) as usize
@@ -40,6 +46,7 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
+        log_limit::forget_volume(std::ptr::from_ref(self) as usize);
         // Every permit of dirty data keeps its share: there is none left.
         let mut inner = self.budget.lock();
         inner.volumes = inner.volumes.saturating_sub(1);

@@ -148,6 +148,7 @@ impl Core {
                     warn,
                     self.env.share.id(),
                     "memory is short and the data of a deleted file cannot be sent",
+                    blob = state.blob,
                     %error
                 );
             }

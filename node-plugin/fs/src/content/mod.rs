@@ -138,6 +138,11 @@ impl File {
         self.core.lock().told.as_deref().cloned()
     }
 
+    /// What it is called in the container, or was when it lost its name: for the log.
+    pub(crate) fn blob(&self) -> String {
+        self.core.lock().blob.clone()
+    }
+
     /// Size and digest of the committed base; `None` before the first commit.
     pub(crate) fn committed(&self) -> Option<(u64, binding::Digest)> {
         let state = self.core.lock();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::silence::Locked;
+use crate::cause::Cause;
 use crate::content::ReadData;
 use crate::errno::{Errno, Result};
 use crate::log_limit::{Kind, limited};
@@ -14,14 +15,14 @@ use crate::observer::{Ended, Operation};
 use crate::tree::{Entry, Listed, NodeId, Opened, Stat, Tree};
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Call<'a> {
     operation: Operation,
     node: NodeId,
     /// In the directory `node`.
     name: Option<Cow<'a, OsStr>>,
-    /// The directory that it leads to, of a rename.
-    to: Option<NodeId>,
+    /// The directory that it leads to, of a rename, and the name there.
+    to: Option<(NodeId, Cow<'a, OsStr>)>,
     /// The kernel writes its pages back: no program is at work.
     of_pages: bool,
     /// Of data that came with it.
@@ -52,9 +53,9 @@ impl<'a> Call<'a> {
     }
 
     /// To another directory, or within the same.
-    pub(super) fn to(self, directory: NodeId) -> Self {
+    pub(super) fn to(self, directory: NodeId, name: &'a OsStr) -> Self {
         Self {
-            to: Some(directory),
+            to: Some((directory, Cow::Borrowed(name))),
             ..self
         }
     }
@@ -78,7 +79,7 @@ impl<'a> Call<'a> {
             operation: self.operation,
             node: self.node,
             name: self.name.map(|name| Cow::Owned(name.into_owned())),
-            to: self.to,
+            to: self.to.map(|(to, name)| (to, Cow::Owned(name.into_owned()))),
             of_pages: self.of_pages,
             bytes: self.bytes,
             began: self.began,
@@ -95,14 +96,6 @@ impl<'a> Call<'a> {
         )
     }
 
-    pub(super) fn node(&self) -> NodeId {
-        self.node
-    }
-
-    pub(super) fn operation(&self) -> Operation {
-        self.operation
-    }
-
     /// What nobody else can work on in the kernel until this is answered.
     pub(super) fn locks(&self) -> Vec<Locked> {
         use Operation as O;
@@ -110,8 +103,8 @@ impl<'a> Call<'a> {
             O::Write if self.of_pages => Vec::new(),
             O::Rename => {
                 let mut locks = vec![Locked::Changes(self.node)];
-                if let Some(to) = self.to.filter(|to| *to != self.node) {
-                    locks.extend([Locked::Changes(to), Locked::Renames]);
+                if let Some((to, _)) = self.to.as_ref().filter(|(to, _)| *to != self.node) {
+                    locks.extend([Locked::Changes(*to), Locked::Renames]);
                 }
                 locks
             }
@@ -136,18 +129,17 @@ impl<'a> Call<'a> {
             | O::Flush
             | O::Release
             | O::Opendir
+            | O::Releasedir
+            | O::Fsyncdir
+            | O::Link
+            | O::Statfs
+            | O::Ioctl
             | O::Lseek => Vec::new(),
         }
     }
 
     /// It is about to be answered like this. `cause` is what was noted of an error.
-    pub(super) fn ended<T: Outcome>(
-        &self,
-        tree: &Tree,
-        outcome: &Result<T>,
-        way: Way,
-        cause: Option<String>,
-    ) {
+    pub(super) fn ended<T: Outcome>(&self, tree: &Tree, outcome: &Result<T>, way: Way, cause: Option<Cause>) {
         let errno = outcome.as_ref().err().map_or(0, |e| e.0);
         let ended = Ended {
             operation: self.operation,
@@ -162,39 +154,42 @@ impl<'a> Call<'a> {
             observer.ended(&ended);
         }
         let (operation, node) = (self.operation.name(), self.node);
-        if errno != 0 && Errno(errno).is_trouble() {
-            let (kind, volume) = (Kind(operation, errno), &tree.config().name);
-            let (path, error) = (self.path(tree), Errno(errno));
+        if errno != 0 && (Errno(errno).is_trouble() || cause.as_ref().is_some_and(|c| c.is_news)) {
+            let (path, error) = (path_of(tree, self.node, self.name.as_deref()), Errno(errno));
+            let to = self.to.as_ref().map(|(to, name)| path_of(tree, *to, Some(name)));
+            let cause = cause.as_ref().map(tracing::field::display);
             limited!(
-                warn, tree.volume(), kind => "an operation failed",
-                volume, operation, path, errno, %error, cause
+                warn, tree.volume(), Kind(operation, errno) => "an operation failed",
+                operation, path, to, errno, %error, cause
             );
         } else {
-            let (inline, bytes, took) = (ended.inline, ended.bytes, ended.took);
+            let (bytes, took) = (ended.bytes, ended.took);
             let name = self.name.as_deref().map(tracing::field::debug);
-            tracing::trace!(operation, node, name, errno, inline, bytes, ?took, "answered");
+            tracing::trace!(operation, node, name, errno, ?way, bytes, ?took, "answered");
         }
     }
+}
 
-    /// Where in the container it works, as far as that is known.
-    fn path(&self, tree: &Tree) -> String {
-        let node = tree
-            .blob_of(self.node)
-            .unwrap_or_else(|| format!("(node {}, without a name)", self.node));
-        match self.name.as_deref().map(OsStr::to_string_lossy) {
-            Some(name) if node.is_empty() => name.into_owned(),
-            Some(name) => format!("{node}/{name}"),
-            None if node.is_empty() => "/".to_owned(),
-            None => node,
-        }
+/// Where in the container an operation works, as far as that is known.
+fn path_of(tree: &Tree, node: NodeId, name: Option<&OsStr>) -> String {
+    let path = tree
+        .blob_of(node)
+        .unwrap_or_else(|| format!("(node {node}, without a name)"));
+    match name.map(OsStr::to_string_lossy) {
+        Some(name) if path.is_empty() => name.into_owned(),
+        Some(name) => format!("{path}/{name}"),
+        None if path.is_empty() => "/".to_owned(),
+        None => path,
     }
 }
 
 /// Who answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
-    /// The thread that read the request.
+    /// The thread that read the request, at once.
     Inline,
+    /// The same, which waited for what the operation needs.
+    Held,
     /// A task.
     Task,
 }

@@ -23,9 +23,9 @@ use crate::tree::{Entry, Handle, Tree};
 
 /// Notes in a trace how an operation ended.
 fn note<T>(span: &Span, outcome: &Result<T>) {
-    if let Err(Errno(errno)) = outcome {
-        span.record("errno", errno);
-        if Errno(*errno).is_trouble() {
+    if let Err(errno) = outcome {
+        span.record("errno", errno.0);
+        if errno.is_trouble() {
             span.record("otel.status_code", "ERROR");
         }
     }
@@ -104,8 +104,8 @@ impl Adapter {
             .silence
             .is_known(&locks, patience.again(), &self.tree.clock())
         {
-            let cause = "what was asked there just before got no answer".to_owned();
-            call.ended(&self.tree, &fail::<T>(libc::EIO), Way::Inline, Some(cause));
+            let cause = Some("what was asked there just before got no answer".into());
+            call.ended(&self.tree, &fail::<T>(libc::EIO), Way::Inline, cause);
             return reply(fail(libc::EIO));
         }
         let (call, tree, silence) = (call.owned(), Arc::clone(&self.tree), self.silence.clone());
@@ -131,11 +131,11 @@ impl Adapter {
                 };
                 match outcome {
                     Ok((Ok(outcome), cause)) => answer(outcome, cause),
-                    Ok((Err(_panic), _)) => answer(fail(libc::EIO), Some("it panicked".to_owned())),
+                    Ok((Err(_panic), _)) => answer(fail(libc::EIO), Some("it panicked".into())),
                     Err(timeout) => {
                         caller.leaves();
                         let cause = format!("nothing of the volume got on for {timeout:?}");
-                        answer(fail(libc::EIO), Some(cause));
+                        answer(fail(libc::EIO), Some(cause.into()));
                         if let (Ok(Ok(late)), _) = operation.await {
                             undo(late).await;
                         }
@@ -158,10 +158,10 @@ impl Adapter {
         let operation = cause::of(self.tree.volume(), AssertUnwindSafe(operation).catch_unwind());
         let (outcome, cause) = match self.runtime.block_on(operation.instrument(span.clone())) {
             (Ok(outcome), cause) => (outcome, cause),
-            (Err(_panic), _) => (fail(libc::EIO), Some("it panicked".to_owned())),
+            (Err(_panic), _) => (fail(libc::EIO), Some("it panicked".into())),
         };
         note(&span, &outcome);
-        call.ended(&self.tree, &outcome, Way::Task, cause);
+        call.ended(&self.tree, &outcome, Way::Held, cause);
         reply(outcome);
     }
 
@@ -178,12 +178,28 @@ impl Adapter {
         outcome
     }
 
+    /// Answers what is never done with an error number.
+    pub(super) fn refuse(&self, call: &Call<'_>, errno: i32, reply: impl FnOnce(fuser::Errno)) {
+        call.ended(&self.tree, &fail::<()>(errno), Way::Inline, None);
+        reply(fuser::Errno::from_i32(errno));
+    }
+
+    /// Runs what needs no waiting and always ends well: a panic is one line of the log, and nothing else.
+    pub(super) fn always(&self, call: Call<'_>, done: impl FnOnce(&Tree)) {
+        self.guard(call, |this, call| {
+            this.now(&call, |tree| {
+                done(tree);
+                Some(Ok(()))
+            });
+        });
+    }
+
     /// A callback that does not take the loop thread down with it: on a panic, fuser answers EIO for the
     /// dropped reply.
     pub(super) fn guard<'c>(&self, call: Call<'c>, callback: impl FnOnce(&Self, Call<'c>)) {
-        let again = Call::on(call.operation(), call.node());
+        let again = call.clone();
         if catch_unwind(AssertUnwindSafe(|| callback(self, call))).is_err() {
-            let cause = Some("its callback panicked".to_owned());
+            let cause = Some("its callback panicked".into());
             again.ended(&self.tree, &fail::<()>(libc::EIO), Way::Inline, cause);
         }
     }

@@ -9,6 +9,9 @@ use blob_client::Patience;
 use tokio::sync::{Notify, oneshot};
 use vsc_driver::buffer::Arena;
 
+#[path = "dispatch_log_tests.rs"]
+mod log_lines;
+
 use super::*;
 use crate::budget::Budget;
 use crate::config::VolumeConfig;
@@ -297,7 +300,7 @@ async fn who_asks_where_there_was_silence_just_now_is_not_kept_waiting() {
     }
     // Each for itself: who only asks, and who changes.
     assert_eq!(begin.elapsed().as_secs(), 20);
-    let rename = || Call::at(Operation::Rename, folder, OsStr::new("f")).to(1);
+    let rename = || Call::at(Operation::Rename, folder, OsStr::new("f")).to(1, OsStr::new("f"));
     let never = || std::future::pending::<Result<()>>();
     assert_eq!(answered(&adapter, rename(), never()).await, Err(libc::EIO));
     assert_eq!(begin.elapsed().as_secs(), 20);

@@ -13,9 +13,12 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use super::call::Call;
 use super::dispatch::Adapter;
 use super::replies::set_time;
 use super::session::negotiate;
+use crate::log_limit::limited;
+use crate::observer::Operation;
 use crate::tree::SetAttr;
 
 impl Filesystem for Adapter {
@@ -30,7 +33,13 @@ impl Filesystem for Adapter {
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
         if catch_unwind(AssertUnwindSafe(|| self.tree.forget(ino.0, nlookup))).is_err() {
-            tracing::error!(node = ino.0, "forgetting a node panicked");
+            // No operation of a program, and not answered.
+            limited!(
+                error,
+                self.tree.volume(),
+                "forgetting a node panicked",
+                node = ino.0
+            );
         }
     }
 
@@ -116,9 +125,10 @@ impl Filesystem for Adapter {
         self.on_rename(req, (parent.0, name), (newparent.0, newname), flags, reply);
     }
 
-    fn link(&self, _req: &Request, _ino: INodeNo, _newparent: INodeNo, _newname: &OsStr, reply: ReplyEntry) {
+    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         // link(2): "The filesystem does not support the creation of hard links".
-        reply.error(fuser::Errno::EPERM);
+        let call = Call::on(Operation::Link, ino.0).to(newparent.0, newname);
+        self.refuse(&call, libc::EPERM, |errno| reply.error(errno));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -208,24 +218,26 @@ impl Filesystem for Adapter {
     }
 
     fn releasedir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
-        if catch_unwind(AssertUnwindSafe(|| self.tree.releasedir(fh.0))).is_err() {
-            tracing::error!(node = ino.0, "closing a directory panicked");
-        }
+        self.always(Call::on(Operation::Releasedir, ino.0), |tree| {
+            tree.releasedir(fh.0)
+        });
         reply.ok();
     }
 
-    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         // Names are in the service when the call that made them returns; those of files come with the file's
         // own fsync or close.
+        self.always(Call::on(Operation::Fsyncdir, ino.0), |_| ());
         reply.ok();
     }
 
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
         // A container has no size. A pebibyte, all of it free, in blocks of such a size that their number
         // fits into 32 bits: that is what the fields of programs of 32 bits have.
         const BLOCK: u32 = 1 << 20;
         const BLOCKS: u64 = (1 << 50) / BLOCK as u64;
         const FILES: u64 = 1 << 30;
+        self.always(Call::on(Operation::Statfs, ino.0), |_| ());
         reply.statfs(BLOCKS, BLOCKS, BLOCKS, FILES, FILES, BLOCK, 255, BLOCK);
     }
 
@@ -303,7 +315,7 @@ impl Filesystem for Adapter {
     fn ioctl(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         _fh: FileHandle,
         _flags: IoctlFlags,
         _cmd: u32,
@@ -311,7 +323,8 @@ impl Filesystem for Adapter {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        reply.error(fuser::Errno::ENOTTY);
+        let call = Call::on(Operation::Ioctl, ino.0);
+        self.refuse(&call, libc::ENOTTY, |errno| reply.error(errno));
     }
 
     fn poll(

@@ -33,7 +33,7 @@ use blob_client::{Metadata, Properties};
 
 use crate::content::binding::{self, CLAIM, CTIME, Digest, MAX_METADATA, MTIME, TIMES_OF};
 use crate::content::merge;
-use crate::errno::{Result, fail};
+use crate::errno::{Result, fail_because};
 
 /// Directory marker.
 pub(crate) const IS_FOLDER: &str = "hdi_isfolder";
@@ -301,7 +301,10 @@ pub(crate) fn encode(attrs: &Attrs, kind: Kind, defaults: &Defaults) -> Result<M
     }
     let size: usize = metadata.iter().map(|(k, v)| k.len() + v.len()).sum();
     if size > MAX_METADATA {
-        return fail(libc::ENOSPC);
+        return fail_because(
+            libc::ENOSPC,
+            "attributes and others' metadata are more than the 8 KiB a blob has for them",
+        );
     }
     // Nobody asks for this one: where there is no room for it, `Last-Modified` has to do.
     let ctime = attrs.ctime.map(format_time);
@@ -375,7 +378,10 @@ fn format_xattrs(xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<String> {
     let mut bytes = Vec::new();
     for (name, value) in xattrs {
         let (Ok(name_len), Ok(value_len)) = (u8::try_from(name.len()), u16::try_from(value.len())) else {
-            return fail(libc::ENOSPC);
+            return fail_because(
+                libc::ENOSPC,
+                "an extended attribute has a longer name or value than can be stored",
+            );
         };
         bytes.push(name_len);
         bytes.extend_from_slice(name);

@@ -14,7 +14,7 @@ use super::lookup::Entry;
 use super::names;
 use super::node::{Marker, NodeId, State};
 use crate::content::binding::Digest;
-use crate::errno::{Errno, Result, fail};
+use crate::errno::{Errno, NAME_GONE, NOT_MADE, Result, because, fail, fail_because};
 
 /// Longest target of a symbolic link (`PATH_MAX`, with the NUL that is not stored).
 const MAX_TARGET: usize = 4095;
@@ -163,7 +163,9 @@ impl Tree {
                 drop(state);
                 drop(table);
                 self.touch(parent);
-                return self.entry(appeared.id).ok_or(Errno(libc::EIO));
+                return self
+                    .entry(appeared.id)
+                    .ok_or_else(|| because(libc::EIO, NOT_MADE));
             }
             let mut state = State::fresh(attrs, now);
             state.size = size;
@@ -178,7 +180,7 @@ impl Tree {
             table.create(parent, name, kind, state).id
         };
         self.touch(parent);
-        self.entry(id).ok_or(Errno(libc::EIO))
+        self.entry(id).ok_or_else(|| because(libc::EIO, NOT_MADE))
     }
 
     /// Target of a symbolic link, if it is known.
@@ -202,7 +204,7 @@ impl Tree {
         let _gates = self.gates(id).await?;
         let (blob, parent, name, asked) = {
             let table = self.table.lock();
-            let link = table.link(id).ok_or(Errno(libc::ESTALE))?;
+            let link = table.link(id).ok_or_else(|| because(libc::ESTALE, NAME_GONE))?;
             let blob = table.blob(id).ok_or(Errno(libc::ENOENT))?;
             (blob, link.parent, Arc::clone(&link.name), table.ask())
         };
@@ -220,7 +222,10 @@ impl Tree {
             // Somebody else made something else of it: the name leads to that from now on.
             self.learn_blob(parent, &name, &got.properties, asked);
             // Makes the kernel look again.
-            return fail(libc::ESTALE);
+            return fail_because(
+                libc::ESTALE,
+                "the name leads to something that is no link any more",
+            );
         }
         if got.properties.content_length > MAX_TARGET as u64 {
             return fail(libc::ENAMETOOLONG);

@@ -21,9 +21,10 @@ use crate::budget::Share;
 use crate::caller::Clock;
 use crate::config::VolumeConfig;
 use crate::content::Env;
-use crate::errno::{Errno, Result, fail};
+use crate::errno::{Result, because, fail};
 use crate::journal::log::Log;
 use crate::journal::record::Record;
+use crate::log_limit::limited;
 use crate::sync::Mutex;
 
 /// Called with a node whose attributes the kernel should ask for again.
@@ -118,7 +119,9 @@ impl Tree {
             charge,
         );
         let lacking = Lacking::of(config.rights);
-        let hidden = HiddenBlobs::new(Arc::clone(&env.store), env.runtime.clone(), config.prefix.clone());
+        env.share.is_of(&config.name);
+        let (store, runtime) = (Arc::clone(&env.store), env.runtime.clone());
+        let hidden = HiddenBlobs::new(store, runtime, config.prefix.clone(), env.share.id());
         let tree = Arc::new(Self {
             hidden,
             owed: Owed::default(),
@@ -280,12 +283,16 @@ impl Tree {
             node,
             fh,
         }]) {
-            tracing::error!(%error, "the journal cannot be written");
+            // Each operation that changes something would say it.
+            limited!(error, self.volume(), "the journal cannot be written", %error);
         }
     }
 
     pub(super) fn node(&self, id: NodeId) -> Result<Arc<Node>> {
-        self.table.lock().node(id).ok_or(Errno(libc::ESTALE))
+        self.table
+            .lock()
+            .node(id)
+            .ok_or_else(|| because(libc::ESTALE, "the node is not known any more"))
     }
 
     pub(super) fn writable(&self) -> Result<()> {

@@ -24,7 +24,6 @@ use tokio_util::task::TaskTracker;
 
 use super::attrs::{self, ContentOf};
 use super::names;
-use crate::cause;
 use crate::content::binding::MAX_METADATA;
 use crate::content::{Keep, Refuge, Shelter};
 use crate::log_limit::limited;
@@ -55,6 +54,8 @@ pub(crate) struct HiddenBlobs {
     runtime: tokio::runtime::Handle,
     /// The volume's directory.
     prefix: String,
+    /// What its lines of the log are counted by.
+    volume: usize,
     held: Mutex<Held>,
     /// Deletions of blobs whose files are gone.
     deleting: TaskTracker,
@@ -91,11 +92,17 @@ pub(crate) fn mark() -> Metadata {
 }
 
 impl HiddenBlobs {
-    pub(crate) fn new(store: Arc<dyn Store>, runtime: tokio::runtime::Handle, prefix: String) -> Arc<Self> {
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        runtime: tokio::runtime::Handle,
+        prefix: String,
+        volume: usize,
+    ) -> Arc<Self> {
         Arc::new(Self {
             store,
             runtime,
             prefix,
+            volume,
             held: Mutex::default(),
             deleting: TaskTracker::new(),
         })
@@ -234,7 +241,7 @@ impl HiddenBlobs {
             Err(error) => {
                 limited!(
                     error,
-                    cause::volume(),
+                    self.volume,
                     "a file was to be replaced, and could not be put back yet",
                     %error, blob = replaced.name, kept = replaced.hidden
                 );
@@ -351,7 +358,7 @@ impl HiddenBlobs {
             if self.held().leases.contains_key(&blob) {
                 limited!(
                     warn,
-                    cause::volume(),
+                    self.volume,
                     "the lease of a deleted file that is still open could not be renewed",
                     %error, blob
                 );
@@ -378,7 +385,7 @@ impl HiddenBlobs {
             Err(error) => {
                 limited!(
                     warn,
-                    cause::volume(),
+                    self.volume,
                     "a file deleted while open is still stored; a later mount deletes it",
                     %error, blob = hidden
                 );
@@ -414,11 +421,22 @@ impl HiddenBlobs {
     pub(crate) async fn collect(&self, listed: Vec<(String, Properties)>) {
         for (blob, now) in listed {
             match clear(&*self.store, &self.prefix, &blob, &now).await {
-                Ok(true) => tracing::info!(blob, "cleared what a mount that died had kept of a file"),
-                Ok(false) => {}
+                Ok(Cleared::Held) => {}
+                Ok(Cleared::Deleted) => limited!(
+                    info,
+                    self.volume,
+                    "cleared what a mount that died had kept of a file",
+                    blob
+                ),
+                Ok(Cleared::PutBack(name)) => limited!(
+                    warn,
+                    self.volume,
+                    "put back what had to be deleted for a rename that did not come about",
+                    blob = name
+                ),
                 Err(error) => {
                     limited!(
-                        warn, cause::volume(), "a deleted file that nobody holds is still stored",
+                        warn, self.volume, "a deleted file that nobody holds is still stored",
                         %error, blob
                     );
                     return;
@@ -474,24 +492,37 @@ async fn put_back(
 }
 
 /// Deletes a hidden blob of the volume below `prefix`, which was found as it is `now` and carries the mark,
-/// unless somebody holds it; puts it back first where nothing has the name that it had. True when it is gone.
-pub(crate) async fn clear(store: &dyn Store, prefix: &str, blob: &str, now: &Properties) -> Result<bool> {
+/// unless somebody holds it; puts it back first where nothing has the name that it had.
+pub(crate) async fn clear(store: &dyn Store, prefix: &str, blob: &str, now: &Properties) -> Result<Cleared> {
     let name = replaced(&now.metadata).filter(|name| name.starts_with(&names::below(prefix)));
     let cleared = match name {
-        None => store.delete(blob, &Condition::matches(&now.etag)).await,
-        Some(name) => clear_replaced(store, blob, &name, now).await,
+        None => store
+            .delete(blob, &Condition::matches(&now.etag))
+            .await
+            .map(|()| Cleared::Deleted),
+        Some(name) => clear_replaced(store, blob, name, now).await,
     };
     match cleared {
-        Ok(()) => Ok(true),
+        Ok(cleared) => Ok(cleared),
         // Held, gone, or something else by now.
         Err(Error::LeaseConflict { .. } | Error::BlobNotFound { .. } | Error::ConditionNotMet { .. }) => {
-            Ok(false)
+            Ok(Cleared::Held)
         }
         Err(error) => Err(error),
     }
 }
 
-async fn clear_replaced(store: &dyn Store, blob: &str, name: &str, now: &Properties) -> Result<()> {
+/// What became of a hidden blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Cleared {
+    /// Somebody holds it, or it is something else by now.
+    Held,
+    Deleted,
+    /// The same, after it was put back under this name.
+    PutBack(String),
+}
+
+async fn clear_replaced(store: &dyn Store, blob: &str, name: String, now: &Properties) -> Result<Cleared> {
     // Whoever holds it puts it back himself.
     let lease = store.acquire_lease(blob, LEASE).await?;
     let mut metadata = now.metadata.clone();
@@ -501,20 +532,16 @@ async fn clear_replaced(store: &dyn Store, blob: &str, name: &str, now: &Propert
         // None at all would be that of the copy.
         metadata = ContentOf::of(now).bound(attrs::times_only(now.last_modified), store.now());
     }
-    if put_back(store, blob, (name, &metadata, &now.stored))
-        .await?
-        .is_some()
-    {
-        tracing::warn!(
-            blob = name,
-            "put back what had to be deleted for a rename that did not come about"
-        );
-    }
+    let back = put_back(store, blob, (&name, &metadata, &now.stored)).await?;
     let condition = Condition {
         lease: Some(lease),
         ..Condition::matches(&now.etag)
     };
-    store.delete(blob, &condition).await
+    store.delete(blob, &condition).await?;
+    Ok(match back {
+        Some(_) => Cleared::PutBack(name),
+        None => Cleared::Deleted,
+    })
 }
 
 /// Hidden blobs for files that were in memory when they were deleted, and grew.
@@ -558,40 +585,5 @@ impl Drop for Guard {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::fake::{FakeStore, Op};
-
-    /// Where each request takes seconds, all leases are renewed in time all the same.
-    #[tokio::test(start_paused = true)]
-    async fn many_leases_are_renewed_side_by_side() {
-        let store = Arc::new(FakeStore::new());
-        let runtime = tokio::runtime::Handle::current();
-        let hidden = HiddenBlobs::new(store.clone(), runtime, String::new());
-        for _ in 0..40 {
-            hidden.reserve().await.unwrap();
-        }
-        store.set_delay(Duration::from_secs(5));
-        tokio::time::sleep(RENEW + RENEWAL).await;
-        assert_eq!(store.counters().of(Op::RenewLease), 40);
-        // And again, before they would end.
-        tokio::time::sleep(RENEW + RENEWAL).await;
-        assert_eq!(store.counters().of(Op::RenewLease), 80);
-    }
-
-    /// The time that a round takes is no pause: the next one begins when it would have without.
-    #[tokio::test(start_paused = true)]
-    async fn a_round_that_takes_long_puts_the_next_one_off_no_further() {
-        let store = Arc::new(FakeStore::new());
-        let runtime = tokio::runtime::Handle::current();
-        let hidden = HiddenBlobs::new(store.clone(), runtime, String::new());
-        let many = 4 * RENEWED_AT_ONCE as u64 + 1;
-        for _ in 0..many {
-            hidden.reserve().await.unwrap();
-        }
-        store.set_delay(RENEWAL - Duration::from_secs(1));
-        // The first of them was renewed at once, and is again before its lease would end.
-        tokio::time::sleep(RENEW + Duration::from_secs(LEASE.into())).await;
-        assert!(store.counters().of(Op::RenewLease) > many);
-    }
-}
+#[path = "hidden_tests.rs"]
+mod tests;

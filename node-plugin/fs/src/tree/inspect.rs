@@ -6,7 +6,7 @@ use std::fmt;
 use blob_client::{Condition, ETag, Error, ListItem, ListOptions, Metadata, Properties, Result};
 
 use super::attrs::{self, Kind, kind_of};
-use super::hidden;
+use super::hidden::{self, Cleared};
 use super::names;
 use crate::store::Store;
 
@@ -258,7 +258,16 @@ async fn each(store: &dyn Store, prefix: &str, mut see: impl FnMut(&str, &Proper
 pub(crate) async fn clear(store: &dyn Store, prefix: &str, finding: &Finding) -> Result<bool> {
     let cleared = match finding {
         Finding::Replaced { blob, .. } => match store.head(blob, &Condition::none()).await {
-            Ok(now) => return hidden::clear(store, prefix, blob, &now).await,
+            Ok(now) => {
+                let cleared = hidden::clear(store, prefix, blob, &now).await?;
+                if let Cleared::PutBack(blob) = &cleared {
+                    tracing::warn!(
+                        blob,
+                        "put back what had to be deleted for a rename that did not come about"
+                    );
+                }
+                return Ok(cleared != Cleared::Held);
+            }
             Err(error) => Err(error),
         },
         Finding::Deleted { blob, etag } => store.delete(blob, &Condition::matches(etag)).await,

@@ -12,7 +12,7 @@ use super::node::{Access, Life, Node, NodeId, State};
 use super::refusal::Wants;
 use crate::caller::still_waits;
 use crate::content::{At, File, ReadData};
-use crate::errno::{Errno, Result, fail};
+use crate::errno::{Errno, Result, fail, fail_because};
 
 /// How often a size is set anew when somebody begins to write meanwhile.
 const ATTEMPTS: usize = 5;
@@ -121,7 +121,7 @@ impl Tree {
         }
         for _ in 0..ATTEMPTS {
             if node.state().life == Life::Superseded {
-                return fail(libc::ESTALE);
+                return fail_because(libc::ESTALE, "somebody else has replaced or removed the file");
             }
             // What is here and nobody writes to goes first, so that a failure of this is not one of that.
             match self.truncate_here(&node, size, kill)? {

@@ -11,7 +11,7 @@
 //!    page or on two; without its marker a directory has no attributes of its own, so that the second item
 //!    must not undo the first. A blob `f` that is no marker beside a prefix `f/` is hidden by the directory.
 //! 4. *Several readers.* Each listing has a number; a child remembers the last one that mentioned it, and one
-//!    reader's    pages must not be taken for another's: whether an item of a name came before, its own
+//!    reader's pages must not be taken for another's: whether an item of a name came before, its own
 //!    cursor says.
 //! 5. *Offsets are promises.* The kernel comes back with the offset of an entry it has had. Entries are a
 //!    snapshot that grows; what was removed meanwhile is skipped, and its offset stays used.
@@ -28,7 +28,7 @@ use super::cursor::{Cursor, Listed, PAGE_RESULTS};
 use super::names;
 use super::node::{NodeId, ROOT};
 use super::table::{Asked, Found, Known, Table};
-use crate::errno::{Errno, Result, fail};
+use crate::errno::{Errno, NAME_GONE, Result, because, fail};
 use crate::log_limit::limited;
 
 /// Entries handed over at once: about what the kernel's largest reply buffers hold.
@@ -288,7 +288,7 @@ impl Tree {
 
     fn begin(&self, id: NodeId, cursor: &mut Cursor) -> Result<()> {
         let table = self.table.lock();
-        let link = table.link(id).ok_or(Errno(libc::ESTALE))?;
+        let link = table.link(id).ok_or_else(|| because(libc::ESTALE, NAME_GONE))?;
         let parent = if link.parent == 0 { id } else { link.parent };
         for (name, id) in [(".", id), ("..", parent)] {
             cursor.entry(name.into(), id, Kind::Directory);

@@ -18,7 +18,7 @@ use super::handles::Handle;
 use super::names;
 use super::node::{Marker, Node, NodeId, ROOT, Stat};
 use super::table::{Found, Known, Table};
-use crate::errno::{Errno, Result, fail};
+use crate::errno::{Errno, NAME_GONE, Result, because, fail, fail_because};
 
 /// Entries asked for with a question about one name: siblings like `name-x` sort before `name/`, and a few of
 /// them must not cost a second request.
@@ -171,7 +171,9 @@ impl Tree {
         }
         let (parent, name) = {
             let table = self.table.lock();
-            let link = table.link(node.id).ok_or(Errno(libc::ESTALE))?;
+            let link = table
+                .link(node.id)
+                .ok_or_else(|| because(libc::ESTALE, NAME_GONE))?;
             (link.parent, Arc::clone(&link.name))
         };
         if parent == 0 {
@@ -180,7 +182,7 @@ impl Tree {
         match self.find(parent, &name).await? {
             Some(id) if id == node.id => Ok(()),
             // The name leads to another file now: the kernel looks again.
-            Some(_) => fail(libc::ESTALE),
+            Some(_) => fail_because(libc::ESTALE, "its name leads to another file now"),
             None => fail(libc::ENOENT),
         }
     }

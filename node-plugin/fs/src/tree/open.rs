@@ -25,7 +25,7 @@ use super::table::Found;
 use crate::caller::still_waits;
 use crate::config::Profile;
 use crate::content::{Base, File, Reader};
-use crate::errno::{Errno, Result, fail};
+use crate::errno::{NAME_GONE, NOT_MADE, Result, because, fail, fail_because};
 use crate::journal::NodeLog;
 use crate::journal::record::Record;
 
@@ -113,7 +113,7 @@ impl Tree {
         };
         if life == Life::Superseded && !self.table.lock().restore(id) {
             // The kernel still held the name; this makes it look again.
-            return fail(libc::ESTALE);
+            return fail_because(libc::ESTALE, "somebody else has replaced or removed the file");
         }
         let writes = writes(flags);
         let wants = match writes || truncates {
@@ -125,7 +125,10 @@ impl Tree {
             Some(opening) => (opening, true),
             None => {
                 // Gone as a name since the kernel looked it up: ESTALE makes the kernel look again.
-                let _gates = self.gates(id).await.map_err(|_| Errno(libc::ESTALE))?;
+                let _gates = self
+                    .gates(id)
+                    .await
+                    .map_err(|_| because(libc::ESTALE, NAME_GONE))?;
                 let _change = node.change.lock().await;
                 still_waits()?;
                 match self.shared(&node, take) {
@@ -182,9 +185,13 @@ impl Tree {
     ) -> Result<T> {
         let (blob, parent, name, asked) = {
             let table = self.table.lock();
-            let link = table.link(node.id).ok_or(Errno(libc::ESTALE))?;
+            let link = table
+                .link(node.id)
+                .ok_or_else(|| because(libc::ESTALE, NAME_GONE))?;
             (
-                table.blob(node.id).ok_or(Errno(libc::ESTALE))?,
+                table
+                    .blob(node.id)
+                    .ok_or_else(|| because(libc::ESTALE, NAME_GONE))?,
                 link.parent,
                 Arc::clone(&link.name),
                 table.ask(),
@@ -198,7 +205,7 @@ impl Tree {
                     prefix: false,
                 };
                 self.table.lock().learn(parent, &name, nothing, asked);
-                return fail(libc::ESTALE);
+                return fail_because(libc::ESTALE, "the blob is gone since its name was looked up");
             }
             Err(error) => return Err(error.into()),
         };
@@ -208,7 +215,10 @@ impl Tree {
         };
         if found.kind() != Some(Kind::File) {
             self.table.lock().learn(parent, &name, found, asked);
-            return fail(libc::ESTALE);
+            return fail_because(
+                libc::ESTALE,
+                "the name leads to something that is no file any more",
+            );
         }
         self.check_open(&blob, &properties, wants).await?;
         if wants == Wants::Write {
@@ -218,7 +228,10 @@ impl Tree {
         let mut table = self.table.lock();
         if node.state().superseded_by(&properties.etag) {
             table.learn(parent, &name, found, asked);
-            return fail(libc::ESTALE);
+            return fail_because(
+                libc::ESTALE,
+                "the blob has a newer version than the one that is open",
+            );
         }
         table.confirm(parent, &name, asked.at);
         drop(table);
@@ -300,7 +313,11 @@ impl Tree {
         let name = self.name_in(parent, name)?;
         // While the directory moves, a file made in it would be stored under the old name, and left behind.
         let gates = self.gates(parent).await?;
-        let directory = self.table.lock().blob(parent).ok_or(Errno(libc::ENOENT))?;
+        let directory = self
+            .table
+            .lock()
+            .blob(parent)
+            .ok_or_else(|| because(libc::ENOENT, NAME_GONE))?;
         let blob = names::join(&directory, name);
         names::check_blob(&blob)?;
         self.lacking.may_create(&*self.env.store, &blob).await?;
@@ -326,7 +343,7 @@ impl Tree {
                     drop(table);
                     let opened = self.register(opening, flags, false);
                     self.touch(parent);
-                    let entry = self.entry(node.id).ok_or(Errno(libc::EIO))?;
+                    let entry = self.entry(node.id).ok_or_else(|| because(libc::EIO, NOT_MADE))?;
                     return Ok((entry, opened));
                 }
             }
@@ -341,7 +358,7 @@ impl Tree {
             Some(entry) => Ok((entry, opened)),
             None => {
                 let _ = self.release(opened.fh).await;
-                fail(libc::ESTALE)
+                fail_because(libc::ESTALE, NAME_GONE)
             }
         }
     }

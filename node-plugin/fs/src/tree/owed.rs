@@ -121,27 +121,30 @@ impl Tree {
 
     /// True when a commit that nobody waits for needs no other one after it.
     fn no_more_to_commit(&self, node: &Arc<Node>, committed: Result<()>) -> bool {
-        let discarded = {
+        let (discarded, unkept) = {
             let mut state = node.state();
             // What has no content any more was taken away while nobody had it open.
             let gone = committed.is_ok() && state.content.is_none();
-            if gone && state.promised && state.uncommitted() {
-                limited!(
-                    error,
-                    self.volume(),
-                    "what was written to a file that was closed is not stored: it could \
-                     not be replaced, and not be kept",
-                    node = node.id
-                );
-                self.owed.lock().lost += 1;
-            }
+            let unkept = gone && state.promised && state.uncommitted();
             if state.owes() && !gone && may_yet_succeed(&state, committed) {
                 return false;
             }
             state.retrying = false;
             // Whoever has it open is told by its own close or fsync.
-            state.handles == 0 && self.finish_close(node, &mut state, committed)
+            let discarded = state.handles == 0 && self.finish_close(node, &mut state, committed);
+            (discarded, unkept)
         };
+        if unkept {
+            limited!(
+                error,
+                self.volume(),
+                "what was written to a file that was closed is not stored: it could not be replaced, and not \
+                 be kept",
+                path = self.blob_of(node.id),
+                node = node.id
+            );
+            self.owed.lock().lost += 1;
+        }
         let mut table = self.table.lock();
         if discarded {
             table.record(Record::Discard { node: node.id });
@@ -229,6 +232,7 @@ impl Tree {
             };
             let Some(bytes) = owes else { continue };
             let blob = self.blob_of(node.id);
+            // Once, at the end, and each of them is what somebody looks for: not limited.
             tracing::error!(
                 volume = self.config().name,
                 blob,

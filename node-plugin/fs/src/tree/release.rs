@@ -14,12 +14,16 @@ use super::node::{Debt, Life, Node, State};
 use crate::caller::still_waits;
 use crate::content::File;
 use crate::content::binding::same;
-use crate::errno::{Errno, Result, fail};
+use crate::errno::{Errno, Result, fail_because};
 use crate::journal::record::Record;
 use crate::log_limit::limited;
 
 /// Closes of one handle that wait for a commit; those that follow only make one begin.
 const FLUSHES_THAT_COMMIT: u32 = 3;
+
+/// Why a commit is `ESTALE`.
+const REPLACED: &str =
+    "somebody else has replaced or removed the file: what was written has no version to go on top of";
 
 /// When that one begins.
 const SOON: Duration = Duration::from_millis(900);
@@ -29,7 +33,7 @@ const SOON: Duration = Duration::from_millis(900);
 fn nothing_to_commit(state: &State) -> Result<()> {
     let dirty = state.content.as_ref().is_some_and(|c| c.is_dirty());
     if state.hidden.is_none() && dirty {
-        fail(libc::ESTALE)
+        fail_because(libc::ESTALE, REPLACED)
     } else {
         Ok(())
     }
@@ -59,7 +63,7 @@ impl Tree {
             }
             // Somebody else was faster.
             if state.stale() && state.content.as_ref().is_some_and(|c| c.is_dirty()) {
-                return fail(libc::ESTALE);
+                return fail_because(libc::ESTALE, REPLACED);
             }
             if !state.pinned() {
                 return Ok(());
@@ -74,7 +78,7 @@ impl Tree {
                 return match state.nameless() {
                     true => nothing_to_commit(&state),
                     // A directory above has lost its name: there is no place for what was written.
-                    false if state.pinned() => fail(libc::ESTALE),
+                    false if state.pinned() => fail_because(libc::ESTALE, "a folder above has lost its name"),
                     false => Ok(()),
                 };
             }
@@ -216,7 +220,7 @@ impl Tree {
             let Ok(handle) = tree.handle(fh) else { return };
             handle.commit_soon.store(false, Ordering::Relaxed);
             if let Err(error) = tree.commit_handle(&handle).await {
-                tracing::debug!(node = handle.node.id, %error, "a commit that nobody waits for failed");
+                tracing::debug!(path = handle.file.blob(), %error, "a commit that nobody waits for failed");
                 tree.commit_later(&handle.node);
             }
         });
@@ -238,7 +242,7 @@ impl Tree {
         };
         // The node has gone on without it: what was written has no version to go on top of.
         if handle.file.is_dirty() && !own {
-            return fail(libc::ESTALE);
+            return fail_because(libc::ESTALE, REPLACED);
         }
         self.commit(&handle.node).await
     }
@@ -262,7 +266,7 @@ impl Tree {
         if kept {
             limited!(
                 warn, self.volume(), "what was written to a closed file is not stored yet, and is sent again",
-                node = node.id, error = ?committed.err()
+                path = self.blob_of(node.id), node = node.id, error = ?committed.err()
             );
             self.commit_later(&node);
         }
@@ -316,6 +320,7 @@ impl Tree {
                     self.volume(),
                     "what was written to a file that was closed is not stored: somebody \
                      else has replaced or removed it",
+                    path = state.content.as_ref().map(|content| content.blob()),
                     node = node.id
                 );
                 self.owed.lock().lost += 1;
@@ -329,7 +334,7 @@ impl Tree {
                 // close or fsync said so to whoever listened; the data has no version to go on top of.
                 limited!(
                     error, self.volume(), "uncommitted data of a closed file is discarded",
-                    node = node.id, error = ?committed.err()
+                    path = content.blob(), node = node.id, error = ?committed.err()
                 );
                 self.owed.lock().lost += 1;
                 state.content = None;

@@ -11,7 +11,7 @@ use super::core::Tree;
 use super::node::{Debt, Life, Marker, Node, NodeId, ROOT, Stat, State};
 use super::table::Found;
 use crate::caller::still_waits;
-use crate::errno::{Errno, Result, fail, no_answer};
+use crate::errno::{Errno, Result, fail, fail_because, no_answer};
 use crate::log_limit::limited;
 
 /// How often a change is repeated on top of somebody else's before giving up.
@@ -158,7 +158,7 @@ impl Tree {
     ) -> Result<()> {
         if node.state().life == Life::Superseded {
             // The name may lead to another node, which the kernel then finds.
-            return fail(libc::ESTALE);
+            return fail_because(libc::ESTALE, "somebody else has replaced or removed it");
         }
         if self.change_locally(node, change)? {
             return Ok(());
@@ -298,7 +298,10 @@ impl Tree {
                 Err(error) => return Err(error.into()),
             }
         }
-        fail(libc::ESTALE)
+        fail_because(
+            libc::ESTALE,
+            "somebody else changed the blob each time between a look at it and the change",
+        )
     }
 
     /// A file that is open here has a new version: true when its content is the same, and its attributes were
@@ -354,7 +357,7 @@ impl Tree {
             };
             // The new version becomes another node, unless somebody writes to this one.
             self.table.lock().learn(parent, &name, found, asked);
-            return fail(libc::ESTALE);
+            return fail_because(libc::ESTALE, "somebody else has put another content in its place");
         }
         let mut state = node.state();
         if state.handles > 0 && node.kind == Kind::File {
@@ -467,7 +470,10 @@ impl Tree {
         }
         match stored? {
             true => Ok(()),
-            false => fail(libc::ESTALE),
+            false => fail_because(
+                libc::ESTALE,
+                "somebody else changed the container's metadata each time",
+            ),
         }
     }
 

@@ -202,7 +202,8 @@ impl Adapter {
         if self.tree.config().read_only {
             // Answered once, it ends FLUSH for the whole connection: closing a file then never waits for a
             // dead server.
-            return reply.error(fuser::Errno::ENOSYS);
+            let call = Call::on(Operation::Flush, node);
+            return self.refuse(&call, libc::ENOSYS, |errno| reply.error(errno));
         }
         self.guard(Call::on(Operation::Flush, node), |this, call| {
             let tree = Arc::clone(&this.tree);
@@ -249,15 +250,16 @@ impl Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let call = Call::on(Operation::Lseek, node);
         let hole = match whence {
             libc::SEEK_DATA => false,
             libc::SEEK_HOLE => true,
-            _ => return reply.error(fuser::Errno::EINVAL),
+            _ => return self.refuse(&call, libc::EINVAL, |errno| reply.error(errno)),
         };
         let Ok(offset) = u64::try_from(offset) else {
-            return reply.error(fuser::Errno::ENXIO);
+            return self.refuse(&call, libc::ENXIO, |errno| reply.error(errno));
         };
-        self.guard(Call::on(Operation::Lseek, node), |this, call| {
+        self.guard(call, |this, call| {
             let tree = Arc::clone(&this.tree);
             let operation = async move { tree.lseek(fh, offset, hole).await.map(Offset) };
             this.spawn(call, operation, |outcome| {

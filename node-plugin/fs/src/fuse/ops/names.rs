@@ -131,9 +131,10 @@ impl Adapter {
         } else if flags == RenameFlags::RENAME_EXCHANGE {
             Replace::Exchange
         } else {
-            return reply.error(fuser::Errno::EINVAL);
+            let call = Call::at(Operation::Rename, parent, name).to(new_parent, new_name);
+            return self.refuse(&call, libc::EINVAL, |errno| reply.error(errno));
         };
-        let call = Call::at(Operation::Rename, parent, name).to(new_parent);
+        let call = Call::at(Operation::Rename, parent, name).to(new_parent, new_name);
         self.guard(call, |this, call| {
             let tree = Arc::clone(&this.tree);
             let (name, new_name) = (name.to_owned(), new_name.to_owned());

@@ -7,7 +7,7 @@ use blob_client::{BlobType, Condition, ETag, Error, Metadata, Properties, Writte
 
 use super::place::Moved;
 use crate::caller::undoing;
-use crate::errno::{Result, fail};
+use crate::errno::{Result, fail, fail_because};
 use crate::log_limit::limited;
 use crate::tree::attrs::{self, ContentOf, Kind, kind_of};
 use crate::tree::busy::Busy;
@@ -99,7 +99,7 @@ impl Tree {
                 Err(error) => return Err(error.into()),
             };
             if kind_of(&properties) != node.kind {
-                return fail(libc::ESTALE);
+                return fail_because(libc::ESTALE, "somebody else has put something else in its place");
             }
             let detached = match target {
                 Some(target) => Some((target, self.detach_content(target, new_blob).await?)),
