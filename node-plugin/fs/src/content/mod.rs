@@ -9,9 +9,11 @@
 //! the overlay has nothing, the base shows through; past the part of the base that is still valid, there are
 //! zeros. A commit makes the overlay part of the base.
 //!
-//! Imports run one way. Leaves: errors, tuning, layout; pure data: ids, extents, overlay, plan, streams;
-//! `state` is all of it at one instant, `core` puts a lock around that; what talks to the service (fetch,
-//! stage, commit, verify, gather, copy) is above, and [`File`] on top.
+//! Imports run one way; calls of methods need not: `Core` and `State` are whole types whose methods are in
+//! the files of what they do, and those call each other (a hold commits first, a fetch may find a commit in
+//! doubt). Suite `house` reads the `use` lines only. Leaves: errors, tuning, layout; pure data: ids, extents,
+//! overlay, plan, streams; `state` is all of it at one instant, `core` puts a lock around that; what talks to
+//! the service (fetch, stage, commit, verify, gather, copy) is above, and [`File`] on top.
 //!
 //! # Words
 //!

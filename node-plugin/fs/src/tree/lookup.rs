@@ -2,7 +2,8 @@
 //!
 //! One List with a delimiter answers whether a name is a blob, a marker, an implicit directory or nothing.
 //! When several names of one directory are asked for within the timeouts, the whole directory is listed
-//! instead, so a storm of lookups costs one request per timeout.
+//! instead, so a storm of lookups costs one request per timeout. What is subtle about listings beside changes
+//! is said at the head of `listing`.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
