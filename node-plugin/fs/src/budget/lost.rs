@@ -43,3 +43,39 @@ impl Budget {
         permit
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    #[test]
+    fn what_a_device_lost_is_the_volumes_that_sent_it() {
+        let budget = Budget::new(128 * MIB);
+        let [loser, other] = [budget.join(), budget.join()];
+        let losses = Losses::of(&loser);
+        // As much as a volume may have of writes, but for half of what it loses.
+        let much = budget.limits().0 / 4 * 3 - 8 * MIB;
+        let lost = losses.lost(16 * MIB);
+        assert_eq!(budget.usage().lost, 16 * MIB);
+        assert!(loser.try_acquire(much).is_none());
+        assert!(other.try_acquire(much).is_some());
+        drop(lost);
+        assert_eq!(budget.usage().lost, 0);
+        assert!(loser.try_acquire(much).is_some());
+    }
+
+    #[test]
+    fn what_returns_after_its_volume_has_ended_is_counted_until_then() {
+        let budget = Budget::new(128 * MIB);
+        let share = budget.join();
+        let losses = Losses::of(&share);
+        let before = losses.lost(MIB);
+        drop(share);
+        let after = losses.lost(2 * MIB);
+        assert_eq!(budget.usage().lost, 3 * MIB);
+        drop((before, after));
+        assert_eq!(budget.usage().lost, 0);
+    }
+}
