@@ -244,6 +244,10 @@ fn one_write_is_one_version() -> Result<()> {
     ] {
         let made = versions(command, name)?;
         ensure!(made == 1, "{command}: {made}");
+        // What is there is replaced by one, too.
+        foreign.put(name, &[], b"what was there before\n")?;
+        let made = versions(command, name)?;
+        ensure!(made == 1, "{command} over a file: {made}");
     }
     let made = versions(
         "for i in $(seq 200); do /bin/echo line $i; done > build.log",

@@ -73,6 +73,7 @@ impl Tree {
         let mut state = handle.node.state();
         let now = SystemTime::now();
         state.content_changed(now);
+        state.emptied = false;
         // A commit was quicker, and did not carry this time.
         if !handle.file.is_dirty() {
             state.owe_attributes();
@@ -97,8 +98,11 @@ impl Tree {
         Ok(())
     }
 
+    /// Through a handle.
     fn resized(&self, node: &Node, kill: bool) {
-        self.note_resized(node, &mut node.state(), kill);
+        let mut state = node.state();
+        state.emptied = false;
+        self.note_resized(node, &mut state, kill);
     }
 
     fn note_resized(&self, node: &Node, state: &mut State, kill: bool) {
@@ -161,6 +165,8 @@ impl Tree {
         let here = self.shared(node, |file, state| {
             let stored_by_others = state.writers > 0 || state.nameless();
             if stored_by_others && file.try_truncate(size)? {
+                // The kernel says the same of an open with O_TRUNC, after the open.
+                state.emptied = size == 0;
                 self.note_resized(node, state, kill);
                 return Ok(Here::Done);
             }

@@ -120,6 +120,8 @@ pub(crate) struct State {
     pub(crate) writers: u32,
     /// Those of them that were flushed and did not write since, see `Handle::flushed`.
     pub(crate) flushed: u32,
+    /// Cut to nothing by an open (or by its name), and neither written to nor stored since.
+    pub(crate) emptied: bool,
     /// A close said that all is well before what is here was in the service: it is not discarded because the
     /// service is away for a while.
     pub(crate) promised: bool,
@@ -187,6 +189,7 @@ impl State {
             handles: 0,
             writers: 0,
             flushed: 0,
+            emptied: false,
             promised: false,
             retrying: false,
             changes: 0,

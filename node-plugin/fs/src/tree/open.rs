@@ -147,6 +147,7 @@ impl Tree {
             let mut state = node.state();
             state.content_changed(SystemTime::now());
             state.owe_attributes();
+            state.emptied = true;
             if uid != 0 {
                 state.kill_privileges(node.kind, &self.defaults);
             }

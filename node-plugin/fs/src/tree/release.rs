@@ -111,6 +111,8 @@ impl Tree {
                 return nothing_to_commit(&state);
             }
             state.catch_up();
+            // Whatever comes of it: the next close waits.
+            state.emptied = false;
             let dirty = state
                 .content
                 .clone()
@@ -177,9 +179,9 @@ impl Tree {
 
     /// close(2) of one descriptor. Commits, so that whoever waits for it may go by its answer; but not
     ///
-    /// - a file that was made here and is still empty: the shell that makes it for a command closes a
-    ///   descriptor before the command has written anything. Unless it was made with O_EXCL: it may be a
-    ///   lock, and this close says who has it;
+    /// - a file that was made here, or emptied by its open, and is still empty: the shell that opens it for a
+    ///   command closes a descriptor before the command has written anything. Unless it was made with O_EXCL:
+    ///   it may be a lock, and this close says who has it;
     /// - from the third close of a handle on: it is inherited by one process after the other (the output of a
     ///   `make`, say), and each of them would make a version of the file. A commit follows soon.
     ///
@@ -189,8 +191,10 @@ impl Tree {
         let handle = self.handle(fh)?;
         if handle.commits {
             let closes = handle.closes.fetch_add(1, Ordering::Relaxed) + 1;
-            let still_empty =
-                !handle.exclusive && handle.file.size() == 0 && handle.node.state().uncommitted();
+            let still_empty = handle.file.size() == 0 && {
+                let state = handle.node.state();
+                state.emptied || state.uncommitted() && !handle.exclusive
+            };
             match closes {
                 _ if still_empty => promise(&handle),
                 0..FLUSHES_THAT_COMMIT => self.commit_handle(&handle).await?,

@@ -14,7 +14,7 @@ use crate::common::{Mount, eventually};
 
 /// Versions that were made so far.
 fn versions(store: &FakeStore) -> u64 {
-    store.counters().of(Op::Put) + store.counters().of(Op::Commit)
+    store.counters().of(Op::Put) + store.counters().of(Op::Commit) + store.counters().of(Op::SetMetadata)
 }
 
 /// Runs a script in the mount and waits until its files are in the service.
@@ -39,18 +39,127 @@ fn one_write_is_one_version() {
             "echo hi >/tmp/source.$$; cp /tmp/source.$$ f; rm /tmp/source.$$",
             "hi\n",
         ),
-        ("touch f", ""),
+        ("rm -f f; touch f", ""),
         (": >f", ""),
     ];
+    let olds = [None, Some(""), Some("what was there before")];
     for (script, content) in scripts {
+        for old in olds {
+            let store = store();
+            if let Some(old) = old {
+                store.foreign_put("f", old, Metadata::new());
+            }
+            let m = Mount::new(&store);
+            store.reset_counters();
+            shell(&m, script);
+            assert_eq!(fs::read_to_string(m.path("f")).unwrap(), content);
+            m.end().unwrap();
+            assert_eq!(
+                store.content("f").unwrap(),
+                content.as_bytes(),
+                "{script} over {old:?}"
+            );
+            assert_eq!(versions(&store), 1, "{script} over {old:?}");
+        }
+    }
+}
+
+/// A file of the mount itself is copied by the service.
+#[test]
+fn a_copy_onto_a_file_is_one_version() {
+    let store = store();
+    for (name, content) in [("new", "the new content"), ("f", "old")] {
+        store.foreign_put(name, content, Metadata::new());
+    }
+    let m = Mount::new(&store);
+    for command in [
+        "cp new f",
+        "cat new >f",
+        "dd if=new of=f 2>/dev/null",
+        "cp --reflink=never new f",
+    ] {
+        store.foreign_put("f", "old", Metadata::new());
+        store.reset_counters();
+        shell(&m, command);
+        eventually("the copy in the service", || {
+            store
+                .content("f")
+                .is_some_and(|content| content == "the new content")
+        });
+        assert_eq!(versions(&store), 1, "{command}");
+    }
+    m.end().unwrap();
+}
+
+/// What an open has emptied is in the service with what is written then, by fsync at once, and by the last
+/// close; one that is emptied through a descriptor by any close.
+#[test]
+fn an_emptied_file_is_sent_by_its_last_close() {
+    let store = store();
+    let m = Mount::new(&store);
+    let content = || store.content("f").unwrap();
+    let old = || store.foreign_put("f", "old", Metadata::new());
+    old();
+    let f = File::create(m.path("f")).unwrap();
+    drop(f.try_clone().unwrap());
+    drop(f.try_clone().unwrap());
+    assert_eq!(versions(&store), 0);
+    assert_eq!(fs::read(m.path("f")).unwrap(), b"", "who opens it here");
+    drop(f);
+    eventually("the empty file in the service", || content().is_empty());
+    assert_eq!(versions(&store), 1);
+
+    old();
+    let f = File::create(m.path("f")).unwrap();
+    drop(f.try_clone().unwrap());
+    f.sync_all().unwrap();
+    assert_eq!(content().len(), 0);
+    drop(f);
+
+    // The close after what was written waits as ever.
+    old();
+    let mut f = File::create(m.path("f")).unwrap();
+    f.write_all(b"new").unwrap();
+    drop(f.try_clone().unwrap());
+    assert_eq!(content(), "new");
+    // And it was stored: this is not what its open did.
+    f.set_len(0).unwrap();
+    nix::unistd::close(f.into_raw_fd()).unwrap();
+    assert_eq!(content(), "");
+
+    old();
+    let f = OpenOptions::new().write(true).open(m.path("f")).unwrap();
+    f.set_len(0).unwrap();
+    let other = f.try_clone().unwrap();
+    nix::unistd::close(f.into_raw_fd()).unwrap();
+    assert_eq!(content(), "");
+    drop(other);
+    m.end().unwrap();
+}
+
+/// Of an emptied file, too, what a close did not wait for is sent until the service takes it; and what
+/// somebody else has stored meanwhile stays.
+#[test]
+fn an_emptied_file_outlives_an_outage() {
+    for foreign in [false, true] {
         let store = store();
+        store.foreign_put("f", "old", Metadata::new());
         let m = Mount::new(&store);
-        shell(&m, script);
-        eventually("the file in the service", || store.content("f").is_some());
-        assert_eq!(fs::read_to_string(m.path("f")).unwrap(), content);
+        store.fail(Op::Put, Fault::Status(503, "ServerBusy"), 1_000_000);
+        shell(&m, ": >f");
+        eventually("commits that fail", || store.counters().of(Op::Put) > 1);
+        assert_eq!(fs::read(m.path("f")).unwrap(), b"");
+        if foreign {
+            store.foreign_put("f", "theirs", Metadata::new());
+        }
+        store.heal();
+        let wanted: &[u8] = if foreign { b"theirs" } else { b"" };
+        eventually("the end of it", || {
+            store.content("f").is_some_and(|content| content[..] == *wanted)
+                && fs::read(m.path("f")).is_ok_and(|content| content == wanted)
+        });
         m.end().unwrap();
-        assert_eq!(store.content("f").unwrap(), content.as_bytes(), "{script}");
-        assert_eq!(versions(&store), 1, "{script}");
+        assert_eq!(store.content("f").unwrap(), wanted);
     }
 }
 
