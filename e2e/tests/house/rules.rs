@@ -77,6 +77,17 @@ fn scripts() -> Vec<(PathBuf, String)> {
     found
 }
 
+/// Each file that configures something: YAML, TOML, templates and recipes of images.
+fn settings() -> Vec<(PathBuf, String)> {
+    let found = files_that(|path| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        ["yaml", "yml", "toml", "tpl"].iter().any(|kind| name.ends_with(&format!(".{kind}")))
+            || ["Dockerfile", "Containerfile"].contains(&&*name)
+    });
+    assert!(found.len() > 50, "only {} settings were found", found.len());
+    found
+}
+
 /// A script of a shell or of Python, by its first line.
 fn is_script(first: &str) -> bool {
     first.strip_prefix("#!").is_some_and(|interpreter| {
@@ -120,6 +131,16 @@ fn too_wide(file: &Path, text: &str) -> Vec<String> {
         (columns > COLUMNS).then(|| format!("{}:{}: {columns} columns", file.display(), number + 1))
     };
     text.lines().enumerate().filter_map(wide).collect()
+}
+
+/// Lines that are nothing but a comment and too wide. A value or an action of a template is one line, however
+/// long it is.
+fn comments_too_wide(file: &Path, text: &str) -> Vec<String> {
+    let comments: Vec<&str> = text
+        .lines()
+        .map(|line| if line.trim_start().starts_with('#') { line } else { "" })
+        .collect();
+    too_wide(file, &comments.join("\n"))
 }
 
 /// Names of tests in a page: words in code style of four parts or more. Metrics are no tests, and what is
@@ -206,8 +227,9 @@ fn each_file_begins_with_what_it_is() {
 #[test]
 fn no_file_is_two_files() {
     none(
-        &files()
+        &[files(), scripts()]
             .iter()
+            .flatten()
             .filter_map(|(file, text)| too_long(file, text))
             .collect::<Vec<_>>(),
     );
@@ -220,6 +242,12 @@ fn no_line_is_too_wide() {
             .iter()
             .flatten()
             .flat_map(|(file, text)| too_wide(file, text))
+            .collect::<Vec<_>>(),
+    );
+    none(
+        &settings()
+            .iter()
+            .flat_map(|(file, text)| comments_too_wide(file, text))
             .collect::<Vec<_>>(),
     );
 }
@@ -292,6 +320,11 @@ fn the_rules_can_fail() {
         too_wide(file, &format!("\n//! {}", "x".repeat(COLUMNS))),
         ["node-plugin/src/x.rs:2: 114 columns"]
     );
+    let wide = "x".repeat(COLUMNS);
+    assert_eq!(
+        comments_too_wide(file, &format!("a: {wide}\n  # {wide}\nb: {wide} # c\n")),
+        ["node-plugin/src/x.rs:2: 114 columns"]
+    );
     for first in [
         "#!/bin/sh\n",
         "#!/bin/bash -e",
@@ -322,6 +355,7 @@ fn the_rules_can_fail() {
     for script in [
         ".ci/run",
         "e2e/test",
+        "e2e/runner/tools.sh",
         "driver/kmod/manifest",
         "e2e/python/sdk_check.py",
     ] {
