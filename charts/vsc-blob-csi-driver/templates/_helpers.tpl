@@ -68,7 +68,8 @@ runbook: docs/runbooks.md of the driver, {{ .alert }}
   valueFrom:
     fieldRef:
       fieldPath: spec.nodeName
-# Where probes ask, in IPv4 and IPv6 clusters; with the node's network only this address of the node.
+# Where probes ask, in IPv4 and IPv6 clusters;
+# with the node's network only this address of the node.
 - name: POD_IP
   valueFrom:
     fieldRef:

@@ -61,7 +61,7 @@ fn manifests() {
     for (file, note) in [
         (
             "csidriver",
-            "For Kubernetes 1.30 to 1.34; from 1.35 on take csidriver-1.35.yaml: no tokens in a volume's context.",
+            "For Kubernetes 1.30 to 1.34; from 1.35 on take csidriver-1.35.yaml (no tokens in a context).",
         ),
         (
             "rbac",

@@ -81,7 +81,9 @@ fn scripts() -> Vec<(PathBuf, String)> {
 fn settings() -> Vec<(PathBuf, String)> {
     let found = files_that(|path| {
         let name = path.file_name().unwrap().to_string_lossy();
-        ["yaml", "yml", "toml", "tpl"].iter().any(|kind| name.ends_with(&format!(".{kind}")))
+        ["yaml", "yml", "toml", "tpl"]
+            .iter()
+            .any(|kind| name.ends_with(&format!(".{kind}")))
             || ["Dockerfile", "Containerfile"].contains(&&*name)
     });
     assert!(found.len() > 50, "only {} settings were found", found.len());
@@ -138,7 +140,13 @@ fn too_wide(file: &Path, text: &str) -> Vec<String> {
 fn comments_too_wide(file: &Path, text: &str) -> Vec<String> {
     let comments: Vec<&str> = text
         .lines()
-        .map(|line| if line.trim_start().starts_with('#') { line } else { "" })
+        .map(|line| {
+            if line.trim_start().starts_with('#') {
+                line
+            } else {
+                ""
+            }
+        })
         .collect();
     too_wide(file, &comments.join("\n"))
 }
