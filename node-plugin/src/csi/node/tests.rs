@@ -539,6 +539,32 @@ async fn a_volume_is_made_anew_as_it_was() {
     assert!(again.1, "it came with the stage");
 }
 
+/// After a stage that failed for good kubelet takes nothing for staged, and unstages nothing.
+#[tokio::test]
+async fn a_stage_that_fails_leaves_no_record_of_what_was_set_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = service(FakeKernel::new(), folder.path());
+    let staging = folder.path().join("globalmount");
+    std::fs::create_dir(&staging).unwrap();
+    let context = map(&[("storageAccount", "acct"), ("containerName", "photos")]);
+    let mut record = record("h", &staging, &context);
+    record.set_aside = Some("this boot".into());
+    service.mounts.remember(record).unwrap();
+    let request = NodeStageVolumeRequest {
+        volume_id: "h".into(),
+        staging_target_path: staging.display().to_string(),
+        volume_capability: Some(capability()),
+        volume_context: context,
+        ..NodeStageVolumeRequest::default()
+    };
+    let refused = service
+        .node_stage_volume(Request::new(request))
+        .await
+        .unwrap_err();
+    assert!(refused.message().contains("MissingCredentials"), "{refused}");
+    assert!(service.mounts.records().is_empty());
+}
+
 async fn secrets_again(service: &NodeService, record: &Record, given: Secrets) -> Result<(Secrets, bool)> {
     let context: HashMap<String, String> = record.context.clone().into_iter().collect();
     let attributes = Attributes::parse(&context, Scope::Attributes)?;

@@ -881,6 +881,34 @@ async fn what_no_pod_has_at_the_end_is_remembered_until_the_machine_restarts() {
     assert!(next.records().is_empty());
 }
 
+/// The process may be killed in between.
+#[tokio::test]
+async fn what_is_mounted_again_is_remembered_on_the_way() {
+    let house = House::new();
+    house.start().await.unwrap();
+    house.mounts.shut_down().await;
+    let staging = house.staging();
+    let next = House::open(&house.kernel, &house.folder);
+    let record = next.record(&staging).expect("forgotten");
+    house.kernel.hold_appearing(true);
+    let config = VolumeConfig::new("acct/c", Arc::new(FakeStore::new()));
+    let start = next.start(record, config, Credentials::default());
+    let look = async {
+        while next.served() == 0 {
+            tokio::task::yield_now().await;
+        }
+        let after_a_kill = House::open(&house.kernel, &house.folder);
+        after_a_kill.forget_gone().await.unwrap();
+        let known = after_a_kill.record(&staging).is_some();
+        house.kernel.hold_appearing(false);
+        known
+    };
+    let (started, known) = tokio::join!(start, look);
+    started.unwrap();
+    assert!(known, "forgotten on the way");
+    assert_eq!(next.record(&staging).unwrap().set_aside, None);
+}
+
 #[tokio::test]
 async fn shutting_down_leaves_what_pods_use() {
     let house = House::new();
