@@ -1,4 +1,13 @@
 //! The calls a file system needs, over any transport.
+//!
+//! # Words
+//!
+//! - *Lost* answer: the request may have been executed, and nobody heard. The attempt is *unanswered*;
+//!   whether what is stored now is by its hand is *decided* by reading the blob back (`lost`).
+//! - *Late* request: one that was given up and may be executed yet (`late`); the next change
+//!   that it could harm waits.
+//! - *Settled*: the first try of the device is over, and one path is used (`transport::Paths::settled`).
+//! - *REST*: the service's protocol.
 
 mod attempt;
 mod batch;
@@ -122,7 +131,7 @@ struct Account {
     content_types: ContentTypes,
     unreadable_tags: UnreadableTags,
     /// That tags are lost, or would be, is told once.
-    tags_told: AtomicBool,
+    warned_tags: AtomicBool,
     /// Tags were read when they were asked for last.
     tags_readable: AtomicBool,
     late: Late,
@@ -134,7 +143,7 @@ struct Account {
     /// Service's clock minus ours in milliseconds, from the latest answer; `i64::MIN` before the first.
     clock_offset: AtomicI64,
     /// That this machine's clock is wrong is told once.
-    clock_told: AtomicBool,
+    warned_clock: AtomicBool,
     /// Is told of throttling and repetitions.
     observer: OnceLock<Arc<dyn Observer>>,
 }
@@ -179,14 +188,14 @@ impl Client {
                 arena,
                 content_types: config.content_types,
                 unreadable_tags: config.unreadable_tags,
-                tags_told: AtomicBool::new(false),
+                warned_tags: AtomicBool::new(false),
                 tags_readable: AtomicBool::new(false),
                 late: Late::default(),
                 progress: Progress::default(),
                 share: config.accounts.volume(endpoint.as_str()),
                 scopes: Mutex::default(),
                 clock_offset: AtomicI64::new(i64::MIN),
-                clock_told: AtomicBool::new(false),
+                warned_clock: AtomicBool::new(false),
                 observer: OnceLock::new(),
             }),
         })
@@ -265,7 +274,7 @@ impl Account {
             return false;
         };
         let corrects = by.signer.signs_the_time();
-        if corrects && !self.clock_told.swap(true, Ordering::Relaxed) {
+        if corrects && !self.warned_clock.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 endpoint = %self.endpoint(), seconds = apart.as_secs(),
                 "this machine's clock is wrong, and requests are signed by the service's: set the time (NTP)"

@@ -234,7 +234,7 @@ fn volumes_unstored(mounts: &Mounts) -> Vec<(VolumeAt, Unsaved)> {
         let handle = mounts.record(&path)?.volume_id;
         let unsaved = Unsaved {
             message: unstored(&owing),
-            lost: owing.lost,
+            lost: owing.given_up,
         };
         Some((VolumeAt { handle, path }, unsaved))
     });

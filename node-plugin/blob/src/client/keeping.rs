@@ -86,7 +86,7 @@ impl Container {
             Err(Error::BlobNotFound { .. }) => Ok(None),
             Err(Error::Denied { code, hint }) => {
                 let refuse = self.account.unreadable_tags == UnreadableTags::Refuse;
-                if !self.account.tags_told.swap(true, Ordering::Relaxed) {
+                if !self.account.warned_tags.swap(true, Ordering::Relaxed) {
                     let what = if refuse {
                         "blobs with index tags are not written, because this identity may not read the tags"
                     } else {

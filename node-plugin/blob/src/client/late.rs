@@ -29,10 +29,10 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// The names, by container and blob.
 #[derive(Debug, Default)]
-pub(super) struct Late(Mutex<HashMap<(String, String), Lost>>);
+pub(super) struct Late(Mutex<HashMap<(String, String), LateRequest>>);
 
 #[derive(Debug, Clone)]
-struct Lost {
+struct LateRequest {
     until: Instant,
     /// It makes the blob only where there is none.
     creates: bool,
@@ -42,7 +42,7 @@ struct Lost {
     requests: Vec<Uuid>,
 }
 
-impl Lost {
+impl LateRequest {
     fn is_over(&mut self, now: Instant, transport: &dyn Transport) -> bool {
         self.requests.retain(|request| transport.has(*request));
         now >= self.until && self.requests.is_empty()
@@ -62,9 +62,9 @@ enum Kind {
 
 fn kind(call: &Call<'_>) -> Option<Kind> {
     // Blocks are nobody's content before they are committed, and leases answer for themselves.
-    let aside =
+    let exempt =
         |(name, value): &(&str, String)| *name == "comp" && matches!(value.as_str(), "block" | "lease");
-    if !matches!(call.method, Method::PUT | Method::DELETE) || call.query.iter().any(aside) {
+    if !matches!(call.method, Method::PUT | Method::DELETE) || call.query.iter().any(exempt) {
         return None;
     }
     Some(match call.headers.get(header::IF_NONE_MATCH) {
@@ -87,7 +87,7 @@ impl Late {
         let mut lost = self.lock();
         lost.retain(|_, lost| !lost.is_over(now, transport));
         let name = (container.to_owned(), blob.to_owned());
-        let known = lost.entry(name).or_insert(Lost {
+        let known = lost.entry(name).or_insert(LateRequest {
             until: now,
             creates: true,
             count: 0,
@@ -103,7 +103,7 @@ impl Late {
     pub(super) fn was_executed(&self, container: &str, blob: &str, transport: &dyn Transport) {
         let name = (container.to_owned(), blob.to_owned());
         let mut lost = self.lock();
-        let only = |lost: &Lost| {
+        let only = |lost: &LateRequest| {
             lost.creates && lost.count == 1 && !lost.requests.iter().any(|request| transport.has(*request))
         };
         if lost.get(&name).is_some_and(only) {
@@ -181,7 +181,7 @@ impl Late {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(String, String), Lost>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<(String, String), LateRequest>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

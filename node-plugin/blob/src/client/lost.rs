@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime};
 
 use super::Container;
 use super::keeping::same_metadata;
-use super::outcome::{Failed, Lost};
+use super::outcome::{Failed, Unanswered};
 use crate::body::{Body, Piece};
 use crate::error::{Error, Result};
 use crate::stored::StoredHeaders;
@@ -50,7 +50,7 @@ impl Container {
             && stored.content_length == body.len()
             && same_metadata(&stored.metadata, &options.metadata)
             && self.same_content(blob, &stored, body).await?;
-        self.settled(blob, &options.condition, ours, stored, failed)
+        self.decide(blob, &options.condition, ours, stored, failed)
     }
 
     /// Put Block List was refused. Besides the condition, the staged blocks may be gone: the lost attempt has
@@ -81,11 +81,11 @@ impl Container {
                 .iter()
                 .map(|b| &b.id)
                 .eq(blocks.iter().map(block_id));
-        self.settled(blob, &options.condition, ours, stored, failed)
+        self.decide(blob, &options.condition, ours, stored, failed)
     }
 
     /// The same as [`settle`], for what may have made the blob.
-    fn settled(
+    fn decide(
         &self,
         blob: &str,
         condition: &Condition,
@@ -204,11 +204,11 @@ fn refused(error: &Error) -> bool {
 
 /// Whether the stored version is not older than the call. Without a known service clock only the comparison
 /// speaks.
-pub(super) fn since(stored: &Properties, lost: Lost) -> bool {
+pub(super) fn since(stored: &Properties, lost: Unanswered) -> bool {
     not_before(stored.last_modified, lost)
 }
 
-pub(super) fn not_before(moment: SystemTime, lost: Lost) -> bool {
+pub(super) fn not_before(moment: SystemTime, lost: Unanswered) -> bool {
     lost.since
         .and_then(|t| t.checked_sub(CLOCK_GRAIN))
         .is_none_or(|earliest| moment >= earliest)

@@ -23,14 +23,14 @@ pub(super) struct Failed {
     pub(super) code: String,
     /// An earlier attempt of this call may have been executed although its answer was lost; the service's
     /// clock when the first such attempt was sent (`None` inside when not known).
-    pub(super) lost: Option<Lost>,
+    pub(super) lost: Option<Unanswered>,
     /// The destination, when it came back.
     pub(super) dest: Option<Buffer>,
 }
 
 /// An attempt that may have been executed without an answer.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Lost {
+pub(super) struct Unanswered {
     /// Service's clock at the time the call began, when known.
     pub(super) since: Option<SystemTime>,
 }

@@ -13,7 +13,7 @@ use vsc_driver::buffer::{Arena, Buffer};
 use super::Container;
 use super::attempt::{Again, Attempt, By, Once, Said, Wait};
 use super::call::Call;
-use super::outcome::{Answer, Failed, Lost};
+use super::outcome::{Answer, Failed, Unanswered};
 use crate::auth::handle::Held;
 use crate::error::{Error, Result};
 use crate::names;
@@ -297,7 +297,7 @@ struct Tries {
     /// The request that is out.
     sent: Option<uuid::Uuid>,
     /// An attempt may have been executed without an answer.
-    lost: Option<Lost>,
+    lost: Option<Unanswered>,
     /// The path that the next attempt should not take.
     avoid: Option<Path>,
 }
@@ -331,7 +331,7 @@ impl Tries {
     /// What an attempt without an answer for good says about those that follow.
     fn note(&mut self, again: &Again) {
         if again.maybe_executed {
-            self.lost = self.lost.or(Some(Lost { since: self.since }));
+            self.lost = self.lost.or(Some(Unanswered { since: self.since }));
         }
         self.avoid = match again.by {
             // One path may be well while nobody is reached over the other.

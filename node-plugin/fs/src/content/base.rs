@@ -92,7 +92,7 @@ impl BaseVersion {
     }
 
     /// The service has said now what the owner stored with this version.
-    pub(crate) fn told_stored(&mut self, stored: StoredHeaders) {
+    pub(crate) fn set_headers(&mut self, stored: StoredHeaders) {
         self.stored = Some(stored);
         self.stored_at = Instant::now();
     }

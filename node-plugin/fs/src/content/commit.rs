@@ -80,7 +80,7 @@ impl Core {
                 Err(FileError::Stale) => {}
                 other => {
                     if tree && matches!(other, Ok(Some(_))) {
-                        self.lock().told_stored();
+                        self.lock().know_stored();
                     }
                     return other;
                 }
@@ -146,7 +146,7 @@ impl Core {
         match self.env.store.head(&blob, &Condition::matches(&etag)).await {
             Ok(now) => {
                 if let Some(base) = self.lock().base.as_mut().filter(|base| base.etag == etag) {
-                    base.told_stored(now.stored);
+                    base.set_headers(now.stored);
                 }
                 Ok(())
             }
@@ -359,7 +359,7 @@ impl Core {
             Form::Blocks(blocks) => blocks.clone(),
         };
         let count = blocks.len();
-        let (headers, told) = match state.base.take() {
+        let (headers, stored_at) = match state.base.take() {
             Some(base) => (base.stored, base.stored_at),
             None => (None, std::time::Instant::now()),
         };
@@ -371,10 +371,10 @@ impl Core {
             (blocks, sent.digest),
         ));
         if let Some(base) = &mut state.base {
-            base.stored_at = told;
+            base.stored_at = stored_at;
         }
         // That much of what the tree wants is stored.
-        state.told = Some(Arc::new(sent.given.clone()));
+        state.known = Some(Arc::new(sent.given.clone()));
         state.charge_blocks(count);
         state.base_valid = sent.size.min(state.cut);
         (state.assured, state.given) = (sent.size, sent.size);

@@ -135,7 +135,7 @@ impl Core {
             base.etag = written.etag.clone();
             base.metadata = Arc::new(metadata.clone());
         }
-        state.told_stored();
+        state.know_stored();
         state.written = Some(written.clone());
         state.version += 1;
         // The cache holds the same bytes under the new version.
@@ -150,8 +150,8 @@ impl Core {
             base.blocks = Blocks::Unknown;
             let before = std::mem::replace(&mut base.metadata, Arc::new(metadata.clone()));
             // What the tree did not know of the version that it moved it does not know of this one.
-            if let Some(told) = state.told.clone() {
-                state.tell(Arc::new(merge(&before, metadata, &told)));
+            if let Some(known) = state.known.clone() {
+                state.know(Arc::new(merge(&before, metadata, &known)));
             }
             state.written = Some(written.clone());
         }

@@ -10,7 +10,7 @@ use super::core::Core;
 use super::error::FileError;
 use super::overlay::Content;
 use super::refuge::Refuge;
-use super::state::{Place, State};
+use super::state::{Detached, Place, State};
 use crate::log_limit::limited;
 
 /// Versions of others that are followed before the content is given up.
@@ -71,7 +71,7 @@ impl Core {
             }
         }
         state.base_valid = 0;
-        state.place = Place::Detached { owed, gone: false };
+        state.place = Place::Detached(Detached::Going { owed });
         state.version += 1;
         state.to_stage.clear();
         state.forget_past(0, &self.env.budget);
@@ -84,8 +84,9 @@ impl Core {
     /// See [`super::File::attach`].
     pub(crate) fn attach(self: &Arc<Self>) -> bool {
         let mut state = self.lock();
-        if !matches!(state.place, Place::Detached { owed: true, .. }) || state.is_superseded() {
-            return false;
+        match state.place {
+            Place::Detached(Detached::Going { owed: true }) if !state.is_superseded() => {}
+            Place::Detached(_) | Place::Named | Place::Hidden { .. } => return false,
         }
         state.place = Place::Named;
         state.version += 1;
@@ -96,8 +97,8 @@ impl Core {
     /// See [`super::File::departed`].
     pub(crate) fn departed(self: &Arc<Self>) {
         let mut state = self.lock();
-        if let Place::Detached { gone, .. } = &mut state.place {
-            *gone = true;
+        if let Place::Detached(Detached::Going { .. }) = state.place {
+            state.place = Place::Detached(Detached::Gone);
         }
     }
 
@@ -119,10 +120,11 @@ impl Core {
         let made = refuge.make().await;
         let mut state = self.lock();
         let failed = made.is_err();
-        state.relief_over(failed.then(|| self.rest()));
-        let reported = std::mem::replace(&mut state.relief_failed, failed);
+        let is_new = state.relief_over(failed.then(|| self.pause()));
         match made {
-            Ok(shelter) if matches!(state.place, Place::Detached { .. }) && !state.is_superseded() => {
+            Ok(shelter)
+                if matches!(state.place, Place::Detached(Detached::Gone)) && !state.is_superseded() =>
+            {
                 state.blob = shelter.blob.clone();
                 let headers = state.base.take().and_then(|base| base.stored);
                 state.base = Some(BaseVersion::own(
@@ -132,18 +134,18 @@ impl Core {
                     headers,
                     Default::default(),
                 ));
+                state.metadata.replace(shelter.metadata.clone());
+                state.known = Some(Arc::new(shelter.metadata.clone()));
                 state.place = Place::Hidden {
                     lease: shelter.lease.clone(),
+                    _shelter: Some(shelter),
                 };
-                state.metadata.replace(shelter.metadata.clone());
-                state.told = Some(Arc::new(shelter.metadata.clone()));
-                state.shelter = Some(shelter);
                 state.ids.reset();
                 state.version += 1;
             }
             // Somebody made it another file meanwhile; the blob goes with the guard.
             Ok(_) => {}
-            Err(error) if !reported => {
+            Err(error) if is_new => {
                 limited!(
                     warn,
                     self.env.share.id(),

@@ -11,7 +11,7 @@ use super::base::{BaseVersion, Blocks};
 use super::binding::Digest;
 use super::core::{Core, size_class};
 use super::error::FileError;
-use super::relation::{Relation, Told, by_properties, told_same};
+use super::relation::{Described, Relation, by_properties, described_same};
 use super::state::State;
 use crate::budget::Budget;
 use crate::sync::spawn;
@@ -108,15 +108,15 @@ impl Core {
             Blocks::Known(old) => (&old[..], true),
             Blocks::Unknown | Blocks::Asked => (&[][..], false),
         };
-        let told = |content_md5, size, blocks| Told {
+        let described = |content_md5, size, blocks| Described {
             size,
             content_md5,
             blocks,
         };
-        let old = told(base.content_md5.as_ref(), base.size, old);
-        let new = told(now.content_md5.as_ref(), now.content_length, &[]);
+        let old = described(base.content_md5.as_ref(), base.size, old);
+        let new = described(now.content_md5.as_ref(), now.content_length, &[]);
         // Not worth a question when no list of blocks could tell it.
-        if !old.blocks.is_empty() || told_same(old, new) > 0 {
+        if !old.blocks.is_empty() || described_same(old, new) > 0 {
             let list = match self.env.store.block_list(blob).await {
                 Ok(list) => list,
                 Err(Error::BlobNotFound { .. }) => return Ok(None),
@@ -127,9 +127,9 @@ impl Core {
             }
             self.lock().ids.adopt(&list);
             let blocks_now = &list.committed[..];
-            proven = told_same(
+            proven = described_same(
                 old,
-                Told {
+                Described {
                     blocks: blocks_now,
                     ..new
                 },
@@ -291,7 +291,7 @@ impl State {
         base.content_md5 = now.content_md5.clone();
         base.digest = Digest::of_version(now);
         base.metadata = Arc::new(now.metadata.clone());
-        base.told_stored(now.stored.clone());
+        base.set_headers(now.stored.clone());
         // What is known, or was asked for, is of another version.
         base.blocks = Blocks::Unknown;
         if found.relation == Relation::Extended {

@@ -35,6 +35,9 @@
 //! | detached | the blob is deleted while handles are open: the content is in memory only |
 //! | hidden | the same for content that is too large: it is in a leased blob that no name leads to |
 //! | hot | ranges that a commit sends: what was written, and small neighbours |
+//! | known | metadata that the tree goes by: what it changed since is merged with what others stored |
+//! | described | what is said of a version (size, digest, blocks), to compare it with another one |
+//! | pause | the time in which what was refused is not sent again to make room |
 
 mod access;
 mod assemble;
@@ -88,9 +91,9 @@ pub use self::tuning::Tuning;
 
 use self::core::{Core, Held};
 pub(crate) use self::refuge::{Keep, Refuge, Shelter};
-pub(crate) use self::relation::{Told, merge, told_same};
+pub(crate) use self::relation::{Described, described_same, merge};
 pub(crate) use self::state::CORE_BYTES;
-use self::state::{NextMetadata, Place};
+use self::state::{Detached, NextMetadata, Place};
 
 /// Keeps the version of a file still: no commit runs while it lives. See [`File::hold`].
 #[derive(Debug)]
@@ -136,8 +139,8 @@ impl File {
     }
 
     /// What the tree knows to be stored, and what it had stored since.
-    pub(crate) fn told_metadata(&self) -> Option<Metadata> {
-        self.core.lock().told.as_deref().cloned()
+    pub(crate) fn known_metadata(&self) -> Option<Metadata> {
+        self.core.lock().known.as_deref().cloned()
     }
 
     /// What it is called in the container, or was when it lost its name: for the log.
@@ -173,7 +176,7 @@ impl File {
         let mut state = self.core.lock();
         // While there is something to commit the tree keeps to its own attributes.
         if followed && !state.is_dirty() {
-            state.told_stored();
+            state.know_stored();
         }
         Ok(followed)
     }
@@ -201,7 +204,7 @@ impl File {
         let state = self.core.lock();
         match state.place {
             Place::Hidden { .. } => false,
-            Place::Named | Place::Detached { .. } => state.is_dirty(),
+            Place::Named | Place::Detached(_) => state.is_dirty(),
         }
     }
 
@@ -323,7 +326,10 @@ impl File {
     /// and this metadata.
     pub(crate) fn leased(&self, lease: String, metadata: Metadata) {
         let mut state = self.core.lock();
-        state.place = Place::Hidden { lease };
+        state.place = Place::Hidden {
+            lease,
+            _shelter: None,
+        };
         state.metadata.replace(metadata);
     }
 
@@ -336,7 +342,7 @@ impl File {
     /// without a new version.
     pub fn set_stored(&self, stored: &StoredHeaders) {
         if let Some(base) = &mut self.core.lock().base {
-            base.told_stored(stored.clone());
+            base.set_headers(stored.clone());
         }
     }
 
@@ -380,10 +386,7 @@ impl File {
         state.supersede();
         if let Place::Hidden { .. } = state.place {
             // What was sent since it has the lease went to a blob that nobody will find.
-            state.place = Place::Detached {
-                owed: true,
-                gone: true,
-            };
+            state.place = Place::Detached(Detached::GivenUp);
         }
     }
 

@@ -49,7 +49,7 @@ pub(crate) fn by_properties(base: &BaseVersion, now: &Properties) -> Option<Rela
 
 /// What is told of a version of a block blob, to compare it with another one.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Told<'a> {
+pub(crate) struct Described<'a> {
     pub(crate) size: u64,
     pub(crate) content_md5: Option<&'a String>,
     /// None when it was put in one piece.
@@ -60,7 +60,7 @@ pub(crate) struct Told<'a> {
 /// was put in one piece, of which the service makes it: that of a list of blocks is what its writer says, or
 /// says again of another content; and that of pages nobody makes anew. Who does not know the blocks of one
 /// does not know that it has none.
-pub(crate) fn told_same(old: Told<'_>, new: Told<'_>) -> u64 {
+pub(crate) fn described_same(old: Described<'_>, new: Described<'_>) -> u64 {
     let one_piece = old.blocks.is_empty() && new.blocks.is_empty();
     let same_digest = old.content_md5.is_some() && old.content_md5 == new.content_md5;
     match one_piece && same_digest && old.size == new.size {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::core::Core;
 use super::overlay::Content;
-use super::state::{Place, Relieving, Standing, State, Turn};
+use super::state::{Detached, Place, Relieving, Standing, State, Turn};
 use crate::budget::{Relief, Relieve};
 use crate::log_limit::limited;
 use crate::sync::spawn;
@@ -19,7 +19,7 @@ impl Relieve for Core {
         let mut state = self.lock();
         let relief = match (&state.place, &state.standing) {
             (_, Standing::Superseded) => state.give_back_superseded(),
-            (Place::Detached { .. }, _) => self.relieve_detached(&mut state, start),
+            (Place::Detached(_), _) => self.relieve_detached(&mut state, start),
             (Place::Named | Place::Hidden { .. }, _) => self.relieve_blob(&mut state, start),
         };
         if let Relief::Nothing = relief {
@@ -35,20 +35,37 @@ impl Relieve for Core {
 }
 
 impl State {
-    /// The task that was to make room has ended; if it could not, the next one begins after a pause.
-    pub(super) fn relief_over(&mut self, pause: Option<Duration>) {
-        if self.relieving == Relieving::UnderWay {
+    /// The task that was to make room has ended; if it could not, the next one begins after a pause. False
+    /// when the log has that already: it is tried again twice a second while a writer waits, and once is
+    /// enough to read.
+    pub(super) fn relief_over(&mut self, pause: Option<Duration>) -> bool {
+        let is_new = !self.relieving.is_reported();
+        if let Relieving::UnderWay { .. } = self.relieving {
             self.relieving = match pause {
-                Some(pause) => Relieving::Resting(Instant::now() + pause),
+                Some(pause) => Relieving::Resting {
+                    until: Instant::now() + pause,
+                    reported: true,
+                },
                 None => Relieving::Offered,
             };
         }
+        is_new
+    }
+
+    /// The next try begins.
+    fn begin_relief(&mut self) {
+        let again = self.relieving.is_reported();
+        self.relieving = Relieving::UnderWay { again };
     }
 
     /// What was refused is not sent again and again while somebody waits for room.
     fn rests(&self) -> bool {
-        let refused = self.unsent.is_some() || self.relief_failed;
-        refused && matches!(self.relieving, Relieving::Resting(until) if Instant::now() < until)
+        match self.relieving {
+            Relieving::Resting { until, reported } => {
+                (reported || self.unsent.is_some()) && Instant::now() < until
+            }
+            Relieving::Unknown | Relieving::Offered | Relieving::UnderWay { .. } => false,
+        }
     }
 
     /// What was not sent never will be.
@@ -64,7 +81,7 @@ impl State {
 impl Core {
     /// How long what was refused is not sent again to make room: less than a writer waits for a volume that
     /// is known to be stuck, who is to see that it no longer is.
-    pub(super) fn rest(&self) -> Duration {
+    pub(super) fn pause(&self) -> Duration {
         self.env.patience.again() / 2
     }
 
@@ -80,7 +97,8 @@ impl Core {
             // All of it is in the service: a commit would free nothing.
             return Relief::Nothing;
         }
-        if state.turn == Turn::Committing || state.relieving == Relieving::UnderWay || state.staging > 0 {
+        let sends = matches!(state.relieving, Relieving::UnderWay { .. });
+        if state.turn == Turn::Committing || sends || state.staging > 0 {
             return Relief::Working;
         }
         if state.rests() {
@@ -93,7 +111,10 @@ impl Core {
         if state.unsent.is_some() {
             // Neither is all of it sent to see whether it is still refused.
             state.keep_queued(1);
-            state.relieving = Relieving::Resting(Instant::now() + self.rest());
+            state.relieving = Relieving::Resting {
+                until: Instant::now() + self.pause(),
+                reported: state.relieving.is_reported(),
+            };
         }
         self.pump(state);
         if state.staging > 0 {
@@ -101,15 +122,13 @@ impl Core {
         }
         // Only small pieces: staged one by one they would fragment the blob, a commit folds them into their
         // granules.
-        state.relieving = Relieving::UnderWay;
+        state.begin_relief();
         let core = Arc::clone(self);
         spawn(&self.env.runtime, async move {
             let sent = core.commit(None).await;
             let mut state = core.lock();
-            state.relief_over(sent.is_err().then(|| core.rest()));
-            let reported = std::mem::replace(&mut state.relief_failed, sent.is_err());
-            // It is tried again twice a second while a writer waits: once is enough to read.
-            if let (Err(error), false) = (sent, reported) {
+            let is_new = state.relief_over(sent.is_err().then(|| core.pause()));
+            if let (Err(error), true) = (sent, is_new) {
                 limited!(
                     warn, core.env.share.id(), "memory is short and dirty data cannot be sent",
                     blob = state.blob, %error
@@ -158,9 +177,12 @@ impl Core {
         let Some(refuge) = refuge else {
             return Relief::Nothing;
         };
-        let going = matches!(state.place, Place::Detached { gone: false, .. });
-        if going || state.relieving == Relieving::UnderWay {
-            return Relief::Working;
+        match (&state.place, state.relieving) {
+            // Until it is known to be gone it stays in memory.
+            (Place::Detached(Detached::Going { .. }), _) | (_, Relieving::UnderWay { .. }) => {
+                return Relief::Working;
+            }
+            (Place::Named | Place::Hidden { .. } | Place::Detached(_), _) => {}
         }
         if state.rests() {
             return Relief::Resting;
@@ -168,7 +190,7 @@ impl Core {
         if !start {
             return Relief::Idle;
         }
-        state.relieving = Relieving::UnderWay;
+        state.begin_relief();
         let core = Arc::clone(self);
         spawn(&self.env.runtime, async move { core.take_shelter(refuge).await });
         Relief::Working

@@ -62,7 +62,7 @@ impl Core {
             (drafted.base_valid, drafted.size, drafted.assured) = (base.size, base.size, base.size);
             drafted.given = state.given;
             drafted.holes.clone_from(&state.holes);
-            drafted.told.clone_from(&state.told);
+            drafted.known.clone_from(&state.known);
             // Ids of blocks are of the one that sends them: the service is asked for those that are there.
             drafted.base = Some(BaseVersion {
                 blocks: Blocks::Unknown,
@@ -75,10 +75,10 @@ impl Core {
     /// The service has the new version. What was written here meanwhile is cut or kept with the rest of the
     /// file, and goes on top of it.
     fn take_resized(&self, old: &BaseVersion, draft: &Self, written: &Written) {
-        let (base, told, holes) = {
+        let (base, known, holes) = {
             let mut drafted = draft.lock();
             let holes = std::mem::take(&mut drafted.holes);
-            (drafted.base.clone(), drafted.told.clone(), holes)
+            (drafted.base.clone(), drafted.known.clone(), holes)
         };
         let Some(mut base) = base else { return };
         if matches!(&base.blocks, Blocks::Known(blocks) if !blocks.is_empty()) {
@@ -96,7 +96,7 @@ impl Core {
         state.base = Some(base);
         state.charge_blocks(0);
         state.ids.reset();
-        state.told = told;
+        state.known = known;
         state.written = Some(written.clone());
         (state.assured, state.given) = (size, size);
         state.version += 1;

@@ -71,15 +71,26 @@ pub(crate) enum Place {
     Hidden {
         /// What is sent to that blob carries it.
         lease: String,
+        /// The blob, if it was made for this file. It goes when nobody needs that any more.
+        _shelter: Option<Shelter>,
     },
-    /// In memory: the blob is deleted.
-    Detached {
-        /// There was something to commit when it was. It has to be committed again if the blob turns out to
-        /// stay.
+    /// In memory: the blob is being deleted, or is.
+    Detached(Detached),
+}
+
+/// What becomes of a blob whose content is in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Detached {
+    /// It is not known yet: it may turn out to stay.
+    Going {
+        /// There was something to commit when it was detached. It has to be committed again if the blob
+        /// stays.
         owed: bool,
-        /// It is gone for good: what is in memory may go to a blob that no name leads to.
-        gone: bool,
     },
+    /// It is gone for good: what is in memory may go to a blob that no name leads to.
+    Gone,
+    /// It stays, and without what went to a blob that nobody will find: that was written for nothing.
+    GivenUp,
 }
 
 /// What is known about the version that the file goes on top of.
@@ -112,9 +123,27 @@ pub(crate) enum Relieving {
     /// That there is some.
     Offered,
     /// The same, and it is being sent to make room.
-    UnderWay,
+    UnderWay {
+        /// The try before this one failed, and the log has it.
+        again: bool,
+    },
     /// The same; if that fails, it is not tried again before.
-    Resting(Instant),
+    Resting {
+        until: Instant,
+        /// The last try failed as a whole, and the log has it; otherwise a block of it did.
+        reported: bool,
+    },
+}
+
+impl Relieving {
+    /// Whether the log has it that the last try failed.
+    pub(crate) fn is_reported(self) -> bool {
+        match self {
+            Self::Unknown | Self::Offered => false,
+            Self::UnderWay { again } => again,
+            Self::Resting { reported, .. } => reported,
+        }
+    }
 }
 
 /// Metadata of the next commit.
@@ -208,18 +237,14 @@ pub(crate) struct State {
     pub(crate) standing: Standing,
     pub(crate) turn: Turn,
     pub(crate) relieving: Relieving,
-    /// The last try to make room failed, and was reported.
-    pub(crate) relief_failed: bool,
     /// Makes a blob for a detached file that is too large for memory.
     pub(crate) refuge: Option<Arc<dyn Refuge>>,
-    /// That blob. It goes when nobody needs the file any more.
-    pub(crate) shelter: Option<Shelter>,
     /// For the structures of the file themselves.
     pub(crate) charge: Option<Permit>,
     pub(crate) metadata: NextMetadata,
     /// What was stored when the tree heard of that last, and what it had stored since: what differs from it
     /// in the tree's metadata was changed here.
-    pub(crate) told: Option<Arc<Metadata>>,
+    pub(crate) known: Option<Arc<Metadata>>,
     pub(crate) written: Option<Written>,
     pub(crate) ids: Ids,
 }
@@ -233,7 +258,7 @@ impl State {
     pub(crate) fn new(blob: String, base: Option<Base>) -> Self {
         let size = base.as_ref().map_or(0, |b| b.size);
         let base = base.map(BaseVersion::from);
-        let told = base.as_ref().map(|base| Arc::clone(&base.metadata));
+        let known = base.as_ref().map(|base| Arc::clone(&base.metadata));
         Self {
             blob,
             base,
@@ -259,12 +284,10 @@ impl State {
             standing: Standing::Current,
             turn: Turn::Free,
             relieving: Relieving::Unknown,
-            relief_failed: false,
             refuge: None,
-            shelter: None,
             charge: None,
             metadata: NextMetadata::Unknown,
-            told,
+            known,
             written: None,
             ids: Ids::default(),
         }
@@ -272,8 +295,9 @@ impl State {
 
     pub(crate) fn is_dirty(&self) -> bool {
         match (&self.place, &self.standing) {
-            (Place::Detached { owed, .. }, Standing::Superseded) => *owed,
-            (Place::Detached { .. }, _) => false,
+            (Place::Detached(Detached::Going { owed }), Standing::Superseded) => *owed,
+            (Place::Detached(Detached::GivenUp), _) => true,
+            (Place::Detached(Detached::Going { .. } | Detached::Gone), _) => false,
             (Place::Named | Place::Hidden { .. }, _) => match &self.base {
                 None => true,
                 Some(base) => {
@@ -311,7 +335,7 @@ impl State {
     /// is.
     pub(crate) fn may_stage(&self) -> bool {
         match (&self.place, &self.standing) {
-            (Place::Detached { .. }, _) | (_, Standing::Superseded) => false,
+            (Place::Detached(_), _) | (_, Standing::Superseded) => false,
             (Place::Named | Place::Hidden { .. }, Standing::Current | Standing::InDoubt(_)) => true,
         }
     }
@@ -385,8 +409,8 @@ impl State {
         Target {
             blob: self.blob.clone(),
             lease: match &self.place {
-                Place::Hidden { lease } => Some(lease.clone()),
-                Place::Named | Place::Detached { .. } => None,
+                Place::Hidden { lease, .. } => Some(lease.clone()),
+                Place::Named | Place::Detached(_) => None,
             },
             stored: self.base.as_ref().and_then(|base| base.stored.clone()),
         }
@@ -416,26 +440,26 @@ impl State {
     }
 
     /// The tree goes by this from now on; what it changed before stays changed.
-    pub(crate) fn tell(&mut self, stored: Arc<Metadata>) {
-        if let (Some(before), Some(given)) = (&self.told, self.metadata.get()) {
+    pub(crate) fn know(&mut self, stored: Arc<Metadata>) {
+        if let (Some(before), Some(given)) = (&self.known, self.metadata.get()) {
             let given = merge(before, given, &stored);
             self.metadata.replace(given);
         }
-        self.told = Some(stored);
+        self.known = Some(stored);
     }
 
     /// The same with what is stored with the base.
-    pub(crate) fn told_stored(&mut self) {
+    pub(crate) fn know_stored(&mut self) {
         if let Some(base) = &self.base {
-            self.tell(Arc::clone(&base.metadata));
+            self.know(Arc::clone(&base.metadata));
         }
     }
 
     /// What a commit stores: what the tree changed as in `given`, the rest as somebody else may have stored
     /// it meanwhile.
     pub(crate) fn merged(&self, given: &Metadata) -> Metadata {
-        match (&self.told, &self.base) {
-            (Some(told), Some(base)) => merge(told, given, &base.metadata),
+        match (&self.known, &self.base) {
+            (Some(known), Some(base)) => merge(known, given, &base.metadata),
             _ => given.clone(),
         }
     }

@@ -4,6 +4,7 @@ mod faults;
 mod foreign;
 mod model;
 mod pressure;
+mod relief_log;
 mod requests;
 mod resize;
 

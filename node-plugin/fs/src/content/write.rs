@@ -138,7 +138,7 @@ impl Core {
         }
         let can_go = match state.place {
             Place::Named | Place::Hidden { .. } => true,
-            Place::Detached { .. } => state.refuge.is_some(),
+            Place::Detached(_) => state.refuge.is_some(),
         };
         if can_go && state.relieving == Relieving::Unknown {
             state.relieving = Relieving::Offered;

@@ -68,7 +68,7 @@ pub(crate) struct Tree {
     asking: Arc<Mutex<HashSet<NodeId>>>,
     drop_pages: OnceLock<DropPages>,
     /// The log has it that content is encoded.
-    pub(super) encoding_told: AtomicBool,
+    pub(super) warned_encoding: AtomicBool,
     /// Keeps metadata within its part of the budget.
     shedder: OnceLock<AbortHandle>,
 }
@@ -138,7 +138,7 @@ impl Tree {
             expire: OnceLock::new(),
             asking: Arc::default(),
             drop_pages: OnceLock::new(),
-            encoding_told: AtomicBool::new(false),
+            warned_encoding: AtomicBool::new(false),
             shedder: OnceLock::new(),
         });
         let (weak, budget) = (Arc::downgrade(&tree), Arc::clone(&tree.env.budget));

@@ -157,9 +157,9 @@ impl Scan {
             self.files.pop();
         }
         let below = |file: &str| blob.strip_prefix(file).is_some_and(|rest| rest.starts_with('/'));
-        let covered = self.files.iter_mut().find(|(file, told)| !told && below(file));
-        let finding = covered.map(|(file, told)| {
-            *told = true;
+        let covered = self.files.iter_mut().find(|(file, said)| !said && below(file));
+        let finding = covered.map(|(file, said)| {
+            *said = true;
             Finding::Covered { blob: file.clone() }
         });
         if !own.ends_with('/') && !attrs::is_folder(metadata) {

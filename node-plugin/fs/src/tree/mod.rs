@@ -45,6 +45,10 @@
 //!   about it.
 //! - *Learn*: take over an answer of the service. *Distrust*: believe nothing that is cached.
 //! - *Revalidate*: the kernel asks for a name that it could have used from its cache.
+//! - *Given up*: data of a closed file that has no place any more. An *unanswered* attempt, or a *late*
+//!   request, is the client's matter.
+//! - *Aside*: where a blob is moved to when its name has to be free at once: under a hidden name.
+//! - *At rest*: nothing is owed and nothing is under way.
 //! - *Shed*: forget nodes for want of memory; *sweep*: because nobody refers to them; *reap*: because they
 //!   have no name.
 

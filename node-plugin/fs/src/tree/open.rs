@@ -223,7 +223,7 @@ impl Tree {
         }
         self.check_open(&blob, &properties, wants).await?;
         if wants == Wants::Write {
-            self.tell_encoding(&blob, &properties.stored);
+            self.warn_of_encoding(&blob, &properties.stored);
         }
         self.follow(parent, &name, &properties).await;
         let mut table = self.table.lock();

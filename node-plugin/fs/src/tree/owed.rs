@@ -38,9 +38,9 @@ struct Committed {
 impl Tree {
     /// What closed files owe the service now.
     pub(crate) fn owing(&self) -> Owing {
-        let (files, lost) = {
+        let (files, given_up) = {
             let queue = self.owed.lock();
-            (queue.files.iter().cloned().collect::<Vec<_>>(), queue.lost)
+            (queue.files.iter().cloned().collect::<Vec<_>>(), queue.given_up)
         };
         let size = |owes: &Owes| {
             let state = owes.node.state();
@@ -50,7 +50,7 @@ impl Tree {
             files: files.len(),
             bytes: files.iter().map(size).sum(),
             oldest: files.first().map(|owes| owes.since.elapsed()),
-            lost,
+            given_up,
         }
     }
 
@@ -143,7 +143,7 @@ impl Tree {
                 path = self.blob_of(node.id),
                 node = node.id
             );
-            self.owed.lock().lost += 1;
+            self.owed.lock().given_up += 1;
         }
         let mut table = self.table.lock();
         if discarded {

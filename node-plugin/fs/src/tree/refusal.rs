@@ -37,11 +37,11 @@ fn refusal(protection: &Protection, wants: Wants, now: SystemTime) -> Option<(i3
 
 impl Tree {
     /// What is written to a file whose content is encoded is stored as it is: told once.
-    pub(super) fn tell_encoding(&self, blob: &str, stored: &StoredHeaders) {
+    pub(super) fn warn_of_encoding(&self, blob: &str, stored: &StoredHeaders) {
         let Some(encoding) = stored.content_encoding() else {
             return;
         };
-        if !self.encoding_told.swap(true, Ordering::Relaxed) {
+        if !self.warned_encoding.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 volume = self.config.name,
                 blob,

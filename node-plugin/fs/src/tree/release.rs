@@ -50,7 +50,10 @@ fn promise(handle: &Handle) {
 /// the file is too large.
 pub(super) fn may_yet_succeed(state: &State, committed: Result<()>) -> bool {
     let never = matches!(committed, Err(Errno(libc::ESTALE | libc::EPERM | libc::EFBIG)));
-    !state.nameless() && !state.stale() && !never
+    match state.life {
+        Life::Named(_) => !state.stale() && !never,
+        Life::Superseded | Life::Unlinked => false,
+    }
 }
 
 impl Tree {
@@ -331,7 +334,7 @@ impl Tree {
                     path = state.content.as_ref().map(|content| content.blob()),
                     node = node.id
                 );
-                self.owed.lock().lost += 1;
+                self.owed.lock().given_up += 1;
             }
             state.promised = false;
             state.content = None;
@@ -344,7 +347,7 @@ impl Tree {
                     error, self.volume(), "uncommitted data of a closed file is discarded",
                     path = content.blob(), node = node.id, error = ?committed.err()
                 );
-                self.owed.lock().lost += 1;
+                self.owed.lock().given_up += 1;
                 state.content = None;
                 state.cached = false;
                 state.etag = None;

@@ -185,7 +185,7 @@ async fn the_end_tells_all_that_is_lost() {
     let tree = tree(&store);
     refused_file(&store, &tree).await.state().promised = false;
     assert!(tree.finish().await.is_err());
-    assert_eq!(tree.owing().lost, 1);
+    assert_eq!(tree.owing().given_up, 1);
 }
 
 /// A directory that moves keeps those who list it waiting. Who was told that it took too long can go on where

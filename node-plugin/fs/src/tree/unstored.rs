@@ -19,7 +19,7 @@ pub struct Owing {
     pub oldest: Option<Duration>,
     /// Closed files whose data was given up since the volume began: somebody else has stored another version,
     /// or taken the name away.
-    pub lost: u64,
+    pub given_up: u64,
 }
 
 /// The closed files whose data the service does not have.
@@ -35,7 +35,7 @@ pub(super) struct Queue {
     /// The oldest first.
     pub(super) files: VecDeque<Owes>,
     /// Closed files whose data was given up since the volume began.
-    pub(super) lost: u64,
+    pub(super) given_up: u64,
     /// Tickets that were given out.
     pub(super) tickets: u64,
     /// A task is at work for them.

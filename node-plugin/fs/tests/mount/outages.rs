@@ -118,7 +118,7 @@ fn a_newer_version_of_somebody_else_stays() {
     eventually("theirs is seen", || {
         fs::read(m.path("file")).is_ok_and(|content| content == b"theirs")
     });
-    assert_eq!(m.owing().lost, 1, "and told as lost");
+    assert_eq!(m.owing().given_up, 1, "and told as lost");
     m.end().unwrap();
     assert_eq!(store.content("file").unwrap(), &b"theirs"[..]);
 }
@@ -161,7 +161,7 @@ fn a_rename_that_fails_takes_nothing_from_what_is_owed() {
         assert_eq!(m.owing().files, 1, "{outage:?}");
         store.heal();
         eventually("nothing is owed", || m.owing().files == 0);
-        assert_eq!(m.owing().lost, 0);
+        assert_eq!(m.owing().given_up, 0);
         assert_eq!(store.content("file").unwrap(), &b"content"[..], "{outage:?}");
         assert_eq!(
             store.content("other").unwrap(),

@@ -385,7 +385,7 @@ impl Tree {
                     && let Ok(now) = state.metadata(node.kind, &self.defaults)
                 {
                     // What was changed here since the version was seen stays so; the rest is as it is there.
-                    let seen = content.as_ref().and_then(|c| c.told_metadata());
+                    let seen = content.as_ref().and_then(|c| c.known_metadata());
                     let seen = seen.unwrap_or_else(|| now.clone());
                     state.attrs = attrs::merged(&seen, &now, stored);
                 }

@@ -3,7 +3,7 @@
 use blob_client::{BlobType, Condition, Error, Properties};
 
 use super::load::Moving;
-use crate::content::{Base, File, FileError, Reader, Told, told_same};
+use crate::content::{Base, Described, File, FileError, Reader, described_same};
 use crate::errno::{Errno, Result};
 use crate::tree::core::Tree;
 
@@ -27,7 +27,7 @@ impl Tree {
     /// What is known of `there`, at the new name of `moving`. Both are what a listing said.
     pub(super) async fn proof(&self, moving: &Moving, there: &Properties) -> Result<Proof> {
         let same_size = there.content_length == moving.size && there.blob_type == moving.kind;
-        if same_size && (moving.size == 0 || self.told_same(moving, there).await?) {
+        if same_size && (moving.size == 0 || self.described_same(moving, there).await?) {
             return Ok(Proof::SameContent);
         }
         let now = match self.env.store.head(&moving.to, &Condition::none()).await {
@@ -44,7 +44,7 @@ impl Tree {
     }
 
     /// Whether all of both is told to be the same.
-    async fn told_same(&self, moving: &Moving, there: &Properties) -> Result<bool> {
+    async fn described_same(&self, moving: &Moving, there: &Properties) -> Result<bool> {
         if moving.kind != BlobType::Block {
             return Ok(false);
         }
@@ -58,17 +58,17 @@ impl Tree {
             (Err(error), _) | (_, Err(error)) => return Err(error.into()),
         };
         let versions = old.etag.as_ref() == Some(&moving.etag) && new.etag.as_ref() == Some(&there.etag);
-        let told_old = Told {
+        let told_old = Described {
             size: moving.size,
             content_md5: moving.content_md5.as_ref(),
             blocks: &old.committed,
         };
-        let told_new = Told {
+        let told_new = Described {
             size: there.content_length,
             content_md5: there.content_md5.as_ref(),
             blocks: &new.committed,
         };
-        Ok(versions && told_same(told_old, told_new) == moving.size)
+        Ok(versions && described_same(told_old, told_new) == moving.size)
     }
 
     /// Whether both are the same, byte for byte; each in the version that was seen.

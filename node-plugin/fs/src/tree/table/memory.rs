@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{FEW_NODES, Link, SWEEP_AFTER, Table};
 use crate::content::CORE_BYTES;
 use crate::journal::record::Record;
-use crate::tree::node::{NODE_BYTES, NodeId, ROOT};
+use crate::tree::node::{Life, NODE_BYTES, NodeId, ROOT};
 
 impl Table {
     /// The kernel got a reference to the node, and may use its name for so long.
@@ -189,6 +189,10 @@ fn is_idle(id: NodeId, link: &Link) -> bool {
         && link.dir.as_ref().is_none_or(|d| d.children.is_empty())
         && {
             let state = link.node.state();
-            !state.local() && state.handles == 0 && state.hidden.is_none()
+            match state.life {
+                Life::Named(_) => !state.local() && state.handles == 0 && state.hidden.is_none(),
+                // Only what has it open knows of it, and the kernel.
+                Life::Superseded | Life::Unlinked => false,
+            }
         }
 }
