@@ -6,17 +6,33 @@ use super::*;
 use crate::content::state::Relieving;
 use crate::store::fake::{Fault, Op};
 
+/// What was written to the log.
+#[derive(Clone, Default)]
+struct Text(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Text {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Trouble that is over is not the next one: each is said once.
 #[tokio::test(start_paused = true)]
 async fn the_next_time_that_nothing_can_be_sent_is_said_again() {
-    let lines = Arc::new(Mutex::new(Vec::new()));
+    let text = Text::default();
+    let writer = text.clone();
     let subscriber = tracing_subscriber::fmt()
         .with_ansi(false)
-        .with_writer(Arc::clone(&lines))
+        .with_writer(move || writer.clone())
         .finish();
     let _log = tracing::subscriber::set_default(subscriber);
     let said = || {
-        let text = String::from_utf8(lines.lock().unwrap().clone()).unwrap();
+        let text = String::from_utf8(text.0.lock().unwrap().clone()).unwrap();
         text.matches("dirty data cannot be sent").count()
     };
     let world = World::new(512 << 20, tiny());
