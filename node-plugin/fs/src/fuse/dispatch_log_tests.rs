@@ -1,7 +1,7 @@
 //! What a line of the log says of an operation that failed: which, where and why, and of which volume.
 
 use super::*;
-use crate::tree::Replace;
+use crate::tree::{Replace, SetAttr};
 
 /// The lines of one failed operation.
 async fn lines_of<T: Outcome + Send + 'static>(
@@ -57,6 +57,36 @@ async fn lseek_past_the_last_data_is_no_trouble_and_a_container_that_is_gone_is(
             "cause=",
         ],
     );
+}
+
+/// A number that no error of the service explains has its reason with it.
+#[tokio::test]
+async fn what_the_tree_refuses_by_itself_says_why() {
+    let store = Arc::new(FakeStore::new());
+    store.foreign_put("f", "content", blob_client::Metadata::new());
+    let adapter = named(&store);
+    let id = adapter
+        .tree
+        .lookup(1, OsStr::new("f"))
+        .await
+        .unwrap()
+        .stat
+        .unwrap()
+        .id;
+    let tree = Arc::clone(&adapter.tree);
+    let set = async move { tree.setxattr(id, OsStr::new("user.x"), &[b'x'; 7000], 0).await };
+    let (errno, lines) = lines_of(&adapter, Call::on(Operation::Setxattr, id), set).await;
+    assert_eq!(errno, libc::ENOSPC);
+    assert_says(
+        &lines,
+        &[r#"operation="setxattr""#, r#"path="f""#, "cause=", "8 KiB"],
+    );
+    // A node that the kernel cannot know any more.
+    let tree = Arc::clone(&adapter.tree);
+    let set = async move { tree.setattr(999, SetAttr::default()).await };
+    let (errno, lines) = lines_of(&adapter, Call::on(Operation::Setattr, 999), set).await;
+    assert_eq!(errno, libc::ESTALE);
+    assert_says(&lines, &["999", "cause=the node is not known any more"]);
 }
 
 #[tokio::test]
