@@ -90,10 +90,6 @@ impl Tree {
         let _change = node.change.lock().await;
         still_waits()?;
         let committed = self.commit_changing(node).await;
-        if matches!(committed, Err(Errno(libc::EACCES))) {
-            // The right may have been taken away: the next open asks for it.
-            self.lacking.note_unwritten();
-        }
         if matches!(committed, Err(Errno(libc::EPERM))) {
             // A policy of the container may be younger than this mount: the next open asks.
             self.deletes.store(false, Ordering::Relaxed);

@@ -101,11 +101,6 @@ impl Lacking {
         verdict(asked.map(drop)).map(drop)
     }
 
-    /// A write was refused. Who opens something to write to it asks from now on.
-    pub(super) fn note_unwritten(&self) {
-        self.write.store(true, Ordering::Relaxed);
-    }
-
     /// A deletion was refused. What deletes at its end asks from now on, before it begins.
     pub(super) fn note_undeleted(&self) {
         self.delete.store(true, Ordering::Relaxed);

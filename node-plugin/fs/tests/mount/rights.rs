@@ -124,46 +124,6 @@ fn what_nobody_has_open_is_deleted_without_a_question_of_another_name() {
     assert_eq!(store.counters().of(Op::Delete), 1);
 }
 
-/// The right is taken away while the volume is mounted: one close says so, and from then on each open, until it
-/// is there again.
-#[test]
-fn a_right_to_write_that_is_gone_is_told_by_the_next_open() {
-    let store = store();
-    fill(&store);
-    let m = Mount::with(&store, patient);
-    let appends = |name: &str| OpenOptions::new().append(true).open(m.path(name));
-    let mut f = appends("f").unwrap();
-    for op in [Op::Put, Op::Stage, Op::Commit, Op::SetMetadata, Op::Copy] {
-        store.fail(op, DENIED, u64::MAX);
-    }
-    f.write_all(b" and more").unwrap();
-    assert_eq!(errno(f.sync_all()), libc::EACCES);
-    for _ in 0..2 {
-        assert_eq!(errno(appends("g").map(drop)), libc::EACCES);
-        assert_eq!(errno(fs::write(m.path("g"), "x").map(drop)), libc::EACCES);
-        assert_eq!(errno(File::create(m.path("new")).map(drop)), libc::EACCES);
-    }
-    assert_eq!(fs::read(m.path("g")).unwrap(), b"other");
-    // Given again: the first who asks is told so, and nobody asks after him.
-    store.heal();
-    store.reset_counters();
-    fs::write(m.path("new"), "new").unwrap();
-    let mut g = appends("g").unwrap();
-    g.write_all(b" one").unwrap();
-    g.sync_all().unwrap();
-    assert_eq!(store.content("g").unwrap(), "other one");
-    f.sync_all().unwrap();
-    assert_eq!(store.content("f").unwrap(), "content and more");
-    store.reset_counters();
-    drop(appends("d/1").unwrap());
-    assert_eq!(
-        (store.counters().of(Op::SetMetadata), store.counters().of(Op::Put)),
-        (0, 0)
-    );
-    drop((f, g));
-    m.end().unwrap();
-}
-
 #[test]
 fn without_the_right_to_write_no_file_is_opened_for_it() {
     let store = store();
