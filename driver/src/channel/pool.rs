@@ -182,6 +182,7 @@ impl Pool {
         let mut state = self.lock();
         if let Some(at) = state.queue.iter().position(|job| job.id == id) {
             state.queue.remove(at);
+            self.go_on(&state);
             return ChannelError::Busy;
         }
         if let Some(slot) = state
@@ -263,6 +264,13 @@ impl Pool {
         Ok(())
     }
 
+    /// A job was taken back: the one behind it may have room where that had none.
+    fn go_on(&self, state: &State) {
+        if state.idle > 0 && !state.queue.is_empty() {
+            self.wake.notify_one();
+        }
+    }
+
     /// Nobody waits for the job any more. When a thread has it, its buffers stay with the host, and its
     /// ledger is told.
     fn left(&self, id: u64) {
@@ -270,6 +278,7 @@ impl Pool {
             let mut state = self.lock();
             if let Some(at) = state.queue.iter().position(|job| job.id == id) {
                 state.queue.remove(at);
+                self.go_on(&state);
                 return;
             }
             let slot = state.threads.iter().flatten().find(|slot| slot.job == Some(id));
@@ -317,12 +326,13 @@ impl State {
         kept.map(|kept| kept.bytes).sum()
     }
 
-    /// Whether the first job may go to the host, by what is there already.
+    /// Whether the first job may go to the host, by what is there already. One may always, however large it is,
+    /// beside what is lost: what that may be is bounded by itself.
     fn has_room(&self, most: usize) -> bool {
         let busy = self.threads.iter().flatten().filter(|slot| slot.job.is_some());
         let out: usize = busy.map(|slot| slot.load.bytes).sum();
         let next = self.queue.front().map_or(0, |job| job.load.bytes);
-        out == 0 || out + next <= most
+        out <= self.lost_bytes() || out + next <= most
     }
 
     fn written_off(&self) -> usize {

@@ -120,7 +120,7 @@ pub enum When {
     Each(u64),
     /// Those beyond so many in a second.
     Above(u64),
-    /// Those that come so long after the rule was set, and no longer after it.
+    /// Those that come so long after the first that the rule is about, and no longer after it.
     Between(Duration, Duration),
     /// Those on each n-th connection.
     OnEach(u64),

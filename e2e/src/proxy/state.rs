@@ -46,7 +46,7 @@ pub(super) struct State {
 #[derive(Debug, Default)]
 struct Inner {
     rule: Option<Rule>,
-    /// When the rule was set.
+    /// When the rule was about something for the first time.
     since: Option<Instant>,
     /// Connections or requests that the rule was about.
     seen: u64,
@@ -63,8 +63,8 @@ impl Inner {
             When::Always => true,
             When::Each(n) => self.seen.is_multiple_of(n.max(1)),
             When::Between(from, to) => {
-                let on = self.since.map(|since| since.elapsed());
-                on.is_some_and(|on| (from..to).contains(&on))
+                let on = self.since.get_or_insert_with(Instant::now).elapsed();
+                (from..to).contains(&on)
             }
             When::OnEach(n) => connection.is_multiple_of(n.max(1)),
             When::Above(most) => {
@@ -100,7 +100,7 @@ impl State {
         let mut inner = self.lock();
         let refuses = rule.as_ref().is_some_and(|rule| rule.fault == Fault::Refused);
         let was = std::mem::replace(&mut inner.rule, rule);
-        inner.since = Some(Instant::now());
+        inner.since = None;
         inner.seen = 0;
         inner.second = None;
         let ends = [was.as_ref(), inner.rule.as_ref()]

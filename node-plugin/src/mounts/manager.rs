@@ -216,7 +216,15 @@ impl Mounts {
             match (mounted, &record.set_aside) {
                 (true, None) => {}
                 // The process was killed before it had unmounted it.
-                (true, Some(_)) => self.change_record(&record.path, |record| record.set_aside = None)?,
+                (true, Some(_)) => {
+                    if let Err(error) = self.change_record(&record.path, |record| record.set_aside = None) {
+                        // A full disk: it is served all the same.
+                        tracing::warn!(
+                            path = %record.path.display(), %error,
+                            "could not note that a volume is mounted still"
+                        );
+                    }
+                }
                 (false, Some(then)) if boot.as_ref() == Some(then) => {}
                 (false, _) => {
                     tracing::info!(

@@ -196,7 +196,11 @@ impl Tree {
             let closes = handle.closes.fetch_add(1, Ordering::Relaxed) + 1;
             let still_empty = handle.file.size() == 0 && {
                 let state = handle.node.state();
-                state.emptied || state.uncommitted() && !handle.exclusive
+                if state.uncommitted() {
+                    !handle.exclusive
+                } else {
+                    state.emptied
+                }
             };
             match closes {
                 _ if still_empty => promise(&handle),
