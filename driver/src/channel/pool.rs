@@ -326,13 +326,14 @@ impl State {
         kept.map(|kept| kept.bytes).sum()
     }
 
-    /// Whether the first job may go to the host, by what is there already. One may always, however large it is,
+    /// Whether the first job may go to the host, by what is there already. One may always, however large,
     /// beside what is lost: what that may be is bounded by itself.
     fn has_room(&self, most: usize) -> bool {
         let busy = self.threads.iter().flatten().filter(|slot| slot.job.is_some());
         let out: usize = busy.map(|slot| slot.load.bytes).sum();
         let next = self.queue.front().map_or(0, |job| job.load.bytes);
-        out <= self.lost_bytes() || out + next <= most
+        let lost = self.lost_bytes();
+        (out <= lost && lost <= most / 2) || out + next <= most
     }
 
     fn written_off(&self) -> usize {

@@ -10,7 +10,7 @@ use vsc_driver::channel::{Channel, ChannelConfig, ChannelError, Data, Ledger};
 use vsc_driver::framing::FrameError;
 use vsc_driver::uapi::STATUS_TIMEOUT;
 
-use crate::fixture::{Fixture, answer, until, works};
+use crate::fixture::{Fixture, answer, data_in, until, works};
 
 /// An exchange the host gets a second for.
 fn impatient(fixture: &Fixture) -> vsc_driver::channel::Exchange {
@@ -283,6 +283,29 @@ async fn a_host_keeps_so_many_bytes_and_then_gets_no_more() {
     assert_eq!(fixture.mock.faults().release(), 4);
     until("nothing is lost any more", || channel.stats().lost_bytes == 0).await;
     works(&fixture, &channel).await.unwrap();
+}
+
+/// In a channel for a small budget: what is lost leaves room for one request, however large that is.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_lost_request_keeps_no_larger_one_back() {
+    let fixture = Fixture::new();
+    let one = fixture.get(10_000);
+    let bytes = one.request.capacity() + one.response.capacity() + 4 * 4096;
+    drop(one);
+    let channel = Channel::open(ChannelConfig {
+        stuck_after: usize::MAX,
+        most_bytes: 2 * bytes,
+        ..fixture.config()
+    })
+    .unwrap();
+    fixture.mock.faults().update(|f| f.hold_next = 1);
+    let error = channel.submit(impatient(&fixture)).await.unwrap_err();
+    assert!(matches!(error, ChannelError::TimedOut { .. }), "{error}");
+    until("it is lost", || channel.stats().lost_bytes == bytes).await;
+    let completion = channel.submit(fixture.get(8 * bytes)).await.unwrap();
+    assert_eq!(data_in(&completion).len(), 8 * bytes);
+    assert_eq!(fixture.mock.faults().release(), 1);
+    until("nothing is lost any more", || channel.stats().lost_bytes == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -237,6 +237,15 @@ fn an_empty_new_file_is_sent_by_its_last_close() {
         .open(m.path("other"));
     drop(exclusive.unwrap());
     assert_eq!(store.content("other").unwrap().len(), 0);
+    // Also when somebody else empties it meanwhile.
+    let lock = File::create_new(m.path("emptied")).unwrap();
+    let other = OpenOptions::new()
+        .write(true)
+        .truncate(true)
+        .open(m.path("emptied"));
+    drop(lock);
+    assert_eq!(store.content("emptied").unwrap().len(), 0);
+    drop(other.unwrap());
 }
 
 /// Commits that an outage of the service cuts off, of a file whose closes did not wait for one, begin again:
