@@ -129,56 +129,23 @@ fn nobody_waits_beside_a_rename_of_a_large_folder() {
 }
 
 #[test]
-fn nobody_waits_beside_an_upload_in_a_folder_that_is_to_move() {
-    let store = furnished();
-    store.foreign_put("top/big/old", "old", Metadata::new());
-    let m = Mount::with(&store, timeless);
-    fs::create_dir(m.path("top/big/below")).unwrap();
-    fs::write(m.path("top/big/below/old"), "old").unwrap();
-    // Inside, beside, and in the root. Not in the folder that has both names: the kernel locks it.
-    let folders = [m.path("top/big/below"), m.path("beside"), m.root().to_owned()];
-    store.foreign_put("old", "old", Metadata::new());
-    let folders: Vec<&Path> = folders.iter().map(|path| &**path).collect();
-    let mut file = File::create(m.path("top/big/large")).unwrap();
-    wait_no_longer("an upload below a folder that moves", &folders, || {
-        // Before anything is written: blocks that are full are sent at once.
-        store.hold_answers(Op::Stage);
-        let upload =
-            std::thread::spawn(move || file.write_all(&vec![7; LARGE]).and_then(|()| file.sync_all()));
-        eventually("the upload has begun", || store.counters().of(Op::Stage) > 0);
-        let (from, to) = (m.path("top/big"), m.path("top/moved"));
-        let moved = std::thread::spawn(move || fs::rename(from, to));
-        let beside = rounds(&folders);
-        assert!(
-            !upload.is_finished() && !moved.is_finished(),
-            "it was over: that is no test"
-        );
-        store.give_answers();
-        upload.join().unwrap().unwrap();
-        moved.join().unwrap().unwrap();
-        beside
-    });
-    assert_eq!(store.content("top/moved/large").unwrap().len(), LARGE);
-    m.end().unwrap();
-}
-
-#[test]
 fn four_slow_files_hold_no_other_file_of_their_volume_up() {
     let store = furnished();
     let m = Mount::with(&store, timeless);
     let folders = [m.path("beside"), m.path("big")];
     let folders: Vec<&Path> = folders.iter().map(|path| &**path).collect();
     let files: Vec<File> = (0..4)
-        .map(|n| File::create(m.path(&format!("big/slow {n}"))).unwrap())
+        .map(|n| {
+            let mut file = File::create(m.path(&format!("big/slow {n}"))).unwrap();
+            file.write_all(&vec![n; LARGE]).unwrap();
+            file
+        })
         .collect();
     wait_no_longer("four slow files", &folders, || {
         store.hold_answers(Op::Stage);
         let uploads: Vec<_> = files
             .into_iter()
-            .zip(0..)
-            .map(|(mut file, n)| {
-                std::thread::spawn(move || file.write_all(&vec![n; LARGE]).and_then(|()| file.sync_all()))
-            })
+            .map(|file| std::thread::spawn(move || file.sync_all()))
             .collect();
         eventually("all are being sent", || store.counters().of(Op::Stage) >= 4);
         let beside = rounds(&folders);
