@@ -19,6 +19,18 @@ fn impatient(fixture: &Fixture) -> vsc_driver::channel::Exchange {
     exchange
 }
 
+/// A channel that has room for so many requests of [`impatient`]'s size, and the bytes of one.
+fn narrow(fixture: &Fixture, requests: usize) -> (Channel, usize) {
+    let one = fixture.get(10_000);
+    let bytes = one.request.capacity() + one.response.capacity() + 4 * 4096;
+    let channel = Channel::open(ChannelConfig {
+        stuck_after: usize::MAX,
+        most_bytes: requests * bytes,
+        ..fixture.config()
+    });
+    (channel.unwrap(), bytes)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_ring_is_waited_for_and_counted() {
     let fixture = Fixture::new();
@@ -243,15 +255,7 @@ async fn what_the_host_keeps_of_requests_that_nobody_waits_for_is_in_the_books()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_keeps_so_many_bytes_and_then_gets_no_more() {
     let fixture = Fixture::new();
-    let one = fixture.get(10_000);
-    let bytes = one.request.capacity() + one.response.capacity() + 4 * 4096;
-    drop(one);
-    let channel = Channel::open(ChannelConfig {
-        stuck_after: usize::MAX,
-        most_bytes: 4 * bytes,
-        ..fixture.config()
-    })
-    .unwrap();
+    let (channel, bytes) = narrow(&fixture, 4);
     fixture.mock.faults().update(|f| f.hold_next = u64::MAX);
     let all = (0..12).map(|_| {
         let (channel, exchange) = (channel.clone(), impatient(&fixture));
@@ -289,15 +293,7 @@ async fn a_host_keeps_so_many_bytes_and_then_gets_no_more() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_lost_request_keeps_no_larger_one_back() {
     let fixture = Fixture::new();
-    let one = fixture.get(10_000);
-    let bytes = one.request.capacity() + one.response.capacity() + 4 * 4096;
-    drop(one);
-    let channel = Channel::open(ChannelConfig {
-        stuck_after: usize::MAX,
-        most_bytes: 2 * bytes,
-        ..fixture.config()
-    })
-    .unwrap();
+    let (channel, bytes) = narrow(&fixture, 2);
     fixture.mock.faults().update(|f| f.hold_next = 1);
     let error = channel.submit(impatient(&fixture)).await.unwrap_err();
     assert!(matches!(error, ChannelError::TimedOut { .. }), "{error}");

@@ -216,15 +216,7 @@ impl Mounts {
             match (mounted, &record.set_aside) {
                 (true, None) => {}
                 // The process was killed before it had unmounted it.
-                (true, Some(_)) => {
-                    if let Err(error) = self.change_record(&record.path, |record| record.set_aside = None) {
-                        // A full disk: it is served all the same.
-                        tracing::warn!(
-                            path = %record.path.display(), %error,
-                            "could not note that a volume is mounted still"
-                        );
-                    }
-                }
+                (true, Some(_)) => self.note_mounted(&record.path),
                 (false, Some(then)) if boot.as_ref() == Some(then) => {}
                 (false, _) => {
                     tracing::info!(
@@ -369,13 +361,20 @@ impl Mounts {
             }
             return Err(failed(error));
         }
-        if was_set_aside && let Err(error) = self.change_record(&path, |record| record.set_aside = None) {
-            // The next process looks what is mounted.
-            tracing::warn!(path = %path.display(), %error, "could not note that a volume is mounted again");
+        if was_set_aside {
+            self.note_mounted(&path);
         }
         // It stays where it is; somebody may have unmounted it already, and then this may block.
         self.discard(detached, &path).await;
         Ok(())
+    }
+
+    /// Notes that a volume which was set aside is mounted. A full disk is no reason not to serve it: the next
+    /// process looks what is mounted.
+    fn note_mounted(&self, path: &Path) {
+        if let Err(error) = self.change_record(path, |record| record.set_aside = None) {
+            tracing::warn!(path = %path.display(), %error, "could not note that a volume is mounted");
+        }
     }
 
     /// Whether a mount of a connection is at a path, also below another one; when nobody can say, it may be.
